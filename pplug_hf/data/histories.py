@@ -1,0 +1,117 @@
+"""Training on the histories themselves.
+
+A plug needs many more examples than a benchmark asks questions, and every history is full of them: the user
+answered each item once, after those before it. So each item becomes a question whose history is what came
+before. What must not happen is that a question of the evaluation returns as training material; `exclude`
+sees to that.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from pplug_hf.configuration.tasks import Task, get_task
+from pplug_hf.data.lamp import Example
+from pplug_hf.errors import ConfigurationError
+
+
+def history_examples(
+    examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()
+) -> list[Example]:
+    """Makes an example of every history item that has an answer.
+
+    Args:
+        examples: Whose histories are used. One person's rows need one `user`, or their items count twice.
+        task: Their task.
+        exclude: Examples nothing of which may enter, as those of dev and test.
+
+    Returns:
+        One example for each distinct (user, item id), with id `"{user}/{item id}"`, in order of first
+        appearance. Its history is what stands before the item in that profile of the user which has most
+        before it (profiles may be windows, so this need not be the longest); texts are shared, not copied.
+        Left out are items without query or answer, questions that `examples` or `exclude` ask the same
+        user, and, where the answer is free text, questions that `exclude` asks anybody: co-authors share a
+        paper's title. Empty for a task whose items carry no answer.
+    """
+    task = get_task(task)
+    if task.answer_field is None:
+        return []
+    exclude = list(exclude)
+    asked = {(example.user, _normal(example.query)) for example in (*examples, *exclude)}
+    asked_anybody = {_normal(example.query) for example in exclude} if task.metric == "rouge" else set()
+
+    places: dict[tuple[str, str], tuple[Example, int]] = {}
+    for example in examples:
+        seen = set()
+        for position, item in enumerate(example.history):
+            key = (example.user, _item_id(item))
+            if key in seen:
+                continue  # twice in one profile: from its second place it would find its own answer
+            seen.add(key)
+            if key not in places or position > places[key][1]:
+                places[key] = (example, position)
+
+    # A prompt that lost its instruction (LaMP has one) is no model for others.
+    whole = next((example.prompt for example in examples if task.query_marker in example.prompt), None)
+    made = []
+    for (user, item_id), (example, position) in places.items():
+        item = example.history[position]
+        query, answer = (str(item.get(name) or "").strip() for name in (task.query_field, task.answer_field))
+        text = _normal(query)
+        if not query or not answer or (user, text) in asked or text in asked_anybody:
+            continue
+        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
+        made.append(
+            Example(
+                id=f"{user}/{item_id}",
+                user=user,
+                prompt=task.prompt_for(item, like),
+                query=query,
+                target=answer,
+                history=example.history[:position],
+            )
+        )
+    return made
+
+
+def split_users(
+    examples: Iterable[Example], fraction: float, seed: int = 0
+) -> tuple[list[Example], list[Example]]:
+    """Holds some users out, for early stopping on people the plug has not met.
+
+    Args:
+        examples: What to split; examples of one user stay together.
+        fraction: Share of the users to hold out. Each user is drawn by a hash of seed and name alone, so
+            the share is met on average only, and neither the order nor who else is there matters.
+        seed: Another seed holds out other users.
+
+    Returns:
+        The examples kept and those held out, each in the order given.
+
+    Raises:
+        ConfigurationError: `fraction` is not between 0 and 1.
+    """
+    if not 0 <= fraction <= 1:
+        raise ConfigurationError(f"fraction is {fraction!r}; give a share of the users between 0 and 1.")
+    kept: list[Example] = []
+    held_out: list[Example] = []
+    for example in examples:
+        (held_out if _draw(seed, example.user) < fraction else kept).append(example)
+    return kept, held_out
+
+
+def _draw(seed: int, user: str) -> float:
+    """A number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
+    digest = hashlib.sha256(f"{seed}/{user}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6]) / 2**48
+
+
+def _item_id(item: Mapping[str, str]) -> str:
+    """The item's id, or a fingerprint of what it says where the data has none."""
+    if item.get("id") not in (None, ""):
+        return str(item["id"])
+    return hashlib.sha256(repr(sorted(item.items())).encode()).hexdigest()[:16]
+
+
+def _normal(text: str) -> str:
+    """White space may differ between an input and its item; that must not hide that they are the same."""
+    return " ".join(text.split())

@@ -1,0 +1,138 @@
+"""Sentence encoders: equation (1) frozen for the history, equation (2) trained for the request.
+
+Both are a `SentenceTransformer` as it is, with its pooling, normalisation, dense heads and prompts.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from ..errors import MissingFileError
+
+
+def load_encoder(source: str | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
+    """The encoder of a Hub id or local folder; a finished encoder is returned as it is.
+
+    Args:
+        source: what to load.
+        **kwargs: for `SentenceTransformer` (revision, token, cache_folder, local_files_only, model_kwargs, ...).
+
+    Raises:
+        MissingFileError: no such folder, and neither the cache nor the Hub has it.
+    """
+    if isinstance(source, SentenceTransformer):
+        return source
+    try:
+        return SentenceTransformer(source, **kwargs)
+    except OSError as error:
+        raise MissingFileError(
+            f"Cannot load the sentence encoder {source!r}: it is no local folder, and neither the cache nor the Hub "
+            f"answered for it ({type(error).__name__}). Check the name and the connection, or pass encoder=<a loaded "
+            "SentenceTransformer>."
+        ) from error
+
+
+def freeze_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
+    """In place: no gradients, no dropout."""
+    return encoder.requires_grad_(False).eval()
+
+
+def trainable_copy(encoder: SentenceTransformer) -> SentenceTransformer:
+    """An fp32 copy to train as input encoder. Its pooler head never sees a gradient, so it stays frozen."""
+    trained = copy.deepcopy(encoder).float().requires_grad_(True)
+    for name, parameter in trained.named_parameters():
+        if is_unused(name):
+            parameter.requires_grad_(False)
+    return trained
+
+
+def is_unused(parameter_name: str) -> bool:
+    """Whether a parameter is part of a BERT-style pooler head, which sentence vectors do not pass through."""
+    return ".pooler." in parameter_name
+
+
+def encoder_size(encoder: SentenceTransformer) -> int:
+    """D, measured: a Dense head or a truncation may have changed what the configuration says."""
+    return embed(encoder, ["width"]).shape[1]
+
+
+@torch.no_grad()
+def embed(
+    encoder: SentenceTransformer,
+    texts: Sequence[str],
+    prompt: str = "",
+    batch_size: int = 32,
+    show_progress: bool = False,
+) -> Tensor:
+    """Equation (1): vectors [len(texts), D] of the distinct texts' one encoding each, detached, in fp32.
+
+    Args:
+        encoder: a frozen encoder.
+        texts: may repeat; each distinct text is encoded once.
+        prompt: put in front of every text.
+        batch_size: texts per forward pass.
+        show_progress: show a progress bar.
+    """
+    distinct = list(dict.fromkeys(texts))
+    vectors = encoder.encode(
+        distinct,
+        prompt=prompt,
+        batch_size=batch_size,
+        show_progress_bar=show_progress,
+        convert_to_tensor=True,
+    )
+    row = {text: i for i, text in enumerate(distinct)}
+    # Indexing copies, which also turns encode's inference tensors into ones that autograd may save.
+    return vectors.float()[[row[text] for text in texts]].clone()
+
+
+def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
+    """Equation (2): [B, D] vectors of requests, part of the autograd graph."""
+    device = next(encoder.parameters()).device
+    features = encoder.preprocess(list(texts), prompt=prompt)
+    features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
+    vectors = encoder(features)["sentence_embedding"]
+    return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
+
+
+def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[str, Any]:
+    """What must be equal for two encoders to give the same item vectors.
+
+    The digest covers every weight and the settings of every module (pooling, normalisation, lengths). Weights are
+    read as bfloat16, so that the same encoder loaded in fp32 and in bf16 counts as one.
+    """
+    digest = hashlib.sha256()
+    for module in encoder:
+        settings = {k: v for k, v in _settings(module).items() if isinstance(v, str | int | float | bool)}
+        digest.update(json.dumps([type(module).__name__, settings], sort_keys=True).encode())
+    for name, weight in sorted(encoder.state_dict().items()):
+        if not is_unused(name):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+    digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
+    model_config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
+    return {
+        "model_type": getattr(model_config, "model_type", type(encoder[0]).__name__),
+        "embedding_size": encoder_size(encoder),
+        "vocab_size": getattr(model_config, "vocab_size", None),
+        "digest": digest.hexdigest()[:16],
+        "history_prompt": history_prompt,
+    }
+
+
+def _settings(module: torch.nn.Module) -> dict[str, Any]:
+    return module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+
+
+def source_of(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
+    """(Hub id or folder, commit) an encoder was loaded from, as far as it knows."""
+    config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
+    return getattr(config, "name_or_path", None) or None, getattr(config, "_commit_hash", None)

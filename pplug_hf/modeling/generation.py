@@ -1,0 +1,114 @@
+"""Let a backbone's own `generate` start from a soft prompt.
+
+The prefix enters as `inputs_embeds`; everything else (beams, sampling, caches, constraints) is the backbone's.
+B batch, P prefix tokens, T prompt tokens, H backbone width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import ModelOutput
+
+from ..errors import ConfigurationError
+from .backbone import reorder
+
+# Each would silently ignore the persona, or fail deep inside generate.
+_REFUSED = {
+    "assistant_model": "the assistant would draft without the persona",
+    "prompt_lookup_num_tokens": "drafting from the prompt does not see the persona",
+}
+_REFUSED_CAUSAL = {
+    "guidance_scale": "its unconditional pass needs the prompt as ids",
+    "prefill_chunk_size": "chunked prefill needs the prompt as ids",
+}
+
+
+def generate_with_prefix(
+    backbone: PreTrainedModel,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    order: Tensor,
+    input_ids: Tensor,
+    text_mask: Tensor,
+    generation_config: GenerationConfig,
+    **kwargs: Any,
+) -> Tensor | ModelOutput:
+    """`backbone.generate` on a prompt that already holds its prefix.
+
+    Args:
+        backbone: the frozen language model.
+        inputs_embeds: [B, P + T, H] prefix and prompt, in `order`.
+        attention_mask: [B, P + T] its mask.
+        order: [B, P + T] from `prefix_order`.
+        input_ids: [B, T] the prompt alone, as the user gave it.
+        text_mask: [B, T] the prompt's mask.
+        generation_config: defaults, which `kwargs` override.
+        **kwargs: whatever `backbone.generate` takes.
+
+    Returns:
+        What `backbone.generate` returns for the prompt without a prefix: token ids or a `ModelOutput`. Causal models
+        give the prompt as it came, followed by the new tokens.
+
+    Raises:
+        ConfigurationError: an option that cannot see the persona.
+    """
+    causal = not backbone.config.is_encoder_decoder
+    for name, why in (_REFUSED | _REFUSED_CAUSAL if causal else _REFUSED).items():
+        value = kwargs.get(name, getattr(generation_config, name, None))
+        if value is not None and value is not False and value != 1:
+            raise ConfigurationError(f"generate({name}=...) does not work with a persona: {why}. Leave it out.")
+    if not causal:
+        return backbone.generate(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            generation_config=generation_config,
+            **kwargs,
+        )
+
+    P, T = inputs_embeds.shape[1] - input_ids.shape[1], input_ids.shape[1]
+    # The row's own first token stands in the prefix positions, so that repetition penalties and n-gram rules, which
+    # work on ids, see the prompt and nothing new.
+    first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
+    ids = reorder(order, first.expand(-1, P), input_ids)
+    generation_config = copy.deepcopy(generation_config)
+    for name in ("max_length", "min_length"):  # counted by the user without the prefix
+        value = kwargs.pop(name, getattr(generation_config, name))
+        setattr(generation_config, name, value + P if value else value)
+    if kwargs.get("streamer") is not None:
+        kwargs["streamer"] = _PromptStreamer(kwargs["streamer"], input_ids)
+
+    output = backbone.generate(
+        ids,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        generation_config=generation_config,
+        **kwargs,
+    )
+    sequences = output if isinstance(output, Tensor) else output.sequences
+    prompts = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0).to(sequences.device)
+    sequences = torch.cat([prompts, sequences[:, P + T :]], dim=1)
+    if isinstance(output, Tensor):
+        return sequences
+    output.sequences = sequences
+    return output
+
+
+class _PromptStreamer(BaseStreamer):
+    """Shows a streamer the user's prompt in place of the one with prefix positions, then the new tokens."""
+
+    def __init__(self, streamer: BaseStreamer, prompt: Tensor):
+        self.streamer, self.prompt = streamer, prompt.cpu()
+
+    def put(self, value: Tensor) -> None:
+        if self.prompt is not None:
+            value, self.prompt = self.prompt, None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()

@@ -1,0 +1,116 @@
+"""A user, as the model sees them: the vectors of their history and the encoder that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, MismatchError
+
+Item: TypeAlias = str | Mapping[str, Any]
+History: TypeAlias = Sequence[Item]
+
+
+@dataclass(frozen=True, eq=False)
+class Persona:
+    """An encoded history.
+
+    Args:
+        embeddings: [N, D] floating point vectors, oldest first, as the encoder gives them. N may be 0.
+        fingerprint: of the encoder that made them (see `encoders.fingerprint`).
+
+    Raises:
+        DataError: not a floating point matrix, or a value that is not finite.
+    """
+
+    embeddings: Tensor
+    fingerprint: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        vectors = self.embeddings
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or not vectors.is_floating_point():
+            got = f"{vectors.dtype} {list(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise DataError(f"A persona needs a floating point tensor of shape [items, width], got {got}.")
+        finite = vectors.isfinite().all(dim=1)
+        if not finite.all():
+            bad = (~finite).nonzero().flatten().tolist()
+            raise DataError(
+                f"{len(bad)} of {len(vectors)} item vectors hold NaN or infinity (first at item {bad[0]}). "
+                "Encode the history again with model.encode_persona(history)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __repr__(self) -> str:
+        return f"Persona({len(self)} items x {self.embeddings.shape[1]})"
+
+    def __add__(self, newer: Persona) -> Persona:
+        """This history followed by newer items: how a user's vectors grow as they act."""
+        check_fingerprint(newer, self.fingerprint)
+        vectors = newer.embeddings.to(self.embeddings)
+        return Persona(torch.cat([self.embeddings, vectors]), self.fingerprint)
+
+    def to(self, *args: Any, **kwargs: Any) -> Persona:
+        """The same persona on another device or in another floating point type, as `Tensor.to`."""
+        return Persona(self.embeddings.to(*args, **kwargs), self.fingerprint)
+
+
+def check_fingerprint(persona: Persona, fingerprint: Mapping[str, Any]) -> None:
+    """Raise a `MismatchError` unless `persona` was made by the encoder of `fingerprint`, with its history prompt."""
+    if any(persona.fingerprint.get(key) != fingerprint.get(key) for key in ("digest", "history_prompt")):
+        raise MismatchError(
+            f"This persona was encoded by {describe(persona.fingerprint)}, the model uses {describe(fingerprint)}. "
+            "Vectors of two encoders cannot be mixed: encode the history with this model's encode_persona."
+        )
+
+
+def describe(fingerprint: Mapping[str, Any]) -> str:
+    """A fingerprint in words, for messages."""
+    known = {key: value for key, value in fingerprint.items() if value not in (None, "")}
+    return "(" + ", ".join(f"{key}={value}" for key, value in known.items()) + ")"
+
+
+def is_history(value: Any) -> bool:
+    """Whether `value` is one history (a list of texts or task items), not a batch of them."""
+    return isinstance(value, list | tuple) and (not value or isinstance(value[0], str | Mapping))
+
+
+def item_texts(history: History, template: str | None) -> list[str]:
+    """The text of every item, as the encoder gets it.
+
+    Args:
+        history: texts, or task items (mappings of fields) that `template` turns into texts.
+        template: a format string over the fields of an item.
+
+    Raises:
+        DataError: something that is not a text, or an item without a field of the template. Names the position
+            and the type or the field, never what the item says.
+    """
+    if isinstance(history, str) or not isinstance(history, Iterable):
+        raise DataError(f"A history is a list of texts or items, got a single {type(history).__name__}: pass [text].")
+    texts = []
+    for i, item in enumerate(history):
+        if isinstance(item, Mapping):
+            if template is None:
+                raise DataError(
+                    f"History item {i} is a mapping with the fields {sorted(map(str, item))}, and the model has no "
+                    "item_template to turn it into text: set config.item_template, or pass texts."
+                )
+            try:
+                item = template.format_map(item)
+            except KeyError as error:
+                raise DataError(
+                    f"History item {i} has no field {error}, which the item template {template!r} needs; "
+                    f"its fields are {sorted(map(str, item))}."
+                ) from None
+        if not isinstance(item, str):
+            raise DataError(
+                f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."
+            )
+        texts.append(item)
+    return texts

@@ -1,0 +1,597 @@
+"""A frozen language model with a persona plug: equations (5) and (6), as a transformers model.
+
+The plug alone is built by `__init__`; backbone and encoders are attached afterwards and never saved. That order
+matters: transformers initialises, casts and moves what a constructor builds, and would corrupt loaded parts
+without a word.
+
+Letters: B batch, N items of one user, T text length, P prefix length, D encoder width, H backbone width,
+K persona tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
+from transformers.utils import ModelOutput
+
+from ..configuration import PPlugConfig
+from ..errors import ConfigurationError, DataError, MismatchError
+from . import backbone as backbones
+from . import encoders, files
+from .aggregators import AGGREGATORS
+from .generation import generate_with_prefix
+from .persona import History, Persona, check_fingerprint, describe, is_history, item_texts
+from .plug import PersonaPlug
+
+
+class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Any frozen seq2seq or causal language model, personalised by a plug (Liu et al., ACL 2025).
+
+    Create one with [`from_backbone`], load one with [`from_pretrained`]. `model.backbone` is the frozen model and
+    stays usable alone (its dropout rates are zero from then on); `model.plug` is everything that is trained.
+
+    Args:
+        config: a complete [`PPlugConfig`]. The constructor builds the plug only; see [`attach`].
+    """
+
+    config_class = PPlugConfig
+    base_model_prefix = "plug"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # the loss below divides by num_items_in_batch itself
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the choice is the backbone's
+
+    def __init__(self, config: PPlugConfig):
+        super().__init__(config)
+        if config.hidden_size is None or config.encoder_size is None:
+            raise ConfigurationError(
+                "This configuration knows no hidden_size and encoder_size: create the model with "
+                "PPlugForConditionalGeneration.from_backbone(backbone, encoder=...), which measures them."
+            )
+        self.loss_type = None  # transformers would pick one by the class name
+        self.plug = PersonaPlug(config)
+        self.backbone: PreTrainedModel | None = None
+        self.history_encoder: SentenceTransformer | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None  # the backbone's; decodes prompts into queries
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_forgive_frozen)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """The plug draws its own weights, and what is attached is trained already."""
+
+    # ---- creating, attaching -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | PreTrainedModel,
+        encoder: str | SentenceTransformer,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        encoder_kwargs: dict[str, Any] | None = None,
+        **choices: Any,
+    ) -> PPlugForConditionalGeneration:
+        """A fresh plug over a frozen language model.
+
+        Args:
+            backbone: Hub id, local folder, or a loaded seq2seq or causal model.
+            encoder: Hub id, local folder, or a loaded `SentenceTransformer`.
+            tokenizer: the backbone's; found beside the backbone if not given.
+            backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config, ...).
+            encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
+            **choices: fields of [`PPlugConfig`], e.g. `num_persona_tokens=4`. Prompts default to the encoder's own
+                ("query" for requests, "document" for history items).
+
+        Raises:
+            ConfigurationError: an unknown choice, or not a language model.
+            MissingFileError: backbone or encoder cannot be found.
+        """
+        from ..configuration.pplug import choices as known
+
+        if unknown := set(choices) - set(known()):
+            raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known())}.")
+        backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
+        encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
+        if tokenizer is None:
+            tokenizer = _find_tokenizer(backbone)
+        choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
+        choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
+        (backbone_name, backbone_commit), (encoder_name, encoder_commit) = (
+            backbones.source_of(backbone),
+            encoders.source_of(encoder),
+        )
+        config = PPlugConfig(
+            backbone=files.absolute_if_local(backbone_name),
+            backbone_revision=backbone_commit,
+            backbone_fingerprint=backbones.fingerprint(backbone),
+            encoder=files.absolute_if_local(encoder_name),
+            encoder_revision=encoder_commit,
+            encoder_fingerprint=encoders.fingerprint(encoder, choices["history_prompt"]),
+            is_encoder_decoder=bool(backbone.config.is_encoder_decoder),
+            hidden_size=backbones.hidden_size(backbone),
+            encoder_size=encoders.encoder_size(encoder),
+            embedding_norm=backbones.embedding_norm(backbone, len(tokenizer) if tokenizer is not None else None),
+            **choices,
+        )
+        model = cls(config)
+        model.attach(backbone, encoder, tokenizer)
+        return model.eval()
+
+    def attach(
+        self,
+        backbone: PreTrainedModel,
+        encoder: SentenceTransformer,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        """Put the plug on its frozen backbone and encoder, on the backbone's device.
+
+        Raises:
+            MismatchError: one of them is not the one the plug was made for; the message names both.
+        """
+        for kind, expected, got in (
+            ("backbone", self.config.backbone_fingerprint, backbones.fingerprint(backbone)),
+            (
+                "encoder",
+                self.config.encoder_fingerprint,
+                encoders.fingerprint(encoder, self.config.history_prompt),
+            ),
+        ):
+            if expected is not None and got != {key: expected.get(key) for key in got}:
+                raise MismatchError(
+                    f"This plug was made for the {kind} {getattr(self.config, kind)!r} {describe(expected)}, and "
+                    f"got {describe(got)}. Load that one, or train a plug for this one with from_backbone."
+                )
+        backbones.freeze_backbone(backbone)
+        self.backbone = backbone
+        device = backbone.get_input_embeddings().weight.device
+        self.history_encoder = encoders.freeze_encoder(encoder).to(device)
+        if self.config.train_input_encoder and AGGREGATORS[self.config.aggregator].needs_query:
+            self.plug.input_encoder = encoders.trainable_copy(encoder)
+        self.plug.to(device)
+        self.tokenizer = tokenizer
+        self.generation_config = copy.deepcopy(backbone.generation_config)
+
+    def _attached(self) -> tuple[PreTrainedModel, SentenceTransformer]:
+        if self.backbone is None or self.history_encoder is None:
+            raise ConfigurationError(
+                "This plug has no backbone yet: use PPlugForConditionalGeneration.from_backbone or "
+                "PPlugModel.from_pretrained, or call model.attach(backbone, encoder)."
+            )
+        return self.backbone, self.history_encoder
+
+    # ---- saving, loading -----------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write a plug folder: configuration, trained tensors, generation configuration, the backbone's tokenizer.
+
+        The folder is complete or unchanged: everything is written beside it first, then moved in file by file.
+
+        Args:
+            save_directory: a new folder, or one that holds a plug.
+            state_dict: weights to write (default: the model's); frozen ones are left out.
+            is_main_process: write at all.
+            push_to_hub: upload afterwards; `kwargs` then go to `push_to_hub`.
+
+        Raises:
+            ConfigurationError: the folder holds another kind of model.
+        """
+        if not is_main_process:
+            return
+        weights = self.state_dict() if state_dict is None else state_dict
+        weights = {key: value for key, value in weights.items() if _is_plug(key)}
+        with files.replacing(save_directory) as staging:
+            super().save_pretrained(staging, state_dict=weights)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(staging)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        backbone: str | PreTrainedModel | None = None,
+        encoder: str | SentenceTransformer | None = None,
+        config: PPlugConfig | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        encoder_kwargs: dict[str, Any] | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **kwargs: Any,
+    ) -> PPlugForConditionalGeneration:
+        """A plug from a folder or the Hub, on its backbone and encoder at the commits it was trained with.
+
+        Args:
+            pretrained_model_name_or_path: plug folder or Hub id.
+            backbone: a loaded model (or another place) to use instead of the recorded one; it must fit.
+            encoder: likewise.
+            config: instead of the plug's own.
+            backbone_kwargs: for the backbone's `from_pretrained`.
+            encoder_kwargs: for `SentenceTransformer`.
+            revision, subfolder: of the plug.
+            token, cache_dir, local_files_only, force_download: for every part.
+            **kwargs: more `backbone_kwargs`: dtype, device_map, quantization_config, attn_implementation, ...
+
+        Returns:
+            The model in eval mode. The plug is fp32 whatever the backbone's dtype.
+
+        Raises:
+            MissingFileError: the plug, its backbone or its encoder cannot be found.
+            MismatchError: backbone or encoder is not the one the plug was trained with.
+            DataError: the weights are damaged or do not fit the configuration.
+        """
+        shared = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        place = {**shared, "force_download": force_download, "revision": revision, "subfolder": subfolder}
+        config = config or files.load_config(pretrained_model_name_or_path, **place)
+        weights = files.load_weights(pretrained_model_name_or_path, **place)
+
+        backbone_kwargs = {**shared, "force_download": force_download, **(backbone_kwargs or {}), **kwargs}
+        if backbone is None:
+            backbone_kwargs.setdefault("revision", config.backbone_revision)
+        encoder_kwargs = {"cache_folder": cache_dir, "token": token, "local_files_only": local_files_only} | (
+            encoder_kwargs or {}
+        )
+        if encoder is None:
+            encoder_kwargs.setdefault("revision", config.encoder_revision)
+        backbone = backbones.load_backbone(_required(backbone, config.backbone, "backbone"), **backbone_kwargs)
+        encoder = encoders.load_encoder(_required(encoder, config.encoder, "encoder"), **encoder_kwargs)
+
+        model = cls(config)
+        tokenizer = files.load_tokenizer(pretrained_model_name_or_path, **place) or _find_tokenizer(backbone)
+        model.attach(backbone, encoder, tokenizer)
+        files.check_weights(weights, model.state_dict(), pretrained_model_name_or_path)
+        model.load_state_dict(weights)
+        generation_config = files.load_generation_config(pretrained_model_name_or_path, **place)
+        if generation_config is not None:
+            model.generation_config = generation_config
+        return model.eval()
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
+        """The history encoder never leaves eval mode; the backbone has no dropout left to switch on."""
+        super().train(mode)
+        if self.history_encoder is not None:
+            self.history_encoder.eval()
+        return self
+
+    def print_trainable_parameters(self) -> None:
+        """One line, as PEFT prints it."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    # ---- personas ------------------------------------------------------------------------------------------
+
+    def encode_persona(
+        self, history: History | Sequence[History], batch_size: int = 32, show_progress: bool = False
+    ) -> Persona | list[Persona]:
+        """Encode a history once (equation 1), to use it many times. Repeated texts are encoded once.
+
+        Args:
+            history: texts, or task items for `config.item_template`, oldest first; or a list of such histories.
+            batch_size: texts per forward pass of the encoder.
+            show_progress: show a progress bar.
+
+        Returns:
+            A [`Persona`] of [N, D] vectors, or a list of them for a list of histories.
+
+        Raises:
+            DataError: something in it is not a text.
+        """
+        if not is_history(history):
+            return self._encode(history, batch_size=batch_size, show_progress=show_progress)
+        return self._encode([history], batch_size=batch_size, show_progress=show_progress)[0]
+
+    def _encode(self, histories: Sequence[Any], **kwargs: Any) -> list[Persona]:
+        """Histories (or finished personas, or None) to personas, all texts in one pass."""
+        _, encoder = self._attached()
+        fingerprint = self.config.encoder_fingerprint
+        texts = [None if isinstance(h, Persona) else item_texts(h or (), self.config.item_template) for h in histories]
+        flat = [text for row in texts if row for text in row]
+        vectors = encoders.embed(encoder, flat, prompt=self.config.history_prompt, **kwargs) if flat else None
+        personas, start = [], 0
+        for history, row in zip(histories, texts, strict=True):
+            if isinstance(history, Persona):
+                check_fingerprint(history, fingerprint)
+                personas.append(history)
+                continue
+            stop = start + len(row)
+            own = vectors[start:stop] if row else torch.zeros(0, self.config.encoder_size)
+            personas.append(Persona(own, fingerprint))
+            start = stop
+        return personas
+
+    def _histories(self, persona: Any, batch_size: int) -> list[Tensor]:
+        """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
+        if persona is None:
+            persona = [None] * batch_size
+        elif isinstance(persona, Persona) or is_history(persona):
+            persona = [persona]
+        elif isinstance(persona, str):
+            raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
+        if len(persona) != batch_size:
+            raise MismatchError(
+                f"Got {len(persona)} personas for {batch_size} prompts: pass a list with one history per prompt "
+                "(for one user and many prompts, [history] * len(prompts))."
+            )
+        like = self.plug.no_persona
+        return [p.embeddings.to(like) for p in self._encode(persona)]
+
+    def _queries(self, query: Any, histories: Sequence[Tensor], input_ids: Any, mask: Any, labels: Any) -> Any:
+        """Equation (2): the requests' vectors [B, D], or None where nothing would look at them."""
+        if not AGGREGATORS[self.config.aggregator].needs_query or not any(len(h) for h in histories):
+            return None
+        if query is None:
+            query = self._decode_queries(input_ids, mask, labels)
+        if isinstance(query, Tensor):
+            if query.shape != (len(histories), self.config.encoder_size):
+                raise MismatchError(
+                    f"query vectors must be [{len(histories)}, {self.config.encoder_size}], got {list(query.shape)}."
+                )
+            return query.to(self.plug.no_persona)
+        query = [query] if isinstance(query, str) else list(query)
+        if len(query) != len(histories):
+            raise MismatchError(f"Got {len(query)} queries for {len(histories)} prompts: pass one query per prompt.")
+        if empty := [i for i, text in enumerate(query) if not isinstance(text, str) or not text.strip()]:
+            raise DataError(
+                f"The query of row {empty[0]} is empty or no text; the persona is weighted by it. Pass query=<what the "
+                "request is about>, one text per prompt."
+            )
+        if self.plug.input_encoder is None:
+            vectors = encoders.embed(self._attached()[1], query, prompt=self.config.query_prompt)
+        else:
+            vectors = encoders.embed_with_gradient(self.plug.input_encoder, query, self.config.query_prompt)
+        return vectors.to(self.plug.no_persona)
+
+    def _decode_queries(self, input_ids: Any, mask: Any, labels: Any) -> list[str]:
+        if self.tokenizer is None or input_ids is None:
+            raise ConfigurationError(
+                "query= is missing, and without the backbone's tokenizer the prompt cannot be decoded to take its "
+                "place: pass query=<text>, or set model.tokenizer."
+            )
+        keep = mask.bool()
+        if labels is not None and not self.config.is_encoder_decoder:
+            keep = keep & (labels == -100)  # a causal model's input also holds the answer
+        return [
+            self.tokenizer.decode(ids[k], skip_special_tokens=True) for ids, k in zip(input_ids, keep, strict=True)
+        ]
+
+    @torch.no_grad()
+    def persona_weights(self, persona: Any, query: Any = None) -> Tensor:
+        """Equation (3): how much each item speaks.
+
+        Args:
+            persona: a history, a [`Persona`], or a list of them.
+            query: the request (text, list of texts, or vectors [B, D]).
+
+        Returns:
+            [B, N], padded with zeros behind the shorter histories. Rows sum to 1 (to 0 for an empty history).
+        """
+        histories, queries = self._persona_inputs(persona, query)
+        return torch.nn.utils.rnn.pad_sequence(self.plug.weights(queries, histories), batch_first=True)
+
+    @torch.no_grad()
+    def persona_embedding(self, persona: Any, query: Any = None) -> Tensor:
+        """Equation (4): the personal embedding [B, K, H]. See `persona_weights` for the arguments."""
+        histories, queries = self._persona_inputs(persona, query)
+        return self.plug.persona_embedding(queries, histories)
+
+    @torch.no_grad()
+    def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
+        """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings."""
+        histories, queries = self._persona_inputs(persona, query)
+        return self.plug(queries, histories)
+
+    def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
+        batch = 1 if persona is None or isinstance(persona, Persona) or is_history(persona) else len(persona)
+        histories = self._histories(persona, batch)
+        return histories, self._queries(query, histories, None, None, None)
+
+    # ---- forward, generate ---------------------------------------------------------------------------------
+
+    def _prefixed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        persona: Any,
+        query: Any,
+        position: Any,
+        labels: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Equation (5): embeddings [B, P + T, H] of prefix and prompt, their mask, their order, the prompt's mask."""
+        backbone, _ = self._attached()
+        if input_ids is None or input_ids.ndim != 2:
+            raise DataError(
+                f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
+            )
+        B = len(input_ids)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        histories = self._histories(persona, B)
+        queries = self._queries(query, histories, input_ids, mask, labels)
+        words = backbone.get_input_embeddings()(input_ids)  # [B, T, H]
+        prefix = self.plug(queries, histories).to(words)  # [B, P, H]
+        if position is None:
+            position = backbones.default_position(backbone, input_ids, mask)
+        position = torch.as_tensor(position, device=mask.device)
+        order = backbones.prefix_order(mask, position, prefix.shape[1], pad_left=not self.config.is_encoder_decoder)
+        embeds = backbones.reorder(order, prefix, words)
+        full_mask = backbones.reorder(order, mask.new_ones(prefix.shape[:2]), mask)
+        return embeds, full_mask, order, mask
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        persona: Any = None,
+        query: Any = None,
+        persona_position: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | Seq2SeqLMOutput:
+        """Logits, and the loss of equation (6) if there are labels.
+
+        Args:
+            input_ids: [B, T] prompts; for a causal model in training, prompts followed by answers.
+            attention_mask: [B, T], ones at real tokens; padding may be on either side.
+            labels: [B, L] answers (encoder-decoder) or [B, T] (causal), -100 where there is nothing to predict.
+            persona: one history, [`Persona`] or None per row. None is a user without history.
+            query: one request per row that weights the history: texts, or vectors [B, D]. Default: the prompt.
+            persona_position: [B], number of prompt tokens in front of the prefix. Default: the BOS of a causal model.
+            num_items_in_batch: divide the summed loss by this (the Trainer gives it) instead of by the number of
+                labels here.
+            **kwargs: for the backbone's forward.
+
+        Returns:
+            The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`.
+        """
+        backbone, _ = self._attached()
+        embeds, mask, order, _ = self._prefixed(input_ids, attention_mask, persona, query, persona_position, labels)
+        P = self.config.prefix_length
+        if self.training:
+            kwargs.setdefault("use_cache", False)
+        if self.config.is_encoder_decoder:
+            if labels is not None and kwargs.get("decoder_input_ids") is None:
+                kwargs["decoder_input_ids"] = backbone.prepare_decoder_input_ids_from_labels(labels=labels)
+            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+            if labels is not None:
+                output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
+            return output
+
+        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        output = backbone(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, **kwargs)
+        if labels is not None:
+            targets = backbones.reorder(order, labels.new_full((len(labels), P), -100), labels)
+            targets = targets.masked_fill(mask == 0, -100)
+            output["loss"] = _token_loss(output.logits[:, :-1], targets[:, 1:], num_items_in_batch)
+        where = order.argsort(dim=1)[:, P:, None]  # [B, T, 1], where each prompt token went
+        output["logits"] = output.logits.gather(1, where.expand(-1, -1, output.logits.shape[-1]))
+        return output
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        persona: Any = None,
+        query: Any = None,
+        persona_position: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Answer prompts as their users would like them answered. Takes and returns what the backbone's generate does.
+
+        Args:
+            input_ids: [B, T] prompts, padded on either side.
+            attention_mask: [B, T].
+            persona, query, persona_position: as in `forward`.
+            generation_config: default `model.generation_config`.
+            labels: ignored; the Trainer passes its whole batch.
+            **kwargs: any argument of `generate`: max_new_tokens, num_beams, do_sample, streamer, ...
+
+        Returns:
+            [B * num_return_sequences, length] token ids, or a `ModelOutput`. Causal models: prompt and new tokens.
+        """
+        backbone, _ = self._attached()
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
+        embeds, mask, order, text_mask = self._prefixed(
+            input_ids, attention_mask, persona, query, persona_position, None
+        )
+        return generate_with_prefix(
+            backbone,
+            embeds,
+            mask,
+            order,
+            input_ids,
+            text_mask,
+            generation_config or self.generation_config,
+            **kwargs,
+        )
+
+
+class PPlugModel:
+    """The front door: `PPlugModel.from_pretrained(plug)` gives the right class, ready to generate."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        raise ConfigurationError(
+            "PPlugModel is loaded with PPlugModel.from_pretrained(plug); to create a plug use "
+            "PPlugForConditionalGeneration.from_backbone(backbone, encoder=...)."
+        )
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> PPlugForConditionalGeneration:
+        """See [`PPlugForConditionalGeneration.from_pretrained`]."""
+        return PPlugForConditionalGeneration.from_pretrained(*args, **kwargs)
+
+
+def _token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+    """Equation (6): summed next-token NLL over the number of answer tokens (of the whole accumulated batch)."""
+    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _required(given: Any, recorded: str | None, kind: str) -> Any:
+    if given is None and recorded is None:
+        raise ConfigurationError(
+            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>."
+        )
+    return recorded if given is None else given
+
+
+def _find_tokenizer(backbone: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded."""
+    name, revision = backbones.source_of(backbone)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision) if name else None
+    except (OSError, ValueError):
+        return None
+
+
+def _is_plug(key: str, prefix: str = "") -> bool:
+    return key.startswith(prefix + "plug.") and not encoders.is_unused(key)
+
+
+def _drop_frozen(module: Any, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
+    """A state dict of the model is the plug, for save_pretrained, checkpoints and wrappers alike."""
+    for key in [key for key in state_dict if not _is_plug(key, prefix)]:
+        del state_dict[key]
+
+
+def _forgive_frozen(module: Any, incompatible: Any) -> None:
+    """... so loading one must not ask for the rest, under a wrapper's prefix either."""
+    missing = incompatible.missing_keys
+    missing[:] = [key for key in missing if "plug" in key.split(".") and not encoders.is_unused(key)]

@@ -1,0 +1,188 @@
+"""Metrics against scikit-learn, rouge-score and the benchmark's rules written out."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_squared_error
+
+from pplug_hf.configuration.tasks import TASKS, get_task
+from pplug_hf.errors import ConfigurationError, MismatchError
+from pplug_hf.evaluation.metrics import higher_is_better, main_metric, per_example, score
+
+TAGS = get_task("LaMP-2").labels
+answers = st.sampled_from([*TAGS, "western", "", "Comedy"])
+ratings = st.sampled_from(
+    ["1", "2", "3", "4", "5", "3.5", "7", "-1", " 2 ", "1e0", "", "five", "4 stars", "nan", "inf"]
+)
+
+
+def pairs(prediction, gold):
+    return st.lists(st.tuples(prediction, gold), min_size=1, max_size=40)
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs(answers, st.sampled_from(TAGS)))
+def test_accuracy_and_f1_are_the_benchmarks(rows):
+    predictions, golds = map(list, zip(*rows, strict=True))
+    index = {tag: number for number, tag in enumerate(TAGS)}
+    y_pred, y_true = [index.get(text, -1) for text in predictions], [index[text] for text in golds]
+    result = score("LaMP-2", predictions, golds)
+    f1 = f1_score(y_true, y_pred, labels=range(len(TAGS)), average="macro", zero_division=0)
+    assert result["accuracy"] == pytest.approx(accuracy_score(y_true, y_pred))
+    assert result["f1"] == pytest.approx(f1)
+    assert result["unparsed"] == y_pred.count(-1)
+
+
+def slow_rating(prediction, gold):
+    try:
+        number = float(prediction)
+        if math.isfinite(number):
+            return number
+    except ValueError:
+        pass
+    return 1.0 if abs(1 - float(gold)) > abs(5 - float(gold)) else 5.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs(ratings, st.sampled_from("12345")))
+def test_mae_and_rmse_are_the_benchmarks(rows):
+    predictions, golds = map(list, zip(*rows, strict=True))
+    y_pred, y_true = [slow_rating(*row) for row in rows], [float(gold) for gold in golds]
+    result = score("LaMP-3", predictions, golds)
+    assert result["mae"] == pytest.approx(mean_absolute_error(y_true, y_pred))
+    assert result["rmse"] == pytest.approx(math.sqrt(mean_squared_error(y_true, y_pred)))
+    assert result["unparsed"] == sum(text in ("", "five", "4 stars", "nan", "inf") for text in predictions)
+
+
+@pytest.mark.parametrize("name", ["LaMP-4", "LaMP-5", "LaMP-6", "LaMP-7"])
+def test_rouge_is_the_mean_of_rouge_score(name):
+    golds = ["The cat sat on the mat", "Running dogs", "A title: of two parts", "日本語", "x"]
+    predictions = ["the cat on a mat", "dogs run", "of two parts, a title", "日本語", ""]
+    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    rows = [scorer.score(gold, text) for gold, text in zip(golds, predictions, strict=True)]
+    result = score(name, predictions, golds)
+    assert result["rouge-1"] == pytest.approx(np.mean([row["rouge1"].fmeasure for row in rows]))
+    assert result["rouge-L"] == pytest.approx(np.mean([row["rougeL"].fmeasure for row in rows]))
+    assert result["unparsed"] == 1
+    assert list(per_example(name, predictions, golds)[-2:]) == [0, 0]  # other scripts have no tokens
+
+
+def test_rouge_by_hand():
+    # 3 of 4 given words are among the 6 of the gold: P 3/4, R 3/6, F 0.6; in order only 2: F 0.4
+    result = score("LaMP-4", ["c b z a"], ["a b c d e f"])
+    assert result["rouge-1"] == pytest.approx(0.6)
+    assert result["rouge-L"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "error"),
+    [
+        ("4", "4", 0),
+        (" 4\n", "4", 0),
+        ("3.5", "4", 0.5),
+        ("7", "5", 2),  # beyond the scale is taken as it is
+        ("", "1", 4),
+        ("", "2", 3),
+        ("", "3", 2),
+        ("", "4", 3),
+        ("", "5", 4),
+        ("four", "4", 3),
+        ("4 stars", "4", 3),
+        ("nan", "5", 4),
+    ],
+)
+def test_error_of_a_rating(prediction, gold, error):
+    assert per_example("LaMP-3", [prediction], [gold])[0] == error
+
+
+@pytest.mark.parametrize(
+    ("prediction", "error"), [("4 stars", 0), ("I say 3 or 4", 1), ("", 3), ("none", 3), ("3.5", 0.5)]
+)
+def test_fallback_of_the_papers_authors(prediction, error):
+    assert per_example("LaMP-3", [prediction], ["4"], fallback="first-digit")[0] == error
+    assert score("LaMP-3", [prediction], ["4"], fallback="first-digit")["mae"] == error
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right", "unparsed"),
+    [
+        ("comedy", 1, 0),
+        (" comedy\n", 1, 0),
+        ("Comedy", 0, 1),
+        ("comedy.", 0, 1),
+        ("", 0, 1),
+        ("action", 0, 0),
+    ],
+)
+def test_labels_must_match_exactly_but_for_space_around(prediction, right, unparsed):
+    result = score("LaMP-2", [prediction], ["comedy"])
+    assert (result["accuracy"], result["unparsed"]) == (right, unparsed)
+
+
+def test_f1_is_over_all_labels_also_those_not_seen():
+    assert score("LaMP-2", ["comedy"], ["comedy"])["f1"] == pytest.approx(1 / 15)
+    assert score("LaMP-1", ["[1]", "[2]"], ["[1]", "[2]"])["f1"] == 1
+
+
+def test_without_labels_those_of_the_golds_count():
+    assert score("demo", ["a", "b", "z"], ["a", "b", "b"]) == {
+        "accuracy": pytest.approx(2 / 3),
+        "f1": pytest.approx((1 + 2 / 3) / 2),
+        "unparsed": 1,
+    }
+
+
+def test_the_scale_is_the_tasks_own():
+    task = replace(TASKS["LaMP-3"], labels=("0", "5", "10"))
+    assert list(per_example(task, ["x", "x", "x"], ["0", "5", "10"])) == [10, 5, 10]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_mean_of_the_examples_is_the_main_score(name):
+    golds = list(TASKS[name].labels) or ["a title", "another title"]
+    predictions = [*golds[1:], "nonsense"]
+    values = per_example(name, predictions, golds)
+    assert values.shape == (len(golds),) and values.dtype == np.float64
+    assert values.mean() == pytest.approx(score(name, predictions, golds)[main_metric(name)])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_right_answers_get_the_best_score(name):
+    golds = list(TASKS[name].labels) or ["a title", "another title"]
+    best = 1 if higher_is_better(name) else 0
+    assert list(per_example(name, golds, golds)) == [best] * len(golds)
+    assert score(name, golds, golds)["unparsed"] == 0
+
+
+def test_main_metric_and_direction():
+    assert [main_metric(f"LaMP-{n}") for n in range(1, 6)] == [
+        "accuracy",
+        "accuracy",
+        "mae",
+        "rouge-1",
+        "rouge-1",
+    ]
+    assert [name for name in TASKS if not higher_is_better(name)] == ["LaMP-3"]
+
+
+def test_per_example_error_is_not_negated():
+    assert per_example("LaMP-3", ["1"], ["5"])[0] == 4
+
+
+@pytest.mark.parametrize("function", [score, per_example])
+def test_mistakes_are_explained(function):
+    with pytest.raises(MismatchError, match="2 predictions and 1 golds"):
+        function("LaMP-2", ["a", "b"], ["comedy"])
+    with pytest.raises(MismatchError, match="0 predictions"):
+        function("LaMP-2", [], [])
+    with pytest.raises(MismatchError, match=r"western.*sci-fi"):
+        function("LaMP-2", ["comedy"], ["western"])
+    with pytest.raises(MismatchError, match="'five' of LaMP-3 is no number"):
+        function("LaMP-3", ["5"], ["five"])
+    with pytest.raises(ConfigurationError, match="farthest, first-digit"):
+        function("LaMP-3", ["5"], ["5"], fallback="guess")

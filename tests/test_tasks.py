@@ -1,0 +1,149 @@
+"""Tasks: where the query stands, prompts for history items, item texts, look-up."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pplug_hf.configuration.tasks import TASKS, Task, get_task
+from pplug_hf.errors import ConfigurationError
+
+PROMPTS = {  # one input per task, with {} where the query stands
+    "LaMP-1": 'For an author who has written the paper with the title "{}", which reference is related? '
+    'Just answer with [1] or [2] without explanation. [1]: "One thing" [2]: "Another thing"',
+    "LaMP-2": "Which tag does this movie relate to among the following tags? Just answer with the tag name "
+    "without further explanation. tags: [sci-fi, comedy] description: {}",
+    "LaMP-3": "What is the score of the following review on a scale of 1 to 5? just answer with 1, 2, 3, 4, "
+    "or 5 without further explanation. review: {}",
+    "LaMP-4": "Generate a headline for the following article: {}",
+    "LaMP-5": "Generate a title for the following abstract of a paper: {}",
+    "LaMP-6": "Generate a subject for the following email: {}",
+    "LaMP-7": "Paraphrase the following tweet without any explanation before or after it: {}",
+    "demo": "Which shelf does this reader put the book on? book: {}",
+}
+QUERIES = [
+    "a plain text",
+    "with its own marker: description: review: article: paper: book: twice",
+    'it says "yes", and "no"',
+    "naïve café — 日本語 🎬",
+    "two\nlines and {braces} and %s",
+    "",
+]
+
+
+def test_every_task_has_a_prompt_here():
+    assert list(TASKS) == list(PROMPTS)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("name", PROMPTS)
+def test_query_is_what_the_template_was_filled_with(name, query):
+    assert get_task(name).query(PROMPTS[name].format(query)) == query
+
+
+def test_query_ignores_space_around_it():
+    assert get_task("LaMP-3").query("... review:\n  Dull.  ") == "Dull."
+    assert get_task("LaMP-3").query("... review:Dull.") == "Dull."
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_query_without_marker_is_the_whole_input(name):
+    assert get_task(name).query(" A film about nothing. ") == "A film about nothing."
+
+
+def test_citation_query_without_its_end_runs_to_the_end():
+    assert get_task("LaMP-1").query('the title "A study') == "A study"
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+@settings(deadline=None, max_examples=50)
+@given(query=st.text(), other=st.text())
+def test_prompt_for_replaces_the_query_and_nothing_else(name, query, other):
+    task = get_task(name)
+    query, other = query.strip(), other.strip()
+    like = PROMPTS[name].format(other)
+    if name == "LaMP-1" and task.query_end in query + other:
+        return  # a title that holds the end of its own frame cannot be told apart
+    item = {task.query_field: query}
+    assert task.prompt_for(item, like) == PROMPTS[name].format(query)
+    assert task.query(task.prompt_for(item, like)) == query
+
+
+def test_prompt_for_does_not_touch_a_query_that_repeats_the_instruction():
+    task = get_task("LaMP-4")
+    assert task.prompt_for({"text": "B"}, "Generate a headline: article: headline: article: A") == (
+        "Generate a headline: article: B"
+    )
+
+
+def test_item_text_with_and_without_the_answer():
+    task = get_task("LaMP-2")
+    item = {"id": "1", "tag": "sci-fi", "description": "A {clock} stops.", "date": "1999"}
+    assert task.item_text(item) == "sci-fi: A {clock} stops."
+    assert task.item_text(item, labelled=False) == "A {clock} stops."
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_item_text_survives_missing_and_null_fields(task):
+    assert isinstance(task.item_text({}), str)
+    assert "None" not in task.item_text(dict.fromkeys(task.fields))
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_labelled_text_shows_the_answer_where_items_have_one(task):
+    if task.answer_field is not None:
+        assert "ANSWER" in task.item_text({task.answer_field: "ANSWER"})
+
+
+def test_tags_and_scores_are_hidden_when_unlabelled():
+    for name in ("LaMP-2", "LaMP-3", "demo"):
+        task = get_task(name)
+        assert "ANSWER" not in task.item_text({task.answer_field: "ANSWER"}, labelled=False)
+
+
+def test_fields_follow_from_the_templates():
+    assert get_task("LaMP-2").fields == {"description", "tag"}
+    assert get_task("LaMP-1").fields == {"title", "abstract"}
+    assert get_task("LaMP-7").fields == {"text"}
+
+
+@pytest.mark.parametrize("name", ["LaMP-2", "LaMP_2", "lamp-2", "lamp_2", " LAMP-2 "])
+def test_get_task_accepts_the_usual_spellings(name):
+    assert get_task(name) is TASKS["LaMP-2"]
+
+
+def test_get_task_hands_back_a_task():
+    task = replace(TASKS["demo"], name="mine")
+    assert get_task(task) is task
+
+
+@pytest.mark.parametrize("name", ["LaMP-8", "", "news"])
+def test_unknown_task_lists_the_options(name):
+    with pytest.raises(ConfigurationError, match=r"LaMP-1, LaMP-2.*demo") as error:
+        get_task(name)
+    assert repr(name) in str(error.value)
+    assert isinstance(error.value, ValueError)
+
+
+def test_every_field_has_its_help():
+    assert all(field.metadata.get("help", "").endswith(".") for field in fields(Task))
+
+
+def test_two_rules_of_the_benchmark():
+    assert len(TASKS["LaMP-2"].labels) == len(set(TASKS["LaMP-2"].labels)) == 15
+    assert [task.name for task in TASKS.values() if task.answer_field is None] == ["LaMP-1", "LaMP-7"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "bleu"}, "bleu.*accuracy, mae, rouge"),
+        ({"query_marker": ""}, "query_marker is empty"),
+        ({"metric": "mae", "labels": ()}, "needs numbers"),
+        ({"metric": "mae", "labels": ("good", "bad")}, "needs numbers"),
+    ],
+)
+def test_impossible_tasks_are_refused(change, message):
+    with pytest.raises(ConfigurationError, match=message):
+        replace(TASKS["LaMP-2"], **change)
