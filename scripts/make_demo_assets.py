@@ -3,9 +3,9 @@
     python scripts/make_demo_assets.py --output pplug_hf/demo/assets
 
 The world is a library with eight topics. Books of a topic fit on any of three shelves, and each reader has
-one of the three in mind, drawn at random per topic: what a book is about tells which shelves are possible, and
-only the reader's history tells which one is right. So a model that knows the world and not the reader is right
-in a third of the cases, and so is one that looks at another reader's history.
+one of the three in mind, drawn at random per topic: what a book is about tells which shelves are possible,
+and only the reader's history tells which one is right. So a model that knows the world and not the reader is
+right in a third of the cases, and so is one that looks at another reader's history.
 
     data/        {train,dev}_{questions,outputs}.json.gz in LaMP's format, readers disjoint
     encoder/     a SentenceTransformer (2-layer BERT): texts of one topic lie together, and an item's vector
@@ -190,6 +190,13 @@ def draw_text(topic: str, rng: random.Random) -> str:
     return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
+def misfile(shelf: str, noise: float, rng: random.Random) -> str:
+    """The shelf, or with probability `noise` another one of its topic."""
+    if rng.random() >= noise:
+        return shelf
+    return rng.choice([s for s in WORLD[TOPIC_OF[shelf]].shelves if s != shelf])
+
+
 def vocabulary() -> list[str]:
     """Every word and punctuation mark the world can produce, sorted."""
     parts = [*TEMPLATES, NAMES, ADJECTIVES, *TIMES, *SHELVES, *HINTS]
@@ -230,9 +237,7 @@ def draw_reader(
     profile = []
     for n in range(rng.randint(12, 40)):
         topic = rng.choice(TOPICS)
-        shelf = shelf_of[topic]
-        if rng.random() < noise:
-            shelf = rng.choice([s for s in WORLD[topic].shelves if s != shelf])
+        shelf = misfile(shelf_of[topic], noise, rng)
         day += timedelta(days=rng.randint(1, 40))
         profile.append({"id": f"{reader}-{n}", "text": fresh(topic), "tag": shelf, "date": day.isoformat()})
     known = [topic for topic in TOPICS if any(TOPIC_OF[item["tag"]] == topic for item in profile)]
@@ -272,7 +277,7 @@ def make_data(folder: Path, seed: int, noise: float) -> list[tuple[dict[str, Any
 # ----------------------------------------------------------------------------------------------- the models
 
 
-def word_tokenizer(specials: dict[str, str], template: str) -> PreTrainedTokenizerFast:
+def word_tokenizer(specials: dict[str, str], template: str, length: int) -> PreTrainedTokenizerFast:
     """One token per word or mark of the world; `specials` in id order, `template` like "$A </s>"."""
     vocab = {token: n for n, token in enumerate([*specials.values(), *vocabulary()])}
     tokenizer = Tokenizer(WordLevel(vocab, unk_token=specials["unk_token"]))
@@ -283,7 +288,7 @@ def word_tokenizer(specials: dict[str, str], template: str) -> PreTrainedTokeniz
     tokenizer.post_processor = TemplateProcessing(
         single=template, special_tokens=[(token, vocab[token]) for token in specials.values()]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **specials)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **specials)
 
 
 def schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
@@ -311,7 +316,7 @@ def make_encoder(folder: Path, seed: int, steps: int) -> SentenceTransformer:
     torch.manual_seed(seed)
     rng = random.Random(f"{seed}-encoder")
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = word_tokenizer(names, "[CLS] $A [SEP]")
+    tokenizer = word_tokenizer(names, "[CLS] $A [SEP]", 128)
     config = BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -348,14 +353,15 @@ def make_encoder(folder: Path, seed: int, steps: int) -> SentenceTransformer:
         optimizer.zero_grad()
     encoder.eval()
     encoder.save(str(folder), create_model_card=False)
+    tokenizer.save_pretrained(folder)  # as made here, without what loading and padding left in it
     return encoder
 
 
-def draw_lesson(kind: str, rng: random.Random) -> tuple[str, str]:
+def draw_lesson(kind: str, noise: float, rng: random.Random) -> tuple[str, str]:
     """One (input, shelf) for the backbone, from a reader drawn for it alone; kind: plain, words or items.
 
     `words`: one to three shelves in front, one of them of the book's topic, and that is the answer.
-    `items`: one to four filed books in front, those of the book's topic (at least one) all on the answer.
+    `items`: one to four filed books in front, at least one of the book's topic, with noise as in the data.
     """
     shelf = rng.choice(SHELVES)
     topic = TOPIC_OF[shelf]
@@ -368,24 +374,29 @@ def draw_lesson(kind: str, rng: random.Random) -> tuple[str, str]:
     elif kind == "items":
         more = rng.randint(0, 3)
         tags = [shelf] + [shelf if rng.random() < 0.7 else rng.choice(others) for _ in range(more)]
+        tags = [misfile(tag, noise, rng) for tag in tags]
         rng.shuffle(tags)
         items = [ITEM_FOR_PROMPT.format(text=draw_text(TOPIC_OF[tag], rng), tag=tag) for tag in tags]
         prompt = ", and ".join(items) + ". " + prompt
     return prompt, shelf
 
 
-def lessons(seed: int, steps: int) -> Iterator[list[tuple[str, str]]]:
-    """Batches, half of whose examples carry a hint: words, and every tenth time filed books."""
+def lessons(seed: int, steps: int, noise: float) -> Iterator[list[tuple[str, str]]]:
+    """Batches, half of whose examples carry a hint: words, and every fourth time filed books."""
     rng = random.Random(f"{seed}-backbone")
     for step in range(steps):
-        kind = "items" if step % 10 == 9 else "words"
-        yield [draw_lesson("plain" if n % 2 else kind, rng) for n in range(64)]
+        kind = "items" if step % 4 == 3 else "words"
+        yield [draw_lesson("plain" if n % 2 else kind, noise, rng) for n in range(64)]
 
 
-def make_backbone(folder: Path, seed: int, steps: int) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerFast]:
+def make_backbone(
+    folder: Path, seed: int, steps: int, noise: float
+) -> tuple[T5ForConditionalGeneration, PreTrainedTokenizerFast]:
     """Train a T5 to name the shelf: the hinted one, and any of the topic's three if nothing is hinted."""
     torch.manual_seed(seed)
-    tokenizer = word_tokenizer({"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, "$A </s>")
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = word_tokenizer(names, "$A </s>", 512)
+    tokenizer.save_pretrained(folder)
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=96,
@@ -407,7 +418,7 @@ def make_backbone(folder: Path, seed: int, steps: int) -> tuple[T5ForConditional
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     scheduler = schedule(optimizer, steps)
     model.train()
-    for step, batch in enumerate(lessons(seed, steps), 1):
+    for step, batch in enumerate(lessons(seed, steps, noise), 1):
         inputs = tokenizer([prompt for prompt, _ in batch], padding=True, return_tensors="pt")
         labels = tokenizer([shelf for _, shelf in batch], padding=True, return_tensors="pt")["input_ids"]
         loss = model(**inputs, labels=labels.masked_fill(labels == 0, -100)).loss
@@ -420,7 +431,6 @@ def make_backbone(folder: Path, seed: int, steps: int) -> tuple[T5ForConditional
             print(f"  backbone step {step}/{steps}: loss {loss.item():.3f}", flush=True)
     model.eval()
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return model, tokenizer
 
 
@@ -458,13 +468,13 @@ def check_encoder(encoder: SentenceTransformer, dev: list[tuple[dict[str, Any], 
 
 @torch.no_grad()
 def check_backbone(
-    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int
+    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, seed: int, noise: float
 ) -> dict[str, float]:
-    """On fresh texts: accuracy by kind of hint, calibration without one; and the size of the embedding rows."""
+    """On fresh texts: accuracy by kind of hint, calibration without one; and the embedding rows' size."""
     report = {}
     for kind in ("plain", "words", "items"):
         rng = random.Random(f"{seed}-check-{kind}")
-        batch = [draw_lesson(kind, rng) for _ in range(600)]
+        batch = [draw_lesson(kind, noise, rng) for _ in range(600)]
         inputs = tokenizer([prompt for prompt, _ in batch], padding=True, return_tensors="pt")
         answers = tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)
         hits = sum(answer == shelf for answer, (_, shelf) in zip(answers, batch, strict=True))
@@ -504,8 +514,8 @@ def main() -> None:
     encoder = make_encoder(args.output / "encoder", args.seed, args.encoder_steps)
     report: dict[str, Any] = {"seed": args.seed, "encoder": check_encoder(encoder, dev)}
     print(json.dumps(report, indent=2), f"{time.perf_counter() - start:.0f} s", flush=True)
-    model, tokenizer = make_backbone(args.output / "backbone", args.seed, args.backbone_steps)
-    report["backbone"] = check_backbone(model, tokenizer, args.seed)
+    model, tokenizer = make_backbone(args.output / "backbone", args.seed, args.backbone_steps, args.noise)
+    report["backbone"] = check_backbone(model, tokenizer, args.seed, args.noise)
     files = sorted(p for p in args.output.rglob("*") if p.is_file() and p.name != "report.json")
     report["bytes"] = {p.relative_to(args.output).as_posix(): p.stat().st_size for p in files}
     report["bytes"]["all"] = sum(report["bytes"].values())

@@ -75,9 +75,7 @@ def test_interval_holds_between_the_users_means(pairs):
 @settings(deadline=None, max_examples=50)
 def test_order_of_the_rows_does_not_matter(pairs, shuffler):
     shuffled = shuffler.sample(pairs, len(pairs))
-    one, other = (
-        bootstrap_mean(*map(list, zip(*each, strict=True)), n_resamples=100) for each in (pairs, shuffled)
-    )
+    one, other = (bootstrap_mean(*map(list, zip(*each, strict=True)), n_resamples=100) for each in (pairs, shuffled))
     assert one == pytest.approx(other, abs=1e-9, nan_ok=True)
 
 

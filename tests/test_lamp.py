@@ -31,9 +31,7 @@ def write(folder, questions, golds, task="LaMP_2", split="dev", packed=False):
     files = {f"{split}_questions.json": questions, f"{split}_outputs.json": {"task": task, "golds": golds}}
     for name, data in files.items():
         text = json.dumps(data).encode()
-        (folder / f"{name}.gz").write_bytes(gzip.compress(text)) if packed else (folder / name).write_bytes(
-            text
-        )
+        (folder / f"{name}.gz").write_bytes(gzip.compress(text)) if packed else (folder / name).write_bytes(text)
     return folder
 
 
@@ -41,7 +39,7 @@ def message(folder, error=DataError, split="dev", **kwargs):
     with pytest.raises(error) as caught:
         read_lamp(folder, split, **kwargs)
     assert SECRET not in str(caught.value)
-    assert SECRET not in repr(caught.value.__cause__)
+    assert caught.value.__cause__ is None  # JSON errors carry the whole document
     return str(caught.value)
 
 
@@ -51,9 +49,7 @@ def message(folder, error=DataError, split="dev", **kwargs):
 @pytest.mark.parametrize("packed", [False, True])
 def test_reads_every_field(tmp_path, packed):
     rows = [question("0", user_id="u1", profile=[item("7"), item("8", "action")]), question("1", profile=[])]
-    task, (first, second) = read_lamp(
-        write(tmp_path, rows, [gold("1", "sci-fi "), gold("0")], packed=packed), "dev"
-    )
+    task, (first, second) = read_lamp(write(tmp_path, rows, [gold("1", "sci-fi "), gold("0")], packed=packed), "dev")
     assert task is TASKS["LaMP-2"]
     assert (first.id, first.user, first.query, first.target) == ("0", "u1", "film 0", "comedy")
     assert first.prompt == "Which tag? description: film 0"
@@ -68,9 +64,7 @@ def test_packed_file_without_its_ending_is_read(tmp_path):
 
 
 def test_null_fields_are_empty_and_numbers_are_text(tmp_path):
-    row = question(
-        0, user_id=None, profile=[item(tag=None, date=None), {"id": 3, "tag": 4, "description": None}]
-    )
+    row = question(0, user_id=None, profile=[item(tag=None, date=None), {"id": 3, "tag": 4, "description": None}])
     (example,) = read_lamp(write(tmp_path, [row], [gold(0)]), "dev")[1]
     assert (example.id, example.user) == ("0", "0")
     assert example.history[0]["tag"] == example.history[0]["date"] == ""

@@ -23,9 +23,7 @@ class Task:
     """One personalised task."""
 
     name: str = field(metadata={"help": "Name of the task, as in 'LaMP-2'."})
-    query_marker: str = field(
-        metadata={"help": "Text of an input after which the query starts (first occurrence)."}
-    )
+    query_marker: str = field(metadata={"help": "Text of an input after which the query starts (first occurrence)."})
     query_end: str = field(
         default="",
         metadata={"help": "Text at which the query ends (last occurrence); empty: at the end of the input."},
@@ -35,9 +33,7 @@ class Task:
         default=None,
         metadata={"help": "Field of a history item with its own answer; None if items carry none."},
     )
-    item_template: str = field(
-        metadata={"help": "Text of a history item for the encoder, its answer included."}
-    )
+    item_template: str = field(metadata={"help": "Text of a history item for the encoder, its answer included."})
     item_template_unlabelled: str = field(
         metadata={"help": "The same as in the paper: without tags and scores (titles stay)."}
     )
@@ -54,9 +50,7 @@ class Task:
                 f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(get_args(Metric))}."
             )
         if not self.query_marker:
-            raise ConfigurationError(
-                f"Task {self.name!r}: query_marker is empty; give the text before the query."
-            )
+            raise ConfigurationError(f"Task {self.name!r}: query_marker is empty; give the text before the query.")
         if self.metric == "mae" and not (self.labels and all(_is_number(label) for label in self.labels)):
             raise ConfigurationError(
                 f"Task {self.name!r}: labels are {self.labels!r}; metric 'mae' needs numbers as labels, "

@@ -14,9 +14,7 @@ from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
 
 
-def history_examples(
-    examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()
-) -> list[Example]:
+def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
     """Makes an example of every history item that has an answer.
 
     Args:
@@ -73,9 +71,7 @@ def history_examples(
     return made
 
 
-def split_users(
-    examples: Iterable[Example], fraction: float, seed: int = 0
-) -> tuple[list[Example], list[Example]]:
+def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """Holds some users out, for early stopping on people the plug has not met.
 
     Args:

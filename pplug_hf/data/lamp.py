@@ -181,9 +181,7 @@ def _check_same_ids(ids: list[str], golds: dict[str, str], questions_path: Path,
 def _decide_task(task: Task | str | None, declared: str | None, path: Path) -> Task:
     if task is None:
         if declared is None:
-            raise DataError(
-                f"No outputs file names the task of {path}; pass task=, one of {', '.join(TASKS)}."
-            )
+            raise DataError(f"No outputs file names the task of {path}; pass task=, one of {', '.join(TASKS)}.")
         return get_task(declared)
     task = get_task(task)
     try:
@@ -206,9 +204,7 @@ def _check_fields(rows: list[dict[str, Any]], task: Task, path: Path) -> None:
                 continue
             found = item.keys() - {"id", "date"}
             if found >= {"text", "title", "category"}:
-                hint = (
-                    "This is the benchmark's news categorisation; the movies of LaMP-2 are under LaMP_2/new."
-                )
+                hint = "This is the benchmark's news categorisation; the movies of LaMP-2 are under LaMP_2/new."
             else:
                 fitting = [other.name for other in TASKS.values() if other.fields <= found]
                 hint = f"They fit {', '.join(fitting) or 'no known task'}."
@@ -225,6 +221,4 @@ def _check_labels(golds: dict[str, str], task: Task, path: Path) -> None:
     if wrong:
         more = f", ... ({len(wrong)} in all)" if len(wrong) > _SHOWN else ""
         shown = ", ".join(f"{id_!r} has {wrong[id_]!r}" for id_ in list(wrong)[:_SHOWN]) + more
-        raise DataError(
-            f"{path}: answers of task {task.name} must be one of {', '.join(task.labels)}. Id {shown}."
-        )
+        raise DataError(f"{path}: answers of task {task.name} must be one of {', '.join(task.labels)}. Id {shown}.")

@@ -23,9 +23,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap_mean(
-    values: ArrayLike, users: Sequence[Hashable], n_resamples: int = 10_000, seed: int = 0
-) -> Interval:
+def bootstrap_mean(values: ArrayLike, users: Sequence[Hashable], n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """The mean of some scores with its interval.
 
     Args:
@@ -92,7 +90,5 @@ def paired_bootstrap(
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
-        raise MismatchError(
-            f"Scores of shapes {first.shape} and {second.shape} are not of the same examples."
-        )
+        raise MismatchError(f"Scores of shapes {first.shape} and {second.shape} are not of the same examples.")
     return bootstrap_mean(first - second, users, n_resamples, seed)

@@ -110,9 +110,7 @@ def _labels(task: Task, golds: list[str]) -> tuple[str, ...]:
     labels = task.labels or tuple(sorted(set(golds)))
     wrong = sorted(set(golds) - set(labels))
     if wrong:
-        raise MismatchError(
-            f"Golds {wrong[:5]} are no labels of {task.name}; its labels are {', '.join(labels)}."
-        )
+        raise MismatchError(f"Golds {wrong[:5]} are no labels of {task.name}; its labels are {', '.join(labels)}.")
     return labels
 
 
@@ -140,9 +138,7 @@ def _error(task: Task, prediction: str, gold: str, fallback: Fallback) -> float:
         raise ConfigurationError(f"fallback is {fallback!r}; choose one of {', '.join(get_args(Fallback))}.")
     right = _number(gold)
     if right is None:
-        raise MismatchError(
-            f"The gold {gold!r} of {task.name} is no number; give one of {', '.join(task.labels)}."
-        )
+        raise MismatchError(f"The gold {gold!r} of {task.name} is no number; give one of {', '.join(task.labels)}.")
     scale = [float(label) for label in task.labels]
     low, high = min(scale), max(scale)
     given = _number(prediction)

@@ -63,12 +63,13 @@ def generate_with_prefix(
         value = kwargs.get(name, getattr(generation_config, name, None))
         if value is not None and value is not False and value != 1:
             raise ConfigurationError(f"generate({name}=...) does not work with a persona: {why}. Leave it out.")
+    config = copy.deepcopy(generation_config)
+    if kwargs.get("max_new_tokens") is not None and kwargs.get("max_length") is None:
+        config.max_length = None  # a default, which the caller overrides
+    kwargs = config.update(**kwargs)  # what is left is no generation setting
     if not causal:
         return backbone.generate(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            generation_config=generation_config,
-            **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=config, **kwargs
         )
 
     P, T = inputs_embeds.shape[1] - input_ids.shape[1], input_ids.shape[1]
@@ -76,10 +77,9 @@ def generate_with_prefix(
     # work on ids, see the prompt and nothing new.
     first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
     ids = reorder(order, first.expand(-1, P), input_ids)
-    generation_config = copy.deepcopy(generation_config)
     for name in ("max_length", "min_length"):  # counted by the user without the prefix
-        value = kwargs.pop(name, getattr(generation_config, name))
-        setattr(generation_config, name, value + P if value else value)
+        value = getattr(config, name)
+        setattr(config, name, value + P if value else value)
     if kwargs.get("streamer") is not None:
         kwargs["streamer"] = _PromptStreamer(kwargs["streamer"], input_ids)
 
@@ -87,7 +87,7 @@ def generate_with_prefix(
         ids,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        generation_config=generation_config,
+        generation_config=config,
         **kwargs,
     )
     sequences = output if isinstance(output, Tensor) else output.sequences

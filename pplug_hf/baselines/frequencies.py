@@ -1,0 +1,215 @@
+"""The rival to beat where answers are labels: the backbone's belief, times how often the user gave each label.
+
+    p(label | prompt, user)  ~  p_backbone(label | prompt)^a * frequency(label | user)^b
+
+The frequencies are smoothed towards everybody's; a, b and the smoothing are fitted. It reads nothing of a history
+but its labels, so what a plug gains over it comes from what the items say.
+
+    log_probs = label_log_probs(backbone, processor, [example.prompt for example in train], task.labels)
+    histories = [history_labels(example, task) for example in train]
+    rival = LabelFrequencies.fit(log_probs, histories, [example.target for example in train], task.labels)
+
+n examples, L labels, B prompts in a batch, T prompt tokens, W label tokens, H backbone width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from pplug_hf.configuration.tasks import Task, get_task
+from pplug_hf.data.lamp import Example
+from pplug_hf.errors import DataError, MismatchError
+from pplug_hf.evaluation.answers import batches_by_length, evaluating
+
+if TYPE_CHECKING:
+    from pplug_hf.processing import PPlugProcessor
+
+ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+
+
+def label_log_probs(
+    backbone: PreTrainedModel,
+    processor: PPlugProcessor,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    batch_size: int = 64,
+    max_length: int | None = 256,
+) -> Tensor:
+    """How likely the bare backbone finds each label after each prompt.
+
+    Args:
+        backbone: The language model, without a persona.
+        processor: Of that model.
+        prompts: n of them.
+        labels: L answers, each scored whole, its end included.
+        batch_size: (prompt, label) pairs per forward pass of the decoder; at least all labels of one prompt.
+        max_length: Cut prompts to this many tokens.
+
+    Returns:
+        Summed token log-probabilities [n, L], fp32, on the CPU.
+    """
+    score = _score_encoder_decoder if processor.is_encoder_decoder else _score_causal
+    log_probs = torch.zeros(len(prompts), len(labels))
+    with evaluating(backbone):
+        for rows in batches_by_length(prompts, max(1, batch_size // max(1, len(labels))), "Scoring labels"):
+            nll = score(backbone, processor, [prompts[row] for row in rows], list(labels), max_length)  # [B * L]
+            log_probs[rows] = -nll.view(len(rows), len(labels)).cpu()
+    return log_probs
+
+
+def _score_encoder_decoder(
+    backbone: PreTrainedModel, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
+) -> Tensor:
+    """NLL [B * L]; each prompt goes through the encoder once."""
+    batch = processor(text=prompts, max_length=max_length).to(device=backbone.device)
+    mask = batch["attention_mask"]
+    states = backbone.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state  # [B, T, H]
+    targets = processor(text=labels, labels=labels)["labels"].to(backbone.device).repeat(len(prompts), 1)  # [B * L, W]
+    logits = backbone(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(len(labels), dim=0)),
+        attention_mask=mask.repeat_interleave(len(labels), dim=0),
+        decoder_input_ids=backbone.prepare_decoder_input_ids_from_labels(labels=targets),
+    ).logits
+    return _nll(logits, targets)
+
+
+def _score_causal(
+    backbone: PreTrainedModel, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
+) -> Tensor:
+    """NLL [B * L]; each prompt is repeated for every label."""
+    repeated = [prompt for prompt in prompts for _ in labels]
+    batch = processor(text=repeated, labels=labels * len(prompts), max_length=max_length).to(device=backbone.device)
+    ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    # Rows are padded left, so all labels end at the right edge: the logits of the prompts, [B * L, T, V], need not be.
+    kept = int((targets != -100).sum(dim=1).max()) + 1
+    limit = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(backbone.forward).parameters else {}
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    logits = backbone(input_ids=ids, attention_mask=mask, position_ids=positions, **limit).logits[:, -kept:]
+    return _nll(logits[:, :-1], targets[:, -kept:][:, 1:])
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed NLL of each row's targets, [R, W, V] and [R, W] to [R]."""
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
+    return nll.view(targets.shape).sum(dim=1)
+
+
+def history_labels(example: Example, task: Task | str) -> list[str]:
+    """The labels a user gave to their history's items, oldest first; none for a task whose items carry no answer."""
+    name = get_task(task).answer_field
+    answers = [] if name is None else [str(item.get(name) or "").strip() for item in example.history]
+    return [answer for answer in answers if answer]
+
+
+@dataclass(frozen=True)
+class LabelFrequencies:
+    """The fitted rival: numbers only, so `dataclasses.asdict` is all it takes to keep one."""
+
+    labels: tuple[str, ...]
+    prior: tuple[float, ...]  # how often anybody gives each label, L numbers above 0 with sum 1
+    alpha: float  # the prior counts as much as this many items
+    backbone_weight: float  # a
+    history_weight: float  # b
+
+    @classmethod
+    def fit(
+        cls,
+        log_probs: Tensor,
+        histories_labels: Sequence[Sequence[str]],
+        golds: Sequence[str],
+        labels: Sequence[str],
+        alphas: Sequence[float] = ALPHAS,
+    ) -> LabelFrequencies:
+        """The weights and the smoothing that make the golds most likely.
+
+        Args:
+            log_probs: [n, L] from `label_log_probs`.
+            histories_labels: n lists from `history_labels`; labels that are not among `labels` are ignored.
+            golds: n right answers.
+            labels: L distinct labels.
+            alphas: The amounts of smoothing to try, all above 0.
+
+        Returns:
+            The fit with the lowest mean NLL. It depends on nothing but the arguments.
+
+        Raises:
+            MismatchError: Shapes do not fit each other, or a gold is no label.
+            DataError: There are no golds, labels repeat, or a log-probability is not finite.
+        """
+        labels, golds = tuple(labels), [gold.strip() for gold in golds]
+        number = {label: index for index, label in enumerate(labels)}
+        if not golds or len(number) != len(labels):
+            raise DataError(f"There are {len(golds)} golds and the labels {labels}; give some golds, each label once.")
+        if wrong := sorted(set(golds) - set(labels)):
+            raise MismatchError(f"Golds {wrong[:5]} are no labels; the labels are {', '.join(labels)}.")
+        if len(golds) != len(log_probs):
+            raise MismatchError(f"There are {len(golds)} golds for {len(log_probs)} rows of log_probs.")
+        targets = torch.tensor([number[gold] for gold in golds])
+        counts = torch.bincount(targets, minlength=len(labels)) + 1.0  # one more each, so that none is impossible
+        prior = tuple((counts.double() / counts.sum()).tolist())
+
+        fits = []
+        for alpha in alphas:
+            nll, weights = _minimise(_features(log_probs, histories_labels, labels, prior, alpha), targets)
+            fits.append((nll, cls(labels, prior, alpha, *weights)))
+        return min(fits, key=lambda fit: fit[0])[1]
+
+    def scores(self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]]) -> Tensor:
+        """Log-probabilities of the labels, [n, L] in fp64. Arguments and errors as in `fit`."""
+        features = _features(log_probs, histories_labels, self.labels, self.prior, self.alpha)
+        return (features @ features.new_tensor([self.backbone_weight, self.history_weight])).log_softmax(dim=-1)
+
+    def predict(self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]]) -> list[str]:
+        """The most likely label of each example. Arguments and errors as in `fit`."""
+        return [self.labels[best] for best in self.scores(log_probs, histories_labels).argmax(dim=-1)]
+
+
+def _features(
+    log_probs: Tensor,
+    histories_labels: Sequence[Sequence[str]],
+    labels: Sequence[str],
+    prior: Sequence[float],
+    alpha: float,
+) -> Tensor:
+    """What the two weights multiply: log-probability and log-frequency of each label, [n, L, 2] in fp64."""
+    if log_probs.shape != (len(histories_labels), len(labels)):
+        raise MismatchError(
+            f"log_probs must be [{len(histories_labels)}, {len(labels)}] for {len(histories_labels)} histories and "
+            f"{len(labels)} labels, got {list(log_probs.shape)}."
+        )
+    if not log_probs.isfinite().all():
+        raise DataError(f"{(~log_probs.isfinite()).sum()} of {log_probs.numel()} log-probabilities are not finite.")
+    rows = [[count[label] for label in labels] for count in map(Counter, histories_labels)]
+    counts = torch.tensor(rows, dtype=torch.float64).view(len(rows), len(labels))
+    smoothed = counts + alpha * torch.tensor(prior, dtype=torch.float64)
+    frequency = smoothed / smoothed.sum(dim=1, keepdim=True)  # (count + alpha * prior) / (n + alpha)
+    # Normalised over the labels: it changes no prediction, and without it how long prompts are would scale the fit.
+    return torch.stack([log_probs.cpu().double().log_softmax(dim=-1), frequency.log()], dim=-1)
+
+
+def _minimise(features: Tensor, targets: Tensor) -> tuple[float, list[float]]:
+    """Mean NLL and the weights where it is lowest; it is convex in them. [n, L, 2] and [n]."""
+    weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        nll = F.cross_entropy(features @ weights, targets)
+        nll.backward()
+        return nll
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+        return closure().item(), weights.tolist()

@@ -1,0 +1,57 @@
+"""`pplug-hf`: the command line. Every command's options and help are the fields of its settings."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import asdict
+
+from .errors import PPlugError
+from .version import __version__
+
+# command -> (module, settings, function, one line)
+_COMMANDS = {
+    "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in minutes"),
+    "train": ("train", "TrainSettings", "train", "train a plug on a folder in LaMP's format"),
+    "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its controls and a rival"),
+    "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a folder into the vector store"),
+    "info": ("info", "InfoSettings", "info", "say what is in a plug folder"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 1 for bad input (one line on stderr says what), 2 for bad usage, 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
+        print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    if arguments[0] not in _COMMANDS:
+        print(f"pplug-hf: no command {arguments[0]!r}; options are {', '.join(_COMMANDS)}", file=sys.stderr)
+        return 2
+
+    from transformers import HfArgumentParser
+
+    module, settings, function, _ = _COMMANDS[arguments[0]]
+    command = importlib.import_module(f"{__package__}.commands.{module}")
+    kind = getattr(command, settings)
+    plug = [command.plug_choices()] if module == "train" else []
+    parser = HfArgumentParser([kind, *plug], prog=f"pplug-hf {arguments[0]}", description=kind.__doc__)
+    chosen, *rest = parser.parse_args_into_dataclasses(arguments[1:])
+    given = {name: value for part in rest for name, value in asdict(part).items() if value is not None}
+    try:
+        getattr(command, function)(chosen, **given)
+    except PPlugError as error:
+        print(f"pplug-hf {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,79 @@
+"""`pplug-hf generate`: one answer for one user."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError, MissingFileError
+from ..evaluation.answers import answer
+from ..modeling import PPlugModel
+from ..modeling.persona import item_texts
+from ..plots import plot_weights
+from ..processing import PPlugProcessor
+
+
+@dataclass
+class GenerateSettings:
+    """Answer a prompt for the user of a history."""
+
+    plug: str = field(metadata={"help": "Plug folder or Hub id."})
+    prompt: str = field(metadata={"help": "What to answer."})
+    history: str | None = field(
+        default=None, metadata={"help": "JSON list of texts or items, or text file with one item per line."}
+    )
+    query: str | None = field(default=None, metadata={"help": "What the request is about (default: the prompt)."})
+    backbone: str | None = field(default=None, metadata={"help": "Use the backbone at this place."})
+    encoder: str | None = field(default=None, metadata={"help": "Use the encoder at this place."})
+    max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the answer at most."})
+    num_beams: int = field(default=1, metadata={"help": "Beams."})
+    picture: str | None = field(default=None, metadata={"help": "PNG file for the weights of the history items."})
+
+
+def generate(settings: GenerateSettings) -> str:
+    """Print the answer, and return it."""
+    history = [] if settings.history is None else read_history(settings.history)
+    model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
+    processor = PPlugProcessor.from_model(model)
+    persona = model.encode_persona(history)
+    query = settings.query or settings.prompt
+    text = answer(
+        model.generate,
+        processor,
+        [settings.prompt],
+        personas=[persona],
+        queries=[query],
+        max_length=None,
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+    )[0]
+    print(text)
+    if settings.picture and history:
+        weights = model.persona_weights(persona, query=query)[0]
+        texts = item_texts(history, model.config.item_template)
+        plot_weights(weights, texts, settings.picture, title=f"Who speaks for: {query}")
+    return text
+
+
+def read_history(path: str) -> list[Any]:
+    """A history from a JSON list or from the lines of a text file.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: JSON that is no list.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingFileError(f"There is no history file {path!r}.")
+    content = file.read_text(encoding="utf-8")
+    if file.suffix != ".json":
+        return [line for line in content.splitlines() if line.strip()]
+    try:
+        history = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"The history file {path!r} is not valid JSON: {error}.") from None
+    if not isinstance(history, list):
+        raise DataError(f"The history file {path!r} holds a JSON {type(history).__name__}, not a list of items.")
+    return history

@@ -1,0 +1,215 @@
+"""`pplug-hf train`: a plug from a folder in LaMP's format."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..configuration import PPlugConfig
+from ..configuration.pplug import choices
+from ..configuration.tasks import Task
+from ..data.dataset import PersonaDataset
+from ..data.histories import history_examples, split_users
+from ..data.lamp import Example, read_lamp
+from ..data.vectors import DEFAULT_FOLDER, VectorStore
+from ..errors import ConfigurationError, DataError, MissingFileError
+from ..modeling import PPlugForConditionalGeneration
+from ..modeling.files import check_writable
+from ..processing import PPlugProcessor
+from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class TrainSettings:
+    """Train a persona plug on a folder in LaMP's format; the backbone stays frozen."""
+
+    data: str = field(metadata={"help": "Folder with train_questions.json[.gz] and train_outputs.json[.gz]."})
+    output: str = field(metadata={"help": "Folder for the plug: a new one, or one with a plug to replace."})
+    backbone: str = field(metadata={"help": "Frozen language model: Hub id or local folder."})
+    encoder: str = field(metadata={"help": "Frozen sentence encoder: Hub id or local folder."})
+    task: str | None = _option(None, "Task, e.g. LaMP-2 (default: what the outputs file says).")
+    backbone_dtype: str = _option("auto", "Data type of the backbone: auto, float32, bfloat16. The plug is float32.")
+    train_on_histories: bool = _option(True, "Make every answered history item one more example.")
+    labelled_items: bool = _option(True, "Items are encoded with the user's own tag, score or title (paper: without).")
+    use_history: bool = _option(True, "If not, everybody's history is empty: an instruction-only plug, the control.")
+    history_dropout: float = _option(0.5, "Every epoch, each history loses a random share of its items up to this.")
+    leave_out_users: float = _option(
+        0.0, "Share of the training users to leave alone, e.g. because the backbone was trained on them."
+    )
+    split_seed: int = _option(0, "Seed of the choice of users that are left out.")
+    validation_users: float = _option(0.1, "Share of the users held out to choose the best checkpoint.")
+    epochs: float = _option(10, "Passes over the examples, at most.")
+    patience: int = _option(5, "Stop after this many evaluations without a better validation loss.")
+    evaluations_per_epoch: int = _option(1, "Validations (and checkpoints) per epoch.")
+    batch_size: int = _option(32, "Examples per step.")
+    gradient_accumulation: int = _option(1, "Batches per optimiser step.")
+    learning_rate: float = _option(1e-3, "Learning rate of projector and instruction.")
+    encoder_learning_rate: float | None = _option(None, "Of the input encoder (default: learning_rate / 20).")
+    weight_decay: float = _option(0.01, "Weight decay.")
+    warmup: float = _option(0.05, "Share of the steps with a rising learning rate.")
+    gradient_checkpointing: bool = _option(False, "Trade time for memory in the backbone.")
+    max_length: int = _option(256, "Tokens of a prompt at most.")
+    max_target_length: int = _option(128, "Tokens of an answer at most.")
+    seed: int = _option(0, "Seed of initialisation, order and drop-out.")
+    vectors: str = _option(DEFAULT_FOLDER, "Folder of the vector store.")
+    resume: bool = _option(True, "Go on from the last checkpoint in the output folder, if there is one.")
+
+
+def plug_choices() -> type:
+    """The configuration's own choices as a dataclass, help included, for the command line."""
+    hints = typing.get_type_hints(PPlugConfig)
+    return make_dataclass("PlugChoices", [(n, hints[n], _option(d, h)) for n, (d, h) in choices().items()])
+
+
+def train(settings: TrainSettings, **plug: Any) -> PPlugForConditionalGeneration:
+    """Train and save a plug.
+
+    Args:
+        settings: see the fields.
+        **plug: choices of [`PPlugConfig`].
+
+    Returns:
+        The trained model (best checkpoint by the loss on held-out users), also saved in `settings.output`.
+
+    Raises:
+        PPlugError: settings, data or folders that cannot be used; nothing is written then.
+    """
+    output = Path(settings.output)
+    check_output(output)
+    set_seed(settings.seed)
+    task, examples, validation = read_examples(settings)
+    model = PPlugForConditionalGeneration.from_backbone(
+        settings.backbone,
+        settings.encoder,
+        backbone_kwargs={"dtype": settings.backbone_dtype},
+        **{"item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled, **plug},
+    )
+    processor = PPlugProcessor.from_model(model)
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    datasets = make_datasets(model, examples, validation, settings)
+    model.print_trainable_parameters()
+
+    trainer = PPlugTrainer(
+        model=model,
+        args=training_arguments(settings, len(examples)),
+        data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        processing_class=processor,
+        callbacks=[EarlyStoppingCallback(settings.patience)],
+    )
+    checkpoint = get_last_checkpoint(str(output)) if settings.resume and output.is_dir() else None
+    if checkpoint:
+        print(f"Resuming from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(settings.output)
+    print(f"Plug saved in {settings.output}")
+    return model.eval()
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder that holds something else than a plug or this command's checkpoints."""
+    check_writable(output)
+    if output.is_dir() and any(output.iterdir()):
+        known = (output / "config.json").is_file() or any(output.glob("checkpoint-*"))
+        if not known:
+            raise ConfigurationError(
+                f"The output folder {str(output)!r} exists, is not empty and holds no plug: choose another one."
+            )
+
+
+def read_examples(settings: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
+    """(task, training examples, validation examples of other users). Nothing of dev or test enters."""
+    task, examples = read_lamp(settings.data, "train", settings.task)
+    exclude = []
+    for split in ("dev", "test"):
+        try:
+            exclude += read_lamp(settings.data, split, task, require_outputs=False)[1]
+        except MissingFileError:
+            continue  # not everybody has the other splits
+    if settings.leave_out_users:
+        examples, _ = split_users(examples, settings.leave_out_users, settings.split_seed)
+    examples, validation = split_users(examples, settings.validation_users, settings.split_seed + 1)
+    if not examples or not validation:
+        raise DataError(
+            f"{len(examples)} training and {len(validation)} validation examples are left: choose other values of "
+            "leave_out_users and validation_users."
+        )
+    asked = len(examples)
+    if settings.train_on_histories:
+        examples = examples + history_examples(examples, task, exclude)
+    users = len({e.user for e in examples})
+    print(
+        f"{task.name}: {asked} questions and {len(examples) - asked} history items of {users} users to train on, "
+        f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
+    )
+    return task, examples, validation
+
+
+def make_datasets(
+    model: PPlugForConditionalGeneration, train: list[Example], validation: list[Example], settings: TrainSettings
+) -> list[PersonaDataset]:
+    """Training and validation data over one store of vectors."""
+    config = model.config
+    items = VectorStore(model.history_encoder, config.history_prompt, settings.vectors)
+    requests = (
+        None
+        if config.train_input_encoder
+        else VectorStore(model.history_encoder, config.query_prompt, settings.vectors)
+    )
+    made = [
+        PersonaDataset(
+            examples,
+            items,
+            config.item_template,
+            history_dropout=dropout,
+            use_history=settings.use_history,
+            queries=requests([e.query for e in examples]) if requests is not None else None,
+            seed=settings.seed,
+        )
+        for examples, dropout in ((train, settings.history_dropout), (validation, 0.0))
+    ]
+    stores = [items] if requests is None else [items, requests]
+    print(f"Texts: {sum(s.encoded for s in stores)} encoded now, {sum(map(len, stores))} in the vector store.")
+    return made
+
+
+def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingArguments:
+    """The Trainer's arguments, with step counts from the number of examples."""
+    steps = max(1, -(-examples // (settings.batch_size * settings.gradient_accumulation)))
+    every = max(1, steps // settings.evaluations_per_epoch)
+    return PPlugTrainingArguments(
+        output_dir=settings.output,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        encoder_learning_rate=settings.encoder_learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup,
+        lr_scheduler_type="linear",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=every,
+        save_steps=every,
+        logging_steps=every,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        prediction_loss_only=True,
+        report_to="none",
+        seed=settings.seed,
+        dataloader_pin_memory=False,
+    )

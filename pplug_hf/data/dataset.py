@@ -1,0 +1,73 @@
+"""Examples with encoded histories, ready for a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import ConfigurationError
+from ..modeling.persona import Persona, item_texts
+from .lamp import Example
+from .vectors import VectorStore
+
+
+class PersonaDataset(Dataset):
+    """Rows of `text`, `query`, `target` and `persona`; every history is a view into one matrix of vectors.
+
+    Args:
+        examples: what to learn from or to answer.
+        store: encodes the items of all histories, each distinct text once.
+        item_template: turns task items into texts; None if the histories are texts.
+        history_dropout: in each epoch, every history loses a random share of its items, between none and this.
+        use_history: False gives everybody an empty history, which is how instruction-only plugs are trained.
+        queries: [len(examples), D] vectors of the requests, for a model whose input encoder is frozen.
+        seed: of the drop-out. What is dropped depends on seed, epoch and row alone, not on the order of access, so
+            a resumed run sees what an uninterrupted one would have seen.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        store: VectorStore,
+        item_template: str | None = None,
+        history_dropout: float = 0.0,
+        use_history: bool = True,
+        queries: Tensor | None = None,
+        seed: int = 0,
+    ):
+        if not 0 <= history_dropout <= 1:
+            raise ConfigurationError(f"history_dropout must be in [0, 1], got {history_dropout}.")
+        self.examples, self.fingerprint, self.queries = examples, store.fingerprint, queries
+        self.history_dropout, self.seed, self.epoch = history_dropout, seed, 0
+        number: dict[str, int] = {}
+        self.rows = []  # per example, rows of self.vectors
+        for example in examples:
+            texts = item_texts(example.history, item_template) if use_history else []
+            self.rows.append(np.array([number.setdefault(text, len(number)) for text in texts], dtype=np.int64))
+        self.vectors = store(list(number))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other items from now on; trainers call it."""
+        self.epoch = epoch
+
+    def persona(self, index: int) -> Persona:
+        """The history of an example, as it is in this epoch."""
+        rows = self.rows[index]
+        if self.history_dropout and len(rows):
+            rng = np.random.default_rng((self.seed, self.epoch, index))
+            kept = len(rows) - int(rng.uniform(0, self.history_dropout) * len(rows) + 0.5)
+            rows = np.sort(rng.choice(rows, kept, replace=False)) if kept < len(rows) else rows
+        return Persona(self.vectors[torch.from_numpy(rows)], self.fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.examples[index]
+        query = example.query if self.queries is None else self.queries[index]
+        return {"text": example.prompt, "query": query, "target": example.target, "persona": self.persona(index)}

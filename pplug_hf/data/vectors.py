@@ -1,0 +1,111 @@
+"""Item vectors on disk: a text is encoded once per encoder, ever.
+
+A vector depends on its text, the encoder and the encoder's prompt alone. The store keeps safetensors files in one
+folder per encoder and prompt, each with vectors [n, D] and the SHA-256 of their texts [n, 32]; no text is stored.
+Files are written whole and never changed, so a killed run keeps what it had, and processes can share a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.constants import HF_HOME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+from ..modeling import encoders
+
+DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
+
+
+class VectorStore:
+    """Vectors of texts under one frozen encoder, in memory and on disk.
+
+    Args:
+        encoder: a frozen encoder.
+        prompt: put in front of every text.
+        folder: where the files are (default: beside the Hugging Face cache).
+
+    Attributes:
+        encoded: how many texts were encoded by this object; 0 when everything was on disk.
+    """
+
+    def __init__(self, encoder: SentenceTransformer, prompt: str = "", folder: str | os.PathLike = DEFAULT_FOLDER):
+        self.encoder, self.prompt = encoder, prompt
+        self.fingerprint = encoders.fingerprint(encoder, prompt)
+        identity = f"{self.fingerprint['digest']}\n{prompt}"
+        self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self.encoded = 0
+        self._row: dict[bytes, int] = {}
+        self._vectors = torch.zeros(0, self.fingerprint["embedding_size"])
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self._add(*_read(path))
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __call__(
+        self, texts: Sequence[str], batch_size: int = 64, chunk_size: int = 4096, show_progress: bool = True
+    ) -> Tensor:
+        """Vectors [len(texts), D] in fp32, encoding those that are new.
+
+        Args:
+            texts: may repeat.
+            batch_size: texts per forward pass.
+            chunk_size: texts per file; what a killed run loses at most.
+            show_progress: show a progress bar over new texts.
+        """
+        keys = [hashlib.sha256(text.encode()).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._row}
+        # Long texts first: batches are even, and the time left is never underestimated.
+        todo = sorted(new.items(), key=lambda pair: len(pair[1]), reverse=True)
+        bar = tqdm(total=len(todo), desc="Encoding texts", unit="text", disable=not (show_progress and todo))
+        for start in range(0, len(todo), chunk_size):
+            part = todo[start : start + chunk_size]
+            found = []
+            for at in range(0, len(part), batch_size):
+                rows = [text for _, text in part[at : at + batch_size]]
+                found.append(encoders.embed(self.encoder, rows, self.prompt, batch_size).cpu())
+                bar.update(len(rows))
+            vectors, hashes = torch.cat(found), [key for key, _ in part]
+            self._write(vectors, hashes)
+            self._add(vectors, hashes)
+            self.encoded += len(part)
+        bar.close()
+        return self._vectors[[self._row[key] for key in keys]]
+
+    def _add(self, vectors: Tensor, hashes: list[bytes]) -> None:
+        start = len(self._vectors)
+        self._vectors = torch.cat([self._vectors, vectors])
+        self._row.update({key: start + i for i, key in enumerate(hashes)})
+
+    def _write(self, vectors: Tensor, hashes: list[bytes]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys = torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 32).copy())
+        with tempfile.TemporaryDirectory(dir=self.folder) as staging:
+            path = os.path.join(staging, "part")
+            save_file({"vectors": vectors.contiguous(), "sha256": keys}, path)
+            os.replace(path, self.folder / f"{uuid.uuid4().hex}.safetensors")
+
+
+def _read(path: Path) -> tuple[Tensor, list[bytes]]:
+    try:
+        tensors: dict[str, Any] = load_file(path)
+        return tensors["vectors"], [row.tobytes() for row in tensors["sha256"].numpy()]
+    except (SafetensorError, KeyError) as error:
+        raise DataError(
+            f"The vector file {path.name!r} in {str(path.parent)!r} is damaged ({error}): delete it; its texts will "
+            "be encoded again."
+        ) from error

@@ -1,0 +1,144 @@
+"""Answers to many prompts, and whose history the wrong-user control sees."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pplug_hf.data.lamp import Example
+from pplug_hf.errors import ConfigurationError, DataError, MismatchError
+
+if TYPE_CHECKING:
+    from pplug_hf.processing import PPlugProcessor
+
+
+def answer(
+    generate: Callable[..., Any],
+    processor: PPlugProcessor,
+    prompts: Sequence[str],
+    *,
+    personas: Sequence[Any] | None = None,
+    queries: Sequence[str] | Tensor | None = None,
+    batch_size: int = 32,
+    max_length: int | None = 256,
+    max_new_tokens: int,
+    num_beams: int = 1,
+    description: str = "Answering",
+) -> list[str]:
+    """Answers prompts in batches, greedily or with beams; never sampled, so that a comparison can be repeated.
+
+    Args:
+        generate: `model.generate` of a plug, or of its bare backbone (then without personas and queries). A model
+            in training mode is in eval mode meanwhile.
+        processor: Of that model.
+        prompts: n of them.
+        personas: One history, `Persona` or None per prompt.
+        queries: What weights each history: n texts, or vectors [n, D]. Default: the prompts.
+        batch_size: Prompts per batch.
+        max_length: Cut prompts to this many tokens.
+        max_new_tokens: Most tokens an answer may have.
+        num_beams: 1 is greedy.
+        description: Title of the progress bar.
+
+    Returns:
+        One answer per prompt, in their order.
+
+    Raises:
+        MismatchError: Personas or queries are not as many as prompts.
+        ConfigurationError: `batch_size` is less than 1.
+    """
+    for name, values in (("personas", personas), ("queries", queries)):
+        if values is not None and len(values) != len(prompts):
+            raise MismatchError(f"Got {len(values)} {name} for {len(prompts)} prompts: pass one per prompt.")
+    model = getattr(generate, "__self__", None)
+    answers: dict[int, str] = {}
+    with evaluating(model):
+        for rows in batches_by_length(prompts, batch_size, description):
+            batch = processor(
+                text=[prompts[row] for row in rows],
+                persona=None if personas is None else [personas[row] for row in rows],
+                query=None if queries is None or isinstance(queries, Tensor) else [queries[row] for row in rows],
+                max_length=max_length,
+            )
+            if isinstance(queries, Tensor):
+                batch["query"] = queries[rows]  # the processor takes texts only
+            batch = batch.to(device=getattr(model, "device", None))
+            generated = generate(**batch, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False)
+            texts = processor.decode_answers(generated, prompt_length=batch["input_ids"].shape[1])
+            answers.update(zip(rows, texts, strict=True))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def wrong_users(examples: Sequence[Example], seed: int = 0) -> list[int]:
+    """For the control: if another user's history helps as much, it is not personalisation.
+
+    Args:
+        examples: Of at least two users.
+        seed: Another seed pairs other users. The order of the examples does not matter.
+
+    Returns:
+        For each example the index of the one whose history it gets. It is always another user's, the same for all
+        examples of a user, and never empty unless nobody else has a history. Users with a history pass theirs
+        around in one ring, so among them nobody's is used more than another's.
+
+    Raises:
+        DataError: There are fewer than two users.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row in sorted(range(len(examples)), key=lambda row: (examples[row].user, examples[row].id)):
+        rows_of.setdefault(examples[row].user, []).append(row)
+    if len(rows_of) < 2:
+        raise DataError(f"The wrong-user control needs at least 2 users, and these examples have {len(rows_of)}.")
+    rng = random.Random(seed)
+    users = list(rows_of)
+    rng.shuffle(users)
+    shown = {}  # which of a user's histories another one gets
+    for user in users:
+        rows = rows_of[user]
+        shown[user] = rng.choice([row for row in rows if examples[row].history] or rows)
+
+    users.sort(key=lambda user: not examples[shown[user]].history)  # stable: those without a history go last
+    givers = [user for user in users if examples[shown[user]].history] or users
+    given = {}
+    for place, user in enumerate(users, start=1):
+        giver = givers[place % len(givers)]
+        given[user] = shown[users[1] if giver == user else giver]  # equal only if a single user has a history
+    return [given[example.user] for example in examples]
+
+
+def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -> Iterator[list[int]]:
+    """Indices of texts of similar length, so that little is padded; with a progress bar that counts texts.
+
+    The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
+    """
+    if batch_size < 1:
+        raise ConfigurationError(f"batch_size is {batch_size}; give at least 1.")
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
+    with tqdm(total=len(texts), desc=description) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows
+            bar.update(len(rows))
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without gradients and drop-out; a model that was training goes back to it. Anything else is left alone.
+
+    Not `inference_mode`: a model may keep tensors made there (rotary tables), and could not be trained on.
+    """
+    training = isinstance(model, nn.Module) and model.training
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()

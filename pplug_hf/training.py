@@ -1,0 +1,143 @@
+"""Training a plug with the Trainer of transformers: only the plug learns, and only the plug is saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
+from .errors import ConfigurationError
+from .processing import PPlugProcessor
+
+# Keys of a batch that generation alone needs: a causal model's prompts without their answers.
+_PROMPT_IDS, _PROMPT_MASK = "prompt_input_ids", "prompt_attention_mask"
+
+
+@dataclass
+class PPlugCollator:
+    """Rows of a `PersonaDataset` (`text`, `query`, `target`, `persona`) to one batch.
+
+    Args:
+        processor: of the model.
+        max_length: tokens of a prompt at most.
+        max_target_length: tokens of an answer at most.
+    """
+
+    processor: PPlugProcessor
+    max_length: int | None = 256
+    max_target_length: int | None = 128
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        text = [row["text"] for row in rows]
+        query = [row.get("query") for row in rows]
+        batch = dict(
+            self.processor(
+                text=text,
+                persona=[row.get("persona") for row in rows],
+                query=query if isinstance(query[0], str) else None,
+                labels=[row["target"] for row in rows],
+                max_length=self.max_length,
+                max_target_length=self.max_target_length,
+            )
+        )
+        if isinstance(query[0], Tensor):
+            batch["query"] = torch.stack(query)
+        if not self.processor.is_encoder_decoder:
+            prompts = self.processor(text=text, max_length=self.max_length)
+            batch[_PROMPT_IDS], batch[_PROMPT_MASK] = prompts["input_ids"], prompts["attention_mask"]
+        return batch
+
+
+@dataclass
+class PPlugTrainingArguments(Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` with the few defaults and fields a plug needs."""
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of projector and instruction."})
+    encoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the input encoder (default: a twentieth of learning_rate)."}
+    )
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Must stay off: rows hold texts and personas, which the collator turns into tensors."},
+    )
+
+
+class PPlugTrainer(Seq2SeqTrainer):
+    """`Seq2SeqTrainer` for a `PPlugForConditionalGeneration`.
+
+    What it adds: the optimiser holds exactly the plug's parameters, the input encoder with its own learning rate;
+    `predict_with_generate` answers with personas, for causal models from the prompt alone; checkpoints hold the plug
+    and no pickled arguments.
+    """
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As the Trainer's, over the plug.
+
+        Raises:
+            ConfigurationError: nothing to train, or something outside of the plug that would be trained.
+        """
+        trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise ConfigurationError(
+                "No parameter of this model is trainable: the optimiser would be empty. Unfreeze the plug with "
+                "model.plug.requires_grad_(True)."
+            )
+        if foreign := [name for name in trainable if not name.startswith("plug.")]:
+            raise ConfigurationError(
+                f"{len(foreign)} parameters outside of the plug are trainable (first {foreign[0]!r}): backbone and "
+                "history encoder must stay frozen. Call model.backbone.requires_grad_(False)."
+            )
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        encoder = {id(p) for name, p in trainable.items() if name.startswith("plug.input_encoder.")}
+        if fresh and encoder:
+            rate = getattr(self.args, "encoder_learning_rate", None)
+            rate = self.args.learning_rate / 20 if rate is None else rate
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if id(p) in encoder]
+                if own:
+                    group["params"] = [p for p in group["params"] if id(p) not in encoder]
+                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+        return optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        inputs = {key: value for key, value in inputs.items() if key not in (_PROMPT_IDS, _PROMPT_MASK)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None, **gen_kwargs: Any
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs = dict(inputs)
+        prompts, mask = inputs.pop(_PROMPT_IDS, None), inputs.pop(_PROMPT_MASK, None)
+        generates = self.args.predict_with_generate and not prediction_loss_only
+        if not generates or self.model.config.is_encoder_decoder:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+
+        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+        if prompts is None:
+            raise ConfigurationError(
+                "predict_with_generate on a causal model needs the prompts without answers: use PPlugCollator."
+            )
+        prompts, mask = prompts.to(self.args.device), mask.to(self.args.device)
+        options = {k: v for k, v in (gen_kwargs or getattr(self, "_gen_kwargs", {})).items() if v is not None}
+        generated = self.model.generate(
+            prompts, attention_mask=mask, persona=inputs.get("persona"), query=inputs.get("query"), **options
+        )
+        return loss, generated[:, prompts.shape[1] :].contiguous(), inputs["labels"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Plug, processor and arguments; the Trainer's own would pickle the arguments."""
+        folder = output_dir or self.args.output_dir
+        self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
+        if self.args.should_save:
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
+            Path(os.path.join(folder, "training_args.json")).write_text(arguments + "\n", encoding="utf-8")

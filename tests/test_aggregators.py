@@ -1,0 +1,62 @@
+"""How items are weighted."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from pplug_hf import PPlugConfig
+from pplug_hf.configuration.pplug import AGGREGATORS as NAMES
+from pplug_hf.errors import ConfigurationError
+from pplug_hf.modeling.aggregators import AGGREGATORS, Attention, Mean
+
+QUERY, ITEMS = tiny.vectors(1)[0], tiny.vectors(6, seed=1)
+
+
+def attention(**choices):
+    return Attention(PPlugConfig(**choices))
+
+
+def test_the_names_of_the_configuration_are_those_of_the_classes():
+    assert set(NAMES) == set(AGGREGATORS)
+
+
+@pytest.mark.parametrize("aggregator", [attention(), attention(attention_temperature=0.01), Mean(PPlugConfig())])
+def test_weights_are_a_distribution(aggregator):
+    weights = aggregator(QUERY, ITEMS)
+    assert weights.shape == (6,) and (weights >= 0).all()
+    assert weights.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+@pytest.mark.parametrize("learn", [True, False])
+def test_attention_is_a_softmax_of_scaled_products(temperature, learn):
+    scores = [math.exp(sum(q * h for q, h in zip(QUERY.tolist(), item, strict=True)) / temperature) for item in ITEMS.tolist()]
+    weights = attention(attention_temperature=temperature, learn_temperature=learn)(QUERY, ITEMS)
+    assert weights.tolist() == pytest.approx([score / sum(scores) for score in scores], rel=1e-3, abs=1e-6)
+
+
+def test_temperature_runs_from_the_best_item_to_the_mean():
+    best = attention(attention_temperature=1e-4)(QUERY, ITEMS)
+    assert best.argmax() == (ITEMS @ QUERY).argmax() and best.max() > 0.999
+    flat = attention(attention_temperature=1e6)(QUERY, ITEMS)
+    torch.testing.assert_close(flat, Mean(PPlugConfig())(QUERY, ITEMS), rtol=1e-4, atol=0)
+
+
+def test_only_a_learned_temperature_is_trained_and_saved():
+    fixed, learned = attention(), attention(learn_temperature=True)
+    assert not list(fixed.parameters()) and not fixed.state_dict()
+    assert [name for name, _ in learned.named_parameters()] == ["log_temperature"] == list(learned.state_dict())
+    learned(QUERY, ITEMS)[0].backward()
+    assert learned.log_temperature.grad.abs() > 0
+
+
+def test_the_mean_does_not_look_at_the_request():
+    assert not Mean.needs_query
+    assert Mean(PPlugConfig())(None, ITEMS).tolist() == pytest.approx([1 / 6] * 6)
+
+
+def test_an_unknown_aggregator_names_the_options():
+    with pytest.raises(ConfigurationError, match=r"attention, mean.*'median'"):
+        PPlugConfig(aggregator="median")

@@ -1,0 +1,172 @@
+"""Tiny models with random weights, the same in every run: language models, a sentence encoder, a plug on top."""
+
+import functools
+import tempfile
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from pplug_hf import PPlugForConditionalGeneration
+
+FAMILIES = ("t5", "bart", "gpt2", "llama", "qwen3")
+CAUSAL = ("gpt2", "llama", "qwen3")
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<system>", "<user>", "<bot>")
+PAD, EOS, BOS, UNK = range(4)
+WORDS = (
+    "a about all and best bird blue book cat city cold dark day dog dream end film fire fish for garden good great "
+    "green home i in is it like long love moon my new night of old on rain red river sea short sky snow song star "
+    "story summer sun the tree two war warm what winter with write"
+).split()
+VOCABULARY = (*SPECIAL, *WORDS)
+
+HISTORY = ["a dark film about the sea", "the best book of the summer", "i like rain", "my dog and the moon"]
+HISTORIES = [HISTORY, HISTORY[2:3], []]  # of three users, one of whom is new
+PROMPTS = ["write a story about the night sky", "what is a good film", "the"]
+ANSWERS = ["the moon is cold", "a film of war and snow and love", "sea"]
+
+_SMALL = {"vocab_size": len(VOCABULARY), "pad_token_id": PAD, "eos_token_id": EOS}
+_DECODER = _SMALL | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "attention_dropout": 0.2,
+    "max_position_embeddings": 128,
+}
+_BACKBONES = {
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(
+            **_SMALL, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.2, decoder_start_token_id=0
+        )
+    ),
+    "bart": lambda: BartForConditionalGeneration(
+        BartConfig(
+            **_SMALL,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            encoder_layerdrop=0.2,
+            attention_dropout=0.2,
+            max_position_embeddings=128,
+            bos_token_id=BOS,
+            decoder_start_token_id=EOS,
+            forced_eos_token_id=None,
+            scale_embedding=True,
+            tie_word_embeddings=False,
+        )
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(**_SMALL, bos_token_id=EOS, n_embd=16, n_layer=2, n_head=2, n_positions=128, resid_pdrop=0.2)
+    ),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**_DECODER, bos_token_id=BOS)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_DECODER, bos_token_id=None, head_dim=8)),
+}
+
+
+def backbone(family="gpt2", seed=0):
+    """A language model in eval mode whose answers depend on every word: weights far larger than a fresh model's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        language_model = _BACKBONES[family]()
+        for parameter in language_model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+        language_model.tie_weights()
+    return language_model.eval()
+
+
+# What each family's tokenizer adds by itself.
+_ADDED = {"t5": "$A <eos>", "bart": "<bos> $A <eos>", "llama": "<bos> $A", "encoder": "<bos> $A <eos>"}
+
+
+def tokenizer(family="gpt2"):
+    """One token per word."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if family in _ADDED:
+        words.post_processor = processors.TemplateProcessing(
+            single=_ADDED[family], special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+        )
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    if family in ("bart", "llama", "encoder"):
+        special |= {"bos_token": "<bos>", "cls_token": "<bos>", "sep_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+def encoder(pooling="cls", normalize=True, dense=None, width=12, seed=0, include_prompt=True, **kwargs):
+    """A sentence encoder with dropout, in eval mode. `dense` is the width of a head behind the pooling."""
+    with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        bert = BertModel(
+            BertConfig(
+                vocab_size=len(VOCABULARY),
+                hidden_size=width,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=16,
+                max_position_embeddings=64,
+                initializer_range=0.3,
+                pad_token_id=PAD,
+            )
+        )
+        bert.save_pretrained(folder)
+        tokenizer("encoder").save_pretrained(folder)
+        modules = [Transformer(folder), Pooling(width, pooling_mode=pooling, include_prompt=include_prompt)]
+        if dense is not None:
+            modules.append(Dense(width, dense))
+        if normalize:
+            modules.append(Normalize())
+        sentence_encoder = SentenceTransformer(modules=modules, device="cpu", **kwargs)
+    modules[0].auto_model.config.name_or_path = ""  # the folder is gone
+    return sentence_encoder.eval()
+
+
+@functools.cache
+def shared_encoder():
+    """One for all models that do not change it: a plug freezes it and copies it, nothing else."""
+    return encoder()
+
+
+def model(family="gpt2", seed=0, **choices):
+    """A plug whose every weight is random and matters, on a frozen backbone."""
+    language_model = PPlugForConditionalGeneration.from_backbone(
+        backbone(family), shared_encoder(), tokenizer=tokenizer(family), **choices
+    )
+    randomise(language_model.plug, seed)
+    return language_model
+
+
+@torch.no_grad()
+def randomise(plug, seed=0):
+    """Give a plug weights as training might leave them: nothing is zero, and the two encoders are no longer equal."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(plug.named_parameters()):
+        spread = 0.05 if name.startswith("input_encoder") else 0.5
+        parameter += spread * torch.randn(parameter.shape, generator=generator)
+
+
+def vectors(n, width=12, seed=0):
+    """[n, width] random item vectors."""
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
