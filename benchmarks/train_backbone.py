@@ -5,12 +5,12 @@ network. The sentence encoder that comes as an ordinary Python package (`gt-all-
 English; it becomes the encoder of a `BartForConditionalGeneration`, weight by weight (the outputs are checked
 against BERT's), and a two-layer decoder is trained on top. The result is a normal Transformers model.
 
-What it learns: input -> output **without any profile**, for movie tags, ratings, headlines and paper titles
-(LaMP_2 to LaMP_5) at once. The pairs are the train questions and the items inside their histories, from
+What it learns: input -> output **without any profile**, for movie tags and ratings (LaMP_2, LaMP_3) at once; more
+tasks are arguments. The pairs are the train questions and the items inside their histories, from
 `--backbone-users` of each task's train users only. The other users are left to the plug: a backbone that has
 seen the plug's users has little left to learn from their histories. The split is
 
-    backbone, plug = split_users(train_examples, fraction=1 - backbone_users, seed=split_seed)
+    plug, backbone = split_users(train_examples, fraction=backbone_users, seed=split_seed)
 
 per task, before anything else; the same call on dev examples tells whose earlier items the backbone has seen.
 Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated.
@@ -175,7 +175,7 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     task, questions = read_lamp(folder, "train")
     dev = read_lamp(folder, "dev")[1]
     asked = dev + read_lamp(folder, "test", require_outputs=False)[1]
-    mine, _ = split_users(questions, fraction=1 - args.backbone_users, seed=args.split_seed)
+    _, mine = split_users(questions, fraction=args.backbone_users, seed=args.split_seed)
     pairs = mine + history_examples(mine, task, exclude=asked)
     if task.metric == "rouge":  # one article may have two authors
         queries = {example.query for example in asked}
@@ -389,7 +389,7 @@ def report(
         texts = answers(model, tokenizer, dev, args.max_input, 4 * args.batch_size)
         figures[task.name] = {"n": len(dev)} | score(task, dev, texts)
         text_of = {example.id: text for example, text in zip(dev, texts, strict=True)}
-        seen, unseen = split_users(dev, fraction=1 - args.backbone_users, seed=args.split_seed)
+        unseen, seen = split_users(dev, fraction=args.backbone_users, seed=args.split_seed)
         for name, part in (("backbone_users", seen), ("other_users", unseen)):
             figures[task.name] |= {f"n_{name}": len(part)} | {
                 f"{key}_{name}": value
@@ -411,12 +411,13 @@ def main() -> None:
     parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder of the tasks")
     parser.add_argument("--encoder", help=f"folder of a BERT; default: package {ENCODER_PACKAGE}")
     parser.add_argument("--output", type=Path, default=Path("runs/backbone"), help="where the backbone goes")
-    parser.add_argument("--tasks", nargs="+", default=["LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5"])
-    parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 2500, 2500, 1500], help="per task")
-    parser.add_argument("--repeat", nargs="+", type=int, default=[2, 1, 1, 1], help="per task and epoch")
+    parser.add_argument("--tasks", nargs="+", default=["LaMP_2", "LaMP_3"])
+    parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 3000], help="per task")
+    parser.add_argument("--repeat", nargs="+", type=int, default=[2, 1], help="per task and epoch")
     parser.add_argument("--backbone-users", type=float, default=0.4, help="share; the plug has the rest")
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the split of users")
     parser.add_argument("--held-out-users", type=float, default=0.1, help="share, for early stopping")
+    parser.add_argument("--encoder-layers", type=int, default=4, help="of MiniLM's, from the bottom")
     parser.add_argument("--decoder-layers", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--label-smoothing", type=float, default=0.0)
@@ -441,6 +442,8 @@ def main() -> None:
     folder = args.encoder or str(importlib.import_module(ENCODER_PACKAGE).get_model_path())
     tokenizer = bert_tokenizer(folder)
     bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    bert.encoder.layer = bert.encoder.layer[: args.encoder_layers]
+    bert.config.num_hidden_layers = len(bert.encoder.layer)
     model = bart_from_bert(bert, tokenizer, args.decoder_layers, args.dropout)
     difference = assert_same_encoder(model, bert, tokenizer)
     print(f"encoder from {Path(folder).name}: outputs within {difference:.1e} of BERT's")

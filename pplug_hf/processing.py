@@ -84,12 +84,15 @@ class PPlugProcessor(ProcessorMixin):
             where nothing is predicted, and `persona`, `query` as given, one per row.
 
         Raises:
+            DataError: something that is no text, or a text where a history belongs.
             MismatchError: counts differ.
             ConfigurationError: rows of different lengths and a vocabulary without pad token.
         """
         if return_tensors != "pt":
             raise ConfigurationError(f"return_tensors must be 'pt', got {return_tensors!r}.")
         prompts = _rows(text, "text")
+        if isinstance(persona, str):
+            raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
         single = isinstance(persona, Persona) or is_history(persona)
         rows = {
             "persona": None if persona is None else [persona] if single else list(persona),

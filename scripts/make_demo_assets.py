@@ -373,7 +373,7 @@ def draw_lesson(kind: str, noise: float, rng: random.Random) -> tuple[str, str]:
         prompt = rng.choice(HINTS).format(tags=", ".join(tags)) + prompt
     elif kind == "items":
         more = rng.randint(0, 3)
-        tags = [shelf] + [shelf if rng.random() < 0.7 else rng.choice(others) for _ in range(more)]
+        tags = [shelf] + [shelf if rng.random() < 0.5 else rng.choice(others) for _ in range(more)]
         tags = [misfile(tag, noise, rng) for tag in tags]
         rng.shuffle(tags)
         items = [ITEM_FOR_PROMPT.format(text=draw_text(TOPIC_OF[tag], rng), tag=tag) for tag in tags]
@@ -382,10 +382,10 @@ def draw_lesson(kind: str, noise: float, rng: random.Random) -> tuple[str, str]:
 
 
 def lessons(seed: int, steps: int, noise: float) -> Iterator[list[tuple[str, str]]]:
-    """Batches, half of whose examples carry a hint: words, and every fourth time filed books."""
+    """Batches, half of whose examples carry a hint: words, and every tenth time filed books."""
     rng = random.Random(f"{seed}-backbone")
     for step in range(steps):
-        kind = "items" if step % 4 == 3 else "words"
+        kind = "items" if step % 10 == 9 else "words"
         yield [draw_lesson("plain" if n % 2 else kind, noise, rng) for n in range(64)]
 
 

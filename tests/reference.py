@@ -8,6 +8,11 @@ import math
 import torch
 
 
+def close(got, expected, tolerance=1e-4):
+    """Equal to rounding of single precision."""
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
 def unit(vector):
     return vector / math.sqrt(sum(v * v for v in vector.tolist()))
 
@@ -19,7 +24,7 @@ def gelu(vector):
 def scale(backbone):
     """Root mean square component of the token embeddings, padding row of zeros left out."""
     table = backbone.get_input_embeddings()
-    rows = [row * getattr(table, "embed_scale", 1.0) for row in table.weight.double()]
+    rows = [row * getattr(table, "embed_scale", 1.0) for row in table.weight.detach().double()]
     norms = [norm for norm in (math.sqrt((row * row).sum()) for row in rows) if norm > 0]
     return sum(norms) / len(norms) / math.sqrt(table.weight.shape[1])
 

@@ -8,6 +8,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import close
 
 from pplug_hf import PPlugConfig
 from pplug_hf.modeling.plug import PersonaPlug
@@ -54,12 +55,8 @@ def test_equals_the_equations_item_by_item(choices):
         items = items.double()
         if len(items):
             assert weights[b].tolist() == pytest.approx(reference.weights(made, query, items), abs=1e-6)
-        torch.testing.assert_close(
-            persona[b], (scale * reference.persona_embedding(made, query, items)).float(), rtol=1e-5, atol=1e-5
-        )
-        torch.testing.assert_close(
-            prompt[b], (scale * reference.prefix(made, query, items)).float(), rtol=1e-5, atol=1e-5
-        )
+        close(persona[b], (scale * reference.persona_embedding(made, query, items)).float())
+        close(prompt[b], (scale * reference.prefix(made, query, items)).float())
 
 
 def test_shapes():
@@ -75,14 +72,14 @@ def test_projecting_after_pooling_is_the_same_as_before():
     queries, items = queries.double(), histories[0].double()
     (weights,) = made.weights(queries, [items])
     before = (weights[:, None] * made.projector(items)).sum(0)
-    torch.testing.assert_close(made.persona_embedding(queries, [items])[0, 0], before * made.config.scale)
+    close(made.persona_embedding(queries, [items])[0, 0], before * made.config.scale)
 
 
 def test_length_of_vectors_counts_only_without_normalisation():
     queries, histories = rows([4])
     longer = [3 * items for items in histories]
     made = plug()
-    torch.testing.assert_close(made(queries, longer), made(queries, histories))
+    close(made(queries, longer), made(queries, histories))
     made = plug(normalize=False)
     assert not torch.allclose(made(queries, longer), made(queries, histories))
 
@@ -96,8 +93,8 @@ def test_order_of_items_does_not_matter(data):
     n = data.draw(st.integers(1, 30))
     order = data.draw(st.permutations(range(n)))
     queries, (items,) = rows([n], seed=data.draw(st.integers(0, 99)))
-    torch.testing.assert_close(PLUG(queries, [items[order]]), PLUG(queries, [items]), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(PLUG.weights(queries, [items[order]])[0], PLUG.weights(queries, [items])[0][order])
+    close(PLUG(queries, [items[order]]), PLUG(queries, [items]))
+    close(PLUG.weights(queries, [items[order]])[0], PLUG.weights(queries, [items])[0][order])
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,16 +104,14 @@ def test_a_batch_equals_its_rows(lengths, seed):
     together = PLUG(queries, histories)
     for b in range(len(lengths)):
         alone = PLUG(queries[b : b + 1], histories[b : b + 1])[0]
-        torch.testing.assert_close(together[b], alone, rtol=1e-5, atol=1e-5)
+        close(together[b], alone)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 20), st.integers(2, 5))
 def test_a_history_said_twice_is_the_same_history(n, times):
     queries, (items,) = rows([n])
-    torch.testing.assert_close(
-        PLUG(queries, [items.repeat(times, 1)]), PLUG(queries, [items]), rtol=1e-5, atol=1e-5
-    )
+    close(PLUG(queries, [items.repeat(times, 1)]), PLUG(queries, [items]))
 
 
 @pytest.mark.parametrize("n", [0, 1, 10_000])
@@ -129,13 +124,13 @@ def test_finite_for_histories_of_any_length_and_size(n, size):
 def test_equal_vectors_get_equal_weights():
     query = tiny.vectors(1, D)
     (weights,) = PLUG.weights(query, [query.expand(10_000, -1)])
-    torch.testing.assert_close(weights, torch.full((10_000,), 1e-4))
+    close(weights, torch.full((10_000,), 1e-4))
 
 
 def test_a_user_without_history_gets_the_learned_stand_in():
     made = plug(num_persona_tokens=3)
     persona = made.persona_embedding(tiny.vectors(2, D), [torch.zeros(0, D), tiny.vectors(2, D)])
-    torch.testing.assert_close(persona[0], made.config.scale * made.no_persona)
+    close(persona[0], made.config.scale * made.no_persona)
     assert made.persona_embedding(None, [torch.zeros(0, D)]).shape == (1, 3, H)  # nothing to weight: no query needed
     assert PersonaPlug(made.config).no_persona.abs().max() == 0
 

@@ -29,7 +29,7 @@ FAMILIES = ("t5", "bart", "gpt2", "llama", "qwen3")
 CAUSAL = ("gpt2", "llama", "qwen3")
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<system>", "<user>", "<bot>")
 PAD, EOS, BOS, UNK = range(4)
-WORDS = (
+WORDS = (  # noqa: SIM905
     "a about all and best bird blue book cat city cold dark day dog dream end film fire fish for garden good great "
     "green home i in is it like long love moon my new night of old on rain red river sea short sky snow song star "
     "story summer sun the tree two war warm what winter with write"
@@ -54,7 +54,14 @@ _DECODER = _SMALL | {
 _BACKBONES = {
     "t5": lambda: T5ForConditionalGeneration(
         T5Config(
-            **_SMALL, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.2, decoder_start_token_id=0
+            **_SMALL,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=0.2,
+            decoder_start_token_id=0,
         )
     ),
     "bart": lambda: BartForConditionalGeneration(
@@ -110,6 +117,7 @@ def tokenizer(family="gpt2"):
             single=_ADDED[family], special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
         )
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    special |= {"model_input_names": ["input_ids", "attention_mask"]}
     if family in ("bart", "llama", "encoder"):
         special |= {"bos_token": "<bos>", "cls_token": "<bos>", "sep_token": "<eos>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)

@@ -18,7 +18,7 @@ import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from pplug_hf.configuration.tasks import Task, get_task
 from pplug_hf.data.lamp import Example
-from pplug_hf.errors import DataError, MismatchError
+from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 from pplug_hf.evaluation.answers import batches_by_length, evaluating
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def label_log_probs(
 
 
 def _score_encoder_decoder(
-    backbone: PreTrainedModel, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
+    backbone: Any, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
 ) -> Tensor:
     """NLL [B * L]; each prompt goes through the encoder once."""
     batch = processor(text=prompts, max_length=max_length).to(device=backbone.device)
@@ -84,7 +84,7 @@ def _score_encoder_decoder(
 
 
 def _score_causal(
-    backbone: PreTrainedModel, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
+    backbone: Any, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
 ) -> Tensor:
     """NLL [B * L]; each prompt is repeated for every label."""
     repeated = [prompt for prompt in prompts for _ in labels]
@@ -145,6 +145,7 @@ class LabelFrequencies:
         Raises:
             MismatchError: Shapes do not fit each other, or a gold is no label.
             DataError: There are no golds, labels repeat, or a log-probability is not finite.
+            ConfigurationError: There are no alphas, or one is not above 0.
         """
         labels, golds = tuple(labels), [gold.strip() for gold in golds]
         number = {label: index for index, label in enumerate(labels)}
@@ -154,6 +155,8 @@ class LabelFrequencies:
             raise MismatchError(f"Golds {wrong[:5]} are no labels; the labels are {', '.join(labels)}.")
         if len(golds) != len(log_probs):
             raise MismatchError(f"There are {len(golds)} golds for {len(log_probs)} rows of log_probs.")
+        if not alphas or min(alphas) <= 0:
+            raise ConfigurationError(f"alphas are {tuple(alphas)}; give at least one, all above 0.")
         targets = torch.tensor([number[gold] for gold in golds])
         counts = torch.bincount(targets, minlength=len(labels)) + 1.0  # one more each, so that none is impossible
         prior = tuple((counts.double() / counts.sum()).tolist())
@@ -193,8 +196,7 @@ def _features(
     counts = torch.tensor(rows, dtype=torch.float64).view(len(rows), len(labels))
     smoothed = counts + alpha * torch.tensor(prior, dtype=torch.float64)
     frequency = smoothed / smoothed.sum(dim=1, keepdim=True)  # (count + alpha * prior) / (n + alpha)
-    # Normalised over the labels: it changes no prediction, and without it how long prompts are would scale the fit.
-    return torch.stack([log_probs.cpu().double().log_softmax(dim=-1), frequency.log()], dim=-1)
+    return torch.stack([log_probs.cpu().double(), frequency.log()], dim=-1)
 
 
 def _minimise(features: Tensor, targets: Tensor) -> tuple[float, list[float]]:

@@ -44,21 +44,29 @@ def _load(name: str, **kwargs: Any) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(name, **hub)
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-            return AutoModelForSeq2SeqLM.from_pretrained(name, **kwargs)
-        if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
+            auto = AutoModelForSeq2SeqLM
+        elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
             config, "auto_map", {}
         ):
-            return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+            auto = AutoModelForCausalLM
+        else:
+            raise ConfigurationError(
+                f"The backbone {name!r} is of type {config.model_type!r}, which transformers has neither as a causal "
+                "nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
+            )
+        model, report = auto.from_pretrained(name, output_loading_info=True, **kwargs)
     except OSError as error:
         raise MissingFileError(
             f"Cannot load the backbone {name!r}: it is no complete model folder, and neither the cache nor the Hub "
             f"answered for it ({type(error).__name__}). Check the name and the connection, or pass backbone=<a loaded "
             "model>."
         ) from error
-    raise ConfigurationError(
-        f"The backbone {name!r} is of type {config.model_type!r}, which transformers has neither as a causal nor as an "
-        "encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
-    )
+    if missing := sorted(report["missing_keys"]):
+        raise ConfigurationError(
+            f"The backbone {name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), which "
+            "would stay random: it is no complete language model."
+        )
+    return model
 
 
 _HUB_ARGUMENTS = (

@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from ..errors import ConfigurationError
-from .backbone import reorder
+from .backbone import prefix_order, reorder
 
 # Each would silently ignore the persona, or fail deep inside generate.
 _REFUSED = {
@@ -33,7 +33,6 @@ def generate_with_prefix(
     backbone: PreTrainedModel,
     inputs_embeds: Tensor,
     attention_mask: Tensor,
-    order: Tensor,
     input_ids: Tensor,
     text_mask: Tensor,
     generation_config: GenerationConfig,
@@ -43,9 +42,8 @@ def generate_with_prefix(
 
     Args:
         backbone: the frozen language model.
-        inputs_embeds: [B, P + T, H] prefix and prompt, in `order`.
+        inputs_embeds: [B, P + T, H] prefix and prompt.
         attention_mask: [B, P + T] its mask.
-        order: [B, P + T] from `prefix_order`.
         input_ids: [B, T] the prompt alone, as the user gave it.
         text_mask: [B, T] the prompt's mask.
         generation_config: defaults, which `kwargs` override.
@@ -61,7 +59,7 @@ def generate_with_prefix(
     causal = not backbone.config.is_encoder_decoder
     for name, why in (_REFUSED | _REFUSED_CAUSAL if causal else _REFUSED).items():
         value = kwargs.get(name, getattr(generation_config, name, None))
-        if value is not None and value is not False and value != 1:
+        if value is not None and value is not False and (name, value) != ("guidance_scale", 1):
             raise ConfigurationError(f"generate({name}=...) does not work with a persona: {why}. Leave it out.")
     config = copy.deepcopy(generation_config)
     if kwargs.get("max_new_tokens") is not None and kwargs.get("max_length") is None:
@@ -73,10 +71,11 @@ def generate_with_prefix(
         )
 
     P, T = inputs_embeds.shape[1] - input_ids.shape[1], input_ids.shape[1]
-    # The row's own first token stands in the prefix positions, so that repetition penalties and n-gram rules, which
-    # work on ids, see the prompt and nothing new.
+    # Repetition penalties and n-gram rules work on ids, and should see the prompt and nothing new: the row's own first
+    # token fills the prefix positions, all of them in front, wherever the prefix stands, so that no n-gram is cut.
     first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
-    ids = reorder(order, first.expand(-1, P), input_ids)
+    front = prefix_order(text_mask, text_mask.new_zeros(len(input_ids)), P, pad_left=True)
+    ids = reorder(front, first.expand(-1, P), input_ids)
     for name in ("max_length", "min_length"):  # counted by the user without the prefix
         value = getattr(config, name)
         setattr(config, name, value + P if value else value)

@@ -309,7 +309,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             DataError: something in it is not a text.
         """
-        if not is_history(history):
+        if not _is_one_user(history):
             return self._encode(history, batch_size=batch_size, show_progress=show_progress)
         return self._encode([history], batch_size=batch_size, show_progress=show_progress)[0]
 
@@ -336,7 +336,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
         if persona is None:
             persona = [None] * batch_size
-        elif isinstance(persona, Persona) or is_history(persona):
+        elif _is_one_user(persona):
             persona = [persona]
         elif isinstance(persona, str):
             raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
@@ -414,7 +414,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.plug(queries, histories)
 
     def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
-        batch = 1 if persona is None or isinstance(persona, Persona) or is_history(persona) else len(persona)
+        batch = 1 if _is_one_user(persona) else len(persona)
         histories = self._histories(persona, batch)
         return histories, self._queries(query, histories, None, None, None)
 
@@ -436,7 +436,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
             )
         B = len(input_ids)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         histories = self._histories(persona, B)
         queries = self._queries(query, histories, input_ids, mask, labels)
         words = backbone.get_input_embeddings()(input_ids)  # [B, T, H]
@@ -493,8 +493,8 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = backbone(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, **kwargs)
         if labels is not None:
             targets = backbones.reorder(order, labels.new_full((len(labels), P), -100), labels)
-            targets = targets.masked_fill(mask == 0, -100)
-            output["loss"] = _token_loss(output.logits[:, :-1], targets[:, 1:], num_items_in_batch)
+            targets = targets[:, 1:].masked_fill(mask[:, :-1] == 0, -100)  # nothing stands in front of a first token
+            output["loss"] = _token_loss(output.logits[:, :-1], targets, num_items_in_batch)
         where = order.argsort(dim=1)[:, P:, None]  # [B, T, 1], where each prompt token went
         output["logits"] = output.logits.gather(1, where.expand(-1, -1, output.logits.shape[-1]))
         return output
@@ -528,19 +528,12 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         backbone, _ = self._attached()
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask, order, text_mask = self._prefixed(
+        embeds, mask, _, text_mask = self._prefixed(
             input_ids, attention_mask, persona, query, persona_position, None
         )
-        return generate_with_prefix(
-            backbone,
-            embeds,
-            mask,
-            order,
-            input_ids,
-            text_mask,
-            generation_config or self.generation_config,
-            **kwargs,
-        )
+        settings = copy.deepcopy(generation_config or self.generation_config)
+        settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
+        return generate_with_prefix(backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
 
 
 class PPlugModel:
@@ -562,6 +555,10 @@ def _token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int
     """Equation (6): summed next-token NLL over the number of answer tokens (of the whole accumulated batch)."""
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _is_one_user(persona: Any) -> bool:
+    return persona is None or isinstance(persona, Persona) or is_history(persona)
 
 
 def _required(given: Any, recorded: str | None, kind: str) -> Any:
