@@ -27,7 +27,7 @@ lint:
 	$(BIN)/ruff format --check .
 
 types:
-	$(BIN)/pyright
+	$(BIN)/basedpyright
 
 build:
 	$(BIN)/python -m build --outdir build/dist --quiet

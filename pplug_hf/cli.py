@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import asdict
+from dataclasses import fields
 
 from .errors import PPlugError
 from .version import __version__
@@ -46,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     plug = [command.plug_choices()] if module == "train" else []
     parser = HfArgumentParser([kind, *plug], prog=f"pplug-hf {arguments[0]}", description=kind.__doc__)
     chosen, *rest = parser.parse_args_into_dataclasses(arguments[1:])
-    given = {name: value for part in rest for name, value in asdict(part).items() if value is not None}
+    # What was left at its default is left to the library, which may know better (an encoder's own prompts).
+    given = {
+        f.name: getattr(part, f.name) for part in rest for f in fields(part) if getattr(part, f.name) != f.default
+    }
     try:
         getattr(command, function)(chosen, **given)
     except PPlugError as error:

@@ -62,7 +62,9 @@ def test_training_changes_every_trainable_parameter_and_nothing_else(fresh):
 
 def test_what_is_trained_is_exactly_the_plug(fresh):
     trained = {name for name, p in fresh.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in fresh.named_parameters() if name.startswith("plug.") and ".pooler." not in name}
+    assert trained == {
+        name for name, _ in fresh.named_parameters() if name.startswith("plug.") and ".pooler." not in name
+    }
     assert trained == set(fresh.state_dict())
     fresh(**batch_of(fresh)).loss.backward()
     for name, parameter in fresh.named_parameters():
@@ -106,9 +108,7 @@ def test_the_backbone_stays_usable_and_savable_alone(fresh, tmp_path):
     steps(fresh.train(), 1)
     fresh.eval()
     ids = torch.tensor([[9, 10, 11]])
-    assert torch.equal(
-        fresh.backbone.generate(ids, max_new_tokens=6), untouched.generate(ids, max_new_tokens=6)
-    )
+    assert torch.equal(fresh.backbone.generate(ids, max_new_tokens=6), untouched.generate(ids, max_new_tokens=6))
     fresh.backbone.save_pretrained(tmp_path)
     auto = AutoModelForSeq2SeqLM if untouched.config.is_encoder_decoder else AutoModelForCausalLM
     again = auto.from_pretrained(tmp_path)
@@ -137,7 +137,9 @@ def gradients(model):
     for hook in hooks:
         hook.remove()
     # The second run of a layer may stop before its last modules, whose results nobody needs.
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, [max(r.values()) for r in runs]
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, [
+        max(r.values()) for r in runs
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing")

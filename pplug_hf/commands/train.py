@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..configuration import PPlugConfig
 from ..configuration.pplug import choices
 from ..configuration.tasks import Task
 from ..data.dataset import PersonaDataset
@@ -66,8 +64,9 @@ class TrainSettings:
 
 def plug_choices() -> type:
     """The configuration's own choices as a dataclass, help included, for the command line."""
-    hints = typing.get_type_hints(PPlugConfig)
-    return make_dataclass("PlugChoices", [(n, hints[n], _option(d, h)) for n, (d, h) in choices().items()])
+    return make_dataclass(
+        "PlugChoices", [(f.name, f.type, _option(f.default, f.metadata["help"])) for f in choices().values()]
+    )
 
 
 def train(settings: TrainSettings, **plug: Any) -> PPlugForConditionalGeneration:

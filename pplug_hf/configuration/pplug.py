@@ -4,9 +4,7 @@ Each field is followed by the sentence that becomes the help of the command line
 reference and the CLI cannot disagree.
 """
 
-from __future__ import annotations
-
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -111,6 +109,6 @@ class PPlugConfig(PreTrainedConfig):
         return self.embedding_norm / self.hidden_size**0.5
 
 
-def choices() -> dict[str, tuple[Any, str]]:
-    """Name -> (default, help) of the fields a user chooses; the command line and the reference read it."""
-    return {f.name: (f.default, f.metadata["help"]) for f in fields(PPlugConfig) if f.metadata.get("choice")}
+def choices() -> dict[str, Field]:
+    """The fields a user chooses, by name; the command line takes type, default and help from them."""
+    return {f.name: f for f in fields(PPlugConfig) if f.metadata.get("choice")}

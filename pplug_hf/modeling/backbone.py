@@ -42,7 +42,7 @@ def load_backbone(source: str | PreTrainedModel, **kwargs: Any) -> PreTrainedMod
 def _load(name: str, **kwargs: Any) -> PreTrainedModel:
     hub = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
     try:
-        config = AutoConfig.from_pretrained(name, **hub)
+        config = _load_config(name, **hub)
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             auto = AutoModelForSeq2SeqLM
         elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
@@ -67,6 +67,17 @@ def _load(name: str, **kwargs: Any) -> PreTrainedModel:
             "would stay random: it is no complete language model."
         )
     return model
+
+
+def _load_config(name: str, **kwargs: Any) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, **kwargs)
+    except ValueError as error:
+        if isinstance(error, OSError):
+            raise
+        raise ConfigurationError(
+            f"The backbone {name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
+        ) from error
 
 
 _HUB_ARGUMENTS = (

@@ -146,10 +146,11 @@ def check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], name:
 def _find(name: str | os.PathLike, filename: str, **place: Any) -> str:
     try:
         path = cached_file(name, filename, **place)
+        if path is None:  # what cached_file says of a folder without config.json
+            raise FileNotFoundError(filename)
     except OSError as error:
         raise MissingFileError(
             f"Cannot load {filename} of the plug {str(name)!r}: it is in no local folder of that name, and neither the "
             f"cache nor the Hub answered for it ({type(error).__name__}). Check the name and the connection."
         ) from error
-    assert path is not None  # cached_file raises for what is missing, by default
     return path

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +107,8 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         if unknown := set(choices) - set(known()):
             raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known())}.")
+        # A whole number is a fine temperature; the configuration's type check tells int from float.
+        choices = {k: float(v) if type(v) is int and known()[k].type is float else v for k, v in choices.items()}
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if tokenizer is None:
@@ -309,21 +311,26 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             DataError: something in it is not a text.
         """
-        if not _is_one_user(history):
-            return self._encode(history, batch_size=batch_size, show_progress=show_progress)
-        return self._encode([history], batch_size=batch_size, show_progress=show_progress)[0]
+        personas = self._encode(_users(history), batch_size=batch_size, show_progress=show_progress)
+        return personas[0] if _is_one_user(history) else personas
 
     def _encode(self, histories: Sequence[Any], **kwargs: Any) -> list[Persona]:
         """Histories (or finished personas, or None) to personas, all texts in one pass."""
         _, encoder = self._attached()
         fingerprint = self.config.encoder_fingerprint
-        texts = [None if isinstance(h, Persona) else item_texts(h or (), self.config.item_template) for h in histories]
+        template = self.config.item_template
+        texts = [None if isinstance(h, Persona) else item_texts(() if h is None else h, template) for h in histories]
         flat = [text for row in texts if row for text in row]
         vectors = encoders.embed(encoder, flat, prompt=self.config.history_prompt, **kwargs) if flat else None
         personas, start = [], 0
         for history, row in zip(histories, texts, strict=True):
             if isinstance(history, Persona):
                 check_fingerprint(history, fingerprint)
+                if history.embeddings.shape[1] != self.config.encoder_size:
+                    raise MismatchError(
+                        f"This persona's vectors are {history.embeddings.shape[1]} wide, the model's encoder gives "
+                        f"{self.config.encoder_size}: encode the history with this model's encode_persona."
+                    )
                 personas.append(history)
                 continue
             stop = start + len(row)
@@ -334,12 +341,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _histories(self, persona: Any, batch_size: int) -> list[Tensor]:
         """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
-        if persona is None:
-            persona = [None] * batch_size
-        elif _is_one_user(persona):
-            persona = [persona]
-        elif isinstance(persona, str):
-            raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
+        persona = [None] * batch_size if persona is None else _users(persona)
         if len(persona) != batch_size:
             raise MismatchError(
                 f"Got {len(persona)} personas for {batch_size} prompts: pass a list with one history per prompt "
@@ -359,6 +361,8 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise MismatchError(
                     f"query vectors must be [{len(histories)}, {self.config.encoder_size}], got {list(query.shape)}."
                 )
+            if not query.isfinite().all():
+                raise DataError("query vectors hold NaN or infinity.")
             return query.to(self.plug.no_persona)
         query = [query] if isinstance(query, str) else list(query)
         if len(query) != len(histories):
@@ -414,8 +418,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.plug(queries, histories)
 
     def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
-        batch = 1 if _is_one_user(persona) else len(persona)
-        histories = self._histories(persona, batch)
+        histories = self._histories(persona, len(_users(persona)))
         return histories, self._queries(query, histories, None, None, None)
 
     # ---- forward, generate ---------------------------------------------------------------------------------
@@ -443,7 +446,8 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prefix = self.plug(queries, histories).to(words)  # [B, P, H]
         if position is None:
             position = backbones.default_position(backbone, input_ids, mask)
-        position = torch.as_tensor(position, device=mask.device)
+        else:
+            position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
         order = backbones.prefix_order(mask, position, prefix.shape[1], pad_left=not self.config.is_encoder_decoder)
         embeds = backbones.reorder(order, prefix, words)
         full_mask = backbones.reorder(order, mask.new_ones(prefix.shape[:2]), mask)
@@ -528,9 +532,7 @@ class PPlugForConditionalGeneration(PreTrainedModel, GenerationMixin):
         backbone, _ = self._attached()
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask, _, text_mask = self._prefixed(
-            input_ids, attention_mask, persona, query, persona_position, None
-        )
+        embeds, mask, _, text_mask = self._prefixed(input_ids, attention_mask, persona, query, persona_position, None)
         settings = copy.deepcopy(generation_config or self.generation_config)
         settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         return generate_with_prefix(backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
@@ -561,6 +563,28 @@ def _is_one_user(persona: Any) -> bool:
     return persona is None or isinstance(persona, Persona) or is_history(persona)
 
 
+def _users(persona: Any) -> Sequence[Any]:
+    """What a user passes as `persona`, as one history, Persona or None per row."""
+    if _is_one_user(persona):
+        return [persona]
+    if isinstance(persona, str | Mapping | Tensor) or not hasattr(persona, "__len__"):
+        raise DataError(
+            f"persona is a history, a list of texts; got a single {type(persona).__name__}: pass [text], or a Persona "
+            "for finished vectors."
+        )
+    return persona
+
+
+def _checked_position(position: Tensor, mask: Tensor) -> Tensor:
+    if position.shape != mask.shape[:1]:
+        raise MismatchError(
+            f"persona_position must hold one number per prompt, [{len(mask)}], got {list(position.shape)}."
+        )
+    if ((position < 0) | (position > mask.sum(dim=1))).any():
+        raise DataError("persona_position must lie between 0 and the number of tokens of its prompt.")
+    return position
+
+
 def _required(given: Any, recorded: str | None, kind: str) -> Any:
     if given is None and recorded is None:
         raise ConfigurationError(
@@ -584,11 +608,18 @@ def _is_plug(key: str, prefix: str = "") -> bool:
 
 def _drop_frozen(module: Any, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
     """A state dict of the model is the plug, for save_pretrained, checkpoints and wrappers alike."""
-    for key in [key for key in state_dict if not _is_plug(key, prefix)]:
+    for key in [key for key in state_dict if key.startswith(prefix) and not _is_plug(key, prefix)]:
         del state_dict[key]
+
+
+def _is_frozen(path: list[str]) -> bool:
+    """Whether a state dict key, split at its dots, is of a frozen part; in front may stand a wrapper's prefix."""
+    if "plug" in path:
+        return encoders.is_unused(".".join(path))
+    return "backbone" in path or "history_encoder" in path
 
 
 def _forgive_frozen(module: Any, incompatible: Any) -> None:
     """... so loading one must not ask for the rest, under a wrapper's prefix either."""
     missing = incompatible.missing_keys
-    missing[:] = [key for key in missing if "plug" in key.split(".") and not encoders.is_unused(key)]
+    missing[:] = [key for key in missing if not _is_frozen(key.split("."))]

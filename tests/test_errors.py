@@ -1,0 +1,151 @@
+"""What a user gets wrong is said in one clear error, which never holds a text of a history."""
+
+import pytest
+import tiny
+import torch
+
+import pplug_hf.errors
+from pplug_hf import Persona, PPlugConfig, PPlugForConditionalGeneration
+from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError, PPlugError
+
+SECRET = "my secret diary"
+IDS = torch.tensor([[9, 10, 11]])
+TWO = IDS.repeat(2, 1)
+
+
+@pytest.fixture(params=["forward", "generate"])
+def call(request, gpt2):
+    return gpt2 if request.param == "forward" else gpt2.generate
+
+
+def test_every_error_is_also_the_built_in_one():
+    errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
+    assert len(errors) == 5
+    assert all(issubclass(e, ValueError) for e in errors if e is not PPlugError)
+    assert issubclass(MissingFileError, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "ids, arguments, error, message",
+    [
+        (TWO, {"persona": [SECRET, "b"]}, MismatchError, "Got 1 personas for 2 prompts.*one history per prompt"),
+        (TWO, {"persona": [[SECRET]] * 3}, MismatchError, "Got 3 personas for 2 prompts"),
+        (IDS, {"persona": [[SECRET], ["b"]]}, MismatchError, "Got 2 personas for 1 prompts"),
+        (IDS, {"persona": SECRET}, DataError, r"a list of texts; got a single str: pass \[text\]"),
+        (TWO, {"persona": [SECRET, SECRET], "query": "a"}, MismatchError, "Got 1 personas for 2 prompts"),
+        (TWO, {"persona": [[SECRET], SECRET]}, DataError, "got a single str"),
+        (IDS, {"persona": [SECRET, 3]}, DataError, "History item 1 is a int, not a text"),
+        (IDS, {"persona": [[SECRET, None]]}, DataError, "History item 1 is a NoneType, not a text"),
+        (IDS, {"persona": [{"text": SECRET}]}, DataError, "has no item_template"),
+        (IDS, {"persona": 3}, DataError, "got a single int: pass"),
+        (IDS, {"persona": torch.zeros(1, 12)}, DataError, "got a single Tensor: pass .*or a Persona"),
+        (IDS, {"persona": [SECRET], "query": ""}, DataError, "query of row 0 is empty.*Pass query="),
+        (IDS, {"persona": [SECRET], "query": "  \n"}, DataError, "query of row 0 is empty"),
+        (TWO, {"persona": [[SECRET]] * 2, "query": ["a", ""]}, DataError, "query of row 1 is empty"),
+        (TWO, {"persona": [[SECRET]] * 2, "query": ["a", 3]}, DataError, "query of row 1 is empty or no text"),
+        (TWO, {"persona": [[SECRET]] * 2, "query": ["a"]}, MismatchError, "Got 1 queries for 2 prompts"),
+        (TWO, {"persona": [[SECRET]] * 2, "query": "a"}, MismatchError, "Got 1 queries for 2 prompts"),
+        (IDS, {"persona": [SECRET], "query": torch.zeros(1, 5)}, MismatchError, r"must be \[1, 12\], got \[1, 5\]"),
+        (IDS, {"persona": [SECRET], "query": torch.full((1, 12), torch.nan)}, DataError, "NaN or infinity"),
+        (IDS, {"persona": [torch.zeros(1, 12)]}, DataError, "History item 0 is a Tensor, not a text"),
+        (IDS, {"persona": {"text": SECRET}}, DataError, "got a single dict"),
+        (IDS[0], {"persona": [SECRET]}, DataError, r"input_ids must be \[batch, tokens\], got \[3\]"),
+        (None, {"persona": [SECRET]}, DataError, "input_ids must be .*got None"),
+        (
+            TWO,
+            {"persona_position": [1]},
+            MismatchError,
+            r"persona_position must hold one number per prompt, \[2\], got \[1\]",
+        ),
+        (IDS, {"persona_position": [-1]}, DataError, "persona_position must lie between 0 and"),
+        (IDS, {"persona_position": [4]}, DataError, "persona_position must lie between 0 and"),
+    ],
+)
+def test_inputs_that_cannot_be_right(call, ids, arguments, error, message):
+    with pytest.raises(error, match=message) as raised:
+        call(ids, **arguments)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_prompt_of_special_tokens_only_is_no_request(call):
+    with pytest.raises(DataError, match="query of row 0 is empty"):
+        call(torch.tensor([[tiny.EOS, tiny.EOS]]), persona=tiny.HISTORY)
+
+
+def test_without_a_tokenizer_a_request_must_be_given():
+    model = tiny.model("gpt2")
+    model.tokenizer = None
+    with pytest.raises(ConfigurationError, match=r"query= is missing.*pass query=<text>, or set model\.tokenizer"):
+        model(IDS, persona=tiny.HISTORY)
+    assert model(IDS, persona=tiny.HISTORY, query="sea").logits.isfinite().all()
+    assert model(IDS).logits.isfinite().all()  # nothing to weight
+
+
+def test_a_persona_of_another_encoder(call, gpt2):
+    other = Persona(tiny.vectors(3), gpt2.config.encoder_fingerprint | {"digest": "0" * 16})
+    with pytest.raises(MismatchError, match=r"digest=0{16}.*the model uses.*encode_persona"):
+        call(IDS, persona=other)
+    prompted = Persona(tiny.vectors(3), gpt2.config.encoder_fingerprint | {"history_prompt": "a film "})
+    with pytest.raises(MismatchError, match="history_prompt=a film "):
+        call(IDS, persona=[prompted])
+
+
+def test_a_persona_of_another_width(call, gpt2):
+    with pytest.raises(MismatchError, match=r"5 wide.*12"):
+        call(IDS, persona=Persona(tiny.vectors(3, 5), gpt2.config.encoder_fingerprint))
+
+
+# ---- creating ---------------------------------------------------------------------------------------------------
+
+
+def create(backbone="gpt2", **choices):
+    backbone = tiny.backbone(backbone) if backbone in tiny.FAMILIES else backbone
+    return PPlugForConditionalGeneration.from_backbone(backbone, tiny.shared_encoder(), **choices)
+
+
+def test_an_unknown_option_names_the_options():
+    with pytest.raises(ConfigurationError, match=r"Unknown option \['num_tokens'\]; options are num_persona_tokens, "):
+        create(num_tokens=4)
+    with pytest.raises(ConfigurationError, match="Unknown option"):
+        create(hidden_size=3)  # measured, not chosen
+
+
+@pytest.mark.parametrize(
+    "choice, message",
+    [
+        ({"num_persona_tokens": 0}, "num_persona_tokens must be a whole number of at least 1, got 0"),
+        ({"projector_size": -3}, "projector_size must be a whole number of at least 1, got -3"),
+        ({"attention_temperature": 0.0}, "attention_temperature must be a number greater than 0"),
+        ({"attention_temperature": float("nan")}, "attention_temperature must be a number greater than 0, got nan"),
+        ({"output_init": float("inf")}, "output_init must be a number greater than 0"),
+        ({"aggregator": "median"}, "aggregator must be one of attention, mean"),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_work(choice, message):
+    with pytest.raises(ConfigurationError, match=message):
+        create(**choice)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"num_persona_tokens": "4"}, {"instruction": "yes"}, {"query_prompt": None}], ids=str
+)
+def test_values_of_the_wrong_type_name_the_field(choice):
+    with pytest.raises(Exception, match=next(iter(choice))):
+        create(**choice)
+
+
+def test_whole_numbers_are_numbers():
+    assert create(attention_temperature=2, output_init=1).config.attention_temperature == 2
+
+
+def test_the_scale_needs_a_backbone():
+    with pytest.raises(ConfigurationError, match="create the plug with from_backbone"):
+        _ = PPlugConfig().scale
+
+
+@pytest.mark.parametrize("part", ["backbone", "encoder"])
+def test_without_network_and_cache(part):
+    parts = {"backbone": tiny.backbone("gpt2"), "encoder": tiny.shared_encoder()} | {part: "nobody/nothing"}
+    with pytest.raises(MissingFileError, match=f"Cannot load the (sentence )?{part} 'nobody/nothing'"):
+        PPlugForConditionalGeneration.from_backbone(**parts)
