@@ -25,7 +25,8 @@ PLUG = {
     "train_input_encoder": False,
 }
 SPLIT = {"leave_out_users": 0.4, "split_seed": 0}  # as in train_backbone.py
-EPOCHS = {"LaMP_2": 10.0, "LaMP_3": 2.0}
+PASSES = {"LaMP_2": 5.0, "LaMP_3": 1.0}
+BATCH = {"LaMP_2": 16, "LaMP_3": 32}
 
 
 def main() -> None:
@@ -34,12 +35,12 @@ def main() -> None:
     )
     parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder of the tasks")
     parser.add_argument("--backbone", type=Path, default=Path("runs/backbone"))
-    parser.add_argument("--task", default="LaMP_2", choices=sorted(EPOCHS))
+    parser.add_argument("--task", default="LaMP_2", choices=sorted(PASSES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where plugs and vectors go")
     parser.add_argument("--epochs", type=float, help="passes of the plug (default: the task's)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--rows", nargs="+", default=["instruction", "plug"], choices=["instruction", "plug"])
+    parser.add_argument("--rows", nargs="+", default=["plug", "instruction"], choices=["instruction", "plug"])
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("--output", type=Path, help="folder of the tables (default: RUNS/results-TASK)")
@@ -59,9 +60,10 @@ def main() -> None:
                 encoder=encoder,
                 backbone_dtype="bfloat16",
                 use_history=row == "plug",
-                epochs=args.epochs or EPOCHS[args.task],
+                epochs=args.epochs or PASSES[args.task],
                 evaluations_per_epoch=1 if args.task == "LaMP_2" else 5,
                 patience=4,
+                batch_size=BATCH[args.task],
                 learning_rate=args.learning_rate,
                 max_length=160,
                 seed=seed,

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import torch
 from tokenizers import processors
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor, read_lamp
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 def make_tokenizer():
     """The demo's words with a chat template. The tokenizer beside a chat model of your own has all this."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "backbone")
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])  # no EOS
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", special_tokens=[]
+    )  # no EOS
     tokenizer.add_tokens(["<user>", "<assistant>"], special_tokens=True)
     tokenizer.chat_template = CHAT
     return tokenizer
@@ -36,7 +36,7 @@ def make_backbone(tokenizer):
     """The stand-in for `AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-8B", dtype="bfloat16", ...)`."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
-        n_embd=64,
+        n_embd=96,
         n_layer=2,
         n_head=4,
         n_positions=128,
@@ -44,7 +44,11 @@ def make_backbone(tokenizer):
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return GPT2LMHeadModel(config)
+    backbone = GPT2LMHeadModel(config)
+    words = AutoModelForSeq2SeqLM.from_pretrained(ASSETS / "backbone").get_input_embeddings().weight.detach()
+    with torch.no_grad():
+        backbone.get_input_embeddings().weight[: len(words)] = 0.2 * words  # borrowed, so that it learns in seconds
+    return backbone
 
 
 def batches(processor, examples, personas, steps, batch_size):
@@ -82,7 +86,9 @@ def optimise(name, parameters, losses, learning_rate):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="steps for backbone and plug each (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=150, help="steps for backbone and plug each (default: %(default)s)"
+    )
     parser.add_argument("--batch_size", type=int, default=32, help="questions per step (default: %(default)s)")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -92,9 +98,7 @@ def main() -> None:
     # The backbone, as you would load your own.
     tokenizer = make_tokenizer()
     backbone = make_backbone(tokenizer)
-    plain = batches(
-        PPlugProcessor(tokenizer), examples, [[]] * len(examples), arguments.steps, arguments.batch_size
-    )
+    plain = batches(PPlugProcessor(tokenizer), examples, [[]] * len(examples), arguments.steps, arguments.batch_size)
     inputs = ("input_ids", "attention_mask", "labels")
     optimise("backbone", backbone.parameters(), (backbone(**{k: b[k] for k in inputs}).loss for b in plain), 2e-3)
 
@@ -130,7 +134,9 @@ def main() -> None:
         ids = model.generate(**inputs, persona=history, query=question.query, max_new_tokens=task.max_new_tokens)
         print(f"  for {name}: {processor.decode_answers(ids, prompt_length=inputs['input_ids'].shape[1])[0]}")
     bare = model.backbone.generate(inputs["input_ids"], max_new_tokens=task.max_new_tokens)
-    print(f"  the backbone alone: {tokenizer.decode(bare[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
+    print(
+        f"  the backbone alone: {tokenizer.decode(bare[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}"
+    )
 
     # Which items speak, and what stands in front of the prompt: for plots, and for engines of your own.
     persona = model.encode_persona(question.history)

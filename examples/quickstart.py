@@ -74,9 +74,7 @@ def main() -> None:
     _, unseen = read_lamp(ASSETS / "data", "dev")
     question = unseen[0]
     readers = [question, next(e for e in unseen if e.user != question.user)]
-    inputs = processor(
-        text=[question.prompt] * 2, persona=[r.history for r in readers], query=[question.query] * 2
-    )
+    inputs = processor(text=[question.prompt] * 2, persona=[r.history for r in readers], query=[question.query] * 2)
     print(f"\n{question.prompt}")
     for reader, text in zip(readers, processor.decode_answers(model.generate(**inputs)), strict=True):
         print(f"  reader {reader.user}: {text}")

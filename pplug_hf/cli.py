@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import fields
+from typing import Any
 
-from .errors import PPlugError
+from .errors import ConfigurationError, PPlugError
 from .version import __version__
 
 # command -> (module, settings, function, one line)
@@ -18,6 +19,20 @@ _COMMANDS = {
     "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a folder into the vector store"),
     "info": ("info", "InfoSettings", "info", "say what is in a plug folder"),
 }
+
+# Options of any command that make no sense at or below zero.
+_POSITIVE = (
+    "batch_size",
+    "epochs",
+    "evaluations_per_epoch",
+    "gradient_accumulation",
+    "learning_rate",
+    "max_length",
+    "max_new_tokens",
+    "max_target_length",
+    "num_beams",
+    "patience",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,16 +60,28 @@ def main(arguments: list[str] | None = None) -> int:
     kind = getattr(command, settings)
     plug = [command.plug_choices()] if module == "train" else []
     parser = HfArgumentParser([kind, *plug], prog=f"pplug-hf {arguments[0]}", description=kind.__doc__)
-    chosen, *rest = parser.parse_args_into_dataclasses(arguments[1:])
+    chosen, *rest, unknown = parser.parse_args_into_dataclasses(
+        arguments[1:], return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     # What was left at its default is left to the library, which may know better (an encoder's own prompts).
     given = {
         f.name: getattr(part, f.name) for part in rest for f in fields(part) if getattr(part, f.name) != f.default
     }
     try:
+        _check_positive(chosen)
         getattr(command, function)(chosen, **given)
-    except PPlugError as error:
+    except (PPlugError, OSError) as error:
         print(f"pplug-hf {arguments[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _check_positive(settings: Any) -> None:
+    for name in _POSITIVE:
+        value = getattr(settings, name, None)
+        if value is not None and not value > 0:
+            raise ConfigurationError(f"{name} must be greater than 0, got {value}.")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from .errors import ConfigurationError
 from .processing import PPlugProcessor
@@ -69,13 +69,26 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
     )
 
 
+class _SetEpoch(TrainerCallback):
+    """Tells the training data its epoch; accelerate forgets to in a resumed epoch and with several processes."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        data = getattr(train_dataloader, "dataset", None)
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(int(state.epoch or 0))
+
+
 class PPlugTrainer(Seq2SeqTrainer):
     """`Seq2SeqTrainer` for a `PPlugForConditionalGeneration`.
 
     What it adds: the optimiser holds exactly the plug's parameters, the input encoder with its own learning rate;
     `predict_with_generate` answers with personas, for causal models from the prompt alone; checkpoints hold the plug
-    and no pickled arguments.
+    and no pickled arguments; a `PersonaDataset` always knows its epoch.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_SetEpoch)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As the Trainer's, over the plug.
@@ -116,12 +129,14 @@ class PPlugTrainer(Seq2SeqTrainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs = dict(inputs)
         prompts, mask = inputs.pop(_PROMPT_IDS, None), inputs.pop(_PROMPT_MASK, None)
-        generates = self.args.predict_with_generate and not prediction_loss_only
-        if not generates or self.model.config.is_encoder_decoder:
+        if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 
         loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
-        if prompts is None:
+        causal = not self.model.config.is_encoder_decoder
+        if not causal:
+            prompts, mask = inputs["input_ids"], inputs["attention_mask"]
+        elif prompts is None:
             raise ConfigurationError(
                 "predict_with_generate on a causal model needs the prompts without answers: use PPlugCollator."
             )
@@ -130,7 +145,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         generated = self.model.generate(
             prompts, attention_mask=mask, persona=inputs.get("persona"), query=inputs.get("query"), **options
         )
-        return loss, generated[:, prompts.shape[1] :].contiguous(), inputs["labels"]
+        answers = generated[:, prompts.shape[1] :] if causal else generated
+        return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Plug, processor and arguments; the Trainer's own would pickle the arguments."""

@@ -221,6 +221,9 @@ def test_repetition_penalty_sees_the_prompt_and_nothing_new(model):
 
     expected = reference.greedy(step(model), 12, tiny.EOS, rule)
     assert answer(model, max_new_tokens=12, repetition_penalty=3.0) == expected
+    options = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 1}
+    scores = model.generate(**inputs(model), persona=tiny.HISTORY, repetition_penalty=3.0, **options).scores[0][0]
+    close(scores, rule([], step(model)([])), 1e-3)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -120,6 +120,7 @@ def test_the_order_of_tensors_does_not_matter(copy, saved):
 def test_the_generation_configuration_is_part_of_a_plug(places, tmp_path):
     model = made(places)
     model.generation_config.update(max_new_tokens=7, num_beams=3)
+    assert model.backbone.generation_config.max_new_tokens is None
     model.save_pretrained(tmp_path / "plug")
     loaded = PPlugModel.from_pretrained(tmp_path / "plug")
     assert (loaded.generation_config.max_new_tokens, loaded.generation_config.num_beams) == (7, 3)

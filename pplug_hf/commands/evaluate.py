@@ -17,6 +17,7 @@ from ..evaluation.compare import Comparison
 from ..modeling import PPlugForConditionalGeneration, PPlugModel
 from ..modeling.persona import Persona
 from ..processing import PPlugProcessor
+from .train import DType
 
 PPLUG, BARE, INSTRUCTION, WRONG, FREQUENCIES = (
     "PPlug",
@@ -47,7 +48,7 @@ class EvaluateSettings:
     )
     split_seed: int = field(default=0, metadata={"help": "As in training."})
     backbone: str | None = field(default=None, metadata={"help": "Use the backbone at this place."})
-    backbone_dtype: str = field(default="auto", metadata={"help": "Data type of the backbone."})
+    backbone_dtype: DType = field(default="auto", metadata={"help": "Data type of the backbone."})
     num_beams: int = field(default=1, metadata={"help": "Beams."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "Of an answer (default: the task's)."})
     max_length: int = field(default=256, metadata={"help": "Tokens of a prompt at most."})

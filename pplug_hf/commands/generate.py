@@ -51,6 +51,7 @@ def generate(settings: GenerateSettings) -> str:
     )[0]
     print(text)
     if settings.picture and history:
+        Path(settings.picture).parent.mkdir(parents=True, exist_ok=True)
         weights = model.persona_weights(persona, query=query)[0]
         texts = item_texts(history, model.config.item_template)
         plot_weights(weights, texts, settings.picture, title=f"Who speaks for: {query}")
@@ -62,12 +63,15 @@ def read_history(path: str) -> list[Any]:
 
     Raises:
         MissingFileError: no such file.
-        DataError: JSON that is no list.
+        DataError: not UTF-8, or JSON that is no list.
     """
     file = Path(path)
     if not file.is_file():
         raise MissingFileError(f"There is no history file {path!r}.")
-    content = file.read_text(encoding="utf-8")
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"The history file {path!r} is not UTF-8 text (byte {error.start}).") from None
     if file.suffix != ".json":
         return [line for line in content.splitlines() if line.strip()]
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,6 +21,8 @@ from ..modeling.files import check_writable
 from ..processing import PPlugProcessor
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -35,7 +37,7 @@ class TrainSettings:
     backbone: str = field(metadata={"help": "Frozen language model: Hub id or local folder."})
     encoder: str = field(metadata={"help": "Frozen sentence encoder: Hub id or local folder."})
     task: str | None = _option(None, "Task, e.g. LaMP-2 (default: what the outputs file says).")
-    backbone_dtype: str = _option("auto", "Data type of the backbone: auto, float32, bfloat16. The plug is float32.")
+    backbone_dtype: DType = _option("auto", "Data type of the backbone. The plug is float32.")
     train_on_histories: bool = _option(True, "Make every answered history item one more example.")
     labelled_items: bool = _option(True, "Items are encoded with the user's own tag, score or title (paper: without).")
     use_history: bool = _option(True, "If not, everybody's history is empty: an instruction-only plug, the control.")
@@ -64,8 +66,11 @@ class TrainSettings:
 
 def plug_choices() -> type:
     """The configuration's own choices as a dataclass, help included, for the command line."""
+    # Not given means the encoder's own prompts; "" switches them off.
+    default = {"query_prompt": None, "history_prompt": None}
     return make_dataclass(
-        "PlugChoices", [(f.name, f.type, _option(f.default, f.metadata["help"])) for f in choices().values()]
+        "PlugChoices",
+        [(f.name, f.type, _option(default.get(f.name, f.default), f.metadata["help"])) for f in choices().values()],
     )
 
 
@@ -198,7 +203,7 @@ def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingA
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         lr_scheduler_type="linear",
-        gradient_checkpointing=settings.gradient_checkpointing,
+        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
         eval_strategy="steps",
         save_strategy="steps",
         eval_steps=every,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,7 @@ class Comparison:
             gain = record.get("gain")
             cells.append("" if gain is None else f"{gain[0]:+.3f} [{gain[1]:+.3f}, {gain[2]:+.3f}]")
             lines.append(cells)
+        lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join(
             "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
@@ -96,17 +98,24 @@ class Comparison:
         }
         write(Path(folder) / "results.json", json.dumps(results, indent=2) + "\n")
         write(Path(folder) / "table.md", self.markdown() + "\n")
+        used = set()
         for name, runs in self.predictions.items():
             for i, answers in enumerate(runs):
                 golds = [{"id": e.id, "output": a} for e, a in zip(self.examples, answers, strict=True)]
-                file = f"{name.replace(' ', '_').replace(chr(39), '')}{'' if len(runs) == 1 else f'-{i}'}.json"
+                file = re.sub(r"[^\w.,=+-]+", "_", name.replace("'", "")) + ("" if len(runs) == 1 else f"-{i}")
+                while file in used:  # two names that look alike as file names
+                    file += "_"
+                used.add(file)
                 official = {"task": self.task.name.replace("-", "_"), "golds": golds}
-                write(Path(folder) / "predictions" / file, json.dumps(official, indent=1) + "\n")
+                write(Path(folder) / "predictions" / f"{file}.json", json.dumps(official, indent=1) + "\n")
 
 
 def write(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        staging.write_text(text, encoding="utf-8")
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)

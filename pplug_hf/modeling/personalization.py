@@ -1,0 +1,176 @@
+"""From what a user passes (histories, personas, requests) to what the plug takes (vectors), and back out.
+
+Letters: B batch, N items of one user, D encoder width, H backbone width, K persona tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError, DataError, MismatchError
+from . import encoders
+from .aggregators import AGGREGATORS
+from .persona import History, Persona, check_fingerprint, is_history, item_texts
+
+if TYPE_CHECKING:
+    from .pplug import PPlugForConditionalGeneration
+
+
+class PersonaMixin:
+    """The persona methods of [`PPlugForConditionalGeneration`]."""
+
+    def encode_persona(
+        self: PPlugForConditionalGeneration,
+        history: History | Sequence[History],
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> Persona | list[Persona]:
+        """Encode a history once (equation 1), to use it many times. Repeated texts are encoded once.
+
+        Args:
+            history: texts, or task items for `config.item_template`, oldest first; or a list of such histories.
+            batch_size: texts per forward pass of the encoder.
+            show_progress: show a progress bar.
+
+        Returns:
+            A [`Persona`] of [N, D] vectors, or a list of them for a list of histories.
+
+        Raises:
+            DataError: something in it is not a text.
+        """
+        personas = self._encode(_users(history), batch_size=batch_size, show_progress=show_progress)
+        return personas[0] if _is_one_user(history) else personas
+
+    def _encode(self: PPlugForConditionalGeneration, histories: Sequence[Any], **kwargs: Any) -> list[Persona]:
+        """Histories (or finished personas, or None) to personas, all texts in one pass."""
+        _, encoder = self._attached()
+        fingerprint = self.config.encoder_fingerprint
+        template = self.config.item_template
+        texts = [None if isinstance(h, Persona) else item_texts(() if h is None else h, template) for h in histories]
+        flat = [text for row in texts if row for text in row]
+        vectors = encoders.embed(encoder, flat, prompt=self.config.history_prompt, **kwargs) if flat else None
+        personas, start = [], 0
+        for history, row in zip(histories, texts, strict=True):
+            if isinstance(history, Persona):
+                check_fingerprint(history, fingerprint)
+                if history.embeddings.shape[1] != self.config.encoder_size:
+                    raise MismatchError(
+                        f"This persona's vectors are {history.embeddings.shape[1]} wide, the model's encoder gives "
+                        f"{self.config.encoder_size}: encode the history with this model's encode_persona."
+                    )
+                personas.append(history)
+                continue
+            stop = start + len(row)
+            own = vectors[start:stop] if row else torch.zeros(0, self.config.encoder_size)
+            personas.append(Persona(own, fingerprint))
+            start = stop
+        return personas
+
+    def _histories(self: PPlugForConditionalGeneration, persona: Any, batch_size: int) -> list[Tensor]:
+        """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
+        persona = [None] * batch_size if persona is None else _users(persona)
+        if len(persona) != batch_size:
+            raise MismatchError(
+                f"Got {len(persona)} personas for {batch_size} prompts: pass a list with one history per prompt "
+                "(for one user and many prompts, [history] * len(prompts))."
+            )
+        like = self.plug.no_persona
+        return [p.embeddings.to(like) for p in self._encode(persona)]
+
+    def _queries(
+        self: PPlugForConditionalGeneration,
+        query: Any,
+        histories: Sequence[Tensor],
+        input_ids: Any,
+        mask: Any,
+        labels: Any,
+    ) -> Any:
+        """Equation (2): the requests' vectors [B, D], or None where nothing would look at them."""
+        if not AGGREGATORS[self.config.aggregator].needs_query or not any(len(h) for h in histories):
+            return None
+        if query is None:
+            query = self._decode_queries(input_ids, mask, labels)
+        if isinstance(query, Tensor):
+            if query.shape != (len(histories), self.config.encoder_size):
+                raise MismatchError(
+                    f"query vectors must be [{len(histories)}, {self.config.encoder_size}], got {list(query.shape)}."
+                )
+            if not query.isfinite().all():
+                raise DataError("query vectors hold NaN or infinity.")
+            return query.to(self.plug.no_persona)
+        query = [query] if isinstance(query, str) else list(query)
+        if len(query) != len(histories):
+            raise MismatchError(f"Got {len(query)} queries for {len(histories)} prompts: pass one query per prompt.")
+        if empty := [i for i, text in enumerate(query) if not isinstance(text, str) or not text.strip()]:
+            raise DataError(
+                f"The query of row {empty[0]} is empty or no text; the persona is weighted by it. Pass query=<what the "
+                "request is about>, one text per prompt."
+            )
+        if self.plug.input_encoder is None:
+            vectors = encoders.embed(self._attached()[1], query, prompt=self.config.query_prompt)
+        else:
+            vectors = encoders.embed_with_gradient(self.plug.input_encoder, query, self.config.query_prompt)
+        return vectors.to(self.plug.no_persona)
+
+    def _decode_queries(self: PPlugForConditionalGeneration, input_ids: Any, mask: Any, labels: Any) -> list[str]:
+        if self.tokenizer is None or input_ids is None:
+            raise ConfigurationError(
+                "query= is missing, and without the backbone's tokenizer the prompt cannot be decoded to take its "
+                "place: pass query=<text>, or set model.tokenizer."
+            )
+        keep = mask.bool()
+        if labels is not None and not self.config.is_encoder_decoder:
+            keep = keep & (labels == -100)  # a causal model's input also holds the answer
+        return [
+            self.tokenizer.decode(ids[k], skip_special_tokens=True) for ids, k in zip(input_ids, keep, strict=True)
+        ]
+
+    @torch.no_grad()
+    def persona_weights(self: PPlugForConditionalGeneration, persona: Any, query: Any = None) -> Tensor:
+        """Equation (3): how much each item speaks.
+
+        Args:
+            persona: a history, a [`Persona`], or a list of them.
+            query: the request (text, list of texts, or vectors [B, D]).
+
+        Returns:
+            [B, N], padded with zeros behind the shorter histories. Rows sum to 1 (to 0 for an empty history).
+        """
+        histories, queries = self._persona_inputs(persona, query)
+        return torch.nn.utils.rnn.pad_sequence(self.plug.weights(queries, histories), batch_first=True)
+
+    @torch.no_grad()
+    def persona_embedding(self: PPlugForConditionalGeneration, persona: Any, query: Any = None) -> Tensor:
+        """Equation (4): the personal embedding [B, K, H]. See `persona_weights` for the arguments."""
+        histories, queries = self._persona_inputs(persona, query)
+        return self.plug.persona_embedding(queries, histories)
+
+    @torch.no_grad()
+    def soft_prompt(self: PPlugForConditionalGeneration, persona: Any, query: Any = None) -> Tensor:
+        """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings."""
+        histories, queries = self._persona_inputs(persona, query)
+        return self.plug(queries, histories)
+
+    def _persona_inputs(self: PPlugForConditionalGeneration, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
+        histories = self._histories(persona, len(_users(persona)))
+        return histories, self._queries(query, histories, None, None, None)
+
+
+def _is_one_user(persona: Any) -> bool:
+    return persona is None or isinstance(persona, Persona) or is_history(persona)
+
+
+def _users(persona: Any) -> Sequence[Any]:
+    """What a user passes as `persona`, as one history, Persona or None per row."""
+    if _is_one_user(persona):
+        return [persona]
+    if isinstance(persona, str | Mapping | Tensor) or not hasattr(persona, "__len__"):
+        raise DataError(
+            f"persona is a history, a list of texts; got a single {type(persona).__name__}: pass [text], or a Persona "
+            "for finished vectors."
+        )
+    return persona

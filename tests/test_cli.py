@@ -1,0 +1,326 @@
+"""The command line, in this process, on a handful of the demo's readers."""
+
+import contextlib
+import gzip
+import importlib
+import io
+import json
+from dataclasses import fields
+from importlib.resources import files
+from types import SimpleNamespace
+
+import pytest
+
+from pplug_hf import PPlugModel
+from pplug_hf.cli import _COMMANDS, main
+from pplug_hf.configuration.pplug import choices
+from pplug_hf.configuration.tasks import MOVIE_TAGS
+from pplug_hf.version import __version__
+
+ASSETS = files("pplug_hf.demo") / "assets"
+BACKBONE, ENCODER = str(ASSETS / "backbone"), str(ASSETS / "encoder")
+PARTS = ["--backbone", BACKBONE, "--encoder", ENCODER]
+SMALL = ["--epochs", "1", "--validation_users", "0.3"]
+USERS = 12
+SECRET = "my secret diary"
+
+
+def write_data(folder, task="demo", row=lambda row: row, answer=lambda answer: answer):
+    """The first readers of the demo's train and dev splits, in LaMP's format."""
+    folder.mkdir()
+    for split in ("train", "dev"):
+        questions, outputs = (
+            json.loads(gzip.decompress((ASSETS / "data" / f"{split}_{kind}.json.gz").read_bytes()))
+            for kind in ("questions", "outputs")
+        )
+        users = list(dict.fromkeys(q["user_id"] for q in questions))[:USERS]
+        questions = [row(q) for q in questions if q["user_id"] in users]
+        ids = {q["id"] for q in questions}
+        golds = [{"id": g["id"], "output": answer(g["output"])} for g in outputs["golds"] if g["id"] in ids]
+        (folder / f"{split}_questions.json").write_text(json.dumps(questions))
+        (folder / f"{split}_outputs.json").write_text(json.dumps({"task": task, "golds": golds}))
+
+
+def movie_tag(shelf):
+    return MOVIE_TAGS[sum(map(ord, shelf)) % len(MOVIE_TAGS)]
+
+
+def as_movies(row):
+    """A row of the demo as one of LaMP-2."""
+    items = [{"id": i["id"], "description": i["text"], "tag": movie_tag(i["tag"])} for i in row["profile"]]
+    return {**row, "input": row["input"].replace("book:", "description:"), "profile": items}
+
+
+def quietly(*arguments):
+    """What a command prints, once it has succeeded."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main([str(a) for a in arguments]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A data folder, a vector store, and two plugs trained on them: the real one and the control."""
+    root = tmp_path_factory.mktemp("cli")
+    made = SimpleNamespace(root=root, data=root / "data", store=root / "vectors", plug=root / "plug", printed={})
+    write_data(made.data)
+    train = ["train", "--data", made.data, "--vectors", made.store, *PARTS, *SMALL]
+    made.printed["plug"] = quietly(*train, "--output", made.plug, "--num_persona_tokens", "2")
+    made.control = root / "control"
+    made.printed["control"] = quietly(*train, "--output", made.control, "--use_history", "False")
+    (root / "history.json").write_text(json.dumps([{"text": "letters about wanda", "tag": "epic saga"}, "a castle"]))
+    (root / "history.txt").write_text("epic saga: letters about wanda\n\na castle\n", encoding="utf-8")
+    return made
+
+
+# ---- what works -------------------------------------------------------------------------------------------------
+
+
+def test_train_says_what_it_learns_from_and_saves_a_plug(place):
+    printed = place.printed["plug"]
+    assert "questions and" in printed and "history items of" in printed and "other users to validate on" in printed
+    assert "trainable params: " in printed and f"Plug saved in {place.plug}" in printed
+    model = PPlugModel.from_pretrained(place.plug)
+    assert model.config.num_persona_tokens == 2 and model.config.item_template == "{tag}: {text}"
+    assert not [p.name for p in place.plug.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_the_control_sees_no_history(place):
+    assert "Texts: 0 encoded now" in place.printed["control"]
+
+
+def test_evaluate_prints_and_writes_every_row(place):
+    out = place.root / "results"
+    arguments = ["--plug", place.plug, "--instruction_only", place.control, "--data", place.data]
+    printed = quietly("evaluate", *arguments, "--vectors", place.store, "--output", out)
+    rows = ["no persona", "instruction only", "wrong user's history", "PPlug"]
+    assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:] == rows
+    assert (out / "table.md").read_text() in printed + "\n"
+    results = json.loads((out / "results.json").read_text())
+    assert [r["row"] for r in results["rows"]] == rows and results["users"] == USERS
+    assert "gain" in results["rows"][0] and "gain" not in results["rows"][-1]
+    answers = {p.name: json.loads(p.read_text()) for p in (out / "predictions").iterdir()}
+    assert len(answers) == len(rows) and {a["task"] for a in answers.values()} == {"demo"}
+    ids = {row["id"] for row in json.loads((place.data / "dev_questions.json").read_text())}
+    assert all({gold["id"] for gold in a["golds"]} == ids for a in answers.values())
+
+
+def test_label_tasks_get_the_rival(place):
+    data, plug = place.root / "lamp2", place.root / "lamp2-plug"
+    write_data(data, "LaMP_2", as_movies, movie_tag)
+    common = ["--data", data, "--vectors", place.store]
+    quietly("train", *common, *PARTS, *SMALL, "--output", plug, "--train_on_histories", "False")
+    printed = quietly("evaluate", *common, "--plug", plug)
+    assert "LaMP-2, dev" in printed and "user's label frequencies" in printed
+
+
+def test_two_plugs_are_two_seeds_of_one_row(place):
+    arguments = ["--plug", place.plug, place.control, "--data", place.data, "--vectors", place.store]
+    assert "PPlug (2 seeds)" in quietly("evaluate", *arguments)
+
+
+@pytest.mark.parametrize("name", ["history.json", "history.txt", None])
+def test_generate_prints_the_answer_alone(place, name):
+    history = [] if name is None else ["--history", place.root / name]
+    prompt = "Which shelf does this reader put the book on? book: letters from a clumsy prophet"
+    printed = quietly("generate", "--plug", place.plug, "--prompt", prompt, *history, "--max_new_tokens", "6")
+    assert printed == printed.strip() + "\n" and printed.count("\n") == 1
+
+
+def test_generate_draws_who_speaks_into_a_new_folder(place):
+    pytest.importorskip("matplotlib")
+    picture = place.root / "new" / "who.png"
+    arguments = ["--history", place.root / "history.json", "--picture", picture]
+    quietly("generate", "--plug", place.plug, "--prompt", "book: a castle", *arguments)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_encode_a_second_time_encodes_nothing(place):
+    arguments = ["encode", "--data", place.data, "--encoder", ENCODER, "--vectors", place.root / "fresh"]
+    first, second = quietly(*arguments), quietly(*arguments)
+    count = int(first.split()[0])
+    assert count > 0 and first == f"{count} distinct items: {count} encoded now, 0 were in the store.\n"
+    assert second == f"{count} distinct items: 0 encoded now, {count} were in the store.\n"
+
+
+def test_info_reads_the_folder_alone(place):
+    printed = quietly("info", "--plug", place.plug)
+    assert BACKBONE in printed and ENCODER in printed and "3 tokens of width 96, attention" in printed
+    assert "{tag}: {text}" in printed and "parameters" in printed
+
+
+def test_an_encoders_own_prompts_are_used_unless_told_otherwise(place, monkeypatch):
+    from pplug_hf.commands import train
+
+    given = {}
+    monkeypatch.setattr(train, "train", lambda settings, **plug: given.update(plug))
+    arguments = ["train", "--data", place.data, *PARTS, "--output", place.root / "unused"]
+    quietly(*arguments)
+    assert given == {}
+    quietly(*arguments, "--query_prompt", "", "--aggregator", "mean")
+    assert given == {"query_prompt": "", "aggregator": "mean"}
+
+
+def test_the_demo(tmp_path):
+    pytest.importorskip("matplotlib")
+    printed = quietly("demo", "--epochs", "0.05", "--output", tmp_path / "demo")
+    assert "identical" in printed and "Of 100 held-out questions" in printed
+    assert (tmp_path / "demo" / "who-speaks.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((tmp_path / "demo" / "results" / "results.json").read_text())["rows"]
+    assert [r["row"] for r in rows] == ["no persona", "instruction only", "wrong user's history", "PPlug"]
+    assert (tmp_path / "demo" / "plug" / "model.safetensors").is_file()
+
+
+# ---- help -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_help_is_what_the_settings_say(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    shown = "".join(capsys.readouterr().out.split())
+    module, settings, _, _ = _COMMANDS[command]
+    options = list(fields(getattr(importlib.import_module(f"pplug_hf.commands.{module}"), settings)))
+    for option in options + (list(choices().values()) if command == "train" else []):
+        assert f"--{option.name}" in shown
+        assert "".join(option.metadata["help"].split()) in shown
+
+
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert main([]) == 2 and capsys.readouterr().out == shown
+    assert all(f"  {name}" in shown and line in shown for name, (_, _, _, line) in _COMMANDS.items())
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+# ---- what does not work -----------------------------------------------------------------------------------------
+
+
+def fails(capsys, status, message, *arguments):
+    """One clear line on stderr, nothing like a traceback, and nothing of a user's texts."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == status
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    ours = [line for line in lines if line.startswith("pplug-hf")]
+    assert len(ours) == 1 and ours[0] == lines[-1] and message in ours[0]
+    assert "Traceback" not in "".join(lines) and SECRET not in "".join(lines)
+
+
+def test_an_unknown_command(capsys):
+    fails(capsys, 2, "no command 'trian'; options are demo, train, ", "trian")
+
+
+def test_an_unknown_option_and_a_missing_one(capsys):
+    for arguments in (["info", "--plug", "x", "--colour", "red"], ["info"], ["demo", "--epochs", "many"]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"pplug-hf {arguments[0]}: error:")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "encode"])
+def test_a_missing_data_folder(place, capsys, command):
+    folder = place.root / "nowhere"
+    arguments = {
+        "train": [*PARTS, "--output", place.root / "unused"],
+        "evaluate": ["--plug", place.plug],
+        "encode": ["--encoder", ENCODER],
+    }
+    fails(capsys, 1, f"{folder}: no such folder", command, "--data", folder, *arguments[command])
+
+
+def test_a_missing_split(place, capsys):
+    arguments = ["--plug", place.plug, "--data", place.data, "--split", "test"]
+    fails(capsys, 1, "it has the splits dev, train", "evaluate", *arguments)
+
+
+def train_arguments(place, *more, output="unused"):
+    data = [] if "--data" in more else ["--data", place.data]
+    parts = [a for pair in (PARTS[:2], PARTS[2:]) if pair[0] not in more for a in pair]
+    vectors = ["--vectors", place.store]
+    return ["train", *data, *parts, *vectors, *SMALL, "--output", place.root / output, *more]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--task", "LaMP-2"], "are of task 'demo', but task='LaMP-2' was asked for; pass task='demo'"),
+        (["--task", "LaMP-9"], "There is no task 'LaMP-9'; choose one of LaMP-1"),
+        (["--backbone", "no/such-model"], "Cannot load the backbone 'no/such-model'"),
+        (["--encoder", "no/such-encoder"], "Cannot load the sentence encoder 'no/such-encoder'"),
+        (["--validation_users", "0"], "choose other values of leave_out_users and validation_users"),
+        (["--batch_size", "0"], "batch_size must be greater than 0, got 0."),
+        (["--epochs", "-1"], "epochs must be greater than 0, got -1.0."),
+        (["--aggregator", "sum"], "aggregator must be one of attention, mean; got 'sum'"),
+        (["--item_template", "{plot}"], "has no field 'plot'"),
+    ],
+)
+def test_training_that_cannot_start(place, capsys, more, message):
+    fails(capsys, 1, message, *train_arguments(place, *more))
+    assert not (place.root / "unused").exists()
+
+
+def test_items_of_another_task(place, capsys):
+    data = place.root / "renamed"
+    write_data(data, task="LaMP_2")
+    fails(capsys, 1, "does not hold task LaMP-2", *train_arguments(place, "--data", data))
+
+
+def test_questions_without_answers(place, capsys):
+    data = place.root / "withheld"
+    write_data(data)
+    (data / "train_outputs.json").unlink()
+    fails(capsys, 1, "Neither train_outputs.json nor", *train_arguments(place, "--data", data))
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(place, capsys):
+    folder = place.root / "thesis"
+    folder.mkdir()
+    (folder / "chapter.txt").write_text("one")
+    fails(capsys, 1, "exists, is not empty and holds no plug", *train_arguments(place, output="thesis"))
+    assert [p.name for p in folder.iterdir()] == ["chapter.txt"]
+    fails(capsys, 1, "Not a directory", *train_arguments(place, output="thesis/chapter.txt/plug"))
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "info"])
+def test_what_is_no_plug(place, capsys, command):
+    arguments = {"generate": ["--prompt", "x"], "evaluate": ["--data", place.data], "info": []}[command]
+    fails(capsys, 1, "is a model of type 't5', not a plug", command, "--plug", BACKBONE, *arguments)
+    fails(capsys, 1, "Cannot load config.json of the plug", command, "--plug", place.root / "none", *arguments)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("object.json", json.dumps({"items": [SECRET]}).encode(), "holds a JSON dict, not a list of items"),
+        ("cut.json", f'["{SECRET}", '.encode(), "is not valid JSON"),
+        ("latin.txt", f"{SECRET} é".encode("latin-1"), "is not UTF-8 text"),
+        ("numbers.json", json.dumps([SECRET, 3]).encode(), "History item 1 is a int, not a text"),
+        ("fields.json", json.dumps([{"title": SECRET}]).encode(), "History item 0 has no field"),
+        (None, b"", "There is no history file"),
+    ],
+)
+def test_a_history_that_is_none(place, capsys, name, content, message):
+    file = place.root / (name or "missing.json")
+    if name:
+        file.write_bytes(content)
+    arguments = ["generate", "--plug", place.plug, "--prompt", "book: a castle", "--history", file]
+    fails(capsys, 1, message, *arguments)
+
+
+def test_an_interrupt_is_no_error(monkeypatch, capsys):
+    from pplug_hf.commands import info
+
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(info, "info", interrupted)
+    assert main(["info", "--plug", "x"]) == 130
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,169 @@
+"""Rows with personas: who has which items, and which of them an epoch leaves out."""
+
+import random
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import close
+
+from pplug_hf.data.dataset import PersonaDataset
+from pplug_hf.data.lamp import Example
+from pplug_hf.data.vectors import VectorStore
+from pplug_hf.errors import ConfigurationError, DataError
+
+
+class Numbers:
+    """Stands for a store: the vector of the text "7" is [7]."""
+
+    fingerprint = {"digest": "numbers", "history_prompt": ""}  # noqa: RUF012
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, texts):
+        self.calls.append(list(texts))
+        return torch.tensor([[float(text)] for text in texts]).view(-1, 1)
+
+
+def example(history=(), number=0):
+    return Example(f"q{number}", "u", f"prompt {number}", f"query {number}", f"target {number}", list(history))
+
+
+def numbered(*lengths, **kwargs):
+    """A dataset of histories "0", "1", ... of these lengths."""
+    examples = [example(map(str, range(length)), i) for i, length in enumerate(lengths)]
+    return PersonaDataset(examples, Numbers(), **kwargs)
+
+
+def items(dataset, index):
+    return dataset[index]["persona"].embeddings.flatten().int().tolist()
+
+
+def everything(dataset):
+    return [items(dataset, i) for i in range(len(dataset))]
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_holds_an_example_and_its_encoded_history(tmp_path):
+    store = VectorStore(tiny.shared_encoder(), folder=tmp_path)
+    dataset = PersonaDataset([example(history, i) for i, history in enumerate(tiny.HISTORIES)], store)
+    assert len(dataset) == 3
+    for i, history in enumerate(tiny.HISTORIES):
+        row = dataset[i]
+        assert set(row) == {"text", "query", "target", "persona"}
+        assert (row["text"], row["query"], row["target"]) == (f"prompt {i}", f"query {i}", f"target {i}")
+        assert row["persona"].fingerprint == store.fingerprint and row["persona"].embeddings.shape == (
+            len(history),
+            12,
+        )
+        for vector, text in zip(row["persona"].embeddings, history, strict=True):
+            close(vector, torch.tensor(tiny.shared_encoder().encode(text)), 1e-5)
+    assert store.encoded == len(set(tiny.HISTORY))
+
+
+def test_each_distinct_text_is_asked_for_once():
+    store = Numbers()
+    dataset = PersonaDataset([example(["3", "1", "3"]), example(["1", "2"]), example(["3", "1"])], store)
+    assert sorted(store.calls[0]) == ["1", "2", "3"] and len(store.calls) == 1
+    assert everything(dataset) == [[3, 1, 3], [1, 2], [3, 1]]
+
+
+def test_items_become_texts_by_the_template():
+    history = [{"a": "1", "b": "2"}, {"a": "3", "b": "4", "date": "2001"}]
+    assert items(PersonaDataset([example(history)], Numbers(), item_template="{a}{b}"), 0) == [12, 34]
+    with pytest.raises(DataError, match="item_template"):
+        PersonaDataset([example(history)], Numbers())
+
+
+def test_without_histories_everybody_is_new():
+    store = Numbers()
+    dataset = PersonaDataset([example(["1", "2"]), example(["3"])], store, use_history=False, history_dropout=0.5)
+    assert store.calls == [[]]
+    assert [row["persona"].embeddings.shape for row in dataset] == [(0, 1), (0, 1)]
+    assert dataset[1]["persona"].fingerprint == Numbers.fingerprint
+
+
+def test_vectors_of_requests_take_the_place_of_their_texts():
+    queries = tiny.vectors(2)
+    dataset = PersonaDataset([example(["1"]), example()], Numbers(), queries=queries)
+    assert [torch.equal(row["query"], query) for row, query in zip(dataset, queries, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, 50, float("nan"), float("inf")])
+def test_an_impossible_share_is_refused(share):
+    with pytest.raises(ConfigurationError, match="history_dropout"):
+        numbered(3, history_dropout=share)
+
+
+# ---- drop-out ---------------------------------------------------------------------------------------------------
+
+
+def test_no_drop_out_keeps_everything():
+    dataset = numbered(0, 1, 5, 40)
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        assert everything(dataset) == [list(range(n)) for n in (0, 1, 5, 40)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(length=st.integers(0, 60), share=st.floats(0, 1), seed=st.integers(0, 2**32), epoch=st.integers(0, 500))
+def test_the_share_that_is_left_out_is_within_bounds_and_the_order_stays(length, share, seed, epoch):
+    dataset = numbered(2, length, history_dropout=share, seed=seed)
+    dataset.set_epoch(epoch)
+    kept = items(dataset, 1)
+    assert kept == sorted(set(kept)) and set(kept) <= set(range(length))
+    assert length - len(kept) <= share * length + 0.5  # whole items
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=8),
+    seed=st.integers(0, 100),
+    epoch=st.integers(0, 20),
+    order=st.randoms(use_true_random=False),
+)
+def test_what_is_left_out_does_not_depend_on_what_was_asked_before(lengths, seed, epoch, order):
+    dataset = numbered(*lengths, history_dropout=0.7, seed=seed)
+    dataset.set_epoch(epoch)
+    expected = everything(dataset)
+    other = numbered(*lengths, history_dropout=0.7, seed=seed)
+    for before in range(order.randrange(3)):  # has been through other epochs
+        other.set_epoch(before)
+        everything(other)
+    other.set_epoch(epoch)
+    indices = [order.randrange(len(lengths)) for _ in range(12)]
+    random.seed(0)
+    torch.manual_seed(seed + 1)
+    assert [items(other, i) for i in indices] == [expected[i] for i in indices]
+
+
+def test_epoch_row_and_seed_each_change_what_is_left_out():
+    dataset = numbered(*[30] * 6, history_dropout=0.9)
+    epochs = []
+    for epoch in range(6):
+        dataset.set_epoch(epoch)
+        epochs.append(everything(dataset))
+    flat = [tuple(kept) for rows in epochs for kept in rows]
+    assert len(set(flat)) >= len(flat) - 3  # hardly any two alike
+    other = numbered(*[30] * 6, history_dropout=0.9, seed=1)
+    assert sum(one == two for one, two in zip(epochs[0], everything(other), strict=True)) <= 1
+    assert numbered(30, history_dropout=0.9).rows[0].tolist() == list(range(30))  # the history itself stays
+
+
+def test_every_item_is_left_out_about_equally_often():
+    dataset = numbered(10, history_dropout=0.8)
+    kept, sizes = [0] * 10, set()
+    for epoch in range(1500):
+        dataset.set_epoch(epoch)
+        one = items(dataset, 0)
+        sizes.add(len(one))
+        for item in one:
+            kept[item] += 1
+    assert sizes == set(range(2, 11))
+    # 0.4 of the items are left out on average; a standard deviation of each share is 0.013.
+    assert all(abs(count / 1500 - 0.6) < 0.06 for count in kept)
