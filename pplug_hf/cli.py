@@ -33,6 +33,7 @@ _POSITIVE = (
     "num_beams",
     "patience",
 )
+_NOT_NEGATIVE = ("warmup", "weight_decay")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         f.name: getattr(part, f.name) for part in rest for f in fields(part) if getattr(part, f.name) != f.default
     }
     try:
-        _check_positive(chosen)
+        _check_numbers(chosen)
         getattr(command, function)(chosen, **given)
     except (PPlugError, OSError) as error:
         print(f"pplug-hf {arguments[0]}: {error}", file=sys.stderr)
@@ -80,8 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _check_positive(settings: Any) -> None:
-    for name in _POSITIVE:
+def _check_numbers(settings: Any) -> None:
+    for name in (*_POSITIVE, *_NOT_NEGATIVE):
         value = getattr(settings, name, None)
-        if value is not None and not value > 0:
-            raise ConfigurationError(f"{name} must be greater than 0, got {value}.")
+        if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
+            bound = "greater than 0" if name in _POSITIVE else "at least 0"
+            raise ConfigurationError(f"{name} must be {bound}, got {value}.")

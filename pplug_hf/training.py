@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, DataError
 from .processing import PPlugProcessor
 
 # Keys of a batch that generation alone needs: a causal model's prompts without their answers.
@@ -36,13 +36,13 @@ class PPlugCollator:
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         text = [row["text"] for row in rows]
-        query = [row.get("query") for row in rows]
+        query, target = [row.get("query") for row in rows], [row.get("target") for row in rows]
         batch = dict(
             self.processor(
                 text=text,
                 persona=[row.get("persona") for row in rows],
                 query=query if isinstance(query[0], str) else None,
-                labels=[row["target"] for row in rows],
+                labels=None if all(answer is None for answer in target) else target,  # withheld, as of a test split
                 max_length=self.max_length,
                 max_target_length=self.max_target_length,
             )
@@ -88,6 +88,8 @@ class PPlugTrainer(Seq2SeqTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.args.label_smoothing_factor:
+            raise ConfigurationError("label_smoothing_factor must be 0: a plug learns from the loss of its model.")
         self.add_callback(_SetEpoch)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -121,6 +123,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         return optimizer
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if inputs.get("labels") is None:
+            raise DataError("These examples have no answers to learn from: their target is None.")
         inputs = {key: value for key, value in inputs.items() if key not in (_PROMPT_IDS, _PROMPT_MASK)}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -132,7 +136,9 @@ class PPlugTrainer(Seq2SeqTrainer):
         if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 
-        loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
+        loss = None
+        if inputs.get("labels") is not None:
+            loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
         causal = not self.model.config.is_encoder_decoder
         if not causal:
             prompts, mask = inputs["input_ids"], inputs["attention_mask"]

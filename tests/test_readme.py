@@ -1,5 +1,6 @@
 """What README.md shows works: its Python runs on local stand-ins, and its commands' options exist."""
 
+import importlib
 import re
 import shlex
 from importlib.resources import files
@@ -51,8 +52,6 @@ def test_the_python_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c and c[0] == "pplug-hf"], ids=lambda c: " ".join(c[:2]))
 def test_the_commands_parse(command, monkeypatch):
     """The command is parsed and its function is not run."""
-    import importlib
-
     module, settings, function, _ = cli._COMMANDS[command[1]]
     module = importlib.import_module(f"pplug_hf.commands.{module}")
     seen = []
