@@ -33,7 +33,7 @@ def plot_weights(
         raise ConfigurationError("Pictures need matplotlib: pip install 'pplug-hf[viz]'.") from None
 
     order = weights.argsort(descending=True)[:most].tolist()
-    shown = [textwrap.shorten(texts[i], 70, placeholder=" …") for i in order]
+    shown = [textwrap.shorten(str(texts[i]), 70, placeholder=" …") for i in order]
     figure = Figure(figsize=(10, 0.9 + 0.34 * len(order)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -95,7 +95,7 @@ class PPlugProcessor(ProcessorMixin):
             raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
         single = isinstance(persona, Persona) or is_history(persona)
         rows = {
-            "persona": None if persona is None else [persona] if single else list(persona),
+            "persona": None if persona is None else [persona] if single else list(persona),  # pyright: ignore[reportArgumentType]
             "query": None if query is None else _rows(query, "query"),
             "labels": None if labels is None else _rows(labels, "labels"),
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,8 @@ class PPlugCollator:
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         text = [row["text"] for row in rows]
-        query, target = [row.get("query") for row in rows], [row.get("target") for row in rows]
+        query: list[Any] = [row.get("query") for row in rows]
+        target: list[Any] = [row.get("target") for row in rows]
         batch = dict(
             self.processor(
                 text=text,
@@ -73,7 +73,7 @@ class _SetEpoch(TrainerCallback):
     """Tells the training data its epoch; accelerate forgets to in a resumed epoch and with several processes."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        data = getattr(train_dataloader, "dataset", None)
+        data: Any = getattr(train_dataloader, "dataset", None)
         if hasattr(data, "set_epoch"):
             data.set_epoch(int(state.epoch or 0))
 
@@ -85,6 +85,9 @@ class PPlugTrainer(Seq2SeqTrainer):
     `predict_with_generate` answers with personas, for causal models from the prompt alone; checkpoints hold the plug
     and no pickled arguments; a `PersonaDataset` always knows its epoch.
     """
+
+    model: Any  # a PPlugForConditionalGeneration
+    args: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -130,7 +133,7 @@ class PPlugTrainer(Seq2SeqTrainer):
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None, **gen_kwargs: Any
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Any, Tensor | None, Tensor | None]:
         inputs = dict(inputs)
         prompts, mask = inputs.pop(_PROMPT_IDS, None), inputs.pop(_PROMPT_MASK, None)
         if not self.args.predict_with_generate or prediction_loss_only:
@@ -156,10 +159,10 @@ class PPlugTrainer(Seq2SeqTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Plug, processor and arguments; the Trainer's own would pickle the arguments."""
-        folder = output_dir or self.args.output_dir
+        folder = Path(output_dir or self.args.output_dir)
         self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if self.args.should_save:
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
-            Path(os.path.join(folder, "training_args.json")).write_text(arguments + "\n", encoding="utf-8")
+            (folder / "training_args.json").write_text(arguments + "\n", encoding="utf-8")

@@ -73,6 +73,12 @@ def test_a_model_that_generates_no_text_is_refused(tmp_path):
         load_backbone(3)
 
 
+def test_a_type_that_transformers_does_not_know_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(ConfigurationError, match=r"is of no type that transformers knows .*nonsense"):
+        load_backbone(str(tmp_path))
+
+
 def test_weights_without_a_language_model_head_are_refused(tmp_path):
     """Loading them would draw a random head without a word."""
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

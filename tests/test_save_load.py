@@ -304,7 +304,7 @@ def test_a_part_that_is_gone(copy, part):
 def test_a_plug_is_no_language_model_and_a_language_model_is_no_plug(saved, places):
     with pytest.raises(ConfigurationError, match=r"model of type 'gpt2', not a plug. .*from_backbone"):
         PPlugModel.from_pretrained(places / "gpt2")
-    with pytest.raises(ConfigurationError, match="is of no type that transformers knows"):
+    with pytest.raises(ConfigurationError, match="is of type 'pplug'"):
         PPlugForConditionalGeneration.from_backbone(str(saved), tiny.encoder())
 
 

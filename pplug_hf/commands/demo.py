@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -100,7 +101,7 @@ def demo(settings: DemoSettings) -> dict[str, float]:
     return rows
 
 
-def two_readers(examples: list[Example]) -> tuple[Example, Example]:
+def two_readers(examples: Sequence[Example]) -> tuple[Example, Example]:
     """Two readers with different answers to questions of one topic: those whose answers differ most visibly."""
     first = examples[0]
     topics = {example.user: {item["tag"] for item in example.history} for example in examples}

@@ -192,6 +192,8 @@ def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingA
     """The Trainer's arguments, with step counts from the number of examples."""
     steps = max(1, -(-examples // (settings.batch_size * settings.gradient_accumulation)))
     every = max(1, steps // settings.evaluations_per_epoch)
+    # Named only where it is wanted: transformers warns about its coming rename.
+    checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     return PPlugTrainingArguments(
         output_dir=settings.output,
         num_train_epochs=settings.epochs,
@@ -203,7 +205,7 @@ def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingA
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         lr_scheduler_type="linear",
-        **({"gradient_checkpointing": True} if settings.gradient_checkpointing else {}),
+        **checkpointing,
         eval_strategy="steps",
         save_strategy="steps",
         eval_steps=every,

@@ -97,6 +97,20 @@ class PPlugConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(D, M, H, K).
+
+        Raises:
+            ConfigurationError: they are not measured yet.
+        """
+        if self.encoder_size is None or self.projector_size is None or self.hidden_size is None:
+            raise ConfigurationError(
+                "This configuration knows no hidden_size and encoder_size: create the model with "
+                "PPlugForConditionalGeneration.from_backbone(backbone, encoder=...), which measures them."
+            )
+        return self.encoder_size, self.projector_size, self.hidden_size, self.num_persona_tokens
+
+    @property
     def prefix_length(self) -> int:
         """Soft tokens in front of a prompt: the instruction, if any, and K persona tokens."""
         return int(self.instruction) + self.num_persona_tokens
@@ -104,9 +118,7 @@ class PPlugConfig(PreTrainedConfig):
     @property
     def scale(self) -> float:
         """Root mean square component of a token embedding: what one unit of the plug's output is."""
-        if self.hidden_size is None:
-            raise ConfigurationError("hidden_size is not known yet; create the plug with from_backbone.")
-        return self.embedding_norm / self.hidden_size**0.5
+        return self.embedding_norm / self.sizes[2] ** 0.5
 
 
 def choices() -> dict[str, Field]:

@@ -44,7 +44,7 @@ def _load(name: str, **kwargs: Any) -> PreTrainedModel:
     try:
         config = _load_config(name, **hub)
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-            auto = AutoModelForSeq2SeqLM
+            auto: Any = AutoModelForSeq2SeqLM
         elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
             config, "auto_map", {}
         ):

@@ -128,7 +128,7 @@ def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[
     }
 
 
-def _settings(module: torch.nn.Module) -> dict[str, Any]:
+def _settings(module: Any) -> dict[str, Any]:
     return module.get_config_dict() if hasattr(module, "get_config_dict") else {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
@@ -30,7 +30,7 @@ _REFUSED_CAUSAL = {
 
 
 def generate_with_prefix(
-    backbone: PreTrainedModel,
+    backbone: Any,
     inputs_embeds: Tensor,
     attention_mask: Tensor,
     input_ids: Tensor,

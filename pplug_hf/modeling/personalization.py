@@ -5,30 +5,35 @@ Letters: B batch, N items of one user, D encoder width, H backbone width, K pers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, MismatchError
 from . import encoders
 from .aggregators import AGGREGATORS
 from .persona import History, Persona, check_fingerprint, is_history, item_texts
-
-if TYPE_CHECKING:
-    from .pplug import PPlugForConditionalGeneration
+from .plug import PersonaPlug
 
 
 class PersonaMixin:
-    """The persona methods of [`PPlugForConditionalGeneration`]."""
+    """The persona methods of [`PPlugForConditionalGeneration`], which has what they need."""
+
+    config: PPlugConfig
+    plug: PersonaPlug
+    history_encoder: Any
+    tokenizer: Any
+    _attached: Callable[[], tuple[Any, Any]]
 
     def encode_persona(
-        self: PPlugForConditionalGeneration,
+        self,
         history: History | Sequence[History],
         batch_size: int = 32,
         show_progress: bool = False,
-    ) -> Persona | list[Persona]:
+    ) -> Any:
         """Encode a history once (equation 1), to use it many times. Repeated texts are encoded once.
 
         Args:
@@ -45,32 +50,36 @@ class PersonaMixin:
         personas = self._encode(_users(history), batch_size=batch_size, show_progress=show_progress)
         return personas[0] if _is_one_user(history) else personas
 
-    def _encode(self: PPlugForConditionalGeneration, histories: Sequence[Any], **kwargs: Any) -> list[Persona]:
+    def _encode(self, histories: Sequence[Any], **kwargs: Any) -> list[Persona]:
         """Histories (or finished personas, or None) to personas, all texts in one pass."""
         _, encoder = self._attached()
-        fingerprint = self.config.encoder_fingerprint
+        fingerprint = self.config.encoder_fingerprint or {}
+        width = self.config.sizes[0]
         template = self.config.item_template
         texts = [None if isinstance(h, Persona) else item_texts(() if h is None else h, template) for h in histories]
         flat = [text for row in texts if row for text in row]
-        vectors = encoders.embed(encoder, flat, prompt=self.config.history_prompt, **kwargs) if flat else None
+        vectors = (
+            encoders.embed(encoder, flat, prompt=self.config.history_prompt, **kwargs) if flat else torch.empty(0)
+        )
         personas, start = [], 0
         for history, row in zip(histories, texts, strict=True):
             if isinstance(history, Persona):
                 check_fingerprint(history, fingerprint)
-                if history.embeddings.shape[1] != self.config.encoder_size:
+                if history.embeddings.shape[1] != width:
                     raise MismatchError(
                         f"This persona's vectors are {history.embeddings.shape[1]} wide, the model's encoder gives "
-                        f"{self.config.encoder_size}: encode the history with this model's encode_persona."
+                        f"{width}: encode the history with this model's encode_persona."
                     )
                 personas.append(history)
                 continue
+            assert row is not None  # only finished personas have none
             stop = start + len(row)
-            own = vectors[start:stop] if row else torch.zeros(0, self.config.encoder_size)
+            own = vectors[start:stop] if row else torch.zeros(0, width)
             personas.append(Persona(own, fingerprint))
             start = stop
         return personas
 
-    def _histories(self: PPlugForConditionalGeneration, persona: Any, batch_size: int) -> list[Tensor]:
+    def _histories(self, persona: Any, batch_size: int) -> list[Tensor]:
         """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
         persona = [None] * batch_size if persona is None else _users(persona)
         if len(persona) != batch_size:
@@ -82,7 +91,7 @@ class PersonaMixin:
         return [p.embeddings.to(like) for p in self._encode(persona)]
 
     def _queries(
-        self: PPlugForConditionalGeneration,
+        self,
         query: Any,
         histories: Sequence[Tensor],
         input_ids: Any,
@@ -116,7 +125,7 @@ class PersonaMixin:
             vectors = encoders.embed_with_gradient(self.plug.input_encoder, query, self.config.query_prompt)
         return vectors.to(self.plug.no_persona)
 
-    def _decode_queries(self: PPlugForConditionalGeneration, input_ids: Any, mask: Any, labels: Any) -> list[str]:
+    def _decode_queries(self, input_ids: Any, mask: Any, labels: Any) -> Any:
         if self.tokenizer is None or input_ids is None:
             raise ConfigurationError(
                 "query= is missing, and without the backbone's tokenizer the prompt cannot be decoded to take its "
@@ -130,7 +139,7 @@ class PersonaMixin:
         ]
 
     @torch.no_grad()
-    def persona_weights(self: PPlugForConditionalGeneration, persona: Any, query: Any = None) -> Tensor:
+    def persona_weights(self, persona: Any, query: Any = None) -> Tensor:
         """Equation (3): how much each item speaks.
 
         Args:
@@ -144,18 +153,18 @@ class PersonaMixin:
         return torch.nn.utils.rnn.pad_sequence(self.plug.weights(queries, histories), batch_first=True)
 
     @torch.no_grad()
-    def persona_embedding(self: PPlugForConditionalGeneration, persona: Any, query: Any = None) -> Tensor:
+    def persona_embedding(self, persona: Any, query: Any = None) -> Tensor:
         """Equation (4): the personal embedding [B, K, H]. See `persona_weights` for the arguments."""
         histories, queries = self._persona_inputs(persona, query)
         return self.plug.persona_embedding(queries, histories)
 
     @torch.no_grad()
-    def soft_prompt(self: PPlugForConditionalGeneration, persona: Any, query: Any = None) -> Tensor:
+    def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
         """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings."""
         histories, queries = self._persona_inputs(persona, query)
         return self.plug(queries, histories)
 
-    def _persona_inputs(self: PPlugForConditionalGeneration, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
+    def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
         histories = self._histories(persona, len(_users(persona)))
         return histories, self._queries(query, histories, None, None, None)
 

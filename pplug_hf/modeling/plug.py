@@ -41,7 +41,7 @@ class Projector(nn.Module):
 
     def __init__(self, config: PPlugConfig):
         super().__init__()
-        D, M, H, K = config.encoder_size, config.projector_size, config.hidden_size, config.num_persona_tokens
+        D, M, H, K = config.sizes
         self.hidden = nn.Linear(D, M)
         self.output = nn.Linear(M, K * H)
         nn.init.normal_(self.hidden.weight, std=1.0 if config.normalize else D**-0.5)
@@ -63,7 +63,7 @@ class PersonaPlug(nn.Module):
     def __init__(self, config: PPlugConfig):
         super().__init__()
         self.config = config
-        H, K = config.hidden_size, config.num_persona_tokens
+        _, _, H, K = config.sizes
         self.instruction = nn.Parameter(torch.randn(H) * config.output_init) if config.instruction else None  # I
         self.no_persona = nn.Parameter(torch.zeros(K, H))
         self.projector = Projector(config)

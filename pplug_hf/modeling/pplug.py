@@ -59,16 +59,11 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
 
     def __init__(self, config: PPlugConfig):
         super().__init__(config)
-        if config.hidden_size is None or config.encoder_size is None:
-            raise ConfigurationError(
-                "This configuration knows no hidden_size and encoder_size: create the model with "
-                "PPlugForConditionalGeneration.from_backbone(backbone, encoder=...), which measures them."
-            )
         self.loss_type = None  # transformers would pick one by the class name
         self.plug = PersonaPlug(config)
-        self.backbone: PreTrainedModel | None = None
-        self.history_encoder: SentenceTransformer | None = None
-        self.tokenizer: PreTrainedTokenizerBase | None = None  # the backbone's; decodes prompts into queries
+        self.backbone: Any = None  # a PreTrainedModel, once attached
+        self.history_encoder: Any = None  # a SentenceTransformer, once attached
+        self.tokenizer: Any = None  # the backbone's; decodes prompts into queries
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_post_hook(_forgive_frozen)
         self.post_init()
@@ -163,7 +158,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
                 )
         backbones.freeze_backbone(backbone)
         self.backbone = backbone
-        device = backbone.get_input_embeddings().weight.device
+        device: Any = backbone.get_input_embeddings().weight.device
         self.history_encoder = encoders.freeze_encoder(encoder).to(device)
         if self.config.train_input_encoder and AGGREGATORS[self.config.aggregator].needs_query:
             self.plug.input_encoder = encoders.trainable_copy(encoder)
@@ -171,7 +166,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
         self.tokenizer = tokenizer
         self.generation_config = copy.deepcopy(backbone.generation_config)
 
-    def _attached(self) -> tuple[PreTrainedModel, SentenceTransformer]:
+    def _attached(self) -> tuple[Any, Any]:
         if self.backbone is None or self.history_encoder is None:
             raise ConfigurationError(
                 "This plug has no backbone yet: use PPlugForConditionalGeneration.from_backbone or "
@@ -328,7 +323,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
 
     def forward(
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Any = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         persona: Any = None,
@@ -379,7 +374,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,
-        input_ids: Tensor | None = None,
+        input_ids: Any = None,
         *,
         attention_mask: Tensor | None = None,
         persona: Any = None,
