@@ -16,7 +16,7 @@ from pathlib import Path
 from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.commands.train import TrainSettings, train
 
-# First guesses, kept: nothing was tuned on dev but the learning rate of LaMP_2, on the validation users' loss.
+# First guesses; the learning rates are what differs between the tasks.
 PLUG = {
     "num_persona_tokens": 4,
     "projector_size": 256,

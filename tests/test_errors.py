@@ -140,7 +140,7 @@ def test_whole_numbers_are_numbers():
 
 
 def test_the_scale_needs_a_backbone():
-    with pytest.raises(ConfigurationError, match="create the plug with from_backbone"):
+    with pytest.raises(ConfigurationError, match="knows no hidden_size"):
         _ = PPlugConfig().scale
 
 
