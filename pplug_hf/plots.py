@@ -42,7 +42,7 @@ def plot_weights(
     axes.set_yticks(range(len(order)), shown, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel(f"weight (sum over all {len(weights)} items: 1)")
-    axes.set_title(textwrap.fill(title, 90), fontsize=10, loc="left")
+    figure.suptitle(textwrap.fill(title, 110), fontsize=10, x=0.01, horizontalalignment="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)

@@ -76,8 +76,7 @@ def demo(settings: DemoSettings) -> dict[str, float]:
             )
         )
         print("\n4. One question, two readers\n")
-        first, second = two_readers(comparison.examples)
-        answers = ask(model, first, [first, second])
+        first, second, answers = two_readers(model, comparison.examples)
         print(f"   {first.prompt}")
         for reader, text in zip((first, second), answers, strict=True):
             print(f"   reader {reader.user}, {len(reader.history)} books shelved before: {text}")
@@ -101,13 +100,14 @@ def demo(settings: DemoSettings) -> dict[str, float]:
     return rows
 
 
-def two_readers(examples: Sequence[Example]) -> tuple[Example, Example]:
-    """Two readers with different answers to questions of one topic: those whose answers differ most visibly."""
-    first = examples[0]
-    topics = {example.user: {item["tag"] for item in example.history} for example in examples}
-    # The reader who shares the fewest shelves with the first one shelves everything differently.
-    second = min(examples, key=lambda e: (len(topics[e.user] & topics[first.user]), e.user))
-    return first, second
+def two_readers(
+    model: PPlugForConditionalGeneration, examples: Sequence[Example]
+) -> tuple[Example, Example, tuple[str, str]]:
+    """The first question's reader, and the first other reader for whom the model answers it differently."""
+    readers = list({example.user: example for example in reversed(examples)}.values())[::-1]
+    answers = ask(model, readers[0], readers)
+    other = next((i for i, text in enumerate(answers) if text != answers[0]), 1)
+    return readers[0], readers[other], (answers[0], answers[other])
 
 
 def ask(model: PPlugForConditionalGeneration, question: Example, readers: list[Example]) -> list[str]:
