@@ -16,7 +16,6 @@ from pathlib import Path
 from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.commands.train import TrainSettings, train
 
-# First guesses; the learning rates are what differs between the tasks.
 PLUG = {
     "num_persona_tokens": 4,
     "projector_size": 256,
@@ -27,7 +26,9 @@ PLUG = {
 SPLIT = {"leave_out_users": 0.4, "split_seed": 0}  # as in train_backbone.py
 PASSES = {"LaMP_2": 5.0, "LaMP_3": 1.0}
 BATCH = {"LaMP_2": 16, "LaMP_3": 32}
-RATE = {"LaMP_2": 2e-3, "LaMP_3": 1e-3}
+# The tag comes twice: in the vector of "{tag}: {description}" forty words of description drown the one that matters.
+ITEM = {"LaMP_2": {"item_template": "tag: {tag}. tag: {tag}. {description}"}, "LaMP_3": {}}
+MAX_LENGTH = 192
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where plugs and vectors go")
     parser.add_argument("--epochs", type=float, help="passes of the plug (default: the task's)")
-    parser.add_argument("--learning-rate", type=float, help="of the plug (default: the task's)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the plug")
     parser.add_argument("--rows", nargs="+", default=["plug", "instruction"], choices=["instruction", "plug"])
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--evaluate", action="store_true")
@@ -65,20 +66,20 @@ def main() -> None:
                 evaluations_per_epoch=1 if args.task == "LaMP_2" else 5,
                 patience=4,
                 batch_size=BATCH[args.task],
-                learning_rate=args.learning_rate or RATE[args.task],
-                max_length=160,
+                learning_rate=args.learning_rate,
+                max_length=MAX_LENGTH,
                 seed=seed,
                 vectors=vectors,
                 **SPLIT,
             )
-            train(settings, **PLUG)
+            train(settings, **PLUG, **ITEM[args.task])
     if args.evaluate:
         settings = EvaluateSettings(
             plug=names["plug"],
             instruction_only=names.get("instruction"),
             data=data,
             backbone_dtype="bfloat16",
-            max_length=160,
+            max_length=MAX_LENGTH,
             vectors=vectors,
             output=str(args.output or args.runs / f"results-{args.task}"),
             **SPLIT,

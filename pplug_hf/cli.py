@@ -15,8 +15,11 @@ _COMMANDS = {
     "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in minutes"),
     "train": ("train", "TrainSettings", "train", "train a plug on a folder in LaMP's format"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its controls and a rival"),
+    "bench": ("bench", "BenchSettings", "bench", "compare any rows, with and without plugs, and resume"),
+    "score": ("score", "ScoreSettings", "score_files", "judge a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a folder into the vector store"),
+    "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "info": ("info", "InfoSettings", "info", "say what is in a plug folder"),
 }
 

@@ -86,7 +86,7 @@ def row(model, prompt):
 def next_logits(model, soft, prompt_ids, answer_ids, position=None):
     """Logits of the token behind `answer_ids`, from the backbone's forward alone.
 
-    `position` tokens stand in front of the soft prompt: a causal model's BOS, if not told otherwise.
+    `position` tokens stand in front of the soft prompt: if not told otherwise, a causal model's BOS, else none.
     """
     backbone, table = model.backbone, model.backbone.get_input_embeddings()
 
@@ -95,7 +95,7 @@ def next_logits(model, soft, prompt_ids, answer_ids, position=None):
 
     if backbone.config.is_encoder_decoder:
         decoder = [backbone.config.decoder_start_token_id, *answer_ids]
-        source = torch.cat([soft, words(prompt_ids)])
+        source = torch.cat([words(prompt_ids[: position or 0]), soft, words(prompt_ids[position or 0 :])])
         return backbone(inputs_embeds=source[None], decoder_input_ids=torch.tensor([decoder])).logits[0, -1]
     if position is None:
         position = int(prompt_ids[:1] == [backbone.config.bos_token_id])
@@ -139,3 +139,28 @@ def beam(step, length, eos, beams):
             longer += [(score + log, [*answer, token]) for token, log in enumerate(logs) if token != eos]
         best = sorted(longer, key=lambda pair: pair[0], reverse=True)[:beams]
     return [answer for _, answer in best]
+
+
+# ---- retrieval --------------------------------------------------------------------------------------------------
+
+
+def okapi(documents, query, k1=1.5, b=0.75, epsilon=0.25):
+    """The benchmark's BM25, one document and one word at a time. Lists of words to a score per document."""
+
+    def idf(word):
+        n = sum(word in document for document in documents)
+        return math.log((len(documents) - n + 0.5) / (n + 0.5))
+
+    vocabulary = {word for document in documents for word in document}
+    mean_idf = sum(map(idf, vocabulary)) / len(vocabulary) if vocabulary else 0
+    mean_length = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        score = 0
+        for word in query:
+            if word in document:
+                weight = idf(word) if idf(word) >= 0 else epsilon * mean_idf
+                f = document.count(word)
+                score += weight * f * (k1 + 1) / (f + k1 * (1 - b + b * len(document) / mean_length))
+        scores.append(score)
+    return scores

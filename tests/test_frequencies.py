@@ -202,6 +202,43 @@ def test_predictions_are_those_of_the_definition(histories, data):
     assert nll == pytest.approx(expected[0])
 
 
+def mixture(chances, labels):
+    """A fit whose scores are exactly these chances, [n, L]."""
+    fit = LabelFrequencies(tuple(labels), (1 / len(labels),) * len(labels), 1.0, 1.0, 0.0)
+    return fit, torch.tensor(chances, dtype=torch.float64).log()
+
+
+def test_for_mae_the_answer_is_the_median():
+    chances = [
+        [0.40, 0.05, 0.04, 0.25, 0.26],  # 1 is the most likely, but half of the chance lies at 4 and above
+        [0.30, 0.10, 0.04, 0.05, 0.51],
+        [0.30, 0.40, 0.10, 0.10, 0.10],
+    ]
+    fit, log_probs = mixture(chances, "12345")
+    assert fit.predict(log_probs, [[]] * 3) == fit.predict(log_probs, [[]] * 3, "rouge") == ["1", "5", "2"]
+    expected_errors = [sum(p * abs(label - answer) for label, p in enumerate(chances[0], 1)) for answer in range(1, 6)]
+    assert expected_errors == pytest.approx([1.92, 1.72, 1.62, 1.60, 2.08])
+    assert fit.predict(log_probs, [[]] * 3, "mae") == ["4", "5", "2"]
+
+
+def test_for_mae_labels_are_numbers_in_any_order_at_any_distance():
+    fit, log_probs = mixture([[0.4, 0.25, 0.35]], ["10", "0.5", "2"])
+    assert fit.predict(log_probs, [[]]) == ["10"] and fit.predict(log_probs, [[]], "mae") == ["2"]
+    fit, log_probs = mixture([[0.4, 0.6]], ["good", "bad"])
+    with pytest.raises(MismatchError, match="good, bad; metric 'mae' needs numbers"):
+        fit.predict(log_probs, [[]], "mae")
+
+
+@given(st.lists(st.lists(st.floats(0.01, 1), min_size=5, max_size=5), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=40)
+def test_no_other_label_has_a_lower_expected_error(weights):
+    chances = [[w / sum(row) for w in row] for row in weights]
+    fit, log_probs = mixture(chances, "12345")
+    error = lambda row, answer: sum(p * abs(label - answer) for label, p in enumerate(row, 1))  # noqa: E731
+    for row, answer in zip(chances, fit.predict(log_probs, [[]] * len(chances), "mae"), strict=True):
+        assert error(row, int(answer)) <= min(error(row, other) for other in range(1, 6)) + 1e-12
+
+
 def test_empty_histories_and_unknown_labels_leave_the_prior():
     log_probs, histories, golds, labels = world(n=200)
     fit = LabelFrequencies.fit(log_probs, histories, golds, labels)

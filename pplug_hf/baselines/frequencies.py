@@ -26,13 +26,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from pplug_hf.configuration.tasks import Task, get_task
-from pplug_hf.data.lamp import Example
-from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.evaluation.answers import batches_by_length, evaluating
+from ..configuration.tasks import Metric, Task, get_task
+from ..data.lamp import Example
+from ..errors import ConfigurationError, DataError, MismatchError
+from ..evaluation.answers import batches_by_length, evaluating
 
 if TYPE_CHECKING:
-    from pplug_hf.processing import PPlugProcessor
+    from ..processing import PPlugProcessor
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
@@ -172,9 +172,33 @@ class LabelFrequencies:
         features = _features(log_probs, histories_labels, self.labels, self.prior, self.alpha)
         return (features @ features.new_tensor([self.backbone_weight, self.history_weight])).log_softmax(dim=-1)
 
-    def predict(self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]]) -> list[str]:
-        """The most likely label of each example. Arguments and errors as in `fit`."""
-        return [self.labels[best] for best in self.scores(log_probs, histories_labels).argmax(dim=-1)]
+    def predict(
+        self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]], metric: Metric = "accuracy"
+    ) -> list[str]:
+        """The best label of each example under the mixture.
+
+        Args:
+            log_probs, histories_labels: as in `fit`, with its errors.
+            metric: "mae": labels are numbers, and the best one has the lowest expected absolute error. It is a median,
+                often not the most likely label. For any other metric it is the most likely one.
+
+        Returns:
+            n labels; of equally good ones the first.
+
+        Raises:
+            MismatchError: the metric is "mae", and a label is no number.
+        """
+        scores = self.scores(log_probs, histories_labels)
+        if metric != "mae":
+            return [self.labels[best] for best in scores.argmax(dim=-1)]
+        try:
+            values = scores.new_tensor([float(label) for label in self.labels])
+        except ValueError:
+            raise MismatchError(
+                f"The labels are {', '.join(self.labels)}; metric 'mae' needs numbers. Leave metric out for others."
+            ) from None
+        errors = scores.exp() @ (values[:, None] - values).abs()  # [n, L], expected error of answering each label
+        return [self.labels[best] for best in errors.argmin(dim=-1)]
 
 
 def _features(

@@ -29,6 +29,7 @@ class GenerateSettings:
     encoder: str | None = field(default=None, metadata={"help": "Use the encoder at this place."})
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the answer at most."})
     num_beams: int = field(default=1, metadata={"help": "Beams."})
+    labels: list[str] | None = field(default=None, metadata={"help": "Answer with one of these (default: anything)."})
     picture: str | None = field(default=None, metadata={"help": "PNG file for the weights of the history items."})
 
 
@@ -48,6 +49,7 @@ def generate(settings: GenerateSettings) -> str:
         max_length=None,
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
+        labels=settings.labels,
     )[0]
     print(text)
     if settings.picture and history:

@@ -1,21 +1,72 @@
 """The tasks as data: where the query stands in an input, what a history item says, how answers are judged.
 
 Everything task-specific of this package stands in this file. To add a task, add one `Task` to `TASKS`;
-outside the package, make a `Task` and hand it over wherever a task's name is accepted.
+outside the package, make a `Task` and hand it over wherever a task's name is accepted. How retrieval reads and
+shows items has defaults, so a task of your own needs none of it.
 
     task = get_task("LaMP-2")
     task.query("Which tag ... tags: [...] description: A burglar dreams.")  # "A burglar dreams."
     task.item_text({"tag": "sci-fi", "description": "A clock stops."})      # "sci-fi: A clock stops."
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from string import Formatter
 from typing import Literal, get_args
 
 from pplug_hf.errors import ConfigurationError
 
 Metric = Literal["accuracy", "mae", "rouge"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFormat:
+    """How retrieved items and an input become one prompt; the defaults are the benchmark's.
+
+    The last four say how many tokens the benchmark keeps free for what is not an item's text. They matter only where
+    something must be cut, and are its numbers where those differ from what the finished prompt takes.
+    """
+
+    item: str = field(metadata={"help": "What a retrieved item becomes."})
+    cut: str = field(metadata={"help": "Field of an item that is cut to fit the token budget."})
+    join: str = field(default=", and ", metadata={"help": "What stands between two items."})
+    frame: str = field(
+        default="{head}{items}. {input}", metadata={"help": "The whole: items, and the input behind `after`."}
+    )
+    after: str = field(
+        default="",
+        metadata={"help": "Text of an input; up to its first occurrence is the frame's head. Without it no items."},
+    )
+    reserved: str = field(default="", metadata={"help": "Words of the frame for which tokens are kept free."})
+    frame_tokens: int = field(default=1, metadata={"help": "Tokens kept free for the frame besides those words."})
+    join_tokens: int = field(default=2, metadata={"help": "Tokens kept free for every join."})
+    item_tokens: int | str = field(
+        default="",
+        metadata={"help": "Tokens kept free for an item without its text, or what to count instead of the item."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, needed in (("item", (self.cut,)), ("frame", ("head", "items", "input"))):
+            template = getattr(self, name)
+            if not all(template.count(f"{{{part}}}") == 1 for part in needed):
+                raise ConfigurationError(
+                    f"A prompt format's {name} is {template!r}; it must hold "
+                    f"{' and '.join(f'{{{part}}}' for part in needed)}, each once."
+                )
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of an item that are shown or counted."""
+        return _names(self.item) | _names(self.item_tokens if isinstance(self.item_tokens, str) else "")
+
+    def split(self, input_text: str) -> tuple[str, str] | None:
+        """An input as (head, rest), joined the input again; None if retrieved items have no place in it."""
+        if not self.after:
+            return "", input_text
+        head, after, rest = input_text.partition(self.after)
+        return (head + after, rest) if after else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +88,18 @@ class Task:
     item_template_unlabelled: str = field(
         metadata={"help": "The same as in the paper: without tags and scores (titles stay)."}
     )
+    retrieval_template: str = field(
+        default="",
+        metadata={"help": "Text of a history item for rankers of words; empty: item_template_unlabelled."},
+    )
+    retrieval_query_pattern: str = field(
+        default="",
+        metadata={"help": "Regular expression whose groups rankers look for; empty, or if not found: the query."},
+    )
+    prompt: PromptFormat | None = field(
+        default=None,
+        metadata={"help": "How retrieved items enter a prompt; None: item_template in quotes, query_field is cut."},
+    )
     labels: tuple[str, ...] = field(
         default=(),
         metadata={"help": "All possible answers; () for free text, or for 'the labels seen in the golds'."},
@@ -51,6 +114,17 @@ class Task:
             )
         if not self.query_marker:
             raise ConfigurationError(f"Task {self.name!r}: query_marker is empty; give the text before the query.")
+        try:
+            groups = re.compile(self.retrieval_query_pattern).groups
+        except re.error as error:
+            raise ConfigurationError(
+                f"Task {self.name!r}: retrieval_query_pattern is no regular expression ({error})."
+            ) from None
+        if self.retrieval_query_pattern and not groups:
+            raise ConfigurationError(
+                f"Task {self.name!r}: retrieval_query_pattern {self.retrieval_query_pattern!r} has no group: put what "
+                "rankers look for in parentheses."
+            )
         if self.metric == "mae" and not (self.labels and all(_is_number(label) for label in self.labels)):
             raise ConfigurationError(
                 f"Task {self.name!r}: labels are {self.labels!r}; metric 'mae' needs numbers as labels, "
@@ -60,9 +134,18 @@ class Task:
     @property
     def fields(self) -> frozenset[str]:
         """The fields that every history item of this task has (`id` and `date` come on top, where known)."""
-        templates = self.item_template + self.item_template_unlabelled
-        named = {name for _, name, _, _ in Formatter().parse(templates) if name}
-        return frozenset(named | {self.query_field} | ({self.answer_field} if self.answer_field else set()))
+        named = _names(self.item_template + self.item_template_unlabelled + self.retrieval_template)
+        named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
+        return named | (self.prompt.fields if self.prompt else frozenset())
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How retrieved items enter a prompt: `prompt`, or what follows from the templates.
+
+        Raises:
+            ConfigurationError: There is no `prompt`, and `item_template` does not show the `query_field`.
+        """
+        return self.prompt or PromptFormat(item=f'"{self.item_template}" ', cut=self.query_field)
 
     def query(self, input_text: str) -> str:
         """The part of an input that is the user's own, without the instruction around it.
@@ -75,6 +158,26 @@ class Task:
             the benchmark has such rows (LaMP-2 dev, id 110).
         """
         return self._split(input_text)[1]
+
+    def retrieval_query(self, input_text: str) -> str:
+        """What a ranker looks for: the query, except where the task says otherwise (LaMP-1: both candidates' titles).
+
+        Args:
+            input_text: An input of this task.
+
+        Returns:
+            The groups of `retrieval_query_pattern` with a space in between, or the query.
+        """
+        found = re.search(self.retrieval_query_pattern, input_text) if self.retrieval_query_pattern else None
+        return " ".join(group or "" for group in found.groups()) if found else self.query(input_text)
+
+    def retrieval_text(self, item: Mapping[str, str]) -> str:
+        """What a ranker of words reads of one item; the benchmark shows it no tags and scores.
+
+        Args:
+            item: A history item; a missing or null field counts as empty.
+        """
+        return fill(self.retrieval_template or self.item_template_unlabelled, item)
 
     def prompt_for(self, item: Mapping[str, str], like: str) -> str:
         """An input that asks for the answer of a history item; used to train on histories.
@@ -99,8 +202,7 @@ class Task:
         Returns:
             The filled template.
         """
-        template = self.item_template if labelled else self.item_template_unlabelled
-        return template.format_map({name: _text(item, name) for name in self.fields})
+        return fill(self.item_template if labelled else self.item_template_unlabelled, item)
 
     def _split(self, input_text: str) -> tuple[str, str, str]:
         """An input as (instruction, query, rest); joined they are the input again."""
@@ -113,6 +215,16 @@ class Task:
         query = body.strip()
         start = len(body) - len(body.lstrip())
         return head + marker + body[:start], query, body[start + len(query) :] + rest
+
+
+@lru_cache  # asked once per history item
+def _names(template: str) -> frozenset[str]:
+    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
+
+
+def fill(template: str, item: Mapping[str, str]) -> str:
+    """A template with an item's fields; a missing or null field counts as empty."""
+    return template.format_map({name: _text(item, name) for name in _names(template)})
 
 
 def _text(item: Mapping[str, str], name: str) -> str:
@@ -156,6 +268,16 @@ TASKS: dict[str, Task] = {
             query_field="title",
             item_template="{title}: {abstract}",
             item_template_unlabelled="{title}: {abstract}",
+            retrieval_template="{title} {abstract}",
+            retrieval_query_pattern=r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"',
+            prompt=PromptFormat(
+                item='"{title}"',
+                cut="title",
+                after="title",
+                frame="{head}, and {items}{input}",
+                frame_tokens=0,
+                item_tokens=2,
+            ),
             labels=("[1]", "[2]"),
             metric="accuracy",
             max_new_tokens=8,
@@ -167,6 +289,7 @@ TASKS: dict[str, Task] = {
             answer_field="tag",
             item_template="{tag}: {description}",
             item_template_unlabelled="{description}",
+            prompt=PromptFormat(item='the tag for the movie: "{description}" is "{tag}" ', cut="description"),
             labels=MOVIE_TAGS,
             metric="accuracy",
             max_new_tokens=16,
@@ -178,6 +301,7 @@ TASKS: dict[str, Task] = {
             answer_field="score",
             item_template="rated {score} of 5: {text}",
             item_template_unlabelled="{text}",
+            prompt=PromptFormat(item='{score} is the score for "{text}" ', cut="text"),
             labels=("1", "2", "3", "4", "5"),
             metric="mae",
             max_new_tokens=10,
@@ -189,6 +313,8 @@ TASKS: dict[str, Task] = {
             answer_field="title",
             item_template="{title}: {text}",
             item_template_unlabelled="{title}: {text}",
+            retrieval_template="{title} {text}",
+            prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
             metric="rouge",
             max_new_tokens=64,
         ),
@@ -199,6 +325,14 @@ TASKS: dict[str, Task] = {
             answer_field="title",
             item_template="{title}: {abstract}",
             item_template_unlabelled="{title}: {abstract}",
+            retrieval_template="{title} {abstract}",
+            prompt=PromptFormat(
+                item='"{title}" is a title for "{abstract}" ',
+                cut="abstract",
+                frame="{head}{items}. Following the given patterns {input}",
+                reserved="Following the given patterns",
+                item_tokens='"{title}" is a title "{abstract}" ',
+            ),
             metric="rouge",
             max_new_tokens=64,
         ),
@@ -209,6 +343,8 @@ TASKS: dict[str, Task] = {
             answer_field="title",
             item_template="{title}: {text}",
             item_template_unlabelled="{title}: {text}",
+            retrieval_template="{text}",
+            prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
             metric="rouge",
             max_new_tokens=64,
         ),
@@ -218,6 +354,13 @@ TASKS: dict[str, Task] = {
             query_field="text",
             item_template="{text}",
             item_template_unlabelled="{text}",
+            prompt=PromptFormat(
+                item='"{text}" ',
+                cut="text",
+                frame="{head}{items} are written by a person. Following the given patterns {input}",
+                reserved="are written by user. Following the given patterns",
+                item_tokens='"" ',
+            ),
             metric="rouge",
             max_new_tokens=128,
         ),
@@ -228,6 +371,7 @@ TASKS: dict[str, Task] = {
             answer_field="tag",
             item_template="{tag}: {text}",
             item_template_unlabelled="{text}",
+            prompt=PromptFormat(item='the shelf for the book: "{text}" is "{tag}" ', cut="text"),
             metric="accuracy",
             max_new_tokens=6,
         ),

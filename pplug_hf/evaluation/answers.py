@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pplug_hf.data.lamp import Example
-from pplug_hf.errors import ConfigurationError, DataError, MismatchError
+from ..data.lamp import Example
+from ..errors import ConfigurationError, DataError, MismatchError
+from .labels import only_labels
 
 if TYPE_CHECKING:
-    from pplug_hf.processing import PPlugProcessor
+    from ..processing import PPlugProcessor
 
 
 def answer(
@@ -25,10 +26,12 @@ def answer(
     *,
     personas: Sequence[Any] | None = None,
     queries: Sequence[str] | Tensor | None = None,
+    persona_positions: Tensor | None = None,
     batch_size: int = 32,
     max_length: int | None = 256,
     max_new_tokens: int,
     num_beams: int = 1,
+    labels: Sequence[str] | None = None,
     description: str = "Answering",
 ) -> list[str]:
     """Answers prompts in batches, greedily or with beams; never sampled, so that a comparison can be repeated.
@@ -40,23 +43,29 @@ def answer(
         prompts: n of them.
         personas: One history, `Persona` or None per prompt.
         queries: What weights each history: n texts, or vectors [n, D]. Default: the prompts.
+        persona_positions: [n] tokens of each prompt in front of the persona, cut as here; see `baselines/prompts.py`.
         batch_size: Prompts per batch.
         max_length: Cut prompts to this many tokens.
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
+        labels: Answer with one of these and nothing else, see `evaluation/labels.py`. Default: with anything.
         description: Title of the progress bar.
 
     Returns:
         One answer per prompt, in their order.
 
     Raises:
-        MismatchError: Personas or queries are not as many as prompts.
-        ConfigurationError: `batch_size` is less than 1.
+        MismatchError: Personas, queries or positions are not as many as prompts.
+        ConfigurationError: `batch_size` is less than 1, or a label cannot be written in `max_new_tokens` or at all.
+        DataError: There are no labels, or two are the same.
     """
-    for name, values in (("personas", personas), ("queries", queries)):
+    for name, values in (("personas", personas), ("queries", queries), ("persona_positions", persona_positions)):
         if values is not None and len(values) != len(prompts):
             raise MismatchError(f"Got {len(values)} {name} for {len(prompts)} prompts: pass one per prompt.")
     model = getattr(generate, "__self__", None)
+    if labels is not None and model is None:
+        raise ConfigurationError("labels need to know whose generate it is: pass the bound method, model.generate.")
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
     answers: dict[int, str] = {}
     with evaluating(model):
         for rows in batches_by_length(prompts, batch_size, description):
@@ -68,8 +77,17 @@ def answer(
             )
             if isinstance(queries, Tensor):
                 batch["query"] = queries[rows]  # the processor takes texts only
+            if persona_positions is not None:
+                batch["persona_position"] = persona_positions[rows]
             batch = batch.to(device=getattr(model, "device", None))
-            generated = generate(**batch, max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=False)
+            if labels is not None:
+                options = only_labels(model, processor, labels, batch["input_ids"], num_beams)
+                if options["max_new_tokens"] > max_new_tokens:
+                    raise ConfigurationError(
+                        f"max_new_tokens is {max_new_tokens}, and the longest label has {options['max_new_tokens']} "
+                        "tokens with its end: give at least as many."
+                    )
+            generated = generate(**batch, **options, do_sample=False)
             texts = processor.decode_answers(generated, prompt_length=batch["input_ids"].shape[1])
             answers.update(zip(rows, texts, strict=True))
     return [answers[row] for row in range(len(prompts))]

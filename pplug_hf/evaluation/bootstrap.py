@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pplug_hf.errors import ConfigurationError, MismatchError
+from ..errors import ConfigurationError, MismatchError
 
 _DRAWS_AT_ONCE = 2_000_000  # bounds the memory, about 50 MB
 

@@ -5,16 +5,21 @@ accuracy  stripped answers must equal a label; anything else is wrong. F1 is the
 mae       an answer is `float(answer)`; no number counts as the end of the scale farthest from the gold.
 rouge     F-measure of ROUGE-1 and ROUGE-L (rouge-score, no stemming), mean over examples. Its tokens are made
           of a-z and 0-9, so texts in other scripts score 0, as in the benchmark.
+
+`score` knows the tasks; `score_labels`, `score_ratings` and `score_texts` are the rules themselves, which the modules
+in `pplug_hf/metrics` offer to the `evaluate` library.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
-from pplug_hf.configuration.tasks import Task, get_task
-from pplug_hf.errors import ConfigurationError, MismatchError
+from ..configuration.tasks import Task, get_task
+from ..errors import ConfigurationError, MismatchError
 
 Fallback = Literal["farthest", "first-digit"]
 
@@ -40,23 +45,92 @@ def score(
         ConfigurationError: There is no such task or fallback.
     """
     task = get_task(task)
-    predictions, golds = _clean(predictions, golds)
     if task.metric == "accuracy":
-        labels = _labels(task, golds)
-        unparsed = sum(prediction not in labels for prediction in predictions)
-        main = {
-            "accuracy": float(per_example(task, predictions, golds).mean()),
-            "f1": _macro_f1(labels, predictions, golds),
-        }
-    elif task.metric == "mae":
-        unparsed = sum(_number(prediction) is None for prediction in predictions)
-        errors = per_example(task, predictions, golds, fallback=fallback)
-        main = {"mae": float(errors.mean()), "rmse": float(np.sqrt((errors**2).mean()))}
-    else:
-        unparsed = sum(not prediction for prediction in predictions)
-        rouge_1, rouge_l = _rouge(predictions, golds).mean(axis=0)
-        main = {"rouge-1": float(rouge_1), "rouge-L": float(rouge_l)}
-    return {**main, "unparsed": float(unparsed)}
+        return score_labels(predictions, golds, task.labels, name=task.name)
+    if task.metric == "mae":
+        return score_ratings(predictions, golds, task.labels, fallback=fallback, name=task.name)
+    return score_texts(predictions, golds)
+
+
+def score_labels(
+    predictions: Sequence[str], golds: Sequence[str], labels: Sequence[str] = (), *, name: str = "this task"
+) -> dict[str, float]:
+    """Accuracy, and F1 averaged over all labels.
+
+    Args:
+        predictions: One answer per question.
+        golds: The right answers, in the same order.
+        labels: All possible answers; without any, those among the golds.
+        name: Of the task, for messages.
+
+    Returns:
+        "accuracy", "f1" and "unparsed", the number of answers that are no label.
+
+    Raises:
+        MismatchError: Predictions and golds differ in number, there are none, or a gold is no label.
+    """
+    predictions, golds = _clean(predictions, golds)
+    labels = _labels(labels, golds, name)
+    given, right = Counter(predictions), Counter(golds)
+    hits = Counter(gold for prediction, gold in zip(predictions, golds, strict=True) if prediction == gold)
+    totals = {label: given[label] + right[label] for label in labels}
+    return {
+        "accuracy": sum(hits.values()) / len(golds),
+        "f1": float(np.mean([2 * hits[label] / total if total else 0.0 for label, total in totals.items()])),
+        "unparsed": len(predictions) - sum(given[label] for label in totals),
+    }
+
+
+def score_ratings(
+    predictions: Sequence[str],
+    golds: Sequence[str],
+    labels: Sequence[str],
+    *,
+    fallback: Fallback = "farthest",
+    name: str = "this task",
+) -> dict[str, float]:
+    """Mean absolute error and root of the mean squared error.
+
+    Args:
+        predictions: One answer per question.
+        golds: The right answers, in the same order.
+        labels: The scale, as numbers in text.
+        fallback: As in `score`.
+        name: Of the task, for messages.
+
+    Returns:
+        "mae", "rmse" and "unparsed", the number of answers that are no finite number.
+
+    Raises:
+        MismatchError: Predictions and golds differ in number, there are none, or a gold is no number.
+        ConfigurationError: There is no such fallback, or a label is no number.
+    """
+    predictions, golds = _clean(predictions, golds)
+    errors = _errors(predictions, golds, labels, fallback, name)
+    return {
+        "mae": float(errors.mean()),
+        "rmse": math.hypot(*errors) / math.sqrt(len(errors)),  # squares of wild answers would overflow
+        "unparsed": sum(_number(prediction) is None for prediction in predictions),
+    }
+
+
+def score_texts(predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1 and ROUGE-L.
+
+    Args:
+        predictions: One answer per question.
+        golds: The right answers, in the same order.
+
+    Returns:
+        "rouge-1", "rouge-L" and "unparsed", the number of empty answers.
+
+    Raises:
+        MismatchError: Predictions and golds differ in number, or there are none.
+    """
+    predictions, golds = _clean(predictions, golds)
+    rouge_1, rouge_l = _rouge(predictions, golds).mean(axis=0)
+    unparsed = sum(not prediction for prediction in predictions)
+    return {"rouge-1": float(rouge_1), "rouge-L": float(rouge_l), "unparsed": unparsed}
 
 
 def per_example(
@@ -79,12 +153,12 @@ def per_example(
     """
     task = get_task(task)
     predictions, golds = _clean(predictions, golds)
-    pairs = list(zip(predictions, golds, strict=True))
     if task.metric == "accuracy":
-        _labels(task, golds)
+        _labels(task.labels, golds, task.name)
+        pairs = zip(predictions, golds, strict=True)
         return np.array([prediction == gold for prediction, gold in pairs], dtype=np.float64)
     if task.metric == "mae":
-        return np.array([_error(task, prediction, gold, fallback) for prediction, gold in pairs])
+        return _errors(predictions, golds, task.labels, fallback, task.name)
     return _rouge(predictions, golds)[:, 0]
 
 
@@ -106,22 +180,13 @@ def _clean(predictions: Sequence[str], golds: Sequence[str]) -> tuple[list[str],
     return [str(text).strip() for text in predictions], [str(text).strip() for text in golds]
 
 
-def _labels(task: Task, golds: list[str]) -> tuple[str, ...]:
-    labels = task.labels or tuple(sorted(set(golds)))
+def _labels(labels: Sequence[str], golds: list[str], name: str) -> Sequence[str]:
+    labels = labels or sorted(set(golds))
     wrong = sorted(set(golds) - set(labels))
     if wrong:
-        raise MismatchError(f"Golds {wrong[:5]} are no labels of {task.name}; its labels are {', '.join(labels)}.")
+        shown = [text[:60] for text in wrong[:5]]
+        raise MismatchError(f"Golds {shown} are no labels of {name}; its labels are {', '.join(labels)}.")
     return labels
-
-
-def _macro_f1(labels: Sequence[str], predictions: list[str], golds: list[str]) -> float:
-    predicted, gold = np.array(predictions), np.array(golds)
-    scores = []
-    for label in labels:
-        hits = ((predicted == label) & (gold == label)).sum()
-        total = (predicted == label).sum() + (gold == label).sum()
-        scores.append(2 * hits / total if total else 0.0)
-    return float(np.mean(scores))
 
 
 def _number(text: str) -> float | None:
@@ -129,25 +194,31 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if np.isfinite(number) else None  # "nan" is an answer that nobody can judge
+    return number if math.isfinite(number) else None  # "nan" is an answer that nobody can judge
 
 
-def _error(task: Task, prediction: str, gold: str, fallback: Fallback) -> float:
-    """The distance between two ratings."""
+def _errors(
+    predictions: list[str], golds: list[str], labels: Sequence[str], fallback: Fallback, name: str
+) -> np.ndarray:
+    """The distances between ratings, [n]."""
     if fallback not in get_args(Fallback):
         raise ConfigurationError(f"fallback is {fallback!r}; choose one of {', '.join(get_args(Fallback))}.")
-    right = _number(gold)
-    if right is None:
-        raise MismatchError(f"The gold {gold!r} of {task.name} is no number; give one of {', '.join(task.labels)}.")
-    scale = [float(label) for label in task.labels]
+    scale = [number for number in map(_number, labels) if number is not None]
+    if not scale or len(scale) < len(labels):
+        raise ConfigurationError(f"The labels of {name} are {tuple(labels)}; a scale needs numbers, as in '1', '2'.")
     low, high = min(scale), max(scale)
-    given = _number(prediction)
-    if given is None and fallback == "farthest":
-        given = low if right - low > high - right else high
-    elif given is None:
-        digit = re.search("[0-9]", prediction)
-        given = float(digit.group()) if digit else low
-    return abs(given - right)
+    errors = []
+    for prediction, gold in zip(predictions, golds, strict=True):
+        right, given = _number(gold), _number(prediction)
+        if right is None:
+            raise MismatchError(f"The gold {gold[:60]!r} of {name} is no number; give one of {', '.join(labels)}.")
+        if given is None and fallback == "farthest":
+            given = low if right - low > high - right else high
+        elif given is None:
+            digit = re.search("[0-9]", prediction)
+            given = float(digit.group()) if digit else low
+        errors.append(abs(given - right))
+    return np.array(errors)
 
 
 def _rouge(predictions: list[str], golds: list[str]) -> np.ndarray:

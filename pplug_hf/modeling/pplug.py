@@ -108,7 +108,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if tokenizer is None:
-            tokenizer = _find_tokenizer(backbone)
+            tokenizer = find_tokenizer(backbone)
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
         (backbone_name, backbone_commit), (encoder_name, encoder_commit) = (
@@ -265,7 +265,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
         encoder = encoders.load_encoder(_required(encoder, config.encoder, "encoder"), **encoder_kwargs)
 
         model = cls(config)
-        tokenizer = files.load_tokenizer(pretrained_model_name_or_path, **place) or _find_tokenizer(backbone)
+        tokenizer = files.load_tokenizer(pretrained_model_name_or_path, **place) or find_tokenizer(backbone)
         model.attach(backbone, encoder, tokenizer)
         files.check_weights(weights, model.state_dict(), pretrained_model_name_or_path)
         model.load_state_dict(weights)
@@ -449,7 +449,7 @@ def _required(given: Any, recorded: str | None, kind: str) -> Any:
     return recorded if given is None else given
 
 
-def _find_tokenizer(backbone: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(backbone: PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded."""
     name, revision = backbones.source_of(backbone)
     try:

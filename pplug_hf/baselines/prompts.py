@@ -1,0 +1,186 @@
+"""Retrieved items and an input in one prompt, as the LaMP benchmark puts them together.
+
+    found = retrieve(get_ranker("bm25", task), examples, k=4)
+    prompts = [retrieval_prompt(task, e.prompt, items, tokenizer, 256) for e, items in zip(examples, found)]
+    batch = processor(text=[prompt.text for prompt in prompts], max_length=256)
+
+How it looks is data of the task (`Task.prompt_format`). What has to be cut is decided in tokens:
+
+- The input keeps what it needs, at most 60 % of the budget; the items share the rest equally.
+- Of an item only one field is cut, at its end (the text; never the label). What an item leaves of its share passes on
+  to those after it.
+- Where not even the labels fit, the input keeps 50 %, then 40 %, ... 0 %. If that does not help, there are no items:
+  the prompt is the input, as it is for an empty history.
+- The benchmark's own code does not cut a text at all whose share leaves no token for it; here it becomes empty, or
+  counts as not fitting if even special tokens have no room. Nor does a cut here leave half a character.
+
+The input itself is never cut here. It comes last, so `max_length` of the processor cuts its end.
+
+With a plug, a prompt has two orders. Ours is [I; P; retrieved; input]: hand the texts over as they are. The paper's is
+[retrieved; I; P; input]: pass `persona_position=persona_positions(processor, prompts, 256)` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration.tasks import PromptFormat, Task, fill, get_task
+from ..errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ..processing import PPlugProcessor
+
+# So much of a text is read for every token that it may have: texts of any size cost the same, and prose has five
+# characters or so to a token.
+_CHARACTERS_PER_TOKEN = 32
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalPrompt:
+    """A prompt, and what became of the retrieved items in it."""
+
+    text: str
+    items: int  # how many of them are in it
+    items_end: int  # the character of `text` behind the last of them and the words around them; 0 if there are none
+
+
+def retrieval_prompt(
+    task: Task | str,
+    input_text: str,
+    items: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int = 256,
+) -> RetrievalPrompt:
+    """Items in front of an input (inside it for LaMP-1), each cut to its share of the token budget.
+
+    Args:
+        task: the task, or its name.
+        input_text: an input of this task.
+        items: retrieved items, best first; the first ones have the first say in the budget.
+        tokenizer: of the backbone.
+        max_length: the budget, in tokens.
+
+    Returns:
+        The prompt. A text that is cut comes back from its tokens, and so does one that is not: white space and
+        characters that the tokenizer does not keep are gone. Of a text no more than 32 characters per token of the
+        budget are looked at. No items if there are none, if they do not fit, or if the input lacks the place for
+        them.
+
+    Raises:
+        ConfigurationError: `max_length` is less than 1, or the task's items have no format.
+    """
+    if max_length < 1:
+        raise ConfigurationError(f"max_length is {max_length}; give a budget of at least 1 token.")
+    form = get_task(task).prompt_format
+    parts = form.split(input_text)
+    if parts is None or not items:
+        return RetrievalPrompt(input_text, 0, 0)
+    head, rest = parts
+
+    asked = _length(tokenizer, input_text, max_length)
+    tokens = [_tokens(tokenizer, fill(f"{{{form.cut}}}", item), max_length) for item in items]
+    costs = [_item_cost(tokenizer, form, item, max_length) for item in items]
+    reserved = _length(tokenizer, form.reserved, max_length) if form.reserved else 0
+    fixed = form.frame_tokens + reserved + form.join_tokens * (len(items) - 1)
+    added = len(tokenizer("")["input_ids"])  # special tokens; the benchmark counts them with every text
+    for tenths in range(6, -1, -1):
+        share = (max_length - min(asked, max_length * tenths // 10) - fixed) // len(items)
+        limits = _limits([len(ids) + added for ids in tokens], costs, share)
+        if min(limits) >= added:
+            break
+    else:
+        return RetrievalPrompt(input_text, 0, 0)
+
+    shown = []
+    for item, ids, limit in zip(items, tokens, limits, strict=True):
+        kept = str(tokenizer.decode(ids[: limit - added], skip_special_tokens=True))
+        if limit - added < len(ids):
+            kept = kept.rstrip("\ufffd")  # a character may be several tokens
+        shown.append(fill(form.item, {**item, form.cut: kept}))
+    # The frame ends in the input's place or has words behind it: either way, what stands before that place is known.
+    before, after = form.frame.split("{input}")
+    fields = {"head": head, "items": form.join.join(shown)}
+    before, after = fill(before, fields), fill(after, fields)
+    return RetrievalPrompt(before + rest + after, len(items), len(before))
+
+
+def persona_positions(
+    processor: PPlugProcessor, prompts: Sequence[RetrievalPrompt], max_length: int | None = None
+) -> Tensor:
+    """Where a soft prompt stands in the paper's order: behind the retrieved items, in front of the input.
+
+    Args:
+        processor: of the model.
+        prompts: B of them, from `retrieval_prompt`.
+        max_length: as the processor is given it.
+
+    Returns:
+        [B], for `persona_position` of `forward` and `generate`. Where a prompt has no items, the soft prompt stands
+        where it would without retrieval.
+
+    Raises:
+        ConfigurationError: the tokenizer does not say which characters a token stands for.
+    """
+    tokenizer: Any = processor.tokenizer
+    if not tokenizer.is_fast:
+        raise ConfigurationError(
+            f"{type(tokenizer).__name__} does not say where its tokens are in a text: load the fast tokenizer of this "
+            "model, or leave persona_position out, which puts the persona in front of the retrieved items."
+        )
+    encoded = tokenizer(
+        [prompt.text for prompt in prompts],
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    rows = zip(prompts, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    return torch.tensor([_position(*row, processor.is_encoder_decoder) for row in rows])
+
+
+def _position(
+    prompt: RetrievalPrompt, offsets: list[tuple[int, int]], special: list[int], is_encoder_decoder: bool
+) -> int:
+    """How many tokens stand in front of the input's first one, of which a part may stand before `items_end`."""
+    if prompt.items == 0 and is_encoder_decoder:
+        return 0  # in front of BOS, unlike causal models
+    words = [i for i, added in enumerate(special) if not added]
+    behind = [i for i in words if offsets[i][1] > prompt.items_end]
+    return behind[0] if behind else words[-1] + 1 if words else len(special)
+
+
+def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:
+    """The most tokens that the text of each item may have; a negative number if nothing fits."""
+    limits, saved = [], 0
+    for length, cost in zip(lengths, costs, strict=True):
+        limits.append(share + saved - cost)
+        saved += share - cost - min(length, limits[-1])
+    return limits
+
+
+def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_length: int) -> int:
+    """Tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
+    if isinstance(form.item_tokens, int):
+        return form.item_tokens
+    label = fill(form.item_tokens or form.item, {**item, form.cut: " "})
+    return _length(tokenizer, label, max_length) if label == _start(label, max_length) else max_length + 1
+
+
+def _length(tokenizer: Any, text: str, most: int) -> int:
+    """How many tokens a text has, special ones included; exact up to `most`."""
+    return len(tokenizer(_start(text, most), verbose=False)["input_ids"])
+
+
+def _tokens(tokenizer: Any, text: str, most: int) -> list[int]:
+    """The first `most` tokens of a text, or all; without special ones."""
+    return tokenizer(_start(text, most), add_special_tokens=False, verbose=False)["input_ids"][:most]
+
+
+def _start(text: str, tokens: int) -> str:
+    return text[: _CHARACTERS_PER_TOKEN * tokens]

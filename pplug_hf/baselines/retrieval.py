@@ -1,0 +1,280 @@
+"""The rivals that search: which items of a history suit a request. What they find goes into the prompt.
+
+    ranker = get_ranker("bm25", task)
+    found = retrieve(ranker, examples, k=4)  # per example up to four items, best first
+    prompts = [retrieval_prompt(task, e.prompt, items, tokenizer).text for e, items in zip(examples, found)]
+
+| name | order |
+|---|---|
+| `random` | a draw of the seed and the example's id |
+| `recency` | newest first |
+| `bm25` | the benchmark's Okapi, over words as they stand between white space |
+| `bm25s` | Lucene's BM25 over lower-case words, by the library bm25s; another ranking, not a faster `bm25` |
+| `dense` | similarity of sentence vectors, which come from the store that personas use |
+
+Every order is complete, the same in every run, and puts the newer of two equal items first, as the benchmark does.
+
+N items of one user, D encoder width.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from ..configuration.tasks import Task, get_task
+from ..data.lamp import Example
+from ..data.vectors import VectorStore
+from ..errors import ConfigurationError
+from ..modeling.persona import item_texts
+
+Similarity = Literal["dot", "cosine"]
+
+# What the benchmark's dates look like (YYYY, YYYY-MM, YYYY-MM-DD), and the same with a time of day.
+_DATE = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2})?)?)?)?")
+
+
+class Ranker(ABC):
+    """An order over one user's history for one request.
+
+    Args:
+        task: the task, or its name; it says what is read of a request and of an item.
+    """
+
+    def __init__(self, task: Task | str):
+        self.task = get_task(task)
+
+    def prepare(self, examples: Sequence[Example]) -> None:  # noqa: B027 - most rankers have nothing to prepare
+        """Do at once what would be slower example by example; optional."""
+
+    @abstractmethod
+    def rank(self, example: Example) -> list[int]:
+        """All positions in the example's history, best first; none for an empty history."""
+
+
+class RandomRanker(Ranker):
+    """A draw that depends on seed and example alone. The first k of it are k random items, whatever k is."""
+
+    def __init__(self, task: Task | str, seed: int = 0):
+        super().__init__(task)
+        self.seed = seed
+
+    def rank(self, example: Example) -> list[int]:
+        order = list(range(len(example.history)))
+        random.Random(f"{self.seed}/{example.id}").shuffle(order)  # from a text: the same on every machine
+        return order
+
+
+class RecencyRanker(Ranker):
+    """Newest first: by date if every item of the history has one that can be read, else the last item first."""
+
+    def rank(self, example: Example) -> list[int]:
+        dates = [_date(item.get("date")) for item in example.history]
+        order = list(range(len(dates)))
+        if all(dates):
+            order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
+        return order[::-1]
+
+
+class BM25Ranker(Ranker):
+    """The benchmark's BM25: [`Okapi`] over white-space separated words, upper and lower case apart."""
+
+    def rank(self, example: Example) -> list[int]:
+        if not example.history:
+            return []
+        documents = [self.task.retrieval_text(item).split() for item in example.history]
+        return _best_first(Okapi(documents).scores(self.task.retrieval_query(example.prompt).split()))
+
+
+class BM25SRanker(Ranker):
+    """Lucene's BM25 over lower-case words of two or more letters, by the library bm25s.
+
+    Raises:
+        ConfigurationError: bm25s is not installed.
+    """
+
+    def __init__(self, task: Task | str):
+        super().__init__(task)
+        try:
+            self._bm25s: Any = import_module("bm25s")
+        except ImportError as error:
+            raise ConfigurationError(
+                "The ranker 'bm25s' needs the package bm25s: pip install 'pplug-hf[retrieval]', or choose 'bm25'."
+            ) from error
+
+    def rank(self, example: Example) -> list[int]:
+        if not example.history:
+            return []
+        # No stop words: the library's are English, and what a rare word is, BM25 finds out by itself.
+        options = {"stopwords": None, "show_progress": False}
+        documents = self._bm25s.tokenize([self.task.retrieval_text(item) for item in example.history], **options)
+        (query,) = self._bm25s.tokenize(self.task.retrieval_query(example.prompt), return_ids=False, **options)
+        scores = np.zeros(len(example.history))
+        if query and any(documents.ids):
+            index = self._bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+            index.index(documents, show_progress=False)
+            scores = index.get_scores(query)
+        return _best_first(scores)
+
+
+class DenseRanker(Ranker):
+    """Similarity of sentence vectors, from any sentence-transformers model (the paper's: facebook/contriever).
+
+    Args:
+        task: as above.
+        store: gives the items' vectors. A plug's own store shares its vectors, if the items' texts are the same.
+        item_template: of the items' texts; pass `model.config.item_template` to share a plug's vectors. Default:
+            the task's text for rankers, which shows no tags and scores.
+        query_prompt: put in front of requests, where the encoder wants one; requests then have a store beside
+            `store`.
+        similarity: "dot" (the benchmark's), or "cosine". The same for encoders that normalise.
+
+    Raises:
+        ConfigurationError: no such similarity.
+    """
+
+    def __init__(
+        self,
+        task: Task | str,
+        store: VectorStore,
+        item_template: str | None = None,
+        query_prompt: str = "",
+        similarity: Similarity = "dot",
+    ):
+        super().__init__(task)
+        if similarity not in get_args(Similarity):
+            raise ConfigurationError(f"similarity is {similarity!r}; choose one of {', '.join(get_args(Similarity))}.")
+        self.items, self.item_template, self.similarity = store, item_template, similarity
+        same = query_prompt == store.prompt
+        self.queries = store if same else VectorStore(store.encoder, query_prompt, store.folder.parent)
+
+    def prepare(self, examples: Sequence[Example]) -> None:
+        """Encode every new text of these examples, in large batches."""
+        self.items(list(dict.fromkeys(chain.from_iterable(map(self._texts, examples)))))
+        self.queries([self.task.retrieval_query(example.prompt) for example in examples])
+
+    def rank(self, example: Example) -> list[int]:
+        if not example.history:
+            return []
+        items = self.items(self._texts(example), show_progress=False).numpy()  # [N, D]
+        query = self.queries([self.task.retrieval_query(example.prompt)], show_progress=False).numpy()[0]  # [D]
+        # Not a matrix product: its rounding depends on the row, and equal items must have equal scores.
+        scores = np.einsum("nd,d->n", items, query)
+        if self.similarity == "cosine":
+            scores = scores / np.maximum(np.sqrt(np.einsum("nd,nd->n", items, items)), np.finfo(np.float32).tiny)
+        return _best_first(scores)
+
+    def _texts(self, example: Example) -> list[str]:
+        if self.item_template is None:
+            return [self.task.retrieval_text(item) for item in example.history]
+        return item_texts(example.history, self.item_template)
+
+
+RANKERS: dict[str, Callable[..., Ranker]] = {
+    "random": RandomRanker,
+    "recency": RecencyRanker,
+    "bm25": BM25Ranker,
+    "bm25s": BM25SRanker,
+    "dense": DenseRanker,
+}
+
+
+def get_ranker(name: str, task: Task | str, **options: Any) -> Ranker:
+    """The ranker of that name.
+
+    Args:
+        name: "random", "recency", "bm25", "bm25s" or "dense".
+        task: the task, or its name.
+        **options: `seed` of "random"; `store` (needed), `item_template`, `query_prompt`, `similarity` of "dense".
+
+    Raises:
+        ConfigurationError: no such ranker or option, or something it needs is missing.
+    """
+    if name not in RANKERS:
+        raise ConfigurationError(f"There is no ranker {name!r}; choose one of {', '.join(RANKERS)}.")
+    try:
+        return RANKERS[name](task, **options)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"The ranker {name!r} does not take these options ({sorted(options)}): {error}."
+        ) from error
+
+
+def retrieve(ranker: Ranker, examples: Sequence[Example], k: int) -> list[list[dict[str, str]]]:
+    """The k items of each history that suit the request best.
+
+    Args:
+        ranker: from `get_ranker`.
+        examples: n of them.
+        k: items per example.
+
+    Returns:
+        n lists, best first: the whole history where it has no more than k items, nothing where it is empty.
+
+    Raises:
+        ConfigurationError: k is less than 1.
+    """
+    if k < 1:
+        raise ConfigurationError(f"k is {k}; retrieve at least 1 item.")
+    ranker.prepare(examples)
+    return [[example.history[i] for i in ranker.rank(example)[:k]] for example in examples]
+
+
+class Okapi:
+    """BM25 as the benchmark computes it (with the library rank-bm25), for a handful of documents and one query.
+
+        score(document) = sum over the query's words: idf(word) * f * (k1 + 1) / (f + k1 * (1 - b + b * length / mean))
+        idf(word) = log(N - n + 1/2) - log(n + 1/2); where negative: epsilon * (mean idf of all words)
+
+    where f is how often the word is in the document and n in how many documents it is. The mean includes the negative
+    ones, so in a small history the replacement may be negative itself.
+
+    Args:
+        documents: N lists of words.
+        k1, b, epsilon: as above.
+    """
+
+    def __init__(self, documents: Sequence[Sequence[str]], k1: float = 1.5, b: float = 0.75, epsilon: float = 0.25):
+        self.k1, N = k1, len(documents)
+        lengths = np.array([len(document) for document in documents], dtype=np.float64)
+        mean = lengths.mean() if lengths.any() else 1.0
+        self._norms = k1 * (1 - b + b * lengths / mean)
+        self._counts = [Counter(document) for document in documents]
+        self._containing = Counter(chain.from_iterable(self._counts))  # n of every word
+        # A word's idf follows from its n. Summed by n, so that the order of the documents has no say in the rounding.
+        words = sorted(Counter(self._containing.values()).items())
+        idf = {n: math.log(N - n + 0.5) - math.log(n + 0.5) for n, _ in words}
+        average = sum(count * idf[n] for n, count in words) / max(1, len(self._containing))
+        self._idf = {n: value if value >= 0 else epsilon * average for n, value in idf.items()}
+
+    def scores(self, query: Sequence[str]) -> np.ndarray:
+        """[N] in fp64; a word that the query repeats counts as often. Words that no document has add nothing."""
+        scores, parts = np.zeros(len(self._counts)), {}
+        for word in query:
+            n = self._containing.get(word)
+            if n is None:
+                continue
+            if word not in parts:
+                f = np.array([count.get(word, 0) for count in self._counts], dtype=np.float64)
+                parts[word] = self._idf[n] * (f * (self.k1 + 1) / (f + self._norms))
+            scores += parts[word]
+        return scores
+
+
+def _best_first(scores: np.ndarray) -> list[int]:
+    return np.argsort(scores, kind="stable")[::-1].tolist()
+
+
+def _date(value: Any) -> tuple[int, ...]:
+    """Numbers to compare, from the year down; none if the date cannot be read."""
+    text = "" if value is None else str(value).strip()
+    return tuple(map(int, re.findall(r"\d+", text))) if _DATE.fullmatch(text) else ()

@@ -1,0 +1,114 @@
+"""`pplug-hf score`: the official numbers of a predictions file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..configuration.tasks import Task, get_task
+from ..data import rows, sources
+from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
+from ..evaluation.compare import write
+from ..evaluation.metrics import Fallback, score
+
+
+@dataclass
+class ScoreSettings:
+    """Judge predictions by LaMP's official rules. Prints JSON and nothing else."""
+
+    golds: str = field(metadata={"help": "The official {split}_outputs.json, plain or gzipped."})
+    predictions: str = field(metadata={"help": "A file of the same layout with the answers, plain or gzipped."})
+    task: str | None = field(default=None, metadata={"help": "Task (default: what the golds file says)."})
+    fallback: Fallback = field(
+        default="farthest",
+        metadata={
+            "help": "What a rating that is no number counts as: the end of the scale farthest from the gold (LaMP), or "
+            "the first digit in it, else the low end (PPlug's authors)."
+        },
+    )
+    output: str | None = field(default=None, metadata={"help": "Also write the JSON to this file."})
+
+
+def score_files(settings: ScoreSettings) -> dict[str, Any]:
+    """Print the numbers, and return them.
+
+    Raises:
+        MissingFileError: A file is not there.
+        DataError: A file has another layout, ids repeat, a gold is missing or no label, or the task is unknown.
+        MismatchError: The files are of different tasks or have different ids.
+        ConfigurationError: There is no such task, or the output cannot be a file.
+    """
+    if settings.output and Path(settings.output).is_dir():
+        raise ConfigurationError(f"The output {settings.output!r} is a folder: name a file.")
+    declared, golds = read(settings.golds)
+    task = decide_task(settings.task, declared, settings.golds)
+    of, predictions = read(settings.predictions)
+    decide_task(task, of, settings.predictions)
+    check(golds, predictions, task, settings)
+    numbers = score(
+        task,
+        [predictions[id_] or "" for id_ in golds],
+        [gold or "" for gold in golds.values()],
+        fallback=settings.fallback,
+    )
+    result = {"task": task.name, "examples": len(golds), **numbers}
+    if task.metric == "mae":
+        result["fallback"] = settings.fallback
+    text = json.dumps(result, indent=2)
+    if settings.output:
+        write(Path(settings.output), text + "\n")
+    print(text)
+    return result
+
+
+def read(path: str) -> tuple[str | None, dict[str, str | None]]:
+    """The task that a file of answers names, and the answer of each id."""
+    if not Path(path).is_file():
+        raise MissingFileError(f"There is no file {path!r}: check the path.")
+    task, answers = rows.read_golds(sources.load(Path(path)), path)
+    if not isinstance(task, str | None):
+        raise DataError(f"{path}: 'task' must be a text such as 'LaMP_3', not {type(task).__name__}.")
+    return task, answers
+
+
+def decide_task(wanted: Task | str | None, declared: str | None, path: str) -> Task:
+    """The task, which must be the one that a file declares if that is one we know."""
+    wanted = declared if wanted is None else wanted
+    if wanted is None:
+        raise DataError(f"{path} does not name its task: pass --task, as in --task LaMP-3.")
+    task = get_task(wanted)
+    try:
+        known = task if declared is None else get_task(declared)
+    except ConfigurationError:
+        known = task  # a name of the user's own
+    if known.name != task.name:
+        raise MismatchError(
+            f"{path} is of task {declared!r}, and the task is {task.name}: take the files of one task, or pass "
+            "another --task."
+        )
+    return task
+
+
+def check(
+    golds: dict[str, str | None], predictions: dict[str, str | None], task: Task, settings: ScoreSettings
+) -> None:
+    """Raise if there is nothing to compare, or what is there cannot be."""
+    if not golds:
+        raise DataError(f"{settings.golds} holds no golds: the benchmark withholds those of its test split.")
+    if missing := [id_ for id_, gold in golds.items() if gold is None]:
+        raise DataError(f"{settings.golds}: these ids have no gold: {rows.some(missing)}.")
+    if golds.keys() != predictions.keys():
+        unanswered = [id_ for id_ in golds if id_ not in predictions]
+        unknown = [id_ for id_ in predictions if id_ not in golds]
+        raise MismatchError(
+            f"{settings.golds} and {settings.predictions} must have the same ids. Only in the golds: "
+            f"{rows.some(unanswered) or 'none'}. Only in the predictions: {rows.some(unknown) or 'none'}."
+        )
+    wrong = [id_ for id_, gold in golds.items() if task.labels and str(gold).strip() not in task.labels]
+    if wrong:
+        raise DataError(
+            f"{settings.golds}: golds of {task.name} must be one of {', '.join(task.labels)}; those of these ids are not: "
+            f"{rows.some(wrong)}."
+        )

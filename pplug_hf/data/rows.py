@@ -1,0 +1,319 @@
+"""From raw rows to examples: every rule of what a row must be, in one place, whatever file it comes from.
+
+What cannot be right is refused with a `DataError`. What can be read in one way only is repaired, and `Repairs` says
+what and where. Both name ids, fields and labels, never a text of a user's history.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from pplug_hf.configuration.tasks import TASKS, Task, get_task
+from pplug_hf.errors import ConfigurationError, DataError
+
+SHOWN = 5  # ids in a message
+DATE = re.compile(r"(\d{4})(-\d{2}-\d{2})?")
+
+# What a reader may have to say about data it accepts, and what it did.
+REPAIRS = {
+    "no_id": "rows without an id: numbered from 0",
+    "no_user": "rows that do not say whose they are: each is a user of its own",
+    "no_marker": "inputs without the text before the query: the whole input is the query",
+    "null": "null fields: read as empty",
+    "null_output": "null answers in the outputs file: read as empty",
+    "empty_history": "empty histories: kept",
+    "undated": "history items without a date: kept",
+    "year_only": "history items with a year for a date: kept",
+    "odd_date": "history items whose date is neither YYYY nor YYYY-MM-DD: kept as they are",
+    "unordered": "histories that are not oldest first: kept in their order",
+    "extra_fields": "fields that are not the task's: left out",
+    "broken_text": "texts with half a surrogate pair: the half became U+FFFD",
+    "shared_id": "ids that another split has too: they are different questions",
+}
+
+
+@dataclass(slots=True)
+class Example:
+    """One question of one user."""
+
+    id: str
+    user: str  # the row's own id where the data does not say who asks
+    prompt: str  # the whole input, as the language model reads it
+    query: str  # the part of it that is the user's own, as the input encoder reads it
+    target: str | None  # None where answers are withheld
+    history: Sequence[dict[str, str]]  # the user's earlier items, oldest first
+
+
+@dataclass(slots=True)
+class Finding:
+    """How often something was seen, in how many questions, and the ids of the first few of them."""
+
+    count: int = 0
+    questions: int = 0
+    ids: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # of fields, where they matter
+
+
+class Findings(dict[str, Finding]):
+    """Kinds of findings, by name. Counts, ids and names of fields only."""
+
+    def add(self, kind: str, id_: str, count: int = 1, names: Iterable[str] = ()) -> None:
+        """Count something of a question; `count` may be 0, which adds nothing."""
+        if count:
+            found = self.setdefault(kind, Finding())
+            found.count += count
+            found.questions += 1
+            if len(found.ids) < SHOWN:
+                found.ids.append(id_)
+            found.names += [name for name in names if name not in found.names][: SHOWN - len(found.names)]
+
+    def lines(self, sentences: Mapping[str, str]) -> list[str]:
+        """One line per kind, in the order of `sentences`."""
+        lines = []
+        for kind in sorted(self, key=list(sentences).index):
+            found = self[kind]
+            what, _, done = sentences[kind].partition(": ")
+            names = f" ({', '.join(found.names)})" if found.names else ""
+            of = "" if found.count == found.questions else f" in {found.questions:,} questions"
+            more = ", ..." if found.questions > len(found.ids) else ""
+            ids = ", ".join(map(repr, found.ids)) + more
+            lines.append(f"{found.count:,} {what}{names}{of} (id {ids})" + (f": {done}" if done else ""))
+        return lines
+
+
+class Repairs(Findings):
+    """What a reader changed or had to take as it is, by kind; the kinds are those of `REPAIRS`."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines(REPAIRS)) or "nothing to repair"
+
+
+def examples(
+    raw: Iterable[Any],
+    task: Task,
+    where: str,
+    *,
+    keys: frozenset[str] = frozenset({"input", "profile"}),
+    golds: Mapping[str, str | None] | None = None,
+    golds_where: str | None = None,
+    require_outputs: bool = False,
+    unnamed_user: str = "{id}",
+    repairs: Repairs | None = None,
+) -> Iterator[Example]:
+    """Checks raw rows one by one and makes examples of them.
+
+    Args:
+        raw: Objects with `input`, `profile` and, if known, `id`, `user_id` or `user`, and `output`.
+        task: Their task.
+        where: Where they come from, for messages.
+        keys: What each row must have.
+        golds: The answer of each id, where a file of its own has them; else they are the rows' `output`.
+        golds_where: Name of that file.
+        require_outputs: Whether a row without an answer is an error.
+        unnamed_user: The user of a row that does not say whose it is.
+        repairs: Takes notes.
+
+    Yields:
+        Examples in the order of the rows. History items keep all their fields, as text.
+
+    Raises:
+        DataError: A row is no object with those keys, or its history items are not the task's: at once. Ids repeat
+            or lack an answer, the golds have other ids, or an answer is no label of the task: behind the last row,
+            with all that are concerned; so keep nothing of rows whose reading ended with an error.
+    """
+    repairs = Repairs() if repairs is None else repairs
+    seen: set[str] = set()
+    repeated: dict[str, None] = {}
+    unanswered: dict[str, None] = {}  # not in golds, or without an output
+    wrong: dict[str, str] = {}
+    for position, row in enumerate(raw):
+        _check_keys(row, keys, where, position)
+        id_ = _row_id(row, position, keys, repairs)
+        if id_ in seen:
+            repeated[id_] = None
+        seen.add(id_)
+        items = _items(row["profile"], id_, where)
+        _check_fields(items, id_, task, where)
+        answer = row.get("output") if golds is None else golds.get(id_)
+        if (golds is not None and id_ not in golds) or (golds is None and is_null(answer)):
+            unanswered[id_] = None
+            target = None
+        else:
+            target = text_of(answer).strip()
+            repairs.add("null_output", id_, is_null(answer))
+            if task.labels and target not in task.labels:
+                wrong[id_] = target[:60]
+        user = next((row[name] for name in ("user_id", "user") if not is_null(row.get(name))), None)
+        repairs.add("no_user", id_, user is None)
+        prompt = text_of(row["input"])
+        repairs.add("no_marker", id_, task.query_marker not in prompt)
+        _note_nulls_and_dates(row, items, id_, repairs)
+        yield Example(
+            id=id_,
+            user=unnamed_user.format(id=id_) if user is None else text_of(user),
+            prompt=prompt,
+            query=task.query(prompt),
+            target=target,
+            history=[{name: text_of(value) for name, value in item.items()} for item in items],
+        )
+    if repeated:
+        raise DataError(f"{where}: ids must occur once; these repeat: {some(repeated)}.")
+    if golds is not None:
+        only_golds = golds.keys() - seen
+        if unanswered or only_golds:
+            raise DataError(
+                f"{where} and {golds_where} must have the same ids. Only in the questions: "
+                f"{some(unanswered) or 'none'}. Only in the outputs: {some(sorted(only_golds)) or 'none'}."
+            )
+    elif require_outputs and unanswered:
+        raise DataError(
+            f"{where}: every row needs an 'output'; these ids have none: {some(unanswered)}. Add the answers, or pass "
+            "require_outputs=False to read questions alone."
+        )
+    if wrong:
+        more = f", ... ({len(wrong)} in all)" if len(wrong) > SHOWN else ""
+        shown = ", ".join(f"{id_!r} has {wrong[id_]!r}" for id_ in list(wrong)[:SHOWN]) + more
+        raise DataError(
+            f"{golds_where or where}: answers of task {task.name} must be one of {', '.join(task.labels)}. Id {shown}."
+        )
+
+
+def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]]:
+    """What an outputs file says: the task's name, and the answer of each id.
+
+    Raises:
+        DataError: It has another layout, or ids repeat.
+    """
+    if not isinstance(data, dict) or "golds" not in data:
+        found = sorted(data) if isinstance(data, dict) else type(data).__name__
+        raise DataError(f"{where} must hold an object with the keys 'task' and 'golds'; found {found}.")
+    check_list(data["golds"], f"{where}, golds")
+    golds: dict[str, str | None] = {}
+    repeated: dict[str, None] = {}
+    for position, row in enumerate(data["golds"]):
+        _check_keys(row, frozenset({"id", "output"}), f"{where}, golds", position)
+        id_ = str(row["id"])
+        if id_ in golds:
+            repeated[id_] = None
+        golds[id_] = None if is_null(row["output"]) else text_of(row["output"])
+    if repeated:
+        raise DataError(f"{where}, golds: ids must occur once; these repeat: {some(repeated)}.")
+    return data.get("task"), golds
+
+
+def decide_task(task: Task | str | None, declared: str | None, where: str) -> Task:
+    """The task that was asked for, or the one that an outputs file declares; they must be the same.
+
+    Raises:
+        DataError: Neither is there, or they differ.
+        ConfigurationError: There is no such task.
+    """
+    if task is None:
+        if declared is None:
+            raise DataError(f"No outputs file names the task of {where}; pass task=, one of {', '.join(TASKS)}.")
+        return get_task(declared)
+    task = get_task(task)
+    try:
+        known = get_task(declared) if declared is not None else task
+    except ConfigurationError:
+        known = task  # a name of the user's own; the fields decide
+    if known.name != task.name:
+        raise DataError(
+            f"The outputs beside {where} are of task {declared!r}, but task={task.name!r} was asked for; pass "
+            f"task={known.name!r} or no task."
+        )
+    return task
+
+
+def check_list(data: Any, where: str) -> None:
+    """Raises `DataError` for what is no list."""
+    if not isinstance(data, list):
+        raise DataError(f"{where} must hold a list of objects, not {type(data).__name__}.")
+
+
+def text_of(value: Any) -> str:
+    """A JSON value as text; null is empty. A stream's numbers are Decimal, and 3.50 must read as 3.5 in both."""
+    return "" if is_null(value) else str(float(value)) if isinstance(value, Decimal) else str(value)
+
+
+def is_null(value: Any) -> bool:
+    """Null, or NaN, which is what pandas makes of a missing text."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def some(values: Iterable[Any]) -> str:
+    """Up to five of some ids, for a message."""
+    values = list(values)
+    more = f", ... ({len(values)} in all)" if len(values) > SHOWN else ""
+    return ", ".join(repr(value) for value in values[:SHOWN]) + more
+
+
+def _check_keys(row: Any, keys: frozenset[str], where: str, position: int) -> None:
+    if not isinstance(row, Mapping) or not keys <= row.keys():
+        found = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise DataError(f"{where}: row {position} must have the keys {sorted(keys)}; found {found}.")
+
+
+def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], repairs: Repairs) -> str:
+    if "id" in keys or not is_null(row.get("id")):
+        return str(row["id"])
+    repairs.add("no_id", str(position))
+    return str(position)
+
+
+def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
+    """The items of a profile, also of one that a `datasets.Sequence` has turned into a dict of columns."""
+    if isinstance(profile, Mapping) and all(isinstance(column, list) for column in profile.values()):
+        lengths = {len(column) for column in profile.values()}
+        if len(lengths) <= 1:
+            return [dict(zip(profile, values, strict=True)) for values in zip(*profile.values(), strict=True)]
+    items = [] if is_null(profile) else profile or []
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise DataError(f"{where}: the profile of id {id_!r} must be a list of objects.")
+    return items
+
+
+def _check_fields(items: list[Mapping[str, Any]], id_: str, task: Task, where: str) -> None:
+    fields = task.fields
+    for item in items:
+        if fields <= item.keys():
+            continue
+        found = item.keys() - {"id", "date"}
+        if found >= {"text", "title", "category"}:
+            hint = "This is the benchmark's news categorisation; the movies of LaMP-2 are under LaMP_2/new."
+        else:
+            fitting = [other.name for other in TASKS.values() if other.fields <= found]
+            hint = f"They fit {', '.join(fitting) or 'no known task'}."
+        raise DataError(
+            f"{where} does not hold task {task.name}: history items need the fields {sorted(fields)}, but "
+            f"one of id {id_!r} has {sorted(found)}. {hint}"
+        )
+
+
+def _note_nulls_and_dates(row: Mapping[str, Any], items: list[Mapping[str, Any]], id_: str, repairs: Repairs) -> None:
+    null = {name: None for item in items for name, value in item.items() if is_null(value) and name != "date"}
+    top = [name for name in ("input", "profile") if is_null(row[name])]
+    count = len(top) + sum(is_null(value) for item in items for name, value in item.items() if name != "date")
+    repairs.add("null", id_, count, [*top, *null])
+    repairs.add("empty_history", id_, not items)
+    undated = years = odd = 0
+    ordered, last = True, ""
+    for item in items:
+        date = text_of(item.get("date")).strip()
+        if not date:
+            undated += 1
+        elif not (found := DATE.fullmatch(date)):
+            odd += 1
+        else:
+            years += found[2] is None
+            shared = min(len(last), len(date))  # a year is compared with years
+            ordered = ordered and last[:shared] <= date[:shared]
+            last = date
+    repairs.add("undated", id_, undated)
+    repairs.add("year_only", id_, years)
+    repairs.add("odd_date", id_, odd)
+    repairs.add("unordered", id_, not ordered)

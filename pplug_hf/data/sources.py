@@ -1,0 +1,141 @@
+"""From a file to raw rows, whole or one at a time, and what is said about files that are broken.
+
+Files may be gzipped, whatever their ending. No message repeats the parser's own, which quotes the document.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BROKEN = "{path} is no JSON, or is cut off ({where}); fetch it again."
+
+
+def find(folder: Path, *names: str) -> Path:
+    """The first of some files that is in a folder, plain or with the ending .gz.
+
+    Raises:
+        MissingFileError: None of them is there.
+    """
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    endings = ("_questions.json", *(".jsonl" for name in names if name.endswith(".jsonl")))
+    splits = sorted({path.name.split(ending)[0] for ending in endings for path in folder.glob(f"*{ending}*")})
+    there = f"it has the splits {', '.join(splits)}" if splits else "it has no questions files at all"
+    wanted = [ending for name in names for ending in (name, f"{name}.gz")]
+    raise MissingFileError(
+        f"Neither {' nor '.join(wanted)} is in {folder}: {there if folder.is_dir() else 'no such folder'}. "
+        "Check the folder and the split's name."
+    )
+
+
+def load(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: It is a web page, damaged, not UTF-8 or no JSON.
+    """
+    with _opened(path) as file:
+        raw = file.read()
+    # `from None` here and below: these errors carry the document itself.
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); fetch it again.") from None
+    except json.JSONDecodeError as error:
+        where = f"{error.msg}, line {error.lineno}, column {error.colno}, {len(raw):,} bytes read"
+        raise DataError(_BROKEN.format(path=path, where=where)) from None
+
+
+def stream_array(path: Path) -> Iterator[Any]:
+    """The elements of a JSON array, one at a time: in memory is one of them.
+
+    Raises:
+        ConfigurationError: ijson is not installed.
+        DataError: As in `load`, or the file holds no array. It comes when the reader gets there.
+    """
+    try:
+        import ijson
+    except ImportError as error:
+        raise ConfigurationError(
+            "Reading JSON as a stream needs ijson; install it with: pip install 'pplug-hf[train]'"
+        ) from error
+    count = 0
+    with _opened(path) as file:
+        start = _start(file)
+        if start not in (b"[", b""):
+            kind = "dict" if start == b"{" else "something else"
+            raise DataError(f"{path} must hold a list of objects, not {kind}.")
+        elements = iter(ijson.items(file, "item"))
+        while True:
+            try:
+                element = next(elements, file)
+            except ijson.JSONError:
+                raise DataError(_BROKEN.format(path=path, where=f"after {count:,} whole rows")) from None
+            if element is file:
+                return
+            count += 1
+            yield element
+
+
+def stream_lines(path: Path) -> Iterator[Any]:
+    """What the lines of a JSON-lines file hold, one at a time; empty lines are skipped.
+
+    Raises:
+        DataError: As in `load`, and it names the line. It comes when the reader gets there.
+    """
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                raise DataError(f"{path}, line {number}, is not UTF-8 text; save the file as UTF-8.") from None
+            except json.JSONDecodeError as error:
+                where = f"line {number}: {error.msg}, column {error.colno}"
+                raise DataError(
+                    f"{path} is no JSON-lines file, or is cut off ({where}); each line must be one JSON object."
+                ) from None
+            yield row
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's content, unpacked and behind its byte-order mark."""
+    with path.open("rb") as raw:
+        packed = raw.read(2) == _GZIP_MAGIC
+        raw.seek(0)
+        file = cast(BinaryIO, io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)) if packed else raw
+        try:
+            file.seek(len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0)
+            if _start(file) == b"<":
+                raise DataError(
+                    f"{path} is a web page, not JSON: a server often answers a wrong address with one. Check the "
+                    "address it was fetched from."
+                )
+            yield file
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path} is a damaged or cut-off gzip file ({error}); fetch it again.") from None
+
+
+def _start(file: BinaryIO) -> bytes:
+    """The first byte that is no white space; the file is left where it was."""
+    place = file.tell()
+    start = b""
+    while not start and (part := file.read(4096)):
+        start = part.lstrip()[:1]
+    file.seek(place)
+    return start

@@ -1,0 +1,249 @@
+"""Reads data of any size and any of these formats into a `datasets.Dataset` on disk.
+
+    LaMP         a folder with {split}_questions.json and {split}_outputs.json
+    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line
+    datasets     a Dataset, an IterableDataset, or any iterable of such rows
+
+Files may be gzipped. All are read row by row, by the rules of `rows.py`, and written as they come: in memory are the
+rows of one batch, and of each other row an id and, for LaMP, its answer.
+
+    task, rows, repairs = read_table("lamp/LaMP_2", "dev")
+    task, rows, repairs = read_table("mine.jsonl", task=Task(name="shelves", ...))
+    print(repairs)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pplug_hf.configuration.tasks import Task, get_task
+from pplug_hf.data import lamp, rows, sources
+from pplug_hf.data.rows import Example, Repairs
+from pplug_hf.errors import ConfigurationError, MissingFileError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, Features
+
+_BATCH = 4_000_000  # characters that are written at once
+
+_temporary: list[tempfile.TemporaryDirectory] = []  # tables without a folder of their own live as long as the process
+
+
+class Stream(NamedTuple):
+    """Examples that are read when they are asked for, once."""
+
+    task: Task
+    examples: Iterator[Example]
+    repairs: Repairs  # complete when the examples are read
+
+
+class Table(NamedTuple):
+    """What `read_table` gives."""
+
+    task: Task
+    rows: Dataset
+    repairs: Repairs
+
+
+def stream(
+    source: str | os.PathLike | Iterable[Mapping[str, Any]] | Mapping[str, Any],
+    split: str | None = None,
+    task: Task | str | None = None,
+    *,
+    require_outputs: bool = True,
+    unnamed_user: str = "{id}",
+) -> Stream:
+    """Examples one at a time; arguments and errors as in `read_table`.
+
+    Errors of single rows come when the row is read, those of the whole (ids, answers) behind the last one. A row that
+    does not say whose it is gets the user `unnamed_user`, made from its id.
+    """
+    repairs = Repairs()
+    options: dict[str, Any] = {"unnamed_user": unnamed_user, "repairs": repairs}
+    raw: Any = source
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_dir():
+            if not path.is_file():
+                raise MissingFileError(f"There is no file or folder {path}; check the path.")
+        elif split is None:
+            raise ConfigurationError(f"{path} is a folder; say which split of it, as in split='dev'.")
+        else:
+            path = sources.find(path, f"{split}_questions.json", f"{split}.jsonl")
+            if path.name.startswith(f"{split}_questions.json"):
+                declared, golds, outputs = lamp.find_golds(path.parent, split, require_outputs)
+                task = rows.decide_task(task, declared, f"{path}")
+                options |= {"keys": lamp.KEYS, "golds": golds, "golds_where": outputs and f"{outputs}"}
+                return Stream(task, rows.examples(sources.stream_array(path), task, f"{path}", **options), repairs)
+        name = path.name.removesuffix(".gz")
+        raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
+        where = f"{path}"
+    else:
+        if isinstance(raw, Mapping):  # a DatasetDict
+            if split not in raw:
+                raise ConfigurationError(f"There is no split {split!r}; pass split=, one of {', '.join(raw)}.")
+            raw = raw[split]
+        where = "the data set"
+    task = rows.decide_task(task, None, where)
+    return Stream(task, rows.examples(raw, task, where, require_outputs=require_outputs, **options), repairs)
+
+
+def read_table(
+    source: str | os.PathLike | Iterable[Mapping[str, Any]] | Mapping[str, Any],
+    split: str | None = None,
+    task: Task | str | None = None,
+    *,
+    require_outputs: bool = True,
+    folder: str | os.PathLike | None = None,
+) -> Table:
+    """Reads one split into an Arrow file, which the data set then maps into memory.
+
+    Args:
+        source: A folder, a file (.jsonl, or .json with one array), a `datasets.Dataset`, `IterableDataset` or
+            `DatasetDict`, or any iterable of rows.
+        split: Which split of a folder or `DatasetDict`.
+        task: The task, or its name; LaMP's outputs files name it themselves.
+        require_outputs: Whether a question without an answer is an error.
+        folder: Where the Arrow file goes, as `{split}.arrow`; it replaces one that is there. By default a temporary
+            folder that lives as long as the process.
+
+    Returns:
+        The task; a data set with the columns of `features(task)`, in the order of the source; and what was repaired.
+
+    Raises:
+        MissingFileError: A file is not there.
+        DataError: A file is broken, a row is no question of this task, ids repeat, answers are missing, have other ids
+            or are no labels. Nothing is written then.
+        ConfigurationError: There is no such task or split, or datasets or ijson is not installed.
+    """
+    task, examples, repairs = stream(source, split, task, require_outputs=require_outputs)
+    return Table(task, _write(examples, task, repairs, split or "rows", folder), repairs)
+
+
+def read_splits(
+    source: str | os.PathLike | Mapping[str, Any],
+    splits: Sequence[str] = ("train", "dev", "test"),
+    task: Task | str | None = None,
+    *,
+    require_outputs: bool = True,
+    folder: str | os.PathLike | None = None,
+) -> dict[str, Table]:
+    """Several splits of one source, whose ids may repeat between them: LaMP numbers each split from 0.
+
+    Args and errors are those of `read_table`. A split that is there in no format is an error.
+
+    Returns:
+        A table per split. Where the rows do not say whose they are, the user is "{split}/{id}", or two people would
+        look like one. Ids that an earlier split has too are among the repairs.
+    """
+    tables: dict[str, Table] = {}
+    seen: set[str] = set()
+    for split in splits:
+        chosen, examples, repairs = stream(
+            source, split, task, require_outputs=require_outputs, unnamed_user=f"{split}/{{id}}"
+        )
+        ids: list[str] = []
+        noted = _note_shared(examples, seen, ids, repairs)
+        tables[split] = Table(chosen, _write(noted, chosen, repairs, split, folder), repairs)
+        seen.update(ids)
+    return tables
+
+
+def _note_shared(examples: Iterable[Example], seen: set[str], ids: list[str], repairs: Repairs) -> Iterator[Example]:
+    for example in examples:
+        repairs.add("shared_id", example.id, example.id in seen)
+        ids.append(example.id)
+        yield example
+
+
+def features(task: Task | str) -> Features:
+    """The columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields."""
+    datasets = _datasets()
+    text = datasets.Value("string")
+    item = {name: text for name in _item_fields(get_task(task))}
+    columns = {name: text for name in ("id", "user", "input", "query", "output")}
+    return datasets.Features({**columns, "profile": datasets.List(item)})
+
+
+def examples(table: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+    """The rows of a table as the rest of this package reads them; `list(...)` of it holds all in memory."""
+    for row in table:
+        yield Example(row["id"], row["user"], row["input"], row["query"], row["output"], row["profile"])
+
+
+def _item_fields(task: Task) -> list[str]:
+    return ["id", *sorted(task.fields - {"id", "date"}), "date"]
+
+
+def _write(
+    examples: Iterable[Example], task: Task, repairs: Repairs, name: str, folder: str | os.PathLike | None
+) -> Dataset:
+    """A data set of these examples, in a file of its own that appears when it is whole."""
+    datasets = _datasets()
+    import pyarrow as pa
+
+    if folder is None:
+        _temporary.append(tempfile.TemporaryDirectory(prefix="pplug-hf-", ignore_cleanup_errors=True))
+        folder = str(_temporary[-1].name)
+    path = Path(folder) / f"{name}.arrow"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    schema, fields = features(task).arrow_schema, _item_fields(task)
+    try:
+        with pa.OSFile(str(staging), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            batch: list[dict[str, Any]] = []
+            size = 0
+            for example in examples:
+                row = _row(example, fields, repairs)
+                batch.append(row)
+                size += len(row["input"]) + sum(len(text) for item in row["profile"] for text in item.values())
+                if size >= _BATCH:
+                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                    batch, size = [], 0
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(path))
+
+
+def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any]:
+    extra = {name: None for item in example.history for name in item if name not in fields}
+    repairs.add("extra_fields", example.id, len(extra), extra)
+    broken = 0
+
+    def whole(text: str) -> str:
+        """Arrow takes UTF-8 alone, and a JSON text may hold half an emoji."""
+        nonlocal broken
+        if text.isascii():
+            return text
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            broken += 1
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text
+
+    row = {
+        "id": whole(example.id),
+        "user": whole(example.user),
+        "input": whole(example.prompt),
+        "query": whole(example.query),
+        "output": None if example.target is None else whole(example.target),
+        "profile": [{name: whole(item.get(name, "")) for name in fields} for item in example.history],
+    }
+    repairs.add("broken_text", row["id"], broken)
+    return row
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigurationError("Tables need datasets; install it with: pip install 'pplug-hf[train]'") from error
+    return datasets

@@ -1,0 +1,166 @@
+"""Names of rows: what each means, and what is said about those that mean nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pplug_hf.baselines.retrieval import RANKERS
+from pplug_hf.configuration.tasks import TASKS
+from pplug_hf.errors import ConfigurationError
+from pplug_hf.evaluation.rows import Row, canonical, default_rows, parse_plugs, parse_row, parse_rows
+
+PLUGS = ("pplug", "mean", "no-instruction", "instruction-only", "v1.2_b")
+
+MEANINGS = {
+    "no-persona": Row(),
+    "frequencies": Row(frequencies=True),
+    "random@4": Row(ranker="random", k=4),
+    "bm25s@12": Row(ranker="bm25s", k=12),
+    "pplug": Row(plug="pplug"),
+    "no-instruction": Row(plug="no-instruction"),
+    "v1.2_b": Row(plug="v1.2_b"),
+    "pplug:wrong-user": Row(plug="pplug", shown="wrong-user"),
+    "mean:no-history": Row(plug="mean", shown="no-history"),
+    "pplug:top-4": Row(plug="pplug", shown="top", items=4),
+    "pplug:last-8": Row(plug="pplug", shown="last", items=8),
+    "pplug+bm25@1": Row(plug="pplug", ranker="bm25", k=1),
+    "pplug+dense@4:paper-order": Row(plug="pplug", ranker="dense", k=4, paper_order=True),
+    "pplug:top-4+bm25@1": Row(plug="pplug", shown="top", items=4, ranker="bm25", k=1),
+    "instruction-only+bm25@1": Row(plug="instruction-only", ranker="bm25", k=1),
+}
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_what_a_name_means(name):
+    assert parse_row(name, PLUGS) == MEANINGS[name]
+
+
+@given(
+    st.sampled_from(("", *PLUGS)),
+    st.sampled_from(["", ":wrong-user", ":no-history", ":top-3", ":last-10"]),
+    st.sampled_from(["", *RANKERS]),
+    st.integers(1, 999),
+    st.booleans(),
+)
+def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
+    if not plug:
+        text = f"{ranker}@{k}" if ranker else "no-persona"
+    else:
+        change = "" if plug == "instruction-only" else change
+        text = plug + change + (f"+{ranker}@{k}" + ":paper-order" * paper if ranker else "")
+    assert str(parse_row(text, PLUGS)) == text
+
+
+@pytest.mark.parametrize(
+    "text, at",
+    [
+        ("", "''"),
+        ("nopersona", "'nopersona': no plug has this name"),
+        ("bm25", "'bm25': no plug has this name.*for retrieval write bm25@4"),
+        ("bm26@4", "'bm26': rankers are random, recency, bm25, bm25s, dense"),
+        ("bm25@", "'': a whole number"),
+        ("bm25@0", "'0': a whole number of at least 1"),
+        ("bm25@-1", "'-1': a whole number"),
+        ("bm25@4:paper-order", "'paper-order': only paper-order may stand here, and only with a plug"),
+        ("pplugs", "'pplugs': no plug has this name"),
+        ("pplug:", "'': what changes a persona is one of wrong-user, no-history, top-N, last-N"),
+        ("pplug:whole", "'whole': what changes"),
+        ("pplug:top", "'top': what changes"),
+        ("pplug:tpo-4", "'tpo-4': what changes"),
+        ("pplug:top-x", "'x': a whole number"),
+        ("pplug:top-0", "'0': a whole number"),
+        ("pplug:wrong-user:top-4", "'wrong-user:top-4': what changes"),
+        ("pplug+", "'': rankers are"),
+        ("pplug+bm25", r"'bm25': say how many items, as in bm25@4"),
+        ("pplug+bm25@1:paper", "'paper': only paper-order"),
+        ("pplug+bm25@1+bm25@2", r"'1\+bm25@2': a whole number"),
+        ("+bm25@1", "'': no plug has this name"),
+        ("instruction-only:wrong-user", "'wrong-user': plugs of this name are asked without history"),
+        ("no-persona:top-4", "'no-persona': no plug"),
+        ("pplug:top-٤", "a whole number"),
+    ],
+)
+def test_what_means_nothing(text, at):
+    with pytest.raises(ConfigurationError, match=f"(?s)There is no row .*{at}.*Rows are no-persona, frequencies"):
+        parse_row(text, PLUGS)
+
+
+def test_the_message_names_what_there_is():
+    with pytest.raises(ConfigurationError, match="of the plugs pplug, mean, no-instruction"):
+        parse_row("x", PLUGS)
+    with pytest.raises(ConfigurationError, match="of plugs, once they are named"):
+        parse_row("pplug")
+
+
+def test_a_row_given_twice_is_one():
+    assert parse_rows(["no-persona", "bm25@1", "no-persona"]) == [Row(), Row(ranker="bm25", k=1)]
+
+
+# ---- plugs ------------------------------------------------------------------------------------------------------
+
+
+def test_plugs_have_names_and_seeds():
+    assert parse_plugs(["a=x/1,x/2", "b=hub/plug", "a=x/3"]) == {"a": ["x/1", "x/2", "x/3"], "b": ["hub/plug"]}
+    assert parse_plugs([]) == {}
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        (["runs/a"], "write NAME=FOLDER"),
+        (["a="], "write NAME=FOLDER"),
+        (["a=x,,y"], "write NAME=FOLDER"),
+        (["=x"], "got the name ''"),
+        (["bm25=x"], "got the name 'bm25'.*none of no-persona, frequencies, random"),
+        (["no-persona=x"], "none of no-persona"),
+        (["a b=x"], "use letters"),
+        (["a:b=x"], "use letters"),
+        (["a=x,x"], "'x' twice"),
+        (["a=x", "a=x"], "'x' twice"),
+    ],
+)
+def test_plugs_that_cannot_be(texts, message):
+    with pytest.raises(ConfigurationError, match=message):
+        parse_plugs(texts)
+
+
+# ---- without being asked ----------------------------------------------------------------------------------------
+
+
+def names(task="LaMP-2", plugs=("pplug", "instruction-only"), users=2, frequencies=True, dense=True, **options):
+    rows = default_rows(TASKS[task], plugs, users=users, frequencies=frequencies, dense=dense, **options)
+    return [str(row) for row in rows]
+
+
+RETRIEVAL = ["recency@1", "recency@4", "bm25@1", "bm25@4", "dense@1", "dense@4"]
+OWN = ["pplug:wrong-user", "pplug:no-history", "pplug:top-4", "pplug+bm25@1", "pplug"]
+
+
+def test_the_usual_rows():
+    assert names() == ["no-persona", "frequencies", *RETRIEVAL, "instruction-only", *OWN]
+
+
+def test_the_usual_rows_leave_out_what_cannot_be():
+    assert names("LaMP-4", users=1, dense=False) == ["no-persona", *RETRIEVAL[:4], "instruction-only", *OWN[1:]]
+    assert "frequencies" not in names("LaMP-1") + names("demo") + names(frequencies=False)
+    assert names("LaMP-7", plugs=()) == ["no-persona", *RETRIEVAL]
+    assert names("LaMP-7", plugs=("instruction-only",)) == ["no-persona", *RETRIEVAL, "instruction-only"]
+
+
+def test_the_reference_gets_the_controls():
+    assert names(plugs=("pplug", "mean"), reference="mean")[-6:] == [
+        "pplug",
+        *(n.replace("pplug", "mean") for n in OWN),
+    ]
+
+
+@given(st.permutations(names()))
+def test_the_usual_order_needs_no_memory(shuffled):
+    own = set(OWN) | {"instruction-only"}
+    got = canonical(shuffled)
+    assert [name for name in got if name not in own] == ["no-persona", "frequencies", *sorted_by_ranker()]
+    assert set(got[-6:]) == own and got[-1] == "pplug"
+
+
+def sorted_by_ranker():
+    return sorted(RETRIEVAL, key=lambda name: (list(RANKERS).index(name.split("@")[0]), int(name.split("@")[1])))
