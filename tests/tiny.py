@@ -159,9 +159,11 @@ def shared_encoder():
 
 def model(family="gpt2", seed=0, **choices):
     """A plug whose every weight is random and matters, on a frozen backbone."""
-    language_model = PPlugForConditionalGeneration.from_backbone(
-        backbone(family), shared_encoder(), tokenizer=tokenizer(family), **choices
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        language_model = PPlugForConditionalGeneration.from_backbone(
+            backbone(family), shared_encoder(), tokenizer=tokenizer(family), **choices
+        )
     randomise(language_model.plug, seed)
     return language_model
 
