@@ -14,6 +14,7 @@ from ..configuration.tasks import Task
 from ..data.dataset import PersonaDataset
 from ..data.histories import history_examples, split_users
 from ..data.lamp import Example, read_lamp
+from ..data.recombined import recombined_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..modeling import PPlugForConditionalGeneration
@@ -39,6 +40,9 @@ class TrainSettings:
     task: str | None = _option(None, "Task, e.g. LaMP-2 (default: what the outputs file says).")
     backbone_dtype: DType = _option("auto", "Data type of the backbone. The plug is float32.")
     train_on_histories: bool = _option(True, "Make every answered history item one more example.")
+    recombined: int = _option(
+        0, "Label tasks: this many more examples, of made-up users with one user's label frequencies and items of all."
+    )
     labelled_items: bool = _option(True, "Items are encoded with the user's own tag, score or title (paper: without).")
     use_history: bool = _option(True, "If not, everybody's history is empty: an instruction-only plug, the control.")
     history_dropout: float = _option(0.5, "Every epoch, each history loses a random share of its items up to this.")
@@ -152,9 +156,13 @@ def read_examples(settings: TrainSettings) -> tuple[Task, list[Example], list[Ex
     asked = len(examples)
     if settings.train_on_histories:
         examples = examples + history_examples(examples, task, exclude)
-    users = len({e.user for e in examples})
+    users, own = len({e.user for e in examples}), len(examples)
+    if settings.recombined:
+        # Of the training users alone: nothing of a validation user may enter.
+        examples = examples + recombined_examples(examples, task, settings.recombined, settings.seed, exclude)
+    made_up = f", {len(examples) - own} made-up users" if settings.recombined else ""
     print(
-        f"{task.name}: {asked} questions and {len(examples) - asked} history items of {users} users to train on, "
+        f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{made_up}, "
         f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
     )
     return task, examples, validation

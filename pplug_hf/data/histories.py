@@ -34,14 +34,14 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     if task.answer_field is None:
         return []
     exclude = list(exclude)
-    asked = {(example.user, _normal(example.query)) for example in (*examples, *exclude)}
-    asked_anybody = {_normal(example.query) for example in exclude} if task.metric == "rouge" else set()
+    asked = {(example.user, normal(example.query)) for example in (*examples, *exclude)}
+    asked_anybody = {normal(example.query) for example in exclude} if task.metric == "rouge" else set()
 
     places: dict[tuple[str, str], tuple[Example, int]] = {}
     for example in examples:
         seen = set()
         for position, item in enumerate(example.history):
-            key = (example.user, _item_id(item))
+            key = (example.user, item_id(item))
             if key in seen:
                 continue  # twice in one profile: from its second place it would find its own answer
             seen.add(key)
@@ -51,16 +51,16 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     # A prompt that lost its instruction (LaMP has one) is no model for others.
     whole = next((example.prompt for example in examples if task.query_marker in example.prompt), None)
     made = []
-    for (user, item_id), (example, position) in places.items():
+    for (user, name), (example, position) in places.items():
         item = example.history[position]
         query, answer = (str(item.get(name) or "").strip() for name in (task.query_field, task.answer_field))
-        text = _normal(query)
+        text = normal(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
             continue
         like = example.prompt if whole is None or task.query_marker in example.prompt else whole
         made.append(
             Example(
-                id=f"{user}/{item_id}",
+                id=f"{user}/{name}",
                 user=user,
                 prompt=task.prompt_for(item, like),
                 query=query,
@@ -101,13 +101,13 @@ def _draw(seed: int, user: str) -> float:
     return int.from_bytes(digest[:6]) / 2**48
 
 
-def _item_id(item: Mapping[str, str]) -> str:
+def item_id(item: Mapping[str, str]) -> str:
     """The item's id, or a fingerprint of what it says where the data has none."""
     if item.get("id") not in (None, ""):
         return str(item["id"])
     return hashlib.sha256(repr(sorted(item.items())).encode()).hexdigest()[:16]
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """White space may differ between an input and its item; that must not hide that they are the same."""
     return " ".join(text.split())

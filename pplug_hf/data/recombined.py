@@ -1,0 +1,93 @@
+"""Users who never were, to learn from when real ones are few.
+
+A plug has to learn two things: to read from item vectors which answers a user prefers, and to move the backbone's answer
+accordingly. Both can be learned from histories that nobody has: take the proportions in which one real user gives the
+labels, and fill them with items of everybody. What only real users have, that somebody's *comedy* is another one's
+*satire*, is left to their own examples.
+
+This is not in the paper, which has thousands of users per task.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..configuration.tasks import Task, get_task
+from ..errors import ConfigurationError, DataError
+from .histories import item_id, normal
+from .rows import Example
+
+
+def recombined_examples(
+    examples: Sequence[Example], task: Task | str, count: int, seed: int = 0, exclude: Iterable[Example] = ()
+) -> list[Example]:
+    """Makes examples of made-up users.
+
+    Each takes the labels of a real user's items with their frequencies, and the length of some example's history; draws
+    that many labels and one more; for each of them draws an item of anybody that has this label; and is asked for the
+    last. Nobody's history holds a text that it is asked for.
+
+    Args:
+        examples: Whose histories are used.
+        task: Theirs: one whose items carry one of a list of labels.
+        count: How many to make.
+        seed: Of all draws.
+        exclude: Examples, as of dev and test: items that they ask the item's own user are not used.
+
+    Returns:
+        `count` examples of as many users, with ids `"made-up/0"`, `"made-up/1"`, ...; items are shared, not copied.
+
+    Raises:
+        ConfigurationError: The task's items carry no label, or `count` is negative.
+        DataError: No history has labelled items of two texts.
+    """
+    task = get_task(task)
+    if not (task.labels and task.answer_field):
+        raise ConfigurationError(
+            f"Recombining histories needs items with one of a list of labels, and those of {task.name} have none: "
+            "leave it out."
+        )
+    if count < 0:
+        raise ConfigurationError(f"The number of recombined examples is {count}; give 0 or more.")
+    if count == 0:
+        return []
+    asked = {(e.user, normal(e.query)) for e in exclude}
+    items: dict[str, dict[str, Mapping[str, str]]] = {}  # user -> id -> item
+    for e in examples:
+        items.setdefault(e.user, {}).update((item_id(item), item) for item in e.history)
+    pool: dict[str, list[Mapping[str, str]]] = {}
+    users: list[list[str]] = []  # of each user with items, the label of each
+    for user, own in items.items():
+        labels = []
+        for item in own.values():
+            label, text = str(item.get(task.answer_field) or ""), normal(str(item.get(task.query_field) or ""))
+            if label in task.labels and text and (user, text) not in asked:
+                pool.setdefault(label, []).append(item)
+                labels.append(label)
+        if labels:
+            users.append(labels)
+    if len({normal(item[task.query_field]) for found in pool.values() for item in found}) < 2:
+        raise DataError("Recombining histories needs labelled items of at least two texts: leave it out.")
+
+    lengths = [len(e.history) for e in examples if e.history]
+    like = next((e.prompt for e in examples if task.query_marker in e.prompt), examples[0].prompt)
+    rng = random.Random(f"recombined/{seed}")
+    made = []
+    for number in range(count):
+        labels = rng.choice(users)
+        drawn = [rng.choice(pool[rng.choice(labels)]) for _ in range(rng.choice(lengths) + 1)]
+        target = drawn.pop()
+        text = normal(target[task.query_field])
+        name = f"made-up/{number}"
+        made.append(
+            Example(
+                id=name,
+                user=name,
+                prompt=task.prompt_for(target, like),
+                query=str(target[task.query_field]).strip(),
+                target=str(target[task.answer_field]),
+                history=[item for item in drawn if normal(item[task.query_field]) != text],
+            )
+        )
+    return made
