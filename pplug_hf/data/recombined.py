@@ -11,7 +11,7 @@ This is not in the paper, which has thousands of users per task.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from ..configuration.tasks import Task, get_task
 from ..errors import ConfigurationError, DataError
@@ -53,10 +53,10 @@ def recombined_examples(
     if count == 0:
         return []
     asked = {(e.user, normal(e.query)) for e in exclude}
-    items: dict[str, dict[str, Mapping[str, str]]] = {}  # user -> id -> item
+    items: dict[str, dict[str, dict[str, str]]] = {}  # user -> id -> item
     for e in examples:
         items.setdefault(e.user, {}).update((item_id(item), item) for item in e.history)
-    pool: dict[str, list[Mapping[str, str]]] = {}
+    pool: dict[str, list[dict[str, str]]] = {}
     users: list[list[str]] = []  # of each user with items, the label of each
     for user, own in items.items():
         labels = []
