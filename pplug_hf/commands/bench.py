@@ -83,9 +83,6 @@ class BenchSettings:
     tables_only: bool = field(
         default=False, metadata={"help": "Load no model: make tables and pictures of the predictions that are there."}
     )
-    recipe: str | None = field(
-        default=None, metadata={"help": "Recipe that says what is not given here; 'list' shows them."}
-    )
 
 
 class Saved(NamedTuple):
