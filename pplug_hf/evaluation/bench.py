@@ -38,8 +38,8 @@ from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
 from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders, files
 from ..modeling.aggregators import AGGREGATORS
+from ..modeling.backbone import find_tokenizer
 from ..modeling.persona import Persona
-from ..modeling.pplug import find_tokenizer
 from ..processing import PPlugProcessor
 from ..version import __version__
 from .answers import answer, wrong_users

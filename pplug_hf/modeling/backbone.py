@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -124,6 +131,15 @@ def hidden_size(backbone: PreTrainedModel) -> int:
 def source_of(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
     """(Hub id or folder, commit) a backbone was loaded from, as far as it knows."""
     return backbone.config.name_or_path or None, getattr(backbone.config, "_commit_hash", None)
+
+
+def find_tokenizer(backbone: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded."""
+    name, revision = source_of(backbone)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision) if name else None
+    except (OSError, ValueError):
+        return None
 
 
 @torch.no_grad()

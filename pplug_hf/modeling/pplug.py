@@ -11,7 +11,6 @@ K persona tokens.
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -38,9 +36,10 @@ from .generation import generate_with_prefix
 from .persona import describe
 from .personalization import PersonaMixin
 from .plug import PersonaPlug
+from .saving import SavingMixin, drop_frozen, forgive_frozen
 
 
-class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMixin):
+class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, GenerationMixin):
     """Any frozen seq2seq or causal language model, personalised by a plug (Liu et al., ACL 2025).
 
     Create one with [`from_backbone`], load one with [`from_pretrained`]. `model.backbone` is the frozen model and
@@ -64,8 +63,8 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
         self.backbone: Any = None  # a PreTrainedModel, once attached
         self.history_encoder: Any = None  # a SentenceTransformer, once attached
         self.tokenizer: Any = None  # the backbone's; decodes prompts into queries
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_forgive_frozen)
+        self.register_state_dict_post_hook(drop_frozen)
+        self.register_load_state_dict_post_hook(forgive_frozen)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -108,7 +107,7 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if tokenizer is None:
-            tokenizer = find_tokenizer(backbone)
+            tokenizer = backbones.find_tokenizer(backbone)
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
         (backbone_name, backbone_commit), (encoder_name, encoder_commit) = (
@@ -173,106 +172,6 @@ class PPlugForConditionalGeneration(PersonaMixin, PreTrainedModel, GenerationMix
                 "PPlugModel.from_pretrained, or call model.attach(backbone, encoder)."
             )
         return self.backbone, self.history_encoder
-
-    # ---- saving, loading -----------------------------------------------------------------------------------
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *,
-        state_dict: dict[str, Tensor] | None = None,
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Write a plug folder: configuration, trained tensors, generation configuration, the backbone's tokenizer.
-
-        The folder is complete or unchanged: everything is written beside it first, then moved in file by file.
-
-        Args:
-            save_directory: a new folder, or one that holds a plug.
-            state_dict: weights to write (default: the model's); frozen ones are left out.
-            is_main_process: write at all.
-            push_to_hub: upload afterwards; `kwargs` then go to `push_to_hub`.
-
-        Raises:
-            ConfigurationError: the folder holds another kind of model.
-        """
-        if not is_main_process:
-            return
-        weights = self.state_dict() if state_dict is None else state_dict
-        weights = {key: value for key, value in weights.items() if _is_plug(key)}
-        with files.replacing(save_directory) as staging:
-            super().save_pretrained(staging, state_dict=weights)
-            if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(staging)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *,
-        backbone: str | PreTrainedModel | None = None,
-        encoder: str | SentenceTransformer | None = None,
-        config: PPlugConfig | None = None,
-        backbone_kwargs: dict[str, Any] | None = None,
-        encoder_kwargs: dict[str, Any] | None = None,
-        revision: str | None = None,
-        subfolder: str = "",
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **kwargs: Any,
-    ) -> PPlugForConditionalGeneration:
-        """A plug from a folder or the Hub, on its backbone and encoder at the commits it was trained with.
-
-        Args:
-            pretrained_model_name_or_path: plug folder or Hub id.
-            backbone: a loaded model (or another place) to use instead of the recorded one; it must fit.
-            encoder: likewise.
-            config: instead of the plug's own.
-            backbone_kwargs: for the backbone's `from_pretrained`.
-            encoder_kwargs: for `SentenceTransformer`.
-            revision, subfolder: of the plug.
-            token, cache_dir, local_files_only, force_download: for every part.
-            **kwargs: more `backbone_kwargs`: dtype, device_map, quantization_config, attn_implementation, ...
-
-        Returns:
-            The model in eval mode. The plug is fp32 whatever the backbone's dtype.
-
-        Raises:
-            MissingFileError: the plug, its backbone or its encoder cannot be found.
-            MismatchError: backbone or encoder is not the one the plug was trained with.
-            DataError: the weights are damaged or do not fit the configuration.
-        """
-        shared = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        place = {**shared, "force_download": force_download, "revision": revision, "subfolder": subfolder}
-        config = config or files.load_config(pretrained_model_name_or_path, **place)
-        weights = files.load_weights(pretrained_model_name_or_path, **place)
-
-        backbone_kwargs = {**shared, "force_download": force_download, **(backbone_kwargs or {}), **kwargs}
-        if backbone is None:
-            backbone_kwargs.setdefault("revision", config.backbone_revision)
-        encoder_kwargs = {"cache_folder": cache_dir, "token": token, "local_files_only": local_files_only} | (
-            encoder_kwargs or {}
-        )
-        if encoder is None:
-            encoder_kwargs.setdefault("revision", config.encoder_revision)
-        backbone = backbones.load_backbone(_required(backbone, config.backbone, "backbone"), **backbone_kwargs)
-        encoder = encoders.load_encoder(_required(encoder, config.encoder, "encoder"), **encoder_kwargs)
-
-        model = cls(config)
-        tokenizer = files.load_tokenizer(pretrained_model_name_or_path, **place) or find_tokenizer(backbone)
-        model.attach(backbone, encoder, tokenizer)
-        files.check_weights(weights, model.state_dict(), pretrained_model_name_or_path)
-        model.load_state_dict(weights)
-        generation_config = files.load_generation_config(pretrained_model_name_or_path, **place)
-        if generation_config is not None:
-            model.generation_config = generation_config
-        return model.eval()
 
     # ---- training ------------------------------------------------------------------------------------------
 
@@ -439,43 +338,3 @@ def _checked_position(position: Tensor, mask: Tensor) -> Tensor:
     if ((position < 0) | (position > mask.sum(dim=1))).any():
         raise DataError("persona_position must lie between 0 and the number of tokens of its prompt.")
     return position
-
-
-def _required(given: Any, recorded: str | None, kind: str) -> Any:
-    if given is None and recorded is None:
-        raise ConfigurationError(
-            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>."
-        )
-    return recorded if given is None else given
-
-
-def find_tokenizer(backbone: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded."""
-    name, revision = backbones.source_of(backbone)
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision) if name else None
-    except (OSError, ValueError):
-        return None
-
-
-def _is_plug(key: str, prefix: str = "") -> bool:
-    return key.startswith(prefix + "plug.") and not encoders.is_unused(key)
-
-
-def _drop_frozen(module: Any, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
-    """A state dict of the model is the plug, for save_pretrained, checkpoints and wrappers alike."""
-    for key in [key for key in state_dict if key.startswith(prefix) and not _is_plug(key, prefix)]:
-        del state_dict[key]
-
-
-def _is_frozen(path: list[str]) -> bool:
-    """Whether a state dict key, split at its dots, is of a frozen part; in front may stand a wrapper's prefix."""
-    if "plug" in path:
-        return encoders.is_unused(".".join(path))
-    return "backbone" in path or "history_encoder" in path
-
-
-def _forgive_frozen(module: Any, incompatible: Any) -> None:
-    """... so loading one must not ask for the rest, under a wrapper's prefix either."""
-    missing = incompatible.missing_keys
-    missing[:] = [key for key in missing if not _is_frozen(key.split("."))]
