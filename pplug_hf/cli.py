@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from dataclasses import fields
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError, PPlugError
 from .version import __version__
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
 
 # command -> (module, settings, function, one line)
 _COMMANDS = {
@@ -57,13 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"pplug-hf: no command {arguments[0]!r}; options are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
 
-    from transformers import HfArgumentParser
-
-    module, settings, function, _ = _COMMANDS[arguments[0]]
-    command = importlib.import_module(f"{__package__}.commands.{module}")
-    kind = getattr(command, settings)
-    plug = [command.plug_choices()] if module == "train" else []
-    parser = HfArgumentParser([kind, *plug], prog=f"pplug-hf {arguments[0]}", description=kind.__doc__)
+    command, function, parser = load_command(arguments[0])
     chosen, *rest, unknown = parser.parse_args_into_dataclasses(
         arguments[1:], return_remaining_strings=True, look_for_args_file=False
     )
@@ -82,6 +80,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def load_command(name: str) -> tuple[ModuleType, str, HfArgumentParser]:
+    """A command's module, the name of its function there, and the parser of its options."""
+    from transformers import HfArgumentParser
+
+    module, settings, function, _ = _COMMANDS[name]
+    command = importlib.import_module(f"{__package__}.commands.{module}")
+    kind = getattr(command, settings)
+    plug = [command.plug_choices()] if module == "train" else []
+    return command, function, HfArgumentParser([kind, *plug], prog=f"pplug-hf {name}", description=kind.__doc__)
 
 
 def _check_numbers(settings: Any) -> None:
