@@ -1,4 +1,4 @@
-"""Every example runs as it stands, for two steps, and leaves nothing behind."""
+"""Every example and the notebook run as they stand, in small settings, and leave nothing behind."""
 
 import os
 import subprocess
@@ -9,7 +9,15 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+NOTEBOOK = FOLDER / "from_data_to_plot.ipynb"
+SMALL = {
+    "train_on_lamp": ["--epochs", "0.1"],
+    "persona_and_retrieval": ["--epochs", "0.1", "--questions", "20"],
+}  # the others: --steps 2
 SAYS = {
+    "train_on_lamp": ["Plug saved", "| instruction-only", "| pplug:wrong-user", "| bm25@1"],
+    "persona_and_retrieval": ["A prompt with 2 items", "| retrieval", "the paper's order", "| persona "],
+    "swap_backbone_and_encoder": ["T5 (folder)", "GPT-2 (object)", "The T5's plug on the GPT-2", "cannot be mixed"],
     "quickstart": ["loss", "reader r1001:", "reader r1002:", "What speaks"],
     "train_with_trainer": ["eval_loss", "texts encoded", "with their own history", "with another's"],
     "bring_your_own_backbone": ["saved:", "for nobody:", "the backbone alone:", "soft prompt"],
@@ -18,7 +26,7 @@ SAYS = {
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_it_runs(path, tmp_path):
-    command = [sys.executable, str(path), "--steps", "2"]
+    command = [sys.executable, str(path), *SMALL.get(path.stem, ["--steps", "2"])]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -26,6 +34,29 @@ def test_it_runs(path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_notebook_runs(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert parameters.source.count("EPOCHS = 3") == 1
+    parameters.source = parameters.source.replace("EPOCHS = 3", "EPOCHS = 0.1")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    shown = [o.get("data", {}) for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("image/png" in data for data in shown) == 3
+    assert any("| pplug:last-2" in data.get("text/markdown", "") for data in shown)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_notebook_shows_names_no_place_of_a_machine():
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert not any(f'"{place}/' in text or f" {place}/" in text for place in ("/home", "/root", "/tmp", "/Users"))
+
+
 def test_each_is_listed():
     listed = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert len(EXAMPLES) == len(SAYS) and all(f"[{path.name}]({path.name})" in listed for path in EXAMPLES)
+    assert len(EXAMPLES) == len(SAYS)
+    assert all(f"[{path.name}]({path.name})" in listed for path in (*EXAMPLES, NOTEBOOK))
