@@ -4,6 +4,7 @@ import math
 
 import pytest
 import tiny
+import torch
 from reference import close
 
 from pplug_hf import PPlugConfig
@@ -18,13 +19,18 @@ def attention(**choices):
     return Attention(PPlugConfig(**choices))
 
 
+def alone(aggregator, query=QUERY, items=ITEMS):
+    """The weights of one row, which owns all items."""
+    return aggregator(None if query is None else query[None], items, torch.ones(1, len(items), dtype=torch.bool))[0]
+
+
 def test_the_names_of_the_configuration_are_those_of_the_classes():
     assert set(NAMES) == set(AGGREGATORS)
 
 
 @pytest.mark.parametrize("aggregator", [attention(), attention(attention_temperature=0.01), Mean(PPlugConfig())])
 def test_weights_are_a_distribution(aggregator):
-    weights = aggregator(QUERY, ITEMS)
+    weights = alone(aggregator)
     assert weights.shape == (6,) and (weights >= 0).all()
     assert weights.sum().item() == pytest.approx(1, abs=1e-6)
 
@@ -36,28 +42,39 @@ def test_attention_is_a_softmax_of_scaled_products(temperature, learn):
         math.exp(sum(q * h for q, h in zip(QUERY.tolist(), item, strict=True)) / temperature)
         for item in ITEMS.tolist()
     ]
-    weights = attention(attention_temperature=temperature, learn_temperature=learn)(QUERY, ITEMS)
+    weights = alone(attention(attention_temperature=temperature, learn_temperature=learn))
     assert weights.tolist() == pytest.approx([score / sum(scores) for score in scores], rel=1e-3, abs=1e-6)
 
 
 def test_temperature_runs_from_the_best_item_to_the_mean():
-    best = attention(attention_temperature=1e-4)(QUERY, ITEMS)
+    best = alone(attention(attention_temperature=1e-4))
     assert best.argmax() == (ITEMS @ QUERY).argmax() and best.max() > 0.999
-    flat = attention(attention_temperature=1e6)(QUERY, ITEMS)
-    close(flat, Mean(PPlugConfig())(QUERY, ITEMS))
+    flat = alone(attention(attention_temperature=1e6))
+    close(flat, alone(Mean(PPlugConfig())))
 
 
 def test_only_a_learned_temperature_is_trained_and_saved():
     fixed, learned = attention(), attention(learn_temperature=True)
     assert not list(fixed.parameters()) and not fixed.state_dict()
     assert [name for name, _ in learned.named_parameters()] == ["log_temperature"] == list(learned.state_dict())
-    learned(QUERY, ITEMS)[0].backward()
+    alone(learned)[0].backward()
     assert learned.log_temperature.grad.abs() > 0
 
 
 def test_the_mean_does_not_look_at_the_request():
     assert not Mean.needs_query
-    assert Mean(PPlugConfig())(None, ITEMS).tolist() == pytest.approx([1 / 6] * 6)
+    assert alone(Mean(PPlugConfig()), None).tolist() == pytest.approx([1 / 6] * 6)
+
+
+@pytest.mark.parametrize("aggregator", [attention(attention_temperature=0.1), Mean(PPlugConfig())])
+def test_rows_weigh_their_own_items_only(aggregator):
+    own = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    queries = tiny.vectors(4, seed=2)
+    weights = aggregator(queries, ITEMS, own)
+    for query, mine, row in zip(queries[:3], own, weights, strict=False):
+        close(row[mine], alone(aggregator, query, ITEMS[mine]))
+        assert not row[~mine].any()
+    assert weights.isfinite().all()  # of a row without items, which the plug leaves out
 
 
 def test_an_unknown_aggregator_names_the_options():

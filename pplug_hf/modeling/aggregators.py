@@ -1,6 +1,7 @@
-"""How the items of one history are weighted. An aggregator is one method; adding one touches this file alone.
+"""How the items of a history are weighted. An aggregator is one method; adding one touches this file alone.
 
-B batch, N items of one user, D encoder width.
+B batch, S items of all its users together, D encoder width. Which items are a row's own is said by a mask, so that
+a whole batch is one matrix product and two rows may share a history.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ class Attention(nn.Module):
         else:
             self.register_buffer("log_temperature", start, persistent=False)
 
-    def forward(self, query: Tensor | None, items: Tensor) -> Tensor:
-        assert query is not None
-        return (items @ query / self.log_temperature.exp()).softmax(dim=0)  # [N, D] @ [D] -> [N]
+    def forward(self, queries: Tensor | None, items: Tensor, own: Tensor) -> Tensor:
+        """[B, D] requests, [S, D] items and [B, S] whose they are to [B, S] weights; rows with items sum to 1."""
+        assert queries is not None
+        scores = queries @ items.T / self.log_temperature.exp()  # [B, S]
+        # The smallest number, not minus infinity: a row without items stays finite, and so do its gradients.
+        return scores.masked_fill(~own, torch.finfo(scores.dtype).min).softmax(dim=1)
 
 
 class Mean(nn.Module):
@@ -43,8 +47,9 @@ class Mean(nn.Module):
     def __init__(self, config: PPlugConfig):
         super().__init__()
 
-    def forward(self, query: Tensor | None, items: Tensor) -> Tensor:
-        return items.new_full((len(items),), 1 / len(items))  # [N]
+    def forward(self, queries: Tensor | None, items: Tensor, own: Tensor) -> Tensor:
+        """As `Attention.forward`; the requests are not looked at."""
+        return own.to(items.dtype) / own.sum(dim=1, keepdim=True).clamp(min=1)  # [B, S]
 
 
 AGGREGATORS: dict[str, type[Attention] | type[Mean]] = {"attention": Attention, "mean": Mean}

@@ -6,13 +6,15 @@
     (4)  P   = sum_i w_i Proj(h_i)          Proj = two-layer MLP, trained
     (5)  S   = [I ; P]                      I trained; S goes in front of the backbone's input embeddings
 
-Letters: B batch, N items of one user, D encoder width, M projector width, H backbone width, K persona tokens.
+Letters: B batch, N items of one user, S items of all users, D encoder width, M projector width, H backbone width,
+K persona tokens.
 
 Choices:
 - Project after pooling. The weights sum to 1, so P = W2 . sum_i w_i gelu(W1 h_i + b1) + b2 exactly, and the
   wide W2 runs once per request instead of once per item.
-- Histories are ragged: the items of a batch are one [sum N, D] matrix, cut per user only for the softmax. There
-  is no padding to mask, so a row cannot depend on what else is in its batch.
+- Histories are ragged: the items of a batch are one [S, D] matrix without padding, a mask says whose they are, and
+  rows that share a history share its items. Rows go through in groups of `GROUP` and items in chunks of `CHUNK`, so
+  work and memory grow with the number of items alone: never with the longest history, nor with B times S.
 - The module computes in units of the root mean square component of a token embedding (`config.scale`) and
   multiplies at the end. The optimiser then sees numbers of order 1 for every backbone.
 - A user without history gets `no_persona`, a learned stand-in that starts at zero, because a softmax over
@@ -21,7 +23,8 @@ Choices:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -30,6 +33,9 @@ from torch.nn import functional as F
 
 from ..configuration import PPlugConfig
 from .aggregators import AGGREGATORS
+
+GROUP = 16  # rows whose items are weighted together; the products outside of a row's own items cost about 3 %
+CHUNK = 2048  # items projected at a time; where no gradient is needed, only one chunk's hidden layer is in memory
 
 
 class Projector(nn.Module):
@@ -74,19 +80,17 @@ class PersonaPlug(nn.Module):
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
     def weights(self, queries: Tensor | None, histories: Sequence[Tensor]) -> list[Tensor]:
-        """Equation (3), one user at a time.
+        """Equation (3).
 
         Args:
             queries: [B, D] vectors of the requests; None for an aggregator that does not look at them.
-            histories: B matrices [N_b, D] of item vectors.
+            histories: B matrices [N_b, D] of item vectors. Rows may share one.
 
         Returns:
             B vectors [N_b] that sum to 1; an empty one for an empty history.
         """
-        xs = [None] * len(histories) if queries is None else self._unit(queries)
-        return [
-            self.aggregator(x, self._unit(h)) if len(h) else h.new_zeros(0) for x, h in zip(xs, histories, strict=True)
-        ]
+        groups = [self._weighted(*group) for group in _groups(queries, histories)]
+        return [row[mine] for _, weights, own in groups for row, mine in zip(weights, own, strict=True)]
 
     def persona_embedding(self, queries: Tensor | None, histories: Sequence[Tensor]) -> Tensor:
         """Equation (4), projected after pooling. See `weights` for the arguments.
@@ -94,15 +98,31 @@ class PersonaPlug(nn.Module):
         Returns:
             [B, K, H], in the size of the backbone's token embeddings.
         """
-        weights = self.weights(queries, histories)
-        lengths = [len(h) for h in histories]
-        hidden = F.gelu(self.projector.hidden(self._unit(torch.cat(list(histories)))))  # [sum N, D] -> [sum N, M]
-        pooled = torch.stack(
-            [w.to(h.dtype) @ h for w, h in zip(weights, hidden.split(lengths), strict=True)]
-        )  # [B, M]
+        pooled = torch.cat([self._pooled(*group) for group in _groups(queries, histories)])  # [B, M]
         persona = self.projector.output(pooled).unflatten(-1, self.no_persona.shape)  # [B, M] -> [B, K, H]
-        empty = torch.tensor([n == 0 for n in lengths], device=persona.device)
+        empty = torch.tensor([len(h) == 0 for h in histories], device=persona.device)
         return self.config.scale * torch.where(empty[:, None, None], self.no_persona, persona)
+
+    def _weighted(self, queries: Tensor | None, histories: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Items [S, D] of a group of rows, their weights [B, S], and which of them are a row's own [B, S]."""
+        users = {id(h): h for h in histories}  # rows that share a history share its items
+        items = self._unit(torch.cat(list(users.values())))  # [S, D]
+        lengths = torch.tensor([len(h) for h in users.values()])
+        user = torch.arange(len(users)).repeat_interleave(lengths)  # [S]
+        own = torch.tensor([list(users).index(id(h)) for h in histories])[:, None] == user
+        own = own.to(items.device)
+        if not len(items):  # nobody has a history, so nobody needed to ask
+            return items, items.new_zeros(own.shape), own
+        return items, self.aggregator(None if queries is None else self._unit(queries), items, own), own
+
+    def _pooled(self, queries: Tensor | None, histories: Sequence[Tensor]) -> Tensor:
+        """sum_i w_i gelu(W1 h_i + b1) for a group of rows, [B, M]."""
+        items, weights, _ = self._weighted(queries, histories)
+        pooled: Any = 0
+        for h, w in zip(items.split(CHUNK), weights.split(CHUNK, dim=1), strict=True):
+            hidden = F.gelu(self.projector.hidden(h))  # [C, D] -> [C, M]
+            pooled = pooled + w.to(hidden.dtype) @ hidden  # [B, C] @ [C, M]
+        return pooled
 
     def forward(self, queries: Tensor | None, histories: Sequence[Tensor]) -> Tensor:
         """Equation (5): the soft prompt [I ; P] (or [P]), [B, 1 + K, H]."""
@@ -111,3 +131,9 @@ class PersonaPlug(nn.Module):
             return persona
         instruction = self.config.scale * self.instruction.to(persona.dtype)
         return torch.cat([instruction.expand(len(persona), 1, -1), persona], dim=1)
+
+
+def _groups(queries: Tensor | None, histories: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
+    for start in range(0, len(histories), GROUP):
+        rows = slice(start, start + GROUP)
+        yield None if queries is None else queries[rows], histories[rows]
