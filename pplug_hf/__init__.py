@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .configuration.tasks import TASKS, Task, get_task
     from .data.lamp import Example, read_lamp
     from .data.vectors import VectorStore
-    from .modeling import Persona, PPlugForConditionalGeneration, PPlugModel
+    from .modeling import Persona, PersonaEncoder, PPlugForConditionalGeneration, PPlugModel
     from .processing import PPlugProcessor
     from .training import PPlugCollator, PPlugTrainer
 
@@ -29,6 +29,7 @@ _WHERE = {
     "read_lamp": "data.lamp",
     "VectorStore": "data.vectors",
     "Persona": "modeling",
+    "PersonaEncoder": "modeling",
     "PPlugForConditionalGeneration": "modeling",
     "PPlugModel": "modeling",
     "PPlugProcessor": "processing",

@@ -1,4 +1,10 @@
-"""A user as the model sees them: vectors, and the encoder that made them."""
+"""A user as the model sees them: vectors, the encoder that made them, the file they travel in."""
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
 
 import pytest
 import tiny
@@ -6,9 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import close
+from safetensors.torch import load_file, save_file
 
-from pplug_hf import Persona
-from pplug_hf.errors import DataError, MismatchError
+from pplug_hf import Persona, PersonaEncoder, PPlugForConditionalGeneration
+from pplug_hf.errors import DataError, MismatchError, MissingFileError
 from pplug_hf.modeling.persona import describe, is_history, item_texts
 
 SECRET = "my secret diary"
@@ -48,8 +55,15 @@ def test_to_another_type():
 
 @pytest.mark.parametrize(
     "vectors",
-    [torch.zeros(3), torch.zeros(1, 2, 3), torch.zeros(2, 3, dtype=torch.long), [[1.0]], None],
-    ids=["1d", "3d", "int", "list", "None"],
+    [
+        torch.zeros(3),
+        torch.zeros(1, 2, 3),
+        torch.zeros(2, 3, dtype=torch.long),
+        torch.zeros(2, 3).to(torch.float8_e4m3fn),
+        [[1.0]],
+        None,
+    ],
+    ids=["1d", "3d", "int", "fp8", "list", "None"],
 )
 def test_only_a_floating_point_matrix_is_a_persona(vectors):
     with pytest.raises(DataError, match=r"floating point tensor of shape \[items, width\], got"):
@@ -174,3 +188,210 @@ def test_a_batch_may_mix_every_form(model):
     close(weights[0], weights[1])
     close(weights[0], weights[2])
     assert weights[3:].abs().sum() == 0
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+DTYPES = {
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float64: torch.int64,
+}
+
+
+@given(
+    n=st.integers(0, 6),
+    width=st.integers(1, 5),
+    dtype=st.sampled_from(list(DTYPES)),
+    seed=st.integers(0, 2**31),
+    fingerprint=st.dictionaries(st.text(), st.none() | st.integers() | st.text()),
+)
+def test_a_saved_persona_comes_back_bit_for_bit(tmp_path_factory, n, width, dtype, seed, fingerprint):
+    bits = torch.randint(-(2**15), 2**15, (n, width * dtype.itemsize // 2), generator=torch.manual_seed(seed))
+    vectors = bits.to(torch.int16).view(dtype)
+    vectors = torch.where(vectors.isfinite(), vectors, torch.zeros((), dtype=dtype))
+    folder = tmp_path_factory.mktemp("persona")
+    Persona(vectors, fingerprint).save_pretrained(folder)
+    again = Persona.from_pretrained(folder)
+    assert again.embeddings.dtype == dtype and again.embeddings.shape == (n, width)
+    assert torch.equal(again.embeddings.view(DTYPES[dtype]), vectors.view(DTYPES[dtype]))
+    assert again.fingerprint == fingerprint
+
+
+def test_a_view_of_a_tensor_that_is_trained_is_saved_alone(tmp_path):
+    whole = torch.nn.Parameter(tiny.vectors(100))
+    Persona(whole[::50, ::2], PRINT).save_pretrained(tmp_path)
+    again = Persona.from_pretrained(tmp_path).embeddings
+    assert torch.equal(again, whole[::50, ::2].detach()) and not again.requires_grad
+    assert (tmp_path / "persona.safetensors").stat().st_size < 500
+
+
+def test_a_folder_with_one_file_per_user(tmp_path):
+    for user in range(3):
+        persona(user).save_pretrained(tmp_path / "users" / f"{user}.safetensors")
+    assert sorted(os.listdir(tmp_path / "users")) == [f"{user}.safetensors" for user in range(3)]
+    assert [len(Persona.from_pretrained(tmp_path / "users" / f"{user}.safetensors")) for user in range(3)] == [0, 1, 2]
+
+
+def test_a_saved_persona_still_grows(tmp_path):
+    persona(3).save_pretrained(tmp_path)
+    (Persona.from_pretrained(tmp_path) + persona(2)).save_pretrained(tmp_path)
+    assert torch.equal(Persona.from_pretrained(tmp_path).embeddings, (persona(3) + persona(2)).embeddings)
+
+
+def test_no_text_is_in_the_file(model, tmp_path):
+    model.encode_persona(["a dark film about the sea"]).save_pretrained(tmp_path)
+    content = (tmp_path / "persona.safetensors").read_bytes()
+    for word in (b"dark", b"film", b"sea"):
+        assert word not in content
+    assert list(load_file(tmp_path / "persona.safetensors")) == ["embeddings"]
+
+
+def test_a_model_with_another_encoder_refuses_a_saved_persona(gpt2, tmp_path):
+    persona().save_pretrained(tmp_path)
+    with pytest.raises(MismatchError, match="This persona was encoded by"):
+        gpt2.soft_prompt(Persona.from_pretrained(tmp_path), query="sea")
+
+
+def test_nothing_is_left_of_a_save_that_fails(tmp_path, monkeypatch):
+    persona(3).save_pretrained(tmp_path)
+
+    def fails(tensors, filename, metadata):
+        Path(filename).write_bytes(b"half of it")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pplug_hf.modeling.persona.save_file", fails)
+    with pytest.raises(OSError, match="no space"):
+        persona(2).save_pretrained(tmp_path)
+    assert os.listdir(tmp_path) == ["persona.safetensors"] and len(Persona.from_pretrained(tmp_path)) == 3
+
+
+FINE = {"embeddings": torch.zeros(2, 3)}
+HEADER = {"fingerprint": json.dumps(PRINT)}
+BROKEN = {
+    "nan": (FINE | {"embeddings": torch.tensor([[0.0, float("nan")]])}, HEADER, "1 of 1 item vectors hold NaN"),
+    "1d": (FINE | {"embeddings": torch.zeros(3)}, HEADER, r"needs a floating point tensor of shape \[items, width\]"),
+    "int": (FINE | {"embeddings": torch.zeros(2, 3, dtype=torch.int8)}, HEADER, "needs a floating point tensor"),
+    "fp8": (FINE | {"embeddings": torch.zeros(2, 3).to(torch.float8_e4m3fn)}, HEADER, "needs a floating point tensor"),
+    "no fingerprint": (FINE, {}, "expected embeddings and their fingerprint"),
+    "another file": ({"weight": torch.zeros(2, 3)}, HEADER, r"got tensors \['weight'\]"),
+    "more in it": (FINE | {"texts": torch.zeros(3)}, HEADER, "expected embeddings and their fingerprint"),
+    "no json": (FINE, {"fingerprint": "{"}, "Expecting"),
+    "no mapping": (FINE, {"fingerprint": "[1]"}, "its fingerprint is a list, not a mapping"),
+    "deep": (FINE, {"fingerprint": "[" * 200_000}, "recursion"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_persona_is_refused(tmp_path, name):
+    tensors, header, message = BROKEN[name]
+    save_file(tensors, tmp_path / "persona.safetensors", header)
+    with pytest.raises(DataError, match=rf"persona.safetensors' is damaged or no persona: .*{message}"):
+        Persona.from_pretrained(tmp_path)
+
+
+def raw(header, body=b""):
+    header = header.encode()
+    return struct.pack("<Q", len(header)) + header + body
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<!doctype html><p>Not found</p>",
+        raw("{}")[:9],
+        struct.pack("<Q", 2**40) + b"{}",  # a header of a terabyte
+        raw('{"embeddings":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}', b"0000"),
+        raw('{"embeddings":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}', b"0000"),  # cut off
+        raw('{"embeddings":{"dtype":"F32","shape":[1,1],"data_offsets":[100,104]}}', b"0000"),
+        raw('{"embeddings":{"dtype":"F33","shape":[1,1],"data_offsets":[0,4]}}', b"0000"),
+    ],
+    ids=["empty", "html", "no header", "huge header", "huge shape", "cut off", "offset", "type"],
+)
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "persona.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"persona.safetensors' is damaged or no persona"):
+        Persona.from_pretrained(tmp_path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(MissingFileError, match=r"There is no persona file '.*u.safetensors'"):
+        Persona.from_pretrained(tmp_path / "u.safetensors")
+    with pytest.raises(MissingFileError, match=r"Cannot load persona.safetensors of the persona '.*nobody'"):
+        Persona.from_pretrained(tmp_path / "nobody")
+    with pytest.raises(MissingFileError, match="of the persona 'me/nobody'"):
+        Persona.from_pretrained("me/nobody", revision="main", token="x", local_files_only=True)
+
+
+# ---- encoding without a backbone --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plug(places, tmp_path_factory):
+    """A plug folder whose backbone is gone, and what its model gave for the histories while it was there."""
+    folder = tmp_path_factory.mktemp("device")
+    shutil.copytree(places / "gpt2", folder / "backbone")
+    choices = {"item_template": "{tag} {text}", "history_prompt": "a film about "}
+    made = PPlugForConditionalGeneration.from_backbone(
+        str(folder / "backbone"), encoder=str(places / "encoder"), **choices
+    )
+    made.save_pretrained(folder / "plug")
+    shutil.rmtree(folder / "backbone")
+    return folder / "plug", made
+
+
+ITEMS = [{"tag": "cold", "text": "sea"}, "moon", {"tag": "cold", "text": "sea"}]
+
+
+def test_a_device_encodes_what_the_model_would(plug):
+    folder, made = plug
+    encoder = PersonaEncoder.from_pretrained(folder)
+    mine, theirs = encoder.encode(ITEMS), made.encode_persona(ITEMS)
+    assert torch.equal(mine.embeddings, theirs.embeddings) and mine.fingerprint == theirs.fingerprint
+    several = encoder.encode([ITEMS, [], None, mine], batch_size=1)
+    assert [len(one) for one in several] == [3, 0, 0, 3] and several[3] is mine
+    close(several[0].embeddings, mine.embeddings)
+    close(made.soft_prompt(mine, query="sea"), made.soft_prompt(ITEMS, query="sea"))
+    with pytest.raises(DataError, match="History item 0 has no field 'text'"):
+        encoder.encode([{"tag": SECRET}])
+
+
+def test_a_device_loads_neither_backbone_nor_trained_weights(plug, tmp_path):
+    folder, made = plug
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    assert torch.equal(
+        PersonaEncoder.from_pretrained(tmp_path).encode(ITEMS).embeddings, made.encode_persona(ITEMS).embeddings
+    )
+
+
+def test_a_device_may_have_its_encoder_elsewhere_but_not_another_one(plug, places):
+    folder, _ = plug
+    for encoder in (tiny.encoder(), str(places / "encoder")):
+        assert len(
+            PersonaEncoder.from_pretrained(folder, encoder=encoder, encoder_kwargs={"device": "cpu"}).encode(["a"])
+        )
+    with pytest.raises(MismatchError, match=r"made for the encoder .* and got \(model_type=bert"):
+        PersonaEncoder.from_pretrained(folder, encoder=tiny.encoder(seed=1))
+
+
+def test_a_device_gets_the_encoder_at_its_commit(plug, monkeypatch, tmp_path):
+    folder, _ = plug
+    config = json.loads((folder / "config.json").read_text()) | {"encoder_revision": "abc123", "encoder": "me/encoder"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = {}
+
+    def load(source, **kwargs):
+        asked.update(kwargs, source=source)
+        return tiny.encoder()
+
+    monkeypatch.setattr("pplug_hf.modeling.encoders.load_encoder", load)
+    PersonaEncoder.from_pretrained(
+        tmp_path, token="t", cache_dir="c", local_files_only=True, encoder_kwargs={"device": "cpu"}
+    )
+    expected = {"revision": "abc123", "token": "t", "cache_folder": "c", "local_files_only": True, "device": "cpu"}
+    assert asked == {"source": "me/encoder"} | expected
+    asked.clear()
+    PersonaEncoder.from_pretrained(tmp_path, encoder="other/place")
+    assert asked["source"] == "other/place" and "revision" not in asked

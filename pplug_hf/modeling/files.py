@@ -72,6 +72,19 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def required(given: Any, recorded: str | None, kind: str) -> Any:
+    """Where a frozen part ("backbone", "encoder") is: what the user says, else what the plug recorded.
+
+    Raises:
+        ConfigurationError: neither says it.
+    """
+    if given is None and recorded is None:
+        raise ConfigurationError(
+            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>."
+        )
+    return recorded if given is None else given
+
+
 def load_config(name: str | os.PathLike, **place: Any) -> PPlugConfig:
     """The configuration of a plug.
 
@@ -79,7 +92,7 @@ def load_config(name: str | os.PathLike, **place: Any) -> PPlugConfig:
         MissingFileError: there is none.
         ConfigurationError: it is another kind of model's.
     """
-    path = _find(name, CONFIG_NAME, **place)
+    path = find(name, CONFIG_NAME, **place)
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         model_type = values.get("model_type")
@@ -99,7 +112,7 @@ def load_config(name: str | os.PathLike, **place: Any) -> PPlugConfig:
 
 def load_weights(name: str | os.PathLike, **place: Any) -> dict[str, Tensor]:
     """The trained tensors of a plug, on the CPU."""
-    path = _find(name, SAFE_WEIGHTS_NAME, **place)
+    path = find(name, SAFE_WEIGHTS_NAME, **place)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -143,14 +156,19 @@ def check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], name:
             raise DataError(f"The weights of {str(name)!r} hold NaN or infinity in {key}: the plug is not usable.")
 
 
-def _find(name: str | os.PathLike, filename: str, **place: Any) -> str:
+def find(name: str | os.PathLike, filename: str, kind: str = "plug", **place: Any) -> str:
+    """The path of a file of a plug (or of another kind of thing) in a folder, the cache or on the Hub.
+
+    Raises:
+        MissingFileError: it is in none of them.
+    """
     try:
         path = cached_file(name, filename, **place)
         if path is None:  # what cached_file says of a folder without config.json
             raise FileNotFoundError(filename)
     except OSError as error:
         raise MissingFileError(
-            f"Cannot load {filename} of the plug {str(name)!r}: it is in no local folder of that name, and neither the "
-            f"cache nor the Hub answered for it ({type(error).__name__}). Check the name and the connection."
+            f"Cannot load {filename} of the {kind} {str(name)!r}: it is in no local folder of that name, and neither "
+            f"the cache nor the Hub answered for it ({type(error).__name__}). Check the name and the connection."
         ) from error
     return path

@@ -5,7 +5,7 @@ Letters: B batch, N items of one user, D encoder width, H backbone width, K pers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, MismatchError
 from . import encoders
 from .aggregators import AGGREGATORS
-from .persona import History, Persona, check_fingerprint, is_history, item_texts
+from .encoding import encode, is_one_user, users_of
+from .persona import History
 from .plug import PersonaPlug
 
 
@@ -47,48 +48,20 @@ class PersonaMixin:
         Raises:
             DataError: something in it is not a text.
         """
-        personas = self._encode(_users(history), batch_size=batch_size, show_progress=show_progress)
-        return personas[0] if _is_one_user(history) else personas
-
-    def _encode(self, histories: Sequence[Any], **kwargs: Any) -> list[Persona]:
-        """Histories (or finished personas, or None) to personas, all texts in one pass."""
         _, encoder = self._attached()
-        fingerprint = self.config.encoder_fingerprint or {}
-        width = self.config.sizes[0]
-        template = self.config.item_template
-        texts = [None if isinstance(h, Persona) else item_texts(() if h is None else h, template) for h in histories]
-        flat = [text for row in texts if row for text in row]
-        vectors = (
-            encoders.embed(encoder, flat, prompt=self.config.history_prompt, **kwargs) if flat else torch.empty(0)
-        )
-        personas, start = [], 0
-        for history, row in zip(histories, texts, strict=True):
-            if isinstance(history, Persona):
-                check_fingerprint(history, fingerprint)
-                if history.embeddings.shape[1] != width:
-                    raise MismatchError(
-                        f"This persona's vectors are {history.embeddings.shape[1]} wide, the model's encoder gives "
-                        f"{width}: encode the history with this model's encode_persona."
-                    )
-                personas.append(history)
-                continue
-            assert row is not None  # only finished personas have none
-            stop = start + len(row)
-            own = vectors[start:stop] if row else torch.zeros(0, width)
-            personas.append(Persona(own, fingerprint))
-            start = stop
-        return personas
+        personas = encode(encoder, self.config, users_of(history), batch_size=batch_size, show_progress=show_progress)
+        return personas[0] if is_one_user(history) else personas
 
     def _histories(self, persona: Any, batch_size: int) -> list[Tensor]:
         """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
-        persona = [None] * batch_size if persona is None else _users(persona)
+        persona = [None] * batch_size if persona is None else users_of(persona)
         if len(persona) != batch_size:
             raise MismatchError(
                 f"Got {len(persona)} personas for {batch_size} prompts: pass a list with one history per prompt "
                 "(for one user and many prompts, [history] * len(prompts))."
             )
         like = self.plug.no_persona
-        return [p.embeddings.to(like) for p in self._encode(persona)]
+        return [p.embeddings.to(like) for p in encode(self._attached()[1], self.config, persona)]
 
     def _queries(
         self,
@@ -165,21 +138,5 @@ class PersonaMixin:
         return self.plug(queries, histories)
 
     def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
-        histories = self._histories(persona, len(_users(persona)))
+        histories = self._histories(persona, len(users_of(persona)))
         return histories, self._queries(query, histories, None, None, None)
-
-
-def _is_one_user(persona: Any) -> bool:
-    return persona is None or isinstance(persona, Persona) or is_history(persona)
-
-
-def _users(persona: Any) -> Sequence[Any]:
-    """What a user passes as `persona`, as one history, Persona or None per row."""
-    if _is_one_user(persona):
-        return [persona]
-    if isinstance(persona, str | Mapping | Tensor) or not hasattr(persona, "__len__"):
-        raise DataError(
-            f"persona is a history, a list of texts; got a single {type(persona).__name__}: pass [text], or a Persona "
-            "for finished vectors."
-        )
-    return persona

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError
 from . import backbone as backbones
 from . import encoders, files
 
@@ -116,8 +115,8 @@ class SavingMixin:
         )
         if encoder is None:
             encoder_kwargs.setdefault("revision", config.encoder_revision)
-        backbone = backbones.load_backbone(_required(backbone, config.backbone, "backbone"), **backbone_kwargs)
-        encoder = encoders.load_encoder(_required(encoder, config.encoder, "encoder"), **encoder_kwargs)
+        backbone = backbones.load_backbone(files.required(backbone, config.backbone, "backbone"), **backbone_kwargs)
+        encoder = encoders.load_encoder(files.required(encoder, config.encoder, "encoder"), **encoder_kwargs)
 
         model: Any = cls(config)  # type: ignore[call-arg]
         tokenizer = files.load_tokenizer(pretrained_model_name_or_path, **place) or backbones.find_tokenizer(backbone)
@@ -128,14 +127,6 @@ class SavingMixin:
         if generation_config is not None:
             model.generation_config = generation_config
         return model.eval()
-
-
-def _required(given: Any, recorded: str | None, kind: str) -> Any:
-    if given is None and recorded is None:
-        raise ConfigurationError(
-            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>."
-        )
-    return recorded if given is None else given
 
 
 def _is_plug(key: str, prefix: str = "") -> bool:
