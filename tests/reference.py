@@ -21,9 +21,18 @@ def gelu(vector):
     return torch.stack([v * 0.5 * (1 + torch.erf(v / math.sqrt(2))) for v in vector])
 
 
+def word_table(backbone):
+    """The module that the backbone itself embeds a prompt with; BART's encoder has one of its own if untied."""
+    return (
+        backbone.model.encoder.embed_tokens
+        if backbone.config.model_type == "bart"
+        else backbone.get_input_embeddings()
+    )
+
+
 def scale(backbone):
     """Root mean square component of the token embeddings, padding row of zeros left out."""
-    table = backbone.get_input_embeddings()
+    table = word_table(backbone)
     rows = [row * getattr(table, "embed_scale", 1.0) for row in table.weight.detach().double()]
     norms = [norm for norm in (math.sqrt((row * row).sum()) for row in rows) if norm > 0]
     return sum(norms) / len(norms) / math.sqrt(table.weight.shape[1])
@@ -88,7 +97,7 @@ def next_logits(model, soft, prompt_ids, answer_ids, position=None):
 
     `position` tokens stand in front of the soft prompt: if not told otherwise, a causal model's BOS, else none.
     """
-    backbone, table = model.backbone, model.backbone.get_input_embeddings()
+    backbone, table = model.backbone, word_table(model.backbone)
 
     def words(ids):
         return table.weight[torch.tensor(ids, dtype=torch.long)] * getattr(table, "embed_scale", 1.0)

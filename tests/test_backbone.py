@@ -126,7 +126,7 @@ def test_measures(family):
 def test_the_norm_counts_what_the_module_does_to_its_table():
     plain, scaled = tiny.backbone("gpt2"), tiny.backbone("bart")
     for model, factor in ((plain, 1), (scaled, 4)):  # BART multiplies by the root of its width inside the module
-        torch.nn.init.constant_(model.get_input_embeddings().weight, 0.5)
+        torch.nn.init.constant_(reference.word_table(model).weight, 0.5)
         assert embedding_norm(model) == pytest.approx(factor * 0.5 * 4)
 
 
@@ -151,13 +151,15 @@ def test_prefix_order_puts_the_prefix_among_the_real_tokens_and_padding_aside(da
     mask = data.draw(st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=B, max_size=B))
     position = [data.draw(st.integers(0, sum(row))) for row in mask]
     pad_left = data.draw(st.booleans())
+    shown = data.draw(st.lists(st.lists(st.booleans(), min_size=P, max_size=P), min_size=B, max_size=B))
     expected = []
-    for row, p in zip(mask, position, strict=True):
+    for row, own, p in zip(mask, shown, position, strict=True):
         real = [P + t for t in range(T) if row[t]]
-        padding = [P + t for t in range(T) if not row[t]]
-        line = [*real[:p], *range(P), *real[p:]]
+        padding = [t for t in range(P) if not own[t]] + [P + t for t in range(T) if not row[t]]
+        line = [*real[:p], *(t for t in range(P) if own[t]), *real[p:]]
         expected.append(padding + line if pad_left else line + padding)
-    assert prefix_order(torch.tensor(mask).long(), torch.tensor(position), P, pad_left).tolist() == expected
+    masks = torch.tensor(mask).long(), torch.tensor(position), torch.tensor(shown).view(B, P)
+    assert prefix_order(*masks, pad_left).tolist() == expected
 
 
 def test_reorder_moves_vectors_as_it_moves_numbers():

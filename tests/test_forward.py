@@ -215,7 +215,7 @@ def test_the_prefix_stands_where_one_wants_it(model, side):
     if model.config.is_encoder_decoder:
         asked["labels"] = torch.tensor([[9]] * 3)
     logits = model(ids, mask, **asked).logits
-    table = model.backbone.get_input_embeddings()
+    table = reference.word_table(model.backbone)
     for b, (row, p) in enumerate(zip(rows, position, strict=True)):
         words = table(torch.tensor(row))
         soft = reference.soft_prompt(model, tiny.HISTORIES[b], tiny.PROMPTS[b])

@@ -78,7 +78,7 @@ def test_beam_search_that_may_end_equals_the_backbones_own(model, options):
     """The backbone gets the sequence built by hand, from the reference's soft prompt."""
     ids = inputs(model)["input_ids"]
     bos = int(ids[0, 0] == tiny.BOS and not model.config.is_encoder_decoder)
-    words = model.backbone.get_input_embeddings()(ids)
+    words = reference.word_table(model.backbone)(ids)
     soft = reference.soft_prompt(model, tiny.HISTORY, PROMPT)[None]
     by_hand = torch.cat([words[:, :bos], soft, words[:, bos:]], dim=1)
     if model.config.is_encoder_decoder:

@@ -5,6 +5,8 @@ Letters: B batch, T text tokens, P prefix tokens, H backbone width.
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,22 +24,26 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from ..errors import ConfigurationError, MissingFileError
+from ..errors import ConfigurationError
+from ..hub.place import Place, cached_commit
 
 
-def load_backbone(source: str | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
     """The language model of a Hub id or local folder; a loaded model is returned as it is.
 
     Args:
-        source: what to load.
+        source: what to load. All its files come from one commit, which `source_of` tells afterwards.
         **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, ...).
 
     Raises:
         ConfigurationError: not a model that generates text from embeddings.
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
+        HubError: the Hub refuses.
     """
-    if isinstance(source, str):
-        source = _load(source, **kwargs)
+    if isinstance(source, str | os.PathLike):
+        source = Place(os.fspath(source), kind="backbone")
+    if isinstance(source, Place):
+        source = _load(*source.updated(kwargs))
     if not isinstance(source, PreTrainedModel) or not source.can_generate():
         raise ConfigurationError(
             f"The backbone must be a transformers model that generates text, got {type(source).__name__}: load it with "
@@ -46,10 +52,11 @@ def load_backbone(source: str | PreTrainedModel, **kwargs: Any) -> PreTrainedMod
     return source
 
 
-def _load(name: str, **kwargs: Any) -> PreTrainedModel:
-    hub = {k: kwargs[k] for k in _HUB_ARGUMENTS if k in kwargs}
+def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
+    place = place.pinned()
+    kwargs = {"trust_remote_code": False, **kwargs}
     try:
-        config = _load_config(name, **hub)
+        config = _load_config(place, kwargs["trust_remote_code"])
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             auto: Any = AutoModelForSeq2SeqLM
         elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
@@ -58,44 +65,30 @@ def _load(name: str, **kwargs: Any) -> PreTrainedModel:
             auto = AutoModelForCausalLM
         else:
             raise ConfigurationError(
-                f"The backbone {name!r} is of type {config.model_type!r}, which transformers has neither as a causal "
-                "nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
+                f"The backbone {place.name!r} is of type {config.model_type!r}, which transformers has neither as a "
+                "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
-        model, report = auto.from_pretrained(name, output_loading_info=True, **kwargs)
+        model, report = auto.from_pretrained(place.name, output_loading_info=True, **place.hub_arguments, **kwargs)
     except OSError as error:
-        raise MissingFileError(
-            f"Cannot load the backbone {name!r}: it is no complete model folder, and neither the cache nor the Hub "
-            f"answered for it ({type(error).__name__}). Check the name and the connection, or pass backbone=<a loaded "
-            "model>."
-        ) from error
+        raise place.refused(error) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigurationError(
-            f"The backbone {name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), which "
-            "would stay random: it is no complete language model."
+            f"The backbone {place.name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), "
+            "which would stay random: it is no complete language model."
         )
+    model.config._commit_hash = place.commit  # as transformers did until 5.20
     return model
 
 
-def _load_config(name: str, **kwargs: Any) -> Any:
+def _load_config(place: Place, trust_remote_code: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(name, **kwargs)
+        return AutoConfig.from_pretrained(place.name, trust_remote_code=trust_remote_code, **place.hub_arguments)
     except ValueError as error:
         if isinstance(error, OSError):
             raise
         raise ConfigurationError(
-            f"The backbone {name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
+            f"The backbone {place.name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
         ) from error
-
-
-_HUB_ARGUMENTS = (
-    "revision",
-    "subfolder",
-    "token",
-    "cache_dir",
-    "local_files_only",
-    "force_download",
-    "trust_remote_code",
-)
 
 
 def freeze_backbone(backbone: PreTrainedModel) -> None:
@@ -129,15 +122,28 @@ def hidden_size(backbone: PreTrainedModel) -> int:
 
 
 def source_of(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
-    """(Hub id or folder, commit) a backbone was loaded from, as far as it knows."""
-    return backbone.config.name_or_path or None, getattr(backbone.config, "_commit_hash", None)
+    """(Hub id or folder, commit) a backbone was loaded from, as far as it, or else the cache, knows."""
+    name = backbone.config.name_or_path or None
+    return name, getattr(backbone.config, "_commit_hash", None) or cached_commit(name)
 
 
-def find_tokenizer(backbone: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded."""
-    name, revision = source_of(backbone)
+def find_tokenizer(
+    backbone: PreTrainedModel, place: Place | None = None, **kwargs: Any
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded.
+
+    Args:
+        backbone: the language model.
+        place: of the plug, whose token, cache and choices serve for the tokenizer too.
+        **kwargs: those that `load_backbone` had, otherwise.
+    """
+    name, commit = source_of(backbone)
+    if name is None:
+        return None
+    place = place or Place(name).updated(kwargs)[0]
+    place = replace(place, name=name, revision=commit, subfolder=kwargs.get("subfolder") or "")
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision) if name else None
+        return AutoTokenizer.from_pretrained(name, **place.hub_arguments)
     except (OSError, ValueError):
         return None
 
@@ -158,8 +164,15 @@ def embedding_norm(backbone: PreTrainedModel, vocab_size: int | None = None) -> 
     return norms[norms > 0].mean().item()
 
 
+def word_embeddings(backbone: PreTrainedModel) -> Any:
+    """The module that embeds a prompt, scaling included: the encoder's own, which untied weights set apart from the
+    model's (BART with tie_word_embeddings=False)."""
+    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
+    return reader.get_input_embeddings()
+
+
 def _embed_ids(backbone: PreTrainedModel, ids: Tensor) -> Tensor:
-    embeddings = backbone.get_input_embeddings()
+    embeddings = word_embeddings(backbone)
     return embeddings(ids.to(next(embeddings.parameters()).device))
 
 
@@ -173,24 +186,24 @@ def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mas
     return (starts_with_bos & attention_mask.any(dim=1)).long()
 
 
-def prefix_order(attention_mask: Tensor, position: Tensor, prefix_length: int, pad_left: bool) -> Tensor:
+def prefix_order(attention_mask: Tensor, position: Tensor, prefix_mask: Tensor, pad_left: bool) -> Tensor:
     """Where everything goes when a prefix is put among the real tokens and padding moves to one side.
 
     Args:
         attention_mask: [B, T], ones at real tokens, padding anywhere.
         position: [B], number of real tokens in front of the prefix.
-        prefix_length: P.
+        prefix_mask: [B, P], ones at what is there of each row's prefix; the rest becomes padding.
         pad_left: padding in front (causal models) or behind (encoder-decoder models).
 
     Returns:
         [B, P + T] indices into the concatenation of prefix and text along the tokens, to `gather` with.
     """
-    mask = attention_mask.bool()
+    mask, shown = attention_mask.bool(), prefix_mask.bool()
     rank = mask.cumsum(dim=1) - 1  # [B, T], number of a token among the row's real ones
-    rank = rank + prefix_length * (rank >= position[:, None])
-    prefix = position[:, None] + torch.arange(prefix_length, device=mask.device)
-    padding = -1 if pad_left else rank.shape[1] + prefix_length
-    key = torch.cat([prefix, rank.masked_fill(~mask, padding)], dim=1)
+    rank = rank + shown.sum(dim=1, keepdim=True) * (rank >= position[:, None])
+    prefix = position[:, None] + shown.cumsum(dim=1) - 1  # [B, P]
+    padding = -1 if pad_left else mask.shape[1] + shown.shape[1]
+    key = torch.cat([prefix.masked_fill(~shown, padding), rank.masked_fill(~mask, padding)], dim=1)
     return key.argsort(dim=1, stable=True)
 
 

@@ -74,7 +74,9 @@ def generate_with_prefix(
     # Repetition penalties and n-gram rules work on ids, and should see the prompt and nothing new: the row's own first
     # token fills the prefix positions, all of them in front, wherever the prefix stands, so that no n-gram is cut.
     first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
-    front = prefix_order(text_mask, text_mask.new_zeros(len(input_ids)), P, pad_left=True)
+    front = prefix_order(
+        text_mask, text_mask.new_zeros(len(input_ids)), text_mask.new_ones(len(input_ids), P), pad_left=True
+    )
     ids = reorder(front, first.expand(-1, P), input_ids)
     for name in ("max_length", "min_length"):  # counted by the user without the prefix
         value = getattr(config, name)

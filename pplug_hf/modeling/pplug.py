@@ -11,6 +11,7 @@ K persona tokens.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,14 +33,14 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from . import backbone as backbones
 from . import encoders, files
 from .aggregators import AGGREGATORS
+from .encoding import check_part
 from .generation import generate_with_prefix
-from .persona import describe
-from .personalization import PersonaMixin
 from .plug import PersonaPlug
+from .plugs import DEFAULT, PlugsMixin
 from .saving import SavingMixin, drop_frozen, forgive_frozen
 
 
-class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, GenerationMixin):
+class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, GenerationMixin):
     """Any frozen seq2seq or causal language model, personalised by a plug (Liu et al., ACL 2025).
 
     Create one with [`from_backbone`], load one with [`from_pretrained`]. `model.backbone` is the frozen model and
@@ -63,6 +64,7 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         self.backbone: Any = None  # a PreTrainedModel, once attached
         self.history_encoder: Any = None  # a SentenceTransformer, once attached
         self.tokenizer: Any = None  # the backbone's; decodes prompts into queries
+        self._slots = {DEFAULT: None}
         self.register_state_dict_post_hook(drop_frozen)
         self.register_load_state_dict_post_hook(forgive_frozen)
         self.post_init()
@@ -107,7 +109,7 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if tokenizer is None:
-            tokenizer = backbones.find_tokenizer(backbone)
+            tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
         (backbone_name, backbone_commit), (encoder_name, encoder_commit) = (
@@ -142,22 +144,11 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
-        for kind, expected, got in (
-            ("backbone", self.config.backbone_fingerprint, backbones.fingerprint(backbone)),
-            (
-                "encoder",
-                self.config.encoder_fingerprint,
-                encoders.fingerprint(encoder, self.config.history_prompt),
-            ),
-        ):
-            if expected is not None and got != {key: expected.get(key) for key in got}:
-                raise MismatchError(
-                    f"This plug was made for the {kind} {getattr(self.config, kind)!r} {describe(expected)}, and "
-                    f"got {describe(got)}. Load that one, or train a plug for this one with from_backbone."
-                )
+        check_part(self.config, "backbone", backbones.fingerprint(backbone))
+        check_part(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
         backbones.freeze_backbone(backbone)
         self.backbone = backbone
-        device: Any = backbone.get_input_embeddings().weight.device
+        device: Any = backbones.word_embeddings(backbone).weight.device
         self.history_encoder = encoders.freeze_encoder(encoder).to(device)
         if self.config.train_input_encoder and AGGREGATORS[self.config.aggregator].needs_query:
             self.plug.input_encoder = encoders.trainable_copy(encoder)
@@ -197,6 +188,7 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         persona: Any,
         query: Any,
         position: Any,
+        plug: Any,
         labels: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Equation (5): embeddings [B, P + T, H] of prefix and prompt, their mask, their order, the prompt's mask."""
@@ -205,19 +197,17 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
             raise DataError(
                 f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
             )
-        B = len(input_ids)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        histories = self._histories(persona, B)
-        queries = self._queries(query, histories, input_ids, mask, labels)
-        words = backbone.get_input_embeddings()(input_ids)  # [B, T, H]
-        prefix = self.plug(queries, histories).to(words)  # [B, P, H]
+        prefix, shown = self._soft_prompts(plug, persona, query, input_ids, mask, labels)  # [B, P, H], [B, P]
+        words = backbones.word_embeddings(backbone)(input_ids)  # [B, T, H]
+        prefix = prefix.to(words)
         if position is None:
             position = backbones.default_position(backbone, input_ids, mask)
         else:
             position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
-        order = backbones.prefix_order(mask, position, prefix.shape[1], pad_left=not self.config.is_encoder_decoder)
+        order = backbones.prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
         embeds = backbones.reorder(order, prefix, words)
-        full_mask = backbones.reorder(order, mask.new_ones(prefix.shape[:2]), mask)
+        full_mask = backbones.reorder(order, shown, mask)
         return embeds, full_mask, order, mask
 
     def forward(
@@ -228,6 +218,7 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         persona: Any = None,
         query: Any = None,
         persona_position: Tensor | None = None,
+        plug: str | Sequence[str | None] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | Seq2SeqLMOutput:
@@ -240,6 +231,8 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
             persona: one history, [`Persona`] or None per row. None is a user without history.
             query: one request per row that weights the history: texts, or vectors [B, D]. Default: the prompt.
             persona_position: [B], number of prompt tokens in front of the prefix. Default: the BOS of a causal model.
+            plug: name of the loaded plug to use, or one name per row, None for a row without any plug. Default: the
+                active plug.
             num_items_in_batch: divide the summed loss by this (the Trainer gives it) instead of by the number of
                 labels here.
             **kwargs: for the backbone's forward.
@@ -248,8 +241,10 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
             The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`.
         """
         backbone, _ = self._attached()
-        embeds, mask, order, _ = self._prefixed(input_ids, attention_mask, persona, query, persona_position, labels)
-        P = self.config.prefix_length
+        embeds, mask, order, _ = self._prefixed(
+            input_ids, attention_mask, persona, query, persona_position, plug, labels
+        )
+        P = order.shape[1] - input_ids.shape[1]
         if self.training:
             kwargs.setdefault("use_cache", False)
         if self.config.is_encoder_decoder:
@@ -279,6 +274,7 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         persona: Any = None,
         query: Any = None,
         persona_position: Tensor | None = None,
+        plug: str | Sequence[str | None] | None = None,
         generation_config: GenerationConfig | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
@@ -288,7 +284,7 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         Args:
             input_ids: [B, T] prompts, padded on either side.
             attention_mask: [B, T].
-            persona, query, persona_position: as in `forward`.
+            persona, query, persona_position, plug: as in `forward`.
             generation_config: default `model.generation_config`.
             labels: ignored; the Trainer passes its whole batch.
             **kwargs: any argument of `generate`: max_new_tokens, num_beams, do_sample, streamer, ...
@@ -299,7 +295,9 @@ class PPlugForConditionalGeneration(SavingMixin, PersonaMixin, PreTrainedModel, 
         backbone, _ = self._attached()
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask, _, text_mask = self._prefixed(input_ids, attention_mask, persona, query, persona_position, None)
+        embeds, mask, _, text_mask = self._prefixed(
+            input_ids, attention_mask, persona, query, persona_position, plug, None
+        )
         settings = copy.deepcopy(generation_config or self.generation_config)
         settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         return generate_with_prefix(backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
