@@ -148,7 +148,8 @@ class PlugsMixin(PersonaMixin):
         if slot is None:
             return self
         device = word_embeddings(self.backbone).weight.device
-        slot.plug.to(device), slot.history_encoder.to(device)
+        slot.plug.to(device)
+        slot.history_encoder.to(device)
         return slot
 
     def _soft_prompts(
