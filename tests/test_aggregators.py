@@ -8,7 +8,7 @@ import torch
 from reference import close
 
 from pplug_hf import PPlugConfig
-from pplug_hf.configuration.pplug import AGGREGATORS as NAMES
+from pplug_hf.configuration.checks import AGGREGATORS as NAMES
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.aggregators import AGGREGATORS, Attention, Mean
 

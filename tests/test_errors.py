@@ -131,7 +131,7 @@ def test_values_that_cannot_work(choice, message):
     "choice", [{"num_persona_tokens": "4"}, {"instruction": "yes"}, {"query_prompt": None}], ids=str
 )
 def test_values_of_the_wrong_type_name_the_field(choice):
-    with pytest.raises(Exception, match=next(iter(choice))):
+    with pytest.raises(ConfigurationError, match=next(iter(choice))):
         create(**choice)
 
 

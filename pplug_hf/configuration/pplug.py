@@ -1,18 +1,31 @@
-"""The configuration of a persona plug: everything but the weights, validated when it is built.
+"""The configuration of a persona plug: everything but the weights, validated whenever a field is set.
 
 Each field is followed by the sentence that becomes the help of the command line, so that the code, the
 reference and the CLI cannot disagree.
 """
 
+from collections.abc import Mapping
 from dataclasses import Field, field, fields
+from functools import cache
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..errors import ConfigurationError
+from ..version import __version__
+from .checks import DTYPES, checked, shown
 
-AGGREGATORS = ("attention", "mean")
+CONFIG_VERSION = 1  # of what the fields below mean; raise it with every renamed or removed field
+
+# Fields of older versions, by the name they have today. A plug that is as old as that loads without a word.
+RENAMED: dict[str, str] = {}
+
+# What transformers writes beside them and a plug keeps, and what is there for readers without this package.
+_INHERITED = {"architectures", "dtype", "model_type", "transformers_version"}
+_OF_OTHERS = {"auto_map"}
+
+logger = logging.get_logger(__name__)
 
 
 def _recorded(default: Any, help: str) -> Any:
@@ -23,7 +36,6 @@ def _choice(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help, "choice": True})
 
 
-@strict
 class PPlugConfig(PreTrainedConfig):
     """Configuration of [`PPlugForConditionalGeneration`].
 
@@ -32,10 +44,13 @@ class PPlugConfig(PreTrainedConfig):
     code: D encoder width, H backbone width, M projector width, K persona tokens.
 
     Raises:
-        ConfigurationError: a value is outside its range; the message names the field, the value and the options.
+        ConfigurationError: there is no such field, or a value is of another type or outside its range; the message
+            names the field, the value and what was expected. The same when a field is set later.
     """
 
     model_type: ClassVar[str] = "pplug"
+
+    config_version: int = _recorded(CONFIG_VERSION, "What the fields of this file mean; see CONFIG_VERSION.")
 
     # The frozen parts, by name: their weights are never part of a plug.
     backbone: str | None = _recorded(None, "Frozen language model: Hub id or local folder.")
@@ -82,19 +97,50 @@ class PPlugConfig(PreTrainedConfig):
     is_encoder_decoder: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if unknown := sorted(kwargs.keys() - {"name_or_path"}):
+            raise ConfigurationError(
+                f"PPlugConfig has no field {', '.join(unknown)}; its fields are {', '.join(_declared())}."
+            )
         if self.projector_size is None:
             self.projector_size = self.hidden_size
-        for name in ("num_persona_tokens", "projector_size", "hidden_size", "encoder_size"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigurationError(f"{name} must be a whole number of at least 1, got {value!r}.")
-        for name in ("attention_temperature", "embedding_norm", "output_init"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ConfigurationError(f"{name} must be a number greater than 0, got {value!r}.")
-        if self.aggregator not in AGGREGATORS:
-            raise ConfigurationError(f"aggregator must be one of {', '.join(AGGREGATORS)}; got {self.aggregator!r}.")
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if declared := _declared().get(name):
+            value = checked(declared, value)
+        elif name == "dtype" and isinstance(value, str) and value not in DTYPES:  # looked up in torch by this name
+            raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(value)}.")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration in a dictionary, as read from a config.json of this or another version of the package.
+
+        Renamed fields get the name they have today. Unknown fields are warned about by name, once, and left out.
+
+        Args:
+            config_dict: fields by name.
+            **kwargs: fields of the user's choice, which win. Everything else that transformers' Auto classes hand over
+                (dtype, device_map, backbone, ...) belongs to another part, and comes back with
+                `return_unused_kwargs=True`.
+
+        Raises:
+            ConfigurationError: a value that cannot work.
+        """
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        own = {name: kwargs.pop(name) for name in (*choices(), "name_or_path") if name in kwargs}
+        config = cls(**{**_current(config_dict), **own})
+        unused = {name: value for name, value in kwargs.items() if name not in ("_from_auto", "_from_pipeline")}
+        return (config, unused) if return_unused else config
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """The configuration in a JSON file; see `from_dict`."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name. What other libraries have set on the object is theirs, and not part of a plug."""
+        return {name: value for name, value in super().to_dict().items() if name in _declared().keys() | _INHERITED}
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -124,3 +170,29 @@ class PPlugConfig(PreTrainedConfig):
 def choices() -> dict[str, Field]:
     """The fields a user chooses, by name; the command line takes type, default and help from them."""
     return {f.name: f for f in fields(PPlugConfig) if f.metadata.get("choice")}
+
+
+@cache
+def _declared() -> dict[str, Field]:
+    """The fields of a plug by name."""
+    return {f.name: f for f in fields(PPlugConfig) if f.name in PPlugConfig.__annotations__}
+
+
+def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The known ones of `values`, by the names they have today; warns about the others, and about a newer version."""
+    version = values.get("config_version", 1)  # plugs made before there were versions
+    if checked(_declared()["config_version"], version) > CONFIG_VERSION:
+        logger.warning_once(
+            f"This plug has config_version {version}, and pplug-hf {__version__} knows versions up to "
+            f"{CONFIG_VERSION}: it may answer differently from what its author saw. Run pip install -U pplug-hf."
+        )
+    renamed = {RENAMED[name]: value for name, value in values.items() if name in RENAMED}
+    values = {**renamed, **{name: value for name, value in values.items() if name not in RENAMED}}
+    known = _declared().keys() | _INHERITED
+    if unknown := sorted(values.keys() - known - _OF_OTHERS):
+        logger.warning_once(
+            f"This plug's configuration has fields that pplug-hf {__version__} does not know and ignores: "
+            f"{', '.join(map(shown, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}."
+        )
+    current = {name: value for name, value in values.items() if name in known - {"model_type"}}
+    return {**current, "config_version": CONFIG_VERSION}

@@ -104,8 +104,6 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
 
         if unknown := set(choices) - set(known()):
             raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known())}.")
-        # A whole number is a fine temperature; the configuration's type check tells int from float.
-        choices = {k: float(v) if type(v) is int and known()[k].type is float else v for k, v in choices.items()}
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if tokenizer is None:

@@ -1,0 +1,240 @@
+"""A plug outlives the version that made it: fields of other versions, and the answers of a released plug."""
+
+import json
+import logging
+from dataclasses import fields
+
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+import pplug_hf
+from pplug_hf import PPlugConfig
+from pplug_hf.configuration import pplug as module
+from pplug_hf.errors import ConfigurationError
+
+MINE = {"hidden_size": 4, "encoder_size": 3}
+
+
+@pytest.fixture
+def warnings(caplog, monkeypatch):
+    """What the user is told, each message once however often it is given: what `warning_once` remembers is forgotten."""
+    logging.Logger.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(module.logger, "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# ---- there and back ---------------------------------------------------------------------------------------------
+
+names = st.text(st.characters(categories=["L"]), min_size=1, max_size=9)
+counts = st.integers(1, 2**20)
+positive = st.floats(1e-300, 1e300) | st.integers(1, 2**53)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+values = {
+    "backbone": st.none() | texts,
+    "backbone_revision": st.none()
+    | st.from_regex(r"[0-9a-f]{40}", fullmatch=True)
+    | st.sampled_from(["main", "refs/pr/3"]),
+    "backbone_fingerprint": st.none()
+    | st.dictionaries(texts, st.none() | texts | st.integers() | st.booleans(), max_size=3),
+    "encoder": st.none() | texts,
+    "hidden_size": st.none() | counts,
+    "encoder_size": st.none() | counts,
+    "embedding_norm": positive,
+    "num_persona_tokens": counts,
+    "projector_size": st.none() | counts,
+    "instruction": st.booleans(),
+    "aggregator": st.sampled_from(["attention", "mean"]),
+    "attention_temperature": positive,
+    "learn_temperature": st.booleans(),
+    "normalize": st.booleans(),
+    "train_input_encoder": st.booleans(),
+    "query_prompt": texts,
+    "history_prompt": texts,
+    "item_template": st.none()
+    | st.lists(names, max_size=3).map(lambda parts: "{{}}: ".join(f"{{{p}}}" for p in parts)),
+    "output_init": positive,
+    "is_encoder_decoder": st.booleans(),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=values))
+def test_every_configuration_survives_dictionary_and_json(chosen):
+    config = PPlugConfig(**chosen)
+    assert all(getattr(config, name) == value for name, value in chosen.items() if name != "projector_size" or value)
+    for restored in (
+        PPlugConfig.from_dict(config.to_dict()),
+        PPlugConfig.from_dict(json.loads(config.to_json_string())),
+        PPlugConfig.from_dict(json.loads(config.to_json_string(use_diff=False))),
+    ):
+        assert restored.to_dict() == config.to_dict()
+        assert json.loads(restored.to_json_string()) == json.loads(config.to_json_string())
+
+
+def test_every_field_of_a_plug_is_written_out(tmp_path):
+    """Whatever a later version's defaults are, a plug says what it was made with."""
+    PPlugConfig(**MINE).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    own = {f.name for f in fields(PPlugConfig) if "help" in f.metadata}
+    assert own | {"model_type"} <= written.keys()
+    assert written["config_version"] == module.CONFIG_VERSION == 1 and written["model_type"] == "pplug"
+
+
+def test_whole_numbers_are_fine_temperatures():
+    config = PPlugConfig(attention_temperature=2, output_init=1, embedding_norm=540)
+    assert (config.attention_temperature, config.output_init, config.embedding_norm) == (2.0, 1.0, 540.0)
+    assert type(config.attention_temperature) is float
+    config.attention_temperature = 3
+    assert PPlugConfig.from_dict(json.loads(config.to_json_string())).attention_temperature == 3.0
+
+
+# ---- values that cannot work ------------------------------------------------------------------------------------
+
+WRONG = [
+    ("num_persona_tokens", "4", "num_persona_tokens must be a whole number, got '4'"),
+    ("num_persona_tokens", 1.0, "num_persona_tokens must be a whole number, got 1.0"),
+    ("num_persona_tokens", True, "num_persona_tokens must be a whole number, got True"),
+    ("num_persona_tokens", None, "num_persona_tokens must be a whole number, got None"),
+    ("num_persona_tokens", 10**15, "num_persona_tokens must be a whole number of at most 1048576"),
+    ("hidden_size", [4], r"hidden_size must be a whole number or nothing, got \[4\]"),
+    ("hidden_size", 0, "hidden_size must be a whole number of at least 1, got 0"),
+    ("config_version", -1, "config_version must be a whole number of at least 1, got -1"),
+    ("instruction", "yes", "instruction must be true or false, got 'yes'"),
+    ("instruction", 1, "instruction must be true or false, got 1"),
+    ("attention_temperature", "hot", "attention_temperature must be a number, got 'hot'"),
+    ("attention_temperature", True, "attention_temperature must be a number, got True"),
+    ("attention_temperature", 10**400, "attention_temperature must be a number, got 1000"),
+    ("attention_temperature", 10**5000, "attention_temperature must be a number, got a number too long to write"),
+    ("attention_temperature", float("nan"), "attention_temperature must be a number greater than 0, got nan"),
+    ("query_prompt", None, "query_prompt must be a text, got None"),
+    ("query_prompt", ["a"] * 1000, r"query_prompt must be a text, got \['a', .{,100}\.\.\.\."),
+    ("backbone", 3, "backbone must be a text or nothing, got 3"),
+    ("backbone_fingerprint", "t5", "backbone_fingerprint must be a mapping or nothing, got 't5'"),
+    ("aggregator", "median", "aggregator must be one of attention, mean; got 'median'"),
+    ("aggregator", {}, "aggregator must be a text, got {}"),
+    ("is_encoder_decoder", "no", "is_encoder_decoder must be true or false, got 'no'"),
+    ("dtype", "float33", "dtype must be one of float32, .*got 'float33'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value, message", WRONG, ids=lambda v: str(v)[:30] if not isinstance(v, int) else "")
+def test_a_value_of_the_wrong_kind_names_field_value_and_what_was_expected(name, value, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PPlugConfig(**{name: value})
+    with pytest.raises(ConfigurationError, match=message):
+        PPlugConfig.from_dict({"model_type": "pplug", name: value})
+    with pytest.raises(ConfigurationError, match=message):
+        setattr(PPlugConfig(), name, value)
+
+
+def test_a_misspelt_field_names_the_fields():
+    with pytest.raises(
+        ConfigurationError, match=r"has no field atention_temperature; its fields are .*attention_temper"
+    ):
+        PPlugConfig(atention_temperature=0.1)
+
+
+# ---- fields of other versions -----------------------------------------------------------------------------------
+
+
+def test_unknown_fields_are_warned_about_by_name_once_and_left_out(warnings):
+    stored = {
+        "model_type": "pplug",
+        "num_persona_tokens": 3,
+        "a_later_field": 1,
+        "num_labels": 10**12,
+        "use_cache": False,
+    }
+    for _ in range(3):
+        config = PPlugConfig.from_dict(dict(stored))
+    assert config.num_persona_tokens == 3
+    (message,) = warnings()
+    assert (
+        f"pplug-hf {pplug_hf.__version__} does not know and ignores: 'a_later_field', 'num_labels', 'use_cache'."
+        in message
+    )
+    assert not hasattr(config, "a_later_field") and len(config.id2label) < 10
+    assert not {"a_later_field", "num_labels", "use_cache"} & (config.to_dict().keys() | config.to_diff_dict().keys())
+
+
+def test_many_unknown_fields_make_a_short_warning(warnings):
+    PPlugConfig.from_dict({f"{'x' * 10**6}{i}\n": 1 for i in range(50)})
+    (message,) = warnings()
+    assert len(message) < 2000 and "\n" not in message and message.endswith("..., ....")
+
+
+def test_a_known_configuration_is_read_without_a_word(warnings):
+    PPlugConfig.from_dict(PPlugConfig(**MINE).to_dict() | {"auto_map": {"AutoConfig": "x.Y"}})
+    assert not warnings()
+
+
+def test_what_others_set_on_a_configuration_is_not_saved(tmp_path, warnings):
+    """The Trainer notes use_cache and special tokens there."""
+    config = PPlugConfig(**MINE)
+    config.use_cache, config.pad_token_id = False, 3
+    config.save_pretrained(tmp_path)
+    assert not {"use_cache", "pad_token_id"} & json.loads((tmp_path / "config.json").read_text()).keys()
+    PPlugConfig.from_pretrained(tmp_path)
+    assert not warnings()
+
+
+def test_renamed_fields_are_mapped(monkeypatch, warnings):
+    monkeypatch.setattr(
+        module, "RENAMED", {"temperature_of_attention": "attention_temperature", "k": "num_persona_tokens"}
+    )
+    old = {"model_type": "pplug", "temperature_of_attention": 0.3, "k": 5}
+    config = PPlugConfig.from_dict(old)
+    assert (config.attention_temperature, config.num_persona_tokens) == (0.3, 5)
+    assert not {"temperature_of_attention", "k"} & config.to_dict().keys() and not warnings()
+    assert PPlugConfig.from_dict(old | {"num_persona_tokens": 2}).num_persona_tokens == 2  # today's name wins
+    with pytest.raises(ConfigurationError, match="num_persona_tokens must be a whole number, got 'five'"):
+        PPlugConfig.from_dict({"k": "five"})
+
+
+def test_the_renamed_fields_of_this_version_exist():
+    assert set(module.RENAMED.values()) <= {f.name for f in fields(PPlugConfig)} and not set(module.RENAMED) & {
+        f.name for f in fields(PPlugConfig)
+    }
+
+
+def test_a_plug_without_a_version_is_the_first(warnings):
+    old = PPlugConfig(**MINE).to_dict()
+    del old["config_version"]
+    assert PPlugConfig.from_dict(old).config_version == module.CONFIG_VERSION and not warnings()
+
+
+def test_a_newer_version_is_warned_about_with_both_versions(warnings):
+    config = PPlugConfig.from_dict({"config_version": 7, "num_persona_tokens": 2, "newer": 1})
+    newer, unknown = warnings()
+    assert f"config_version 7, and pplug-hf {pplug_hf.__version__} knows versions up to 1" in newer
+    assert "pip install -U pplug-hf" in newer and "'newer'" in unknown
+    assert config.num_persona_tokens == 2
+    assert config.config_version == 1  # which is what would be saved again
+
+
+# ---- keyword names that equal fields ----------------------------------------------------------------------------
+
+
+def test_keywords_for_other_parts_do_not_leak_into_the_configuration():
+    stored = PPlugConfig(**MINE, backbone="a/b", encoder="c/d").to_dict()
+    given = {"backbone": object(), "encoder": object(), "dtype": "bfloat16", "hidden_size": 9, "device_map": "auto"}
+    config, unused = PPlugConfig.from_dict(
+        stored, return_unused_kwargs=True, _from_auto=True, name_or_path="me/plug", num_persona_tokens=3, **given
+    )
+    assert unused == given
+    assert (config.backbone, config.encoder, config.hidden_size, config.dtype) == ("a/b", "c/d", 4, None)
+    assert (config.num_persona_tokens, config.name_or_path) == (3, "me/plug")
+    json.loads(config.to_json_string(use_diff=False))
+
+
+def test_auto_config_hands_the_rest_on(tmp_path):
+    PPlugConfig(**MINE, backbone="a/b").save_pretrained(tmp_path)
+    backbone = tiny.backbone("gpt2")
+    config, unused = AutoConfig.from_pretrained(
+        tmp_path, backbone=backbone, dtype="float16", attn_implementation="eager", return_unused_kwargs=True
+    )
+    assert type(config) is PPlugConfig and config.backbone == "a/b"
+    assert unused == {"backbone": backbone, "dtype": "float16", "attn_implementation": "eager"}
