@@ -9,6 +9,8 @@ from transformers import AutoTokenizer, BartConfig, BertModel, PreTrainedTokeniz
 from transformers import BartForConditionalGeneration as Bart
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from pplug_hf.configuration.tasks import TASKS
+
 
 def minilm_bart(folder: str, encoder_layers: int, decoder_layers: int, dropout: float) -> tuple[Bart, Tokenizer]:
     """The model, untrained but for its encoder and embeddings, and its tokenizer.
@@ -95,13 +97,14 @@ def assert_same_encoder(model: Bart, bert: BertModel, tokenizer: Tokenizer) -> f
 
 
 def bert_tokenizer(folder: str) -> Tokenizer:
-    """BERT's tokenizer with BART's token names, whose decoding gives back "sci-fi" instead of "sci - fi".
+    """BERT's tokenizer with BART's token names, whose decoding gives back "sci-fi" and "[1]", not "sci - fi" and "[ 1 ]".
 
     `BertTokenizer` makes a new decoder whenever it is loaded, so the class has to be the general one.
     """
     backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    backend.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), decoders.Replace(" - ", "-")])
-    return PreTrainedTokenizerFast(
+    glued = [decoders.Replace(apart, sign) for apart, sign in ((" - ", "-"), ("[ ", "["), (" ]", "]"))]
+    backend.decoder = decoders.Sequence([decoders.WordPiece(), decoders.Fuse(), *glued])
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="[CLS]",
         eos_token="[SEP]",
@@ -113,3 +116,7 @@ def bert_tokenizer(folder: str) -> Tokenizer:
         model_max_length=512,
         model_input_names=["input_ids", "attention_mask"],
     )
+    for label in (label for task in TASKS.values() for label in task.labels):
+        text = tokenizer.decode(tokenizer(label)["input_ids"], skip_special_tokens=True)
+        assert text == label, f"the label {label!r} is decoded as {text!r}: no answer could be right"
+    return tokenizer

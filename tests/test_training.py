@@ -397,6 +397,30 @@ def test_every_epoch_draws_other_items(uninterrupted):
     assert sorted(first) != sorted(second) and sum(first) > 0
 
 
+def test_batches_of_similar_length(store, tmp_path):
+    data = PersonaDataset(make_examples(64), store)
+    padding = {}
+    for strategy in ("random", "group_by_length"):
+        trainer = make_trainer(make_model("t5"), tmp_path, data, train_sampling_strategy=strategy)
+        lengths = [batch["attention_mask"].sum(1) for batch in trainer.get_train_dataloader()]
+        assert sum(map(len, lengths)) == len(data)
+        padding[strategy] = sum(float((one.max() - one).sum()) for one in lengths)
+    assert padding["group_by_length"] < padding["random"] / 2
+
+
+def test_a_resumed_training_groups_by_length_as_before(store, tmp_path):
+    options = {"train_sampling_strategy": "group_by_length"}
+    folder, seen, expected = run_with_drop_out("t5", store, tmp_path / "whole", **options)
+    orders = [[len(one) for batch in seen[i : i + 4] for one in batch] for i in (0, 4)]
+    assert orders[0] != orders[1]
+    checkpoint = str(folder / "checkpoint-6")
+    _, resumed, plug = run_with_drop_out("t5", store, tmp_path / "rest", checkpoint=checkpoint, **options)
+    for batch, before in zip(resumed[::-1], seen[::-1], strict=False):
+        assert all(torch.equal(one, other) for one, other in zip(batch, before, strict=True))
+    for name, tensor in expected.items():
+        close(plug[name], tensor, 1e-6)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_worker_processes_draw_the_same_items(workers, uninterrupted, store, tmp_path):
     _, _, expected = uninterrupted["gpt2"]
