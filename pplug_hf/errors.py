@@ -18,6 +18,10 @@ class MissingFileError(DataError, FileNotFoundError):
     """A data file is not where it should be."""
 
 
+class HubError(PPlugError, OSError):
+    """The Hub refuses, or fails."""
+
+
 class ConfigurationError(PPlugError, ValueError):
     """A setting has a value that cannot work."""
 

@@ -87,7 +87,8 @@ def test_no_file_can_run_what_it_loads(path):
     "part, allowed",
     [
         ("configuration", {"configuration", "errors"}),
-        ("modeling", {"modeling", "configuration", "errors", "version"}),
+        ("hub", {"hub", "configuration", "errors", "version"}),
+        ("modeling", {"modeling", "hub", "configuration", "errors", "version"}),
     ],
 )
 def test_arrows_run_one_way(part, allowed):

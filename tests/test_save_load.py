@@ -2,9 +2,11 @@
 
 import json
 import os
+import pydoc
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -41,7 +43,7 @@ def copy(saved, tmp_path):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def same_answers(one, two):
@@ -372,7 +374,7 @@ def test_a_folder_with_other_files_keeps_them(saved, tmp_path):
     assert set(contents(tmp_path / "plug")) == {*contents(saved), "notes.txt"}
 
 
-@pytest.mark.parametrize("where", ["tokenizer", "weights", "first move"])
+@pytest.mark.parametrize("where", ["tokenizer", "weights", "last step"])
 def test_a_failed_save_leaves_the_old_plug_whole_and_nothing_else(copy, where, monkeypatch):
     model, before = PPlugModel.from_pretrained(copy), contents(copy)
     with torch.no_grad():
@@ -386,26 +388,51 @@ def test_a_failed_save_leaves_the_old_plug_whole_and_nothing_else(copy, where, m
     elif where == "weights":
         monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
     else:
-        monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
-        model.save_pretrained(copy)
-    assert contents(copy) == before
+        monkeypatch.setattr(Path, "rename", fail)
+    for folder in (copy, copy.parent / "new"):
+        with pytest.raises(OSError, match="no space left"):
+            model.save_pretrained(folder)
+    assert contents(copy) == before and len(list(copy.iterdir())) == len(before)
     assert [path.name for path in copy.parent.iterdir()] == ["plug"]  # no staging folder is left
 
 
+STEPS = ["transformers.modeling_utils.safe_save_file", "pathlib.Path.rename", "os.replace", "shutil.rmtree"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("where", ["transformers.modeling_utils.safe_save_file", "os.replace"])
-def test_a_killed_process_leaves_the_old_plug_whole(copy, where, monkeypatch):
-    model, before = PPlugModel.from_pretrained(copy), contents(copy)
-    with torch.no_grad():
-        model.plug.instruction += 1
-    monkeypatch.setattr(where, lambda *args, **kwargs: os._exit(9))
+@pytest.mark.parametrize("where, call", [*((step, 0) for step in STEPS), *(("os.replace", n) for n in range(1, 5))])
+def test_a_killed_save_leaves_the_old_plug_or_the_new_one(places, copy, where, call, monkeypatch):
+    """At whichever step: one that had the new configuration and the old weights would not load."""
+    old, new = PPlugModel.from_pretrained(copy), made(places, num_persona_tokens=3)
+    step, calls = pydoc.locate(where), []
+
+    def kill(*args, **kwargs):
+        calls.append(where)
+        return step(*args, **kwargs) if len(calls) <= call else os._exit(9)
+
+    (copy / "special_tokens_map.json").write_text("{}")  # of an older vocabulary
     if (child := os.fork()) == 0:
-        model.save_pretrained(copy)
+        monkeypatch.setattr(where, kill)
+        new.save_pretrained(copy)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert contents(copy) == before
-    assert PPlugModel.from_pretrained(copy)
+    is_old = where in STEPS[:2]
+    elsewhere = shutil.copytree(copy, copy.parent / "elsewhere")  # a killed save survives being copied
+    same_answers(PPlugModel.from_pretrained(elsewhere), old if is_old else new)
+    assert (elsewhere / "special_tokens_map.json").exists() == is_old
+    old.save_pretrained(copy)
+    same_answers(PPlugModel.from_pretrained(copy), old)
+    assert set(contents(copy)) - {"special_tokens_map.json"} == FILES
+    assert not [path for path in (*copy.iterdir(), *elsewhere.iterdir()) if path.is_dir() and "saved" in path.name]
+
+
+def test_a_killed_save_that_cannot_be_completed_says_so(copy):
+    saved = copy / ".pplug-saved"
+    saved.mkdir()
+    for names in ('["../outside"]', '["/outside"]', "{"):
+        (saved / ".names").write_text(names)
+        with pytest.raises(DataError, match=r"pplug-saved' (is damaged|names .* leads out).*remove it"):
+            PPlugModel.from_pretrained(copy)
 
 
 # ---- the front door ---------------------------------------------------------------------------------------------

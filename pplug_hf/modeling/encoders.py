@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,29 +16,37 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from ..errors import MissingFileError
+from ..hub.place import Place, cached_commit
 
 
-def load_encoder(source: str | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
+def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
     """The encoder of a Hub id or local folder; a finished encoder is returned as it is.
 
     Args:
-        source: what to load.
-        **kwargs: for `SentenceTransformer` (revision, token, cache_folder, local_files_only, model_kwargs, ...).
+        source: what to load. All its files come from one commit, which `source_of` tells afterwards.
+        **kwargs: for `SentenceTransformer` (device, model_kwargs, ...), and where it is to be found, as transformers
+            calls it (revision, token, cache_dir, local_files_only, force_download).
 
     Raises:
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
+        HubError: the Hub refuses.
     """
     if isinstance(source, SentenceTransformer):
         return source
+    if not isinstance(source, Place):
+        source = Place(os.fspath(source), kind="encoder")
+    if "cache_folder" in kwargs:  # as SentenceTransformer calls it
+        kwargs["cache_dir"] = kwargs.pop("cache_folder")
+    place, kwargs = source.updated(kwargs)
+    place = place.pinned()
     try:
-        return SentenceTransformer(source, **kwargs)
+        if place.force_download:
+            place.refresh()
+        encoder = SentenceTransformer(place.name, **place.encoder_arguments, **kwargs)
     except OSError as error:
-        raise MissingFileError(
-            f"Cannot load the sentence encoder {source!r}: it is no local folder, and neither the cache nor the Hub "
-            f"answered for it ({type(error).__name__}). Check the name and the connection, or pass encoder=<a loaded "
-            "SentenceTransformer>."
-        ) from error
+        raise place.refused(error) from error
+    vars(encoder)["_source"] = (place.name, place.commit)
+    return encoder
 
 
 def freeze_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
@@ -133,6 +142,9 @@ def _settings(module: Any) -> dict[str, Any]:
 
 
 def source_of(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
-    """(Hub id or folder, commit) an encoder was loaded from, as far as it knows."""
+    """(Hub id or folder, commit) an encoder was loaded from, as far as it, or else the cache, knows."""
+    if "_source" in vars(encoder):
+        return vars(encoder)["_source"]
     config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
-    return getattr(config, "name_or_path", None) or None, getattr(config, "_commit_hash", None)
+    name = getattr(config, "name_or_path", None) or None
+    return name, getattr(config, "_commit_hash", None) or cached_commit(name)

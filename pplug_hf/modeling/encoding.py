@@ -13,6 +13,7 @@ from torch import Tensor
 from ..configuration import PPlugConfig
 from ..errors import DataError, MismatchError
 from . import encoders, files
+from .parts import locate
 from .persona import History, Persona, check_fingerprint, describe, is_history, item_texts
 
 
@@ -61,19 +62,12 @@ class PersonaEncoder:
             MissingFileError: the plug or its encoder cannot be found.
             MismatchError: the encoder is not the one the plug was made with.
         """
-        place = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        config = files.load_config(
-            pretrained_model_name_or_path,
-            revision=revision,
-            subfolder=subfolder,
-            force_download=force_download,
-            **place,
-        )
-        place["cache_folder"] = place.pop("cache_dir")
-        if encoder is None:
-            place["revision"] = config.encoder_revision
-        source = files.required(encoder, config.encoder, "encoder")
-        return cls(config, encoders.load_encoder(source, **place | (encoder_kwargs or {})))
+        arguments: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
+        arguments |= {"local_files_only": local_files_only, "force_download": force_download}
+        place = files.open_place(pretrained_model_name_or_path, **arguments)
+        config = files.load_config(place)
+        source = locate("encoder", encoder, config, place)
+        return cls(config, encoders.load_encoder(source, **(encoder_kwargs or {})))
 
     def encode(self, history: History | Sequence[History], batch_size: int = 32, show_progress: bool = False) -> Any:
         """What `model.encode_persona(history)` gives; see there."""

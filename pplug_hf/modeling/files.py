@@ -1,26 +1,22 @@
-"""Reading and writing a plug folder: whole or not at all, with errors that say what to do."""
+"""What is read from a plug's folder or repository, with errors that say what to do."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError, DataError, MissingFileError
-
-TOKENIZER_CONFIG = "tokenizer_config.json"
+from ..errors import ConfigurationError, DataError
+from ..hub.place import Place
+from ..hub.plug_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS
 
 
 def absolute_if_local(name: str | None) -> str | None:
@@ -28,147 +24,165 @@ def absolute_if_local(name: str | None) -> str | None:
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
-def check_writable(folder: str | os.PathLike) -> None:
-    """Raise a `ConfigurationError` if writing a plug here would overwrite something that is none."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise ConfigurationError(f"{str(folder)!r} is a file; a plug is saved as a folder.")
-    if (folder / CONFIG_NAME).is_file():
-        try:
-            model_type = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError):
-            model_type = None
-        if model_type == PPlugConfig.model_type:
-            return
-        raise ConfigurationError(
-            f"{str(folder)!r} exists and holds a model of type {model_type!r}, not a plug: choose another folder, or "
-            "remove it first."
-        )
-    if (folder / SAFE_WEIGHTS_NAME).exists():
-        raise ConfigurationError(f"{str(folder)!r} holds weights that are no plug: choose another folder.")
+def open_place(name: str | os.PathLike | Place, kind: str = "plug", **arguments: Any) -> Place:
+    """A folder or repository at one commit: read all files of one load from one such place.
 
-
-@contextlib.contextmanager
-def replacing(folder: str | os.PathLike) -> Iterator[str]:
-    """A staging folder whose files replace those of `folder` once they are all there.
-
-    A process killed while it writes leaves `folder` as it was; the moves at the end are atomic for each file.
-    """
-    check_writable(folder)
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same file system, because only a rename within one is atomic.
-    staging = tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
-    try:
-        yield staging
-        folder.mkdir(exist_ok=True)
-        for path in sorted(Path(staging).rglob("*")):
-            target = folder / path.relative_to(staging)
-            if path.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                os.replace(path, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def required(given: Any, recorded: str | None, kind: str) -> Any:
-    """Where a frozen part ("backbone", "encoder") is: what the user says, else what the plug recorded.
+    Args:
+        name: folder, Hub id, or a place already opened, which is returned as it is.
+        kind: what is there: "plug", "persona".
+        **arguments: revision, subfolder, token, cache_dir, local_files_only, force_download.
 
     Raises:
-        ConfigurationError: neither says it.
+        MissingFileError: no such folder, repository or revision.
+        HubError: the Hub refuses.
     """
-    if given is None and recorded is None:
-        raise ConfigurationError(
-            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>."
-        )
-    return recorded if given is None else given
+    if isinstance(name, Place):
+        return name
+    return Place(os.fspath(name), kind=kind).updated(arguments)[0].pinned()
 
 
-def load_config(name: str | os.PathLike, **place: Any) -> PPlugConfig:
-    """The configuration of a plug.
-
-    Raises:
-        MissingFileError: there is none.
-        ConfigurationError: it is another kind of model's.
-    """
-    path = find(name, CONFIG_NAME, **place)
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        model_type = values.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise DataError(
-            f"The {CONFIG_NAME} of {str(name)!r} is damaged ({error}): download or save it again."
-        ) from error
-    if model_type != PPlugConfig.model_type:
-        raise ConfigurationError(
-            f"{str(name)!r} is a model of type {model_type!r}, not a plug. To put a plug on it, use "
-            f"PPlugForConditionalGeneration.from_backbone({str(name)!r}, encoder=...)."
-        )
-    config = PPlugConfig.from_dict(values)
-    config.name_or_path = str(name)
-    return config
-
-
-def load_weights(name: str | os.PathLike, **place: Any) -> dict[str, Tensor]:
-    """The trained tensors of a plug, on the CPU."""
-    path = find(name, SAFE_WEIGHTS_NAME, **place)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise DataError(
-            f"The {SAFE_WEIGHTS_NAME} of {str(name)!r} is truncated or damaged ({error}): download or save it again."
-        ) from error
-
-
-def load_generation_config(name: str | os.PathLike, **place: Any) -> GenerationConfig | None:
-    """The generation configuration saved with a plug, if there is one."""
-    try:
-        return GenerationConfig.from_pretrained(name, **place)
-    except OSError:
-        return None
-
-
-def load_tokenizer(name: str | os.PathLike, **place: Any) -> PreTrainedTokenizerBase | None:
-    """The backbone's tokenizer saved with a plug, if there is one."""
-    try:
-        cached_file(name, TOKENIZER_CONFIG, **place)
-    except OSError:
-        return None
-    return AutoTokenizer.from_pretrained(name, **place)
-
-
-def check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], name: str | os.PathLike) -> None:
-    """Raise a `DataError` unless names and shapes are the expected ones and every value is finite."""
-    missing, surplus = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or surplus:
-        raise DataError(
-            f"The weights of {str(name)!r} do not fit its configuration: {len(missing)} missing (first {missing[:3]}), "
-            f"{len(surplus)} unexpected (first {surplus[:3]})."
-        )
-    for key, tensor in weights.items():
-        if tensor.shape != expected[key].shape:
-            raise DataError(
-                f"The weights of {str(name)!r} do not fit its configuration: {key} is {list(tensor.shape)}, expected "
-                f"{list(expected[key].shape)}."
-            )
-        if not tensor.isfinite().all():
-            raise DataError(f"The weights of {str(name)!r} hold NaN or infinity in {key}: the plug is not usable.")
-
-
-def find(name: str | os.PathLike, filename: str, kind: str = "plug", **place: Any) -> str:
+def find(name: str | os.PathLike | Place, filename: str, kind: str = "plug", **arguments: Any) -> str:
     """The path of a file of a plug (or of another kind of thing) in a folder, the cache or on the Hub.
 
     Raises:
         MissingFileError: it is in none of them.
+        HubError: the Hub refuses.
+        DataError: it cannot be such a file: too large, or a link out of its folder.
     """
+    return str(open_place(name, kind, **arguments).require(filename))
+
+
+def load_config(name: str | os.PathLike | Place, **arguments: Any) -> PPlugConfig:
+    """The configuration of a plug.
+
+    Raises:
+        MissingFileError: there is none.
+        DataError: it is damaged, or too large to be one.
+        ConfigurationError: it is another kind of model's.
+    """
+    place = open_place(name, **arguments)
+    values = _read_json(place, place.require(CONFIG))
+    model_type = values.get("model_type")
+    if model_type != PPlugConfig.model_type:
+        raise ConfigurationError(
+            f"{place.name!r} is a model of type {model_type!r}, not a plug. To put a plug on it, use "
+            f"PPlugForConditionalGeneration.from_backbone({place.name!r}, encoder=...)."
+        )
+    config = PPlugConfig.from_dict(values)
+    config.name_or_path = place.name
+    return config
+
+
+def weight_shapes(name: str | os.PathLike | Place, **arguments: Any) -> dict[str, list[int]]:
+    """Names and shapes of the trained tensors of a plug, of which none is read.
+
+    Raises:
+        MissingFileError: there are none.
+        DataError: the file is truncated or damaged, or holds something else than floating point numbers.
+    """
+    place = open_place(name, **arguments)
+    path = place.require(WEIGHTS)
     try:
-        path = cached_file(name, filename, **place)
-        if path is None:  # what cached_file says of a folder without config.json
-            raise FileNotFoundError(filename)
-    except OSError as error:
-        raise MissingFileError(
-            f"Cannot load {filename} of the {kind} {str(name)!r}: it is in no local folder of that name, and neither "
-            f"the cache nor the Hub answered for it ({type(error).__name__}). Check the name and the connection."
-        ) from error
-    return path
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            if odd := sorted(key for key, part in slices.items() if part.get_dtype() not in _DTYPES):
+                raise DataError(
+                    f"The weights of {place.name!r} are no floating point numbers in {odd[0]} "
+                    f"({slices[odd[0]].get_dtype()}): the plug is not usable."
+                )
+            return {key: part.get_shape() for key, part in slices.items()}
+    except SafetensorError as error:
+        raise _damaged(place, WEIGHTS, error) from error
+
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+def load_weights(
+    name: str | os.PathLike | Place, expected: Mapping[str, Tensor] | None = None, **arguments: Any
+) -> dict[str, Tensor]:
+    """The trained tensors of a plug, on the CPU.
+
+    Args:
+        name: folder, Hub id or place.
+        expected: tensors of the names and shapes that must be there; a file with others is not read.
+        **arguments: of a place.
+
+    Raises:
+        MissingFileError: there are none.
+        DataError: the file is damaged, does not fit what is expected, or holds NaN or infinity.
+    """
+    place = open_place(name, **arguments)
+    shapes = weight_shapes(place)
+    if expected is not None:
+        _check_shapes(shapes, {key: list(tensor.shape) for key, tensor in expected.items()}, place.name)
+    weights = load_file(place.require(WEIGHTS))
+    for key, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"The weights of {place.name!r} hold NaN or infinity in {key}: the plug is not usable.")
+    return weights
+
+
+def _check_shapes(got: Mapping[str, list[int]], expected: Mapping[str, list[int]], name: str) -> None:
+    missing, surplus = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
+    if missing or surplus:
+        raise DataError(
+            f"The weights of {name!r} do not fit its configuration: {len(missing)} missing (first {missing[:3]}), "
+            f"{len(surplus)} unexpected (first {surplus[:3]})."
+        )
+    for key, shape in got.items():
+        if shape != expected[key]:
+            raise DataError(
+                f"The weights of {name!r} do not fit its configuration: {key} is {shape}, expected {expected[key]}."
+            )
+
+
+def load_generation_config(name: str | os.PathLike | Place, **arguments: Any) -> GenerationConfig | None:
+    """The generation configuration saved with a plug, if there is one.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    place = open_place(name, **arguments)
+    path = place.file(GENERATION_CONFIG)
+    if path is None:
+        return None
+    values = _read_json(place, path)
+    try:
+        return GenerationConfig.from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(place, GENERATION_CONFIG, error) from error
+
+
+def load_tokenizer(name: str | os.PathLike | Place, **arguments: Any) -> PreTrainedTokenizerBase | None:
+    """The backbone's tokenizer saved with a plug, if there is one.
+
+    Raises:
+        DataError: it is damaged, or needs code of its own.
+    """
+    place = open_place(name, **arguments)
+    path = place.file(TOKENIZER_CONFIG)
+    if path is None:
+        return None
+    _read_json(place, path)
+    try:
+        return AutoTokenizer.from_pretrained(place.folder(), trust_remote_code=False)
+    except DataError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        raise _damaged(place, TOKENIZER_CONFIG, error) from error
+
+
+def _read_json(place: Place, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(place, path.name, error) from error
+    if not isinstance(values, dict):
+        raise _damaged(place, path.name, f"it holds a {type(values).__name__}, not settings by name")
+    return values
+
+
+def _damaged(place: Place, filename: str, why: Any) -> DataError:
+    state = "truncated or damaged" if filename == WEIGHTS else "damaged"
+    return DataError(f"The {filename} of {place.name!r} is {state} ({why}): download or save it again.")

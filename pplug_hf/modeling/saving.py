@@ -7,16 +7,21 @@ and `save_pretrained` alike hold the trained tensors only.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
+from ..hub.push import push_folder
+from ..hub.writing import replacing
 from . import backbone as backbones
 from . import encoders, files
+from .parts import locate
 
 if TYPE_CHECKING:
     from .pplug import PPlugForConditionalGeneration
@@ -28,7 +33,6 @@ class SavingMixin:
     config: PPlugConfig
     tokenizer: Any
     state_dict: Callable[..., dict[str, Tensor]]
-    push_to_hub: Callable[..., Any]
 
     def save_pretrained(
         self,
@@ -41,7 +45,7 @@ class SavingMixin:
     ) -> None:
         """Write a plug folder: configuration, trained tensors, generation configuration, the backbone's tokenizer.
 
-        The folder is complete or unchanged: everything is written beside it first, then moved in file by file.
+        The folder holds the old plug or the new one, also if the process is killed meanwhile.
 
         Args:
             save_directory: a new folder, or one that holds a plug.
@@ -56,12 +60,68 @@ class SavingMixin:
             return
         weights = self.state_dict() if state_dict is None else state_dict
         weights = {key: value for key, value in weights.items() if _is_plug(key)}
-        with files.replacing(save_directory) as staging:
+        with replacing(save_directory) as staging:
             super().save_pretrained(staging, state_dict=weights)  # type: ignore[misc]
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(staging)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        subfolder: str = "",
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        token: str | bool | None = None,
+        tags: str | Sequence[str] | None = None,
+        results: str | os.PathLike | None = None,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        language: Sequence[str] = (),
+    ) -> CommitInfo:
+        """Upload the plug, the backbone's tokenizer and a model card, in one commit. The backbone is never uploaded.
+
+        Args:
+            repo_id: "name" or "owner/name"; made if it does not exist.
+            private: visibility of a new repository (default: the owner's).
+            revision: branch; made if it does not exist.
+            create_pr: open a pull request instead of changing the branch.
+            subfolder: where in the repository.
+            commit_message, commit_description: of the commit.
+            token: to log in with (default: that of `hf auth login`).
+            tags: more tags for the card.
+            results: folder of `pplug-hf bench`, for the card.
+            license, datasets, language: for the card.
+
+        Returns:
+            The commit; `commit_url`, and `pr_url` of a pull request, say where it is.
+
+        Raises:
+            HubError: the Hub refuses, or the connection broke; the repository is as it was.
+        """
+        with tempfile.TemporaryDirectory(prefix="pplug-push-") as folder:
+            self.save_pretrained(folder)
+            return push_folder(
+                folder,
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                subfolder=subfolder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                token=token,
+                tags=[tags] if isinstance(tags, str) else tags or (),
+                results=results,
+                license=license,
+                datasets=datasets,
+                language=language,
+            )
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -83,6 +143,8 @@ class SavingMixin:
     ) -> PPlugForConditionalGeneration:
         """A plug from a folder or the Hub, on its backbone and encoder at the commits it was trained with.
 
+        All its files come from one commit, which a branch or tag is resolved to once. Offline, from the cache.
+
         Args:
             pretrained_model_name_or_path: plug folder or Hub id.
             backbone: a loaded model (or another place) to use instead of the recorded one; it must fit.
@@ -99,31 +161,30 @@ class SavingMixin:
 
         Raises:
             MissingFileError: the plug, its backbone or its encoder cannot be found.
+            HubError: the Hub refuses, or fails.
+            ConfigurationError: the plug's backbone or encoder is on no Hub and was not given.
             MismatchError: backbone or encoder is not the one the plug was trained with.
             DataError: the weights are damaged or do not fit the configuration.
         """
-        shared = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        place = {**shared, "force_download": force_download, "revision": revision, "subfolder": subfolder}
-        config = config or files.load_config(pretrained_model_name_or_path, **place)
-        weights = files.load_weights(pretrained_model_name_or_path, **place)
+        arguments: dict[str, Any] = {
+            "revision": revision,
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_dir,
+        }
+        arguments |= {"local_files_only": local_files_only, "force_download": force_download}
+        place = files.open_place(pretrained_model_name_or_path, **arguments)
+        config = config or files.load_config(place)
+        files.weight_shapes(place)  # a damaged file is found out before a large backbone is loaded
 
-        backbone_kwargs = {**shared, "force_download": force_download, **(backbone_kwargs or {}), **kwargs}
-        if backbone is None:
-            backbone_kwargs.setdefault("revision", config.backbone_revision)
-        encoder_kwargs = {"cache_folder": cache_dir, "token": token, "local_files_only": local_files_only} | (
-            encoder_kwargs or {}
-        )
-        if encoder is None:
-            encoder_kwargs.setdefault("revision", config.encoder_revision)
-        backbone = backbones.load_backbone(files.required(backbone, config.backbone, "backbone"), **backbone_kwargs)
-        encoder = encoders.load_encoder(files.required(encoder, config.encoder, "encoder"), **encoder_kwargs)
-
+        parts = locate("backbone", backbone, config, place), locate("encoder", encoder, config, place)
+        backbone = backbones.load_backbone(parts[0], **(backbone_kwargs or {}), **kwargs)
+        encoder = encoders.load_encoder(parts[1], **(encoder_kwargs or {}))
         model: Any = cls(config)  # type: ignore[call-arg]
-        tokenizer = files.load_tokenizer(pretrained_model_name_or_path, **place) or backbones.find_tokenizer(backbone)
+        tokenizer = files.load_tokenizer(place) or backbones.find_tokenizer(backbone, place)
         model.attach(backbone, encoder, tokenizer)
-        files.check_weights(weights, model.state_dict(), pretrained_model_name_or_path)
-        model.load_state_dict(weights)
-        generation_config = files.load_generation_config(pretrained_model_name_or_path, **place)
+        model.load_state_dict(files.load_weights(place, expected=model.state_dict()))
+        generation_config = files.load_generation_config(place)
         if generation_config is not None:
             model.generation_config = generation_config
         return model.eval()

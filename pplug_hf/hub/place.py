@@ -1,0 +1,282 @@
+"""Where a plug, a backbone or an encoder is: one object that every part of a load passes on, so that none drops a token,
+a cache or a commit.
+
+    place = Place("me/plug", revision="main", token="hf_...").pinned()  # one commit, whatever happens to main meanwhile
+    place.file("config.json")                                           # a path, in the cache
+    place.folder()                                                      # all files of a plug, in one folder
+    place.part("google/flan-t5-base", commit, "backbone").hub_arguments  # of another repository, in the same way
+
+A repository is not trusted: only files with the names below are fetched, whatever it lists; each is refused by its size
+before it is read; and a link in a local folder may not lead out of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
+from ..version import __version__
+from .plug_files import CONFIG, PLUG_FILES, VOCABULARIES, WEIGHTS
+from .refusals import FAILURES, refusal
+from .writing import finish
+
+_MB = 2**20
+# Bytes at most. The largest vocabularies in use have about 40 MB; settings have some thousand bytes.
+_LIMITS: dict[str, int | None] = {**dict.fromkeys(VOCABULARIES, 256 * _MB), WEIGHTS: None}
+_LIMIT = 10 * _MB
+
+_REMEDIES = {
+    "backbone": ", or pass backbone=<a loaded model>",
+    "encoder": ", or pass encoder=<a loaded SentenceTransformer>",
+}
+_ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
+_HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder or a repository, and how to get at it."""
+
+    name: str
+    revision: str | None = None
+    subfolder: str = ""
+    token: str | bool | None = field(default=None, repr=False)
+    cache_dir: str | os.PathLike | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+    kind: str = "plug"  # or backbone, encoder, persona: what is there
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath((self.subfolder or "").replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigurationError(f"subfolder must lie inside the {self.kind}, got {self.subfolder!r}.")
+        object.__setattr__(self, "subfolder", "" if path == PurePosixPath() else str(path))
+        if self.force_download and self.local_files_only:
+            raise ConfigurationError(
+                "force_download=True and local_files_only=True contradict each other: choose one."
+            )
+
+    def updated(self, arguments: Mapping[str, Any]) -> tuple[Place, dict[str, Any]]:
+        """This place as a `from_pretrained`'s arguments say otherwise, and the arguments that say something else."""
+        where = {key: arguments[key] for key in _HUB_ARGUMENTS if arguments.get(key) is not None}
+        return replace(self, **where), {key: value for key, value in arguments.items() if key not in _HUB_ARGUMENTS}
+
+    def part(self, name: str, revision: str | None, kind: str) -> Place:
+        """Another repository or folder, with the same token, cache and choices."""
+        return replace(self, name=name, revision=revision, subfolder="", kind=kind)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return os.path.isdir(self.name)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit, once pinned; None for a local folder."""
+        return None if self.is_local else self.revision
+
+    @property
+    def hub_arguments(self) -> dict[str, Any]:
+        """For the `from_pretrained` of transformers."""
+        return {key: getattr(self, key) for key in _HUB_ARGUMENTS}
+
+    @property
+    def encoder_arguments(self) -> dict[str, Any]:
+        """For `SentenceTransformer`, which downloads no more than is missing (see `refresh`) and knows no subfolders."""
+        arguments = {key: getattr(self, key) for key in ("revision", "token", "local_files_only")}
+        return {**arguments, "cache_folder": self.cache_dir}
+
+    def refresh(self) -> None:
+        """Download a sentence encoder again, whatever the cache has."""
+        if not self.is_local:
+            wanted = {"allow_patterns": _ENCODER_FILES, "ignore_patterns": _ENCODER_COPIES}
+            snapshot_download(self.name, **wanted, **{k: v for k, v in self.hub_arguments.items() if k != "subfolder"})
+
+    def pinned(self) -> Place:
+        """The same place at the commit that its revision is now. Offline, at the one that the cache knows.
+
+        Raises:
+            MissingFileError: no such repository or revision.
+            HubError: the Hub refuses to say.
+        """
+        if self.is_local:
+            return self
+        try:
+            return replace(self, revision=self._resolved())
+        except FAILURES as error:
+            raise self.refused(error) from error
+
+    def _resolved(self) -> str:
+        validate_repo_id(self.name)
+        ask = {"revision": self.revision, "cache_dir": self.cache_dir}
+        try:
+            return self._api.resolve_revision(self.name, **ask, local_files_only=self.local_files_only).resolved
+        except HfHubHTTPError as error:
+            # As the client does for single files: what is in the cache stays usable when the Hub refuses.
+            if self.force_download or isinstance(error, RevisionNotFoundError):
+                raise
+            try:
+                commit = self._api.resolve_revision(self.name, **ask, local_files_only=True).resolved
+            except FAILURES:
+                raise error from None
+            logger.warning("%s Using what the cache has.", self.refused(error))
+            return commit
+
+    @property
+    def _api(self) -> HfApi:
+        return HfApi(token=self.token, library_name="pplug-hf", library_version=__version__)
+
+    def refused(self, error: BaseException, filename: str = "") -> PPlugError:
+        """The error to raise when a library could not load what is here."""
+        if self.is_local:
+            return MissingFileError(
+                f"{self._task(filename)}: it is no complete model folder ({type(error).__name__}). Save or download it "
+                f"again{_REMEDIES.get(self.kind, '')}."
+            )
+        return refusal(error, self._task(filename), _REMEDIES.get(self.kind, ""))
+
+    def _task(self, filename: str = "") -> str:
+        filename = filename or (CONFIG if self.kind == "plug" else "")
+        kind = "sentence encoder" if self.kind == "encoder" else self.kind
+        return f"Cannot load {filename + ' of ' if filename else ''}the {kind} {self.name!r}"
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def file(self, filename: str) -> Path | None:
+        """The path of one file (downloaded if need be), or None if there is none.
+
+        Raises:
+            MissingFileError: no such repository, or nobody answered for it.
+            HubError: the Hub refuses.
+            DataError: it is larger than a file of its kind can be, or a link that leads out of the folder.
+        """
+        if "/" in filename or "\\" in filename or filename in ("", ".", ".."):
+            raise DataError(f"{self._task(repr(filename))}: that is no file name.")
+        if self.is_local:
+            return self._local_file(filename)
+        sizes = self._sizes if filename in PLUG_FILES else self._ask_sizes((filename,))
+        if filename not in sizes:
+            return None
+        self._check_size(filename, sizes[filename])
+        try:
+            path = Path(hf_hub_download(self.name, filename, **self._download_arguments))
+        except (*FAILURES, ValueError) as error:  # the latter: force_download while offline
+            raise self.refused(error, filename) from error
+        self._check_size(filename, path.stat().st_size)
+        return path
+
+    def require(self, filename: str) -> Path:
+        """The path of a file that must be there; see `file`."""
+        path = self.file(filename)
+        if path is None:
+            where = "its folder" if self.is_local else "its repository at this revision (404)"
+            raise MissingFileError(
+                f"{self._task(filename)}: there is no such file in {where}. Check the name, revision= and subfolder=."
+            )
+        return path
+
+    def folder(self) -> Path:
+        """A local folder with every file of a plug; see `file`."""
+        paths = [path for name in PLUG_FILES if (path := self.file(name)) is not None]
+        if not paths:
+            self.require(CONFIG)
+        return paths[0].parent
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return self._ask_sizes(PLUG_FILES)
+
+    def _ask_sizes(self, filenames: tuple[str, ...]) -> dict[str, int]:
+        """Bytes of those of these files that the repository has; of those in the cache if nobody answers."""
+        prefix = f"{self.subfolder}/" if self.subfolder else ""
+        cached, cache = {}, None if self.cache_dir is None else os.fspath(self.cache_dir)
+        for name in filenames:
+            path = try_to_load_from_cache(self.name, prefix + name, cache_dir=cache, revision=self.revision)
+            if isinstance(path, str):
+                cached[name] = os.path.getsize(path)
+        if self.local_files_only:
+            return cached
+        try:
+            found = self._api.get_paths_info(self.name, [prefix + name for name in filenames], revision=self.revision)
+        except FAILURES as error:
+            if cached and not self.force_download:
+                return cached
+            raise self.refused(error) from error
+        sizes = {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
+        return {name: sizes[prefix + name] for name in filenames if prefix + name in sizes}
+
+    @property
+    def _download_arguments(self) -> dict[str, Any]:
+        return {**self.hub_arguments, "library_name": "pplug-hf", "library_version": __version__}
+
+    def _check_size(self, filename: str, size: int) -> None:
+        limit = _LIMITS.get(filename, _LIMIT) if self.kind == "plug" else None
+        if limit is not None and size > limit:
+            raise DataError(
+                f"{self._task(filename)}: it has {size / _MB:.0f} MB, and such a file has at most {limit / _MB:.0f} MB. "
+                "It is not read."
+            )
+
+    def _local_file(self, filename: str) -> Path | None:
+        root = Path(self.name).resolve()
+        folder = (root / self.subfolder).resolve()
+        roots = (root, *_cache_of(root))
+        if folder.is_relative_to(root):
+            finish(folder)
+        path = folder / filename
+        real = path.resolve()
+        if not real.is_file():
+            return None
+        if not any(real.is_relative_to(allowed) for allowed in roots):
+            raise DataError(
+                f"{self._task(filename)}: it is a link that leads out of the folder. If that is meant, put the file itself "
+                "there."
+            )
+        self._check_size(filename, real.stat().st_size)
+        return path
+
+
+def _cache_of(folder: Path) -> tuple[Path, ...]:
+    """Where links of a snapshot in the Hub's cache lead: models--me--plug/snapshots/commit -> blobs beside it."""
+    for snapshots in folder.parents:
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
+            return (
+                snapshots.parent / "blobs",
+                snapshots.parent.parent / "blobs",
+            )  # the latter is shared between repositories
+    return ()
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether this is the name of a repository rather than a folder's."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name is not None
+
+
+def cached_commit(name: str | None) -> str | None:
+    """The commit of a repository that the cache has exactly one of, and None if it may be another.
+
+    For models that somebody else has loaded: they do not say which commit they are.
+    """
+    if name is None or not is_hub_id(name) or os.path.isdir(name):
+        return None
+    snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+    commits = [path.name for path in snapshots.iterdir() if (path / CONFIG).exists()] if snapshots.is_dir() else []
+    return commits[0] if len(commits) == 1 else None

@@ -1,0 +1,19 @@
+"""What a plug folder is made of, by name. What else lies beside it (checkpoints, logs, predictions) is not the plug."""
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+
+# The vocabularies of transformers' tokenizers.
+VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"),
+)
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    *(TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *VOCABULARIES,
+)
+GENERATION_CONFIG = "generation_config.json"
+PROCESSOR_CONFIG = "processor_config.json"
+PLUG_FILES = (CONFIG, WEIGHTS, GENERATION_CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES)

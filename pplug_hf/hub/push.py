@@ -1,0 +1,228 @@
+"""Pushing a plug folder: what is uploaded is the plug, its vocabulary and its card, and says nothing of this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.errors import BadRequestError, EntryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from ..configuration import PPlugConfig
+from ..errors import ConfigurationError, DataError, HubError, PPlugError
+from ..version import __version__
+from .place import Place, is_hub_id
+from .plug_files import CARD, CONFIG, PLUG_FILES, WEIGHTS
+from .refusals import FAILURES, refusal
+
+# Read for the card and not uploaded: they hold places of this machine.
+_SETTINGS = ("training_args.json", "train_settings.json")
+# What transformers and its tokenizers may write of where they were loaded from.
+_ORIGINS = {
+    *("name_or_path", "_name_or_path", "is_local", "local_files_only", "cache_dir", "token"),
+    *("vocab_file", "merges_file", "tokenizer_file", "spm_file", "special_tokens_map_file"),
+}
+
+logger = logging.getLogger(__name__)
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    subfolder: str = "",
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    token: str | bool | None = None,
+    tags: Sequence[str] = (),
+    **card: Any,
+) -> CommitInfo:
+    """Upload a plug folder in one commit: the repository holds the plug of before or this one, never a mixture.
+
+    A backbone or encoder that is on no Hub is recorded by its fingerprint alone. The card in the repository is brought up
+    to date and keeps what a person wrote; if that fails, the plug is pushed without.
+
+    Args:
+        folder: a saved plug.
+        repo_id: "name" or "owner/name"; made if it does not exist.
+        private: visibility of a new repository (default: the owner's).
+        revision: branch; made if it does not exist.
+        create_pr: open a pull request instead of changing the branch.
+        subfolder: where in the repository.
+        commit_message, commit_description: of the commit.
+        token: to log in with (default: that of `hf auth login`).
+        tags: more tags for the card.
+        **card: for `write_card`: results, license, datasets, language.
+
+    Returns:
+        The commit; `commit_url`, and `pr_url` of a pull request, say where it is.
+
+    Raises:
+        MissingFileError, DataError, ConfigurationError: the folder holds no whole plug.
+        HubError: the Hub refuses, or the connection broke; the repository is as it was.
+    """
+    target = Place(repo_id, revision, subfolder, token)
+    if not is_hub_id(repo_id):
+        raise ConfigurationError(f"repo_id must be 'name' or 'owner/name', got {repo_id!r}.")
+    api = HfApi(token=token, library_name="pplug-hf", library_version=__version__)
+    with tempfile.TemporaryDirectory(prefix="pplug-push-") as staging:
+        config = _stage(Place(os.fspath(folder)), Path(staging), api)
+        trainable = _count(Path(staging))
+        try:
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not create_pr and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            _write_card(Path(staging), config, trainable, repo_id, target, tags, card)
+            return _upload(
+                api,
+                repo_id,
+                staging,
+                path_in_repo=target.subfolder or None,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or "Upload plug",
+                commit_description=commit_description,
+                # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
+                delete_patterns=[name for name in PLUG_FILES if not (Path(staging) / name).exists()],
+            )
+        except PPlugError:
+            raise
+        except (*FAILURES, RuntimeError) as error:  # the latter around what happened to one file
+            raise _failed(error, repo_id) from error
+
+
+def _stage(place: Place, staging: Path, api: HfApi) -> PPlugConfig:
+    """The files of a plug, without what they say of this machine, and those that the card is written from."""
+    for name in (CONFIG, WEIGHTS):
+        place.require(name)
+    for name in (*PLUG_FILES, *_SETTINGS, CARD):
+        if (path := place.file(name)) is not None:
+            shutil.copyfile(path, staging / name)
+    for path in staging.glob("*.json"):
+        if path.name.endswith("config.json"):
+            values = _read_json(path, place.name)
+            path.write_text(_dump({k: v for k, v in values.items() if k not in _ORIGINS}), encoding="utf-8")
+    values = _read_json(staging / CONFIG, place.name)
+    if values.get("model_type") != PPlugConfig.model_type:
+        raise ConfigurationError(
+            f"{place.name!r} holds a model of type {values.get('model_type')!r}, not a plug; only plugs are pushed."
+        )
+    for kind in ("backbone", "encoder"):
+        name, commit = values.get(kind), values.get(f"{kind}_revision")
+        values[kind], values[f"{kind}_revision"] = _published(name, commit, kind, api)
+    (staging / CONFIG).write_text(_dump(values), encoding="utf-8")
+    return PPlugConfig.from_dict(values)
+
+
+def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | None, str | None]:
+    """What a repository says of where a frozen part is: Hub id and commit, or nothing."""
+    if not isinstance(name, str) or not is_hub_id(name) or os.path.isabs(name):
+        return None, None
+    if isinstance(commit, str):
+        return name, commit
+    # Loaded by somebody else, who did not say which commit. If there is such a repository, it is taken as it is now.
+    try:
+        commit = api.resolve_revision(name).resolved
+    except FAILURES as error:
+        logger.warning(
+            "The commit of the %s %r is not known, and the Hub does not tell (%s). It is recorded as one that is on no "
+            "Hub: whoever loads the plug must pass %s=.",
+            *(kind, name, type(error).__name__, kind),
+        )
+        return None, None
+    logger.warning("The commit of the %s %r is not known; the present one, %s, is recorded.", kind, name, commit)
+    return name, commit
+
+
+def _write_card(
+    staging: Path,
+    config: PPlugConfig,
+    trainable: int,
+    repo_id: str,
+    target: Place,
+    tags: Sequence[str],
+    options: dict[str, Any],
+) -> None:
+    """README.md in the staging folder, from the one in the repository. Without one if anything goes wrong."""
+    path = staging / CARD
+    try:
+        if (present := _present_card(repo_id, target)) is not None:
+            path.write_bytes(present)
+        from .cards import write_card
+
+        kept = write_card(staging, config, trainable=trainable, repo_id=repo_id, **options)
+        if kept:
+            logger.info("The card keeps what was edited by hand: %s.", ", ".join(kept))
+        if tags:
+            card = ModelCard.load(path)
+            card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
+            card.save(path)
+    except Exception as error:
+        logger.warning("The plug is pushed without a new card: %s", error)
+        path.unlink(missing_ok=True)
+    finally:
+        for name in _SETTINGS:
+            (staging / name).unlink(missing_ok=True)
+
+
+def _present_card(repo_id: str, target: Place) -> bytes | None:
+    """The card in the repository, at the revision that is pushed to."""
+    api = HfApi(token=target.token)
+    try:
+        # Not from the cache, which may be of yesterday.
+        path = api.hf_hub_download(repo_id, CARD, subfolder=target.subfolder or None, revision=target.revision)
+        return Path(path).read_bytes()
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+
+
+def _upload(api: HfApi, repo_id: str, folder: str, **options: Any) -> CommitInfo:
+    try:
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+    except (ValueError, BadRequestError) as error:
+        path = Path(folder, CARD)
+        if not path.exists() or "README.md" not in str(error):
+            raise
+        logger.warning("The plug is pushed without a new card, which the Hub does not accept: %s", error)
+        path.unlink()
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+
+
+def _failed(error: BaseException, repo_id: str) -> PPlugError:
+    failure = refusal(error, f"Cannot push to {repo_id!r}; the repository is as it was")
+    return failure if isinstance(failure, HubError) else HubError(str(failure))
+
+
+def _count(staging: Path) -> int:
+    """Number of trained parameters."""
+    try:
+        with safe_open(staging / WEIGHTS, framework="np") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"The {WEIGHTS} of the plug is truncated or damaged ({error}): save it again.") from error
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"The {path.name} of {name!r} is damaged ({error}): save it again.") from error
+    if not isinstance(values, dict):
+        raise DataError(f"The {path.name} of {name!r} holds a {type(values).__name__}, not settings by name.")
+    return values
+
+
+def _dump(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"

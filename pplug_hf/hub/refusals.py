@@ -1,0 +1,80 @@
+"""What the Hub's refusals and failures mean for a user, as errors of this package."""
+
+from __future__ import annotations
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+
+from ..errors import HubError, MissingFileError, PPlugError
+
+# What the client raises when it cannot give what was asked for. Its own base class is no OSError everywhere.
+FAILURES = (OSError, HTTPError, RevisionResolutionError, HFValidationError, EntryNotFoundError)
+
+
+def refusal(error: BaseException, task: str, remedy: str = "") -> PPlugError:
+    """The error to raise instead of the client's, which is not quoted: it may hold addresses signed for one user.
+
+    Args:
+        error: as the client, transformers or sentence-transformers raised it; what is behind it counts too.
+        task: what could not be done, e.g. "Cannot load config.json of the plug 'me/plug'".
+        remedy: one more way out, e.g. ", or pass backbone=<a loaded model>".
+
+    Returns:
+        A [`MissingFileError`] if there is no such thing (as far as we may know), else a [`HubError`].
+    """
+    chain = _chain(error)
+    status = next((s for s in map(_status, chain) if s), None)
+    missing, reason = _reason(chain, status)
+    message = f"{task}: {reason}{remedy}."
+    return MissingFileError(message) if missing else HubError(message)
+
+
+def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
+    kinds = tuple(type(error) for error in chain)
+    if any(issubclass(kind, GatedRepoError) for kind in kinds):
+        return False, "its owner grants access one by one (gated): ask for it on its page on the Hub and pass token="
+    if any(issubclass(kind, RevisionNotFoundError) for kind in kinds):
+        return True, "the Hub knows the repository, but no such branch, tag or commit. Check revision="
+    if status == 401 and not any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+        return False, "the Hub does not accept the token (401): pass another token=, or log in with `hf auth login`"
+    if any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+        return True, (
+            f"the Hub has no such repository, or a private one that this token may not see ({status or 404}). Check the "
+            "name, pass token=, or log in with `hf auth login`"
+        )
+    if status == 403:
+        return False, "the token may not do this (403): pass a token= with the right to, or ask the repository's owner"
+    if status == 404:
+        return True, "the Hub has no such file (404). Check the name, revision= and subfolder="
+    if status == 429:
+        return (
+            False,
+            "the Hub asks to slow down (429): wait some minutes and try again, with a token= for higher limits",
+        )
+    if status is not None and status >= 500:
+        return False, f"the Hub is out of order ({status}): try again later"
+    if status is not None:
+        return False, f"the Hub refuses it ({status})"
+    return True, (
+        "it is in no local folder of that name, and neither the cache nor the Hub answered for it "
+        f"({kinds[0].__name__}). Check the name and the connection"
+    )
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found

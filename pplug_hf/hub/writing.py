@@ -1,0 +1,113 @@
+"""Saving a folder as a whole: whoever reads it, and whenever the writer is killed, it is the old plug or the new one.
+
+A file system replaces single files at once, not several. So the new files are written into a folder inside, which is
+then renamed to `.pplug-saved`: from that moment the new plug counts. Its files are moved into place one by one; if the
+process is killed meanwhile, whoever reads or writes the folder next moves the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from ..errors import ConfigurationError, DataError
+from .plug_files import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+
+_WRITING = ".pplug-saving-"
+_SAVED = ".pplug-saved"
+_NAMES = ".names"  # in it: what the new plug consists of, so that what is left of the old one can go
+
+MODEL_TYPE = "pplug"
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raise a `ConfigurationError` if writing a plug here would overwrite something that is none."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise ConfigurationError(f"{str(folder)!r} is a file; a plug is saved as a folder.")
+    if (folder / CONFIG).is_file():
+        try:
+            model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
+        except (ValueError, AttributeError):
+            model_type = None
+        if model_type == MODEL_TYPE:
+            return
+        raise ConfigurationError(
+            f"{str(folder)!r} exists and holds a model of type {model_type!r}, not a plug: choose another folder, or "
+            "remove it first."
+        )
+    if (folder / WEIGHTS).exists():
+        raise ConfigurationError(f"{str(folder)!r} holds weights that are no plug: choose another folder.")
+
+
+@contextlib.contextmanager
+def replacing(folder: str | os.PathLike) -> Iterator[str]:
+    """A staging folder whose files replace those of `folder`, all of them or none, once the block is left.
+
+    Files that are no part of a plug stay. A process killed while it writes leaves an invisible folder behind, which
+    the next save removes.
+
+    Raises:
+        ConfigurationError: see `check_writable`.
+    """
+    check_writable(folder)
+    folder = Path(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    for abandoned in folder.glob(f"{_WRITING}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    # Inside the folder, because only a rename within one file system is atomic.
+    staging = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
+    try:
+        yield str(staging)
+        names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
+        (staging / _NAMES).write_text(json.dumps(names), encoding="utf-8")
+        finish(folder)
+        staging.rename(folder / _SAVED)
+        finish(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty: the save went well
+                folder.rmdir()
+
+
+def finish(folder: Path) -> None:
+    """Move the rest of a new plug into place, if the process that saved it was killed over it.
+
+    Several processes may do so at the same time.
+
+    Raises:
+        DataError: it cannot be done here.
+    """
+    saved = folder / _SAVED
+    if saved.is_symlink() or not saved.is_dir():
+        return
+    try:
+        names = json.loads((saved / _NAMES).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # another process is done with it
+        names = []
+    except ValueError as error:
+        raise DataError(f"{str(saved)!r} is damaged ({error}): remove it, and the plug is the one before.") from None
+    try:
+        for name in names:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts:
+                raise DataError(f"{str(saved)!r} names {name!r}, which leads out of the folder: remove it.")
+            (folder / path).parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # moved already
+                os.replace(saved / path, folder / path)
+        if TOKENIZER_CONFIG in names:  # nothing of the old vocabulary may stay beside the new one
+            for name in set(TOKENIZER_FILES) - set(names):
+                (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(saved, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"The last save into {str(folder)!r} was interrupted, and it cannot be completed here ({error.strerror}): "
+            "load the plug once where the folder can be written."
+        ) from error

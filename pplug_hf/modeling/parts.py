@@ -1,0 +1,40 @@
+"""The frozen parts of a plug, its backbone and its encoder: where they are recorded to be."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ..configuration import PPlugConfig
+from ..errors import ConfigurationError
+from ..hub.place import Place, is_hub_id
+from .persona import describe
+
+
+def locate(kind: str, given: Any, config: PPlugConfig, place: Place) -> Any:
+    """A frozen part, as `load_backbone` and `load_encoder` take it: what the user says, else what the plug recorded.
+
+    Args:
+        kind: "backbone" or "encoder".
+        given: by the user: something loaded, a folder, a Hub id, or None.
+        config: of the plug.
+        place: of the plug, whose token, cache and choices serve for the part too.
+
+    Raises:
+        ConfigurationError: neither says it, or a repository names a folder of this machine.
+    """
+    if given is not None:
+        return place.part(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
+    recorded, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
+    wanted = describe(getattr(config, f"{kind}_fingerprint") or {})
+    if recorded is None:
+        raise ConfigurationError(
+            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
+            f"that is on no Hub, {wanted}."
+        )
+    if not place.is_local and not is_hub_id(recorded):
+        raise ConfigurationError(
+            f"The plug {place.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is no Hub id and "
+            f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
+        )
+    return place.part(recorded, revision, kind)
