@@ -46,12 +46,24 @@ class Card:
         self._body = text[block.end() :] if block else text
         self.metadata = _read_metadata(self._yaml)
         self.record = _read_record(self._body)
-        self.parts = {part[1]: part[3] for part in _PART.finditer(self._body)}
+        self.parts = {part[1]: _plain(part[3]) for part in _PART.finditer(self._body)}
+        self._text = _plain(_RECORD.sub("", text))
+        self.is_empty = not text.strip()
 
     @property
     def by_hand(self) -> bool:
         """Whether a person wrote it from scratch: there is a text, and no part of it was generated."""
         return bool(self._body.strip()) and not self.parts and not self.record
+
+    @property
+    def generated(self) -> set[str]:
+        """Names of all parts and metadata that were generated, also of those that a person removed."""
+        return {*self.record.get("parts", ()), *self.record.get("metadata", ())}
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is, to the letter, what `update` gave, and nothing in it was ever a person's."""
+        return self.record.get("text") == digest(self._text)
 
     def update(
         self,
@@ -86,9 +98,12 @@ class Card:
         made = {key: digest(value) for key, value in metadata.items()}
         known = {key: value for key, value in {**known, **made}.items() if key in made or key in keep}
         names = dict.fromkeys([*self.record.get("parts", ()), *self.parts, *parts])
-        line = json.dumps({**record, "parts": list(names), "metadata": known}).replace(">", "\\u003e")
-        body = self._appended(body, f"<!-- pplug-hf:card {line} -->{self.newline}")
-        return self._joined({**changes, **stated}, body), edited + edited_parts
+        record |= {"parts": list(names), "metadata": known}
+        text = self._joined({**changes, **stated}, self._appended(body, ""))
+        if self.is_empty or self.untouched:
+            record["text"] = digest(_plain(text))
+        line = json.dumps(record).replace(">", "\\u003e")
+        return f"{text}<!-- pplug-hf:card {line} -->{self.newline}", edited + edited_parts
 
     def _changes(
         self, metadata: Mapping[str, Any], known: Mapping[str, str], keep: Collection[str]
@@ -160,16 +175,16 @@ def edit_metadata(block: str, changes: Mapping[str, Any]) -> str:
     if new == old:
         return block
     lines = block.splitlines()
-    for key, value in changes.items():
-        dumped = [] if value is None else _dump({key: value}).splitlines()
-        start, end = _lines_of(key, "\n".join(lines))
-        lines[start:end] = dumped
-    edited = "\n".join(lines)
     try:
-        whole = _read_metadata(edited) == new
-    except DataError:
-        whole = False
-    return edited if whole else _dump(new)  # e.g. a mapping in braces has no line for each key
+        for key, value in changes.items():
+            start, end = _lines_of(key, "\n".join(lines))
+            lines[start:end] = [] if value is None else _dump({key: value}).splitlines()
+        edited = "\n".join(lines)
+        if _read_metadata(edited) == new:
+            return edited
+    except (DataError, yaml.YAMLError):
+        pass  # e.g. a mapping in braces has no line for each key
+    return _dump(new)
 
 
 def digest(value: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import uuid
@@ -70,6 +71,8 @@ FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
         "max_target_length": 128,
     },
 }
+logger = logging.getLogger(__name__)
+
 _TEMPLATE = files("pplug_hf.hub") / "model_card.md"
 _PLAIN = re.compile(r"[A-Za-z0-9][\w.+ -]{0,59}")
 
@@ -84,11 +87,14 @@ def write_card(
     license: str | None = None,
     datasets: Sequence[str] = (),
     language: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    published: str | bytes | None = None,
 ) -> list[str]:
     """Write the README.md of a plug folder, or bring the one that lies there up to date.
 
     Of a card that is there, only generated parts and metadata that nobody touched are replaced; a card written by
-    hand gets the metadata it lacks. Results stay as long as the weights are the same.
+    hand gets the metadata it lacks. Results stay as long as the weights are the same. If there is a card in the folder
+    and another one is published, the one that a person edited counts; if both were edited, the folder's.
 
     Args:
         folder: with a plug; read are model.safetensors, training_args.json and train_settings.json, if they are there.
@@ -97,6 +103,8 @@ def write_card(
         repo_id: where the plug will be on the Hub.
         results: folder of `pplug-hf bench`, or its results.json.
         license, datasets, language: of the plug, Hub ids of its data, of its data; they replace what the card says.
+        tags: to add to those of the card.
+        published: the README.md in the repository that the plug is pushed to, if there is one.
 
     Returns:
         Names of the parts and keys that a person edited or removed, and which are left so.
@@ -109,17 +117,22 @@ def write_card(
     path = folder / CARD
     for name in [*datasets, *([repo_id] if repo_id is not None else [])]:
         _check_id(name)
-    card = _read_card(path)
-    weights = _digest(folder / WEIGHTS)
-    repo_id = repo_id or _known_repo(card)
     bench = read_results(Path(results)) if results is not None else None
     settings = _settings(folder)
+    weights = _digest(folder / WEIGHTS)
+    card, other = _choose(_read_card(path.read_bytes() if path.is_file() else b""), _read_card(published or b""))
+    repo_id = repo_id or _known_repo(card)
 
-    stated: dict[str, Any] = {"license": license, "datasets": list(datasets), "language": _one_or_many(language)}
-    stated = {key: value for key, value in stated.items() if value}
-    known = card.metadata.get("datasets") or []
-    named = list(datasets) or [name for name in ([known] if isinstance(known, str) else known) if is_hub_id(name)]
     metadata = _metadata(config)
+    stated: dict[str, Any] = {"license": license, "datasets": list(datasets), "language": _one_or_many(language)}
+    for key, value in stated.items():
+        if not value and card.untouched:  # else a person may have removed it
+            stated[key] = card.metadata.get(key) or other.metadata.get(key)
+    if tags:
+        stated["tags"] = list(dict.fromkeys([*_many(card.metadata.get("tags", metadata["tags"])), *tags]))
+    stated = {key: value for key, value in stated.items() if value}
+
+    named = [name for name in _many(stated.get("datasets") or card.metadata.get("datasets")) if is_hub_id(name)]
     title = repo_id.split("/")[-1] if repo_id else f"Persona plug for {_backbone(config)['words']}"
     if bench is not None:
         metadata["model-index"] = bench.model_index(title, named[0] if len(named) == 1 else None)
@@ -134,14 +147,30 @@ def write_card(
         task=_task(folder),
         results=bench,
     )
-    keep = set()
-    if card.record.get("weights") == weights:  # what is known of these weights, and not said again
-        keep |= {"model-index", "results"} if bench is None else set()
-        keep |= {"training"} if settings is None else set()
+    # What was said of these weights before, and is not known now.
+    keep: set[str] = set()
+    for names in [("results", "model-index")] * (bench is None) + [("training",)] * (settings is None):
+        told = (c for c in (card, other) if c.record.get("weights") == weights and c.generated.issuperset(names))
+        source = next(told, None)
+        if source is card:
+            keep.update(names)
+        elif source is not None:
+            parts |= {name: source.parts[name] for name in names if name in source.parts}
+            metadata |= {name: source.metadata[name] for name in names if name in source.metadata}
     record = {"weights": weights, **({"repo": repo_id} if repo_id else {})}
     text, edited = card.update(metadata, parts, stated=stated, keep=keep, **record)
     _write(path, text)
     return edited
+
+
+def _choose(here: Card, there: Card) -> tuple[Card, Card]:
+    """(the card to bring up to date, the other one) of a folder's and a published one."""
+    if there.is_empty or (there.untouched and not here.is_empty):
+        return here, there
+    if here.is_empty or here.untouched:
+        return there, here
+    logger.warning("README.md was edited in the folder and in the repository: the folder's is taken.")
+    return here, there
 
 
 def _metadata(config: PPlugConfig) -> dict[str, Any]:
@@ -208,7 +237,7 @@ def _place(
 
 def is_on_hub(name: str | None, revision: str | None) -> bool:
     """Whether a recorded name is a Hub id. A relative folder can look like one, but has no commit."""
-    return is_hub_id(name) and bool(_plain(revision))
+    return is_hub_id(name) and bool(revision)
 
 
 def _words(fingerprint: dict[str, Any], names: dict[str, str]) -> list[str]:
@@ -249,7 +278,9 @@ def _task(folder: Path) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else {True: "yes", False: "no", None: ""}.get(value, str(value))
+    if value is None or isinstance(value, bool):
+        return {None: "", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _size(path: Path) -> str | None:
@@ -262,12 +293,9 @@ def _size(path: Path) -> str | None:
 # ---- reading and writing ----------------------------------------------------------------------------------------------
 
 
-def _read_card(path: Path) -> Card:
-    if not path.is_file():
-        return Card("")
+def _read_card(content: str | bytes) -> Card:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return Card(file.read())
+        return Card(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
     except UnicodeDecodeError:
         raise DataError("README.md is not UTF-8: save it as UTF-8, or remove it and it is made again.") from None
 
@@ -306,6 +334,10 @@ def _known_repo(card: Card) -> str | None:
 def _plain(value: Any) -> str | None:
     """A short name as it is; None for whatever could be a place, a text or Markdown."""
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else None
+
+
+def _many(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [] if values is None else [values]
 
 
 def _one_or_many(values: Sequence[str]) -> Any:
