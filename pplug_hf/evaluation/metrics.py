@@ -1,10 +1,10 @@
 """How answers are judged: LaMP's official rules.
 
-accuracy  stripped answers must equal a label; anything else is wrong. F1 is the mean over all labels of the
-          task, also those that nobody gave.
-mae       an answer is `float(answer)`; no number counts as the end of the scale farthest from the gold.
-rouge     F-measure of ROUGE-1 and ROUGE-L (rouge-score, no stemming), mean over examples. Its tokens are made
-          of a-z and 0-9, so texts in other scripts score 0, as in the benchmark.
+    accuracy  stripped answers must equal a label; anything else is wrong. F1 is the mean over all labels of the
+              task, also those that nobody gave.
+    mae       an answer is float(answer); no number counts as the end of the scale farthest from the gold.
+    rouge     F-measure of ROUGE-1 and ROUGE-L (rouge-score, no stemming), mean over examples. Its tokens are made
+              of a-z and 0-9, so texts in other scripts score 0, as in the benchmark.
 
 `score` knows the tasks; `score_labels`, `score_ratings` and `score_texts` are the rules themselves, which the modules
 in `pplug_hf/metrics` offer to the `evaluate` library.

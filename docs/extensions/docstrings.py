@@ -1,0 +1,153 @@
+"""The package's docstrings for Sphinx: what reads well in the source, as the markup that Sphinx knows.
+
+Docstrings have Google's sections, which napoleon reads, and around them text as in Markdown. Before napoleon sees them:
+
+    `code`, [`Name`]     become code, and a link to what has that name; a name that nobody has is a warning
+    indented blocks      behind an empty line stay as they are written
+    lists and tables     may stand right below their sentence
+    fields               of data classes are listed with their `help` sentence, or the comment behind them
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from huggingface_hub.constants import HF_HOME
+from sphinx.application import Sphinx
+
+_SPAN = re.compile(r"(\[?)`([^`]+)`(\]?)(?=(\w)?)")
+_SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):")
+_ITEM = re.compile(r"[-*] ")
+_ROW = re.compile(r"\|.*\|$")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    # Napoleon listens with priority 500, and has to see what comes out of here.
+    app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-process-signature", _sign)
+    app.connect("autodoc-skip-member", _skip)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    made = [*to_rst(lines)]
+    if what == "class" and (fields := explained_fields(obj)):
+        made += ["", "Attributes:", *(f"    {name}: {spans(text)}" for name, text in fields.items())]
+    lines[:] = made
+
+
+def _sign(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any) -> Any:
+    """Fields are listed below with what they mean; as a signature they would fill a page."""
+    return ("", returned) if what == "class" and explained_fields(obj) else None
+
+
+def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """What a class inherits from other libraries is theirs to describe."""
+    home = getattr(getattr(obj, "fget", obj), "__module__", None) or "pplug_hf"
+    return None if home.split(".")[0] == "pplug_hf" else True
+
+
+def explained_fields(cls: Any) -> dict[str, str]:
+    """Name -> explanation of a data class's fields: their `help`, or the comment behind them.
+
+    None for a class whose docstring has a list of its own.
+    """
+    if not dataclasses.is_dataclass(cls) and not hasattr(cls, "_fields"):  # nor a NamedTuple
+        return {}
+    if re.search(r"^\s*(Args|Attributes):$", cls.__doc__ or "", re.MULTILINE):
+        return {}
+    found = comments(cls)
+    for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
+        if "help" in field.metadata:
+            default = "" if field.default is dataclasses.MISSING else f" Default: `{field.default!r}`."
+            found[field.name] = field.metadata["help"] + default.replace(HF_HOME, "$HF_HOME")
+    return found
+
+
+def comments(cls: type) -> dict[str, str]:
+    """Name -> the comment on the line of a field, as in `id: str  # of the row`."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    said = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    body = ast.parse(source).body[0].body
+    return {
+        node.target.id: said[node.lineno] for node in body if isinstance(node, ast.AnnAssign) and node.lineno in said
+    }
+
+
+def to_rst(lines: Iterable[str]) -> Iterator[str]:
+    """A docstring's text as reStructuredText; its sections are left to napoleon."""
+    indent, section, literal = 0, "", -1  # of the last line with text; where a literal block stands
+    before = ""
+    rows: list[str] = []
+    for line in lines:
+        text, here = line.strip(), len(line) - len(line.lstrip())
+        if rows and not _ROW.match(text):
+            yield from table(rows)
+            rows = []
+        if not text:
+            before = ""
+            yield line
+            continue
+        if literal >= 0:
+            if here >= literal:
+                before = text
+                yield line
+                continue
+            literal = -1
+        if _SECTION.fullmatch(text):
+            section = text
+        elif not before and here == 0:
+            section = ""
+        elif not before and not section and here >= indent + 4:
+            literal = here
+            yield from ("::", "", line)
+            before = text
+            continue
+        if _ROW.match(text):
+            rows.append(line)
+            before, indent = text, here
+            continue
+        if _ITEM.match(text) and before and not _ITEM.match(before) and here <= indent:
+            yield ""
+        if section in ("Returns:", "Yields:") and before == section:
+            line = " " * here + ": " + text  # or napoleon takes what stands in front of a colon for a type
+        before, indent = text, here + 2 * bool(_ITEM.match(text))
+        yield spans(line)
+    if rows:
+        yield from table(rows)
+
+
+def spans(text: str) -> str:
+    """`code` and [`Name`] of one line."""
+
+    def one(found: re.Match) -> str:
+        opening, code, closing, letter = found.groups()
+        rest = "\\ " if letter else ""  # markup must end where a word does
+        if opening and closing:
+            return f":py:obj:`.{code}`{rest}"
+        return f"{opening}``{code}``{closing}{rest}"
+
+    return _SPAN.sub(one, text)
+
+
+def table(rows: list[str]) -> Iterator[str]:
+    """A table of Markdown as a list-table."""
+    cells = [[spans(cell.strip()) for cell in row.strip().strip("|").split("|")] for row in rows]
+    head, _, *body = cells
+    yield from ("", ".. list-table::", "   :header-rows: 1", "")
+    for row in (head, *body):
+        for i, cell in enumerate(row):
+            yield ("   * - " if i == 0 else "     - ") + cell
+    yield ""

@@ -1,0 +1,100 @@
+"""What pages take from the package itself: the command line's options, from the parsers that the command line uses, and the
+names that `import pplug_hf` gives."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from huggingface_hub.constants import HF_HOME
+from sphinx.application import Sphinx
+
+import pplug_hf
+from pplug_hf import cli
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", _insert)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _insert(app: Sphinx, name: str, source: list[str]) -> None:
+    for mark, make in _MADE.items():
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, make())
+
+
+def _options() -> str:
+    return "\n\n".join(map(section, cli._COMMANDS))
+
+
+def _functions() -> str:
+    entries = []
+    for module, settings, function, _ in cli._COMMANDS.values():
+        place = f"pplug_hf.commands.{module}"
+        entries.append(f".. autofunction:: {place}.{function}\n\n.. autoclass:: {place}.{settings}\n")
+    return "\n".join(entries)
+
+
+def _names() -> str:
+    callables = [name for name in pplug_hf.__all__ if callable(getattr(pplug_hf, name))]
+    return "\n".join([".. autosummary::", "   :nosignatures:", "", *(f"   pplug_hf.{name}" for name in callables)])
+
+
+_MADE = {
+    "<!-- a section for each command -->": _options,
+    ".. an entry for each command": _functions,
+    ".. a line for each name": _names,
+}
+
+
+_MADE = {
+    "<!-- a section for each command -->": _options,
+    ".. an entry for each command": _functions,
+    ".. a line for each name": _names,
+}
+
+
+def _function(name: str) -> str:
+    module, _, function, _ = cli._COMMANDS[name]
+    return f"pplug_hf.commands.{module}.{function}"
+
+
+def section(name: str) -> str:
+    """A command: what it does, and its options as tables, those without a default first."""
+    _, _, parser = cli.load_command(name)
+    own: dict[str, argparse.Action] = {}
+    for action in parser._actions:
+        own.setdefault(action.dest, action)  # behind --NAME stands --no_NAME, which the page explains once
+    del own["help"]
+    needed = [action for action in own.values() if action.required]
+    usage = " ".join(["pplug-hf", name, *(f"{action.option_strings[0]} {_value(action)}" for action in needed)])
+    lines = [f"## {name}", "", str(parser.description), "", f"    {usage}", ""]
+    lines += ["| option | what it is | default |", "|---|---|---|"]
+    lines += [f"| `{a.option_strings[0]}` | {_cell(_help(a))} | {_default(a)} |" for a in own.values()]
+    module, _, function, _ = cli._COMMANDS[name]
+    lines += ["", f"In Python: {{py:func}}`pplug_hf.commands.{module}.{function}`."]
+    return "\n".join(lines)
+
+
+def _value(action: argparse.Action) -> str:
+    return action.dest.upper() + (" ..." if action.nargs in ("+", "*") else "")
+
+
+def _help(action: argparse.Action) -> str:
+    kinds = {"+": " One or more.", "*": " Any number."}
+    chosen = f" One of {', '.join(map(str, action.choices))}." if action.choices else ""
+    return f"{action.help}{chosen}{kinds.get(str(action.nargs), '')}"
+
+
+def _default(action: argparse.Action) -> str:
+    if action.required:
+        return "needed"
+    if action.default is None:
+        return ""
+    value = " ".join(map(str, action.default)) if isinstance(action.default, list) else str(action.default)
+    return f"`{_cell(value.replace(HF_HOME, '$HF_HOME'))}`" if value else "nothing"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
