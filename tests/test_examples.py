@@ -12,10 +12,17 @@ EXAMPLES = sorted(FOLDER.glob("*.py"))
 NOTEBOOK = FOLDER / "from_data_to_plot.ipynb"
 SMALL = {
     "train_on_lamp": ["--epochs", "0.1"],
+    "your_own_data": ["--epochs", "0.1"],
     "persona_and_retrieval": ["--epochs", "0.1", "--questions", "20"],
 }  # the others: --steps 2
 SAYS = {
     "train_on_lamp": ["Plug saved", "| instruction-only", "| pplug:wrong-user", "| bm25@1"],
+    "your_own_data": [
+        "book club: 594 questions",
+        "| pplug:wrong-user",
+        "because of",
+        "mystery: the curious detective",
+    ],
     "persona_and_retrieval": ["A prompt with 2 items", "| retrieval", "the paper's order", "| persona "],
     "swap_backbone_and_encoder": ["T5 (folder)", "GPT-2 (object)", "The T5's plug on the GPT-2", "cannot be mixed"],
     "quickstart": ["loss", "reader r1001:", "reader r1002:", "What speaks"],
