@@ -2,18 +2,23 @@
 
 import json
 import logging
+import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import close
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 import pplug_hf
-from pplug_hf import PPlugConfig
+from pplug_hf import Persona, PPlugConfig, PPlugModel, PPlugProcessor
 from pplug_hf.configuration import pplug as module
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.errors import ConfigurationError, DataError
 
 MINE = {"hidden_size": 4, "encoder_size": 3}
 
@@ -238,3 +243,71 @@ def test_auto_config_hands_the_rest_on(tmp_path):
     )
     assert type(config) is PPlugConfig and config.backbone == "a/b"
     assert unused == {"backbone": backbone, "dtype": "float16", "attn_implementation": "eager"}
+
+
+# ---- the answers of released plugs ------------------------------------------------------------------------------
+
+GOLDEN = [path.parent for path in sorted((Path(__file__).parent / "golden").glob("*/*/asked.json"))]
+
+
+def golden(folder, plug=None):
+    return PPlugModel.from_pretrained(
+        plug or folder / "plug", backbone=str(folder / "backbone"), encoder=str(folder.parent / "encoder")
+    )
+
+
+def check_answers(model, folder):
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    answers = load_file(folder / "answers.safetensors")
+    persona = {"persona": asked["histories"], "query": asked["queries"]}
+    batch = PPlugProcessor.from_pretrained(folder / "plug")(asked["prompts"], **persona)
+    assert torch.equal(batch["input_ids"], answers["input_ids"])
+    close(model.soft_prompt(**persona), answers["soft_prompt"], 1e-5)
+    close(model.persona_weights(**persona), answers["weights"], 1e-5)
+    labels = {"labels": batch["input_ids"]} if model.config.is_encoder_decoder else {}
+    close(model(**batch, **labels).logits[:, -1], answers["logits"], 1e-4)
+    length = asked["max_new_tokens"]
+    assert torch.equal(model.generate(**batch, max_new_tokens=length), answers["greedy"])
+    assert torch.equal(model.generate(**batch, max_new_tokens=length, num_beams=3), answers["beams"])
+
+
+def test_there_is_a_golden_plug_of_both_kinds():
+    kinds = {json.loads((folder / "plug" / "config.json").read_text()).get("is_encoder_decoder") for folder in GOLDEN}
+    assert kinds == {True, None}
+    assert sum(path.stat().st_size for path in GOLDEN[0].parent.rglob("*") if path.is_file()) < 300_000
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_a_released_plug_answers_as_it_did(folder, warnings, tmp_path):
+    model = golden(folder)
+    assert not warnings()
+    check_answers(model, folder)
+    model.save_pretrained(tmp_path / "plug")  # as this version writes it
+    check_answers(golden(folder, tmp_path / "plug"), folder)
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda f: f"{f.parent.name}-{f.name}")
+def test_a_released_persona_is_still_understood(folder):
+    asked = json.loads((folder / "asked.json").read_text(encoding="utf-8"))
+    persona, model = Persona.from_pretrained(folder / "persona"), golden(folder)
+    close(
+        model.soft_prompt(persona=persona, query=asked["queries"][0])[0],
+        load_file(folder / "answers.safetensors")["soft_prompt"][0],
+        1e-5,
+    )
+
+
+def test_a_plug_of_an_older_version_answers_as_it_did(tmp_path, monkeypatch, warnings):
+    """A golden plug, as a version would have written it in which a field had another name and versions were unknown."""
+    folder = next(folder for folder in GOLDEN if "llama" in folder.name)
+    plug = shutil.copytree(folder / "plug", tmp_path / "plug")
+    config = json.loads((plug / "config.json").read_text())
+    config["tokens_per_persona"] = config.pop("num_persona_tokens")
+    del config["config_version"]
+    (plug / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="do not fit its configuration"):  # it matters: two tokens are not the default
+        golden(folder, plug)
+    monkeypatch.setattr(module, "RENAMED", {"tokens_per_persona": "num_persona_tokens"})
+    before = len(warnings())
+    check_answers(golden(folder, plug), folder)
+    assert len(warnings()) == before
