@@ -35,6 +35,15 @@ class PPlugCollator:
     max_target_length: int | None = 128
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """One batch.
+
+        Args:
+            rows: B of them.
+
+        Returns:
+            What [`PPlugProcessor`] gives for them; for a causal model also the prompts without answers, from which
+            `predict_with_generate` answers.
+        """
         text = [row["text"] for row in rows]
         query: list[Any] = [row.get("query") for row in rows]
         target: list[Any] = [row.get("target") for row in rows]

@@ -94,7 +94,7 @@ class PPlugConfig(PreTrainedConfig):
     )
     output_init: float = _choice(0.1, "Root mean square of a fresh personal embedding, in units of a token embedding.")
 
-    is_encoder_decoder: bool = False
+    is_encoder_decoder: bool = False  # the kind of the backbone, measured
 
     def __post_init__(self, **kwargs: Any) -> None:
         if unknown := sorted(kwargs.keys() - {"name_or_path"}):

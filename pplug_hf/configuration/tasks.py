@@ -176,6 +176,9 @@ class Task:
 
         Args:
             item: A history item; a missing or null field counts as empty.
+
+        Returns:
+            The filled template.
         """
         return fill(self.retrieval_template or self.item_template_unlabelled, item)
 

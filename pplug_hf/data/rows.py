@@ -40,7 +40,7 @@ REPAIRS = {
 class Example:
     """One question of one user."""
 
-    id: str
+    id: str  # unique in its split
     user: str  # the row's own id where the data does not say who asks
     prompt: str  # the whole input, as the language model reads it
     query: str  # the part of it that is the user's own, as the input encoder reads it

@@ -49,7 +49,7 @@ class PersonaEncoder:
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> PersonaEncoder:
-        """The encoder of a plug, from the plug's configuration and the encoder at its recorded commit, no more.
+        """The encoder of a plug.
 
         Args:
             pretrained_model_name_or_path: plug folder or Hub id.
@@ -57,6 +57,9 @@ class PersonaEncoder:
             encoder_kwargs: for `SentenceTransformer` (device, model_kwargs, ...).
             revision, subfolder: of the plug.
             token, cache_dir, local_files_only, force_download: for both.
+
+        Returns:
+            It, from the plug's configuration and the encoder at its recorded commit; nothing else is loaded.
 
         Raises:
             MissingFileError: the plug or its encoder cannot be found.
@@ -70,7 +73,7 @@ class PersonaEncoder:
         return cls(config, encoders.load_encoder(source, **(encoder_kwargs or {})))
 
     def encode(self, history: History | Sequence[History], batch_size: int = 32, show_progress: bool = False) -> Any:
-        """What `model.encode_persona(history)` gives; see there."""
+        """As [`PPlugForConditionalGeneration.encode_persona`]; see there."""
         personas = encode(
             self.encoder, self.config, users_of(history), batch_size=batch_size, show_progress=show_progress
         )

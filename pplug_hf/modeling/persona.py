@@ -101,11 +101,14 @@ class Persona:
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> Persona:
-        """Read what `save_pretrained` wrote, on the CPU. A model refuses it unless it has the same encoder.
+        """Read what `save_pretrained` wrote.
 
         Args:
             pretrained_persona_name_or_path: folder, file, or Hub id.
             revision, subfolder, token, cache_dir, local_files_only, force_download: of a repository on the Hub.
+
+        Returns:
+            The persona, on the CPU. A model refuses it unless it has the same encoder.
 
         Raises:
             MissingFileError: there is none.

@@ -133,7 +133,8 @@ class PersonaMixin:
 
     @torch.no_grad()
     def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
-        """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings."""
+        """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings. See `persona_weights` for the
+        arguments."""
         histories, queries = self._persona_inputs(persona, query)
         return self.plug(queries, histories)
 

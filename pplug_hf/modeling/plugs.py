@@ -110,6 +110,9 @@ class PlugsMixin(PersonaMixin):
     def set_plug(self, name: str) -> None:
         """Make a loaded plug the one that answers, trains and is saved.
 
+        Args:
+            name: one of `plugs`.
+
         Raises:
             ConfigurationError: no plug of that name is loaded.
         """
@@ -124,6 +127,9 @@ class PlugsMixin(PersonaMixin):
 
     def delete_plug(self, name: str) -> None:
         """Detach a plug and free its memory. The backbone stays; the last plug cannot go.
+
+        Args:
+            name: one of `plugs`.
 
         Raises:
             ConfigurationError: no such plug, or it is the active one.

@@ -96,6 +96,9 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             **choices: fields of [`PPlugConfig`], e.g. `num_persona_tokens=4`. Prompts default to the encoder's own
                 ("query" for requests, "document" for history items).
 
+        Returns:
+            The model in eval mode, its plug freshly drawn and in fp32.
+
         Raises:
             ConfigurationError: an unknown choice, or not a language model.
             MissingFileError: backbone or encoder cannot be found.
@@ -138,6 +141,11 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Put the plug on its frozen backbone and encoder, on the backbone's device.
+
+        Args:
+            backbone: the language model, which is frozen here.
+            encoder: the sentence encoder, which is frozen here; a copy of it becomes the input encoder.
+            tokenizer: the backbone's; without it every request needs a `query`.
 
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
