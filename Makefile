@@ -6,12 +6,12 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit build setup clean
+.PHONY: demo test lint types unit build docs setup clean
 
 demo: setup
 	$(BIN)/pplug-hf demo --output demo-output
 
-test: setup lint types build unit
+test: setup lint types build docs unit
 
 setup: $(VENV)/ready
 
@@ -31,6 +31,10 @@ types:
 
 build:
 	$(BIN)/python -m build --outdir build/dist --quiet
+
+docs: setup
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --keep-going --quiet docs build/docs
+	$(BIN)/python scripts/check_docs.py build/docs
 
 unit:
 	$(BIN)/python -m pytest

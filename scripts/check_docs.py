@@ -34,7 +34,7 @@ from pplug_hf import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pplug_hf"
-_SEE = re.compile(r"\b(?:[Ss]ee|[Aa]s(?: in)?|errors as in) (?:the )?\[?`")
+_SEE = re.compile(r"\b(?:[Ss]ee there|(?:[Ss]ee|[Aa]s in) (?:the )?\[?`)")
 
 
 def main(arguments: list[str]) -> int:
