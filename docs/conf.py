@@ -45,6 +45,8 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:(?!obj|func)\w+", r".*")]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
