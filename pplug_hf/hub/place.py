@@ -40,6 +40,12 @@ _REMEDIES = {
     "backbone": ", or pass backbone=<a loaded model>",
     "encoder": ", or pass encoder=<a loaded SentenceTransformer>",
 }
+# How to say that weights which Python would unpickle are meant to be opened.
+_UNPICKLED = {
+    "backbone": 'backbone_kwargs={"use_safetensors": False}',
+    "encoder": 'encoder_kwargs={"model_kwargs": {"use_safetensors": False}}',
+}
+_NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")  # what transformers says
 _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
 _HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -142,6 +148,12 @@ class Place:
 
     def refused(self, error: BaseException, filename: str = "") -> PPlugError:
         """The error to raise when a library could not load what is here."""
+        if self.kind in _UNPICKLED and any(text in str(error) for text in _NO_SAFETENSORS):
+            return MissingFileError(
+                f"{self._task(filename)}: it has no model.safetensors, and other weights can carry code, so they are not "
+                f"opened. If you trust them, pass {_UNPICKLED[self.kind]}, or convert them once with "
+                f"save_pretrained{_REMEDIES[self.kind]}."
+            )
         if self.is_local:
             return MissingFileError(
                 f"{self._task(filename)}: it is no complete model folder ({type(error).__name__}). Save or download it "

@@ -9,11 +9,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import BadRequestError, EntryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from safetensors import SafetensorError, safe_open
 
 from ..configuration import PPlugConfig
@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, DataError, HubError, PPlugError
 from ..version import __version__
 from .place import Place, is_hub_id
 from .plug_files import CARD, CONFIG, PLUG_FILES, WEIGHTS
-from .refusals import FAILURES, refusal
+from .refusals import FAILURES, refusal, status_of
 
 # Read for the card and not uploaded: they hold places of this machine.
 _SETTINGS = ("training_args.json", "train_settings.json")
@@ -70,7 +70,7 @@ def push_folder(
 
     Raises:
         MissingFileError, DataError, ConfigurationError: the folder holds no whole plug.
-        HubError: the Hub refuses, or the connection broke; the repository is as it was.
+        HubError: the Hub refuses, or the connection broke.
     """
     target = Place(repo_id, revision, subfolder, token)
     if not is_hub_id(repo_id):
@@ -80,21 +80,17 @@ def push_folder(
         config = _stage(Place(os.fspath(folder)), Path(staging), api)
         trainable = _count(Path(staging))
         try:
-            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            target = replace(target, name=api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
             if revision is not None and not create_pr and not revision.startswith("refs/"):
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            _write_card(Path(staging), config, trainable, repo_id, target, tags, card)
-            return _upload(
+                api.create_branch(target.name, branch=revision, exist_ok=True)
+            _write_card(Path(staging), config, trainable, target, tags, card)
+            return _commit(
                 api,
-                repo_id,
-                staging,
-                path_in_repo=target.subfolder or None,
-                revision=revision,
+                Path(staging),
+                target,
                 create_pr=create_pr,
                 commit_message=commit_message or "Upload plug",
                 commit_description=commit_description,
-                # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
-                delete_patterns=[name for name in PLUG_FILES if not (Path(staging) / name).exists()],
             )
         except PPlugError:
             raise
@@ -149,25 +145,21 @@ def _write_card(
     staging: Path,
     config: PPlugConfig,
     trainable: int,
-    repo_id: str,
     target: Place,
     tags: Sequence[str],
     options: dict[str, Any],
 ) -> None:
-    """README.md in the staging folder, from the one in the repository. Without one if anything goes wrong."""
+    """README.md in the staging folder, from the one there or in the repository. Without one if anything goes wrong."""
     path = staging / CARD
     try:
-        if (present := _present_card(repo_id, target)) is not None:
-            path.write_bytes(present)
         from .cards import write_card
 
-        kept = write_card(staging, config, trainable=trainable, repo_id=repo_id, **options)
+        # The card that is there now; one in the cache may be of yesterday.
+        there = replace(target, force_download=True).file(CARD)
+        options = {**options, "tags": tags, "published": there and there.read_bytes()}
+        kept = write_card(staging, config, trainable=trainable, repo_id=target.name, **options)
         if kept:
             logger.info("The card keeps what was edited by hand: %s.", ", ".join(kept))
-        if tags:
-            card = ModelCard.load(path)
-            card.data["tags"] = list(dict.fromkeys([*(card.data.get("tags") or []), *tags]))
-            card.save(path)
     except Exception as error:
         logger.warning("The plug is pushed without a new card: %s", error)
         path.unlink(missing_ok=True)
@@ -176,32 +168,34 @@ def _write_card(
             (staging / name).unlink(missing_ok=True)
 
 
-def _present_card(repo_id: str, target: Place) -> bytes | None:
-    """The card in the repository, at the revision that is pushed to."""
-    api = HfApi(token=target.token)
-    try:
-        # Not from the cache, which may be of yesterday.
-        path = api.hf_hub_download(repo_id, CARD, subfolder=target.subfolder or None, revision=target.revision)
-        return Path(path).read_bytes()
-    except (EntryNotFoundError, RevisionNotFoundError):
-        return None
+def _commit(api: HfApi, staging: Path, target: Place, **options: Any) -> CommitInfo:
+    """One commit of all files. (The client's upload_folder may make several, and transformers' knows no folders.)"""
+    prefix = f"{target.subfolder}/" if target.subfolder else ""
+    # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
+    others = [prefix + name for name in PLUG_FILES if not (staging / name).exists()]
+    stale = [entry.path for entry in api.get_paths_info(target.name, others, revision=target.revision)]
+    card = staging / CARD
 
+    def commit() -> CommitInfo:
+        added = [CommitOperationAdd(prefix + path.name, path) for path in sorted(staging.iterdir())]
+        operations = [*added, *map(CommitOperationDelete, stale)]
+        return api.create_commit(target.name, operations, revision=target.revision, **options)
 
-def _upload(api: HfApi, repo_id: str, folder: str, **options: Any) -> CommitInfo:
     try:
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
-    except (ValueError, BadRequestError) as error:
-        path = Path(folder, CARD)
-        if not path.exists() or "README.md" not in str(error):
+        return commit()
+    except ValueError as error:
+        if not card.exists() or CARD not in str(error):
             raise
         logger.warning("The plug is pushed without a new card, which the Hub does not accept: %s", error)
-        path.unlink()
-        return api.upload_folder(repo_id=repo_id, folder_path=folder, **options)
+        card.unlink()
+        return commit()
 
 
 def _failed(error: BaseException, repo_id: str) -> PPlugError:
-    failure = refusal(error, f"Cannot push to {repo_id!r}; the repository is as it was")
-    return failure if isinstance(failure, HubError) else HubError(str(failure))
+    task = f"Cannot push to {repo_id!r}, where nothing is half-written"
+    if status_of(error) is None:
+        return HubError(f"{task}: the connection broke ({type(error).__name__}). Check it, and push again.")
+    return HubError(str(refusal(error, task)))
 
 
 def _count(staging: Path) -> int:

@@ -12,13 +12,13 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 
-from ..errors import HubError, MissingFileError, PPlugError
+from ..errors import HubError, MissingFileError
 
 # What the client raises when it cannot give what was asked for. Its own base class is no OSError everywhere.
 FAILURES = (OSError, HTTPError, RevisionResolutionError, HFValidationError, EntryNotFoundError)
 
 
-def refusal(error: BaseException, task: str, remedy: str = "") -> PPlugError:
+def refusal(error: BaseException, task: str, remedy: str = "") -> MissingFileError | HubError:
     """The error to raise instead of the client's, which is not quoted: it may hold addresses signed for one user.
 
     Args:
@@ -30,7 +30,7 @@ def refusal(error: BaseException, task: str, remedy: str = "") -> PPlugError:
         A [`MissingFileError`] if there is no such thing (as far as we may know), else a [`HubError`].
     """
     chain = _chain(error)
-    status = next((s for s in map(_status, chain) if s), None)
+    status = status_of(error)
     missing, reason = _reason(chain, status)
     message = f"{task}: {reason}{remedy}."
     return MissingFileError(message) if missing else HubError(message)
@@ -42,9 +42,10 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
         return False, "its owner grants access one by one (gated): ask for it on its page on the Hub and pass token="
     if any(issubclass(kind, RevisionNotFoundError) for kind in kinds):
         return True, "the Hub knows the repository, but no such branch, tag or commit. Check revision="
-    if status == 401 and not any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+    if status == 401 and any("Invalid credentials" in _message(error) for error in chain):
         return False, "the Hub does not accept the token (401): pass another token=, or log in with `hf auth login`"
-    if any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
+    # Without a token, what is missing and what is private are both a 401.
+    if status == 401 or any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
         return True, (
             f"the Hub has no such repository, or a private one that this token may not see ({status or 404}). Check the "
             "name, pass token=, or log in with `hf auth login`"
@@ -68,8 +69,15 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
     )
 
 
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
+def status_of(error: BaseException) -> int | None:
+    """What the Hub answered, if it did."""
+    codes = (getattr(getattr(e, "response", None), "status_code", None) for e in _chain(error))
+    return next((code for code in codes if code), None)
+
+
+def _message(error: BaseException) -> str:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    return headers.get("X-Error-Message") or ""
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -1,0 +1,49 @@
+"""`pplug-hf push`: a saved plug to the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..hub.push import push_folder
+
+
+@dataclass
+class PushSettings:
+    """Upload a plug, its vocabulary and its card to the Hub, in one commit."""
+
+    plug: str = field(metadata={"help": "Plug folder."})
+    repo: str = field(metadata={"help": "Repository, as 'owner/name'; made if it does not exist."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    revision: str | None = field(default=None, metadata={"help": "Branch; made if it does not exist (default: main)."})
+    create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead."})
+    subfolder: str = field(default="", metadata={"help": "Where in the repository."})
+    message: str | None = field(default=None, metadata={"help": "What the commit says (default: Upload plug)."})
+    description: str | None = field(default=None, metadata={"help": "More of what the commit says."})
+    token: str | None = field(
+        default=None,
+        metadata={
+            "help": "To log in with (default: that of `hf auth login`, or HF_TOKEN, which no process list shows)."
+        },
+    )
+    results: str | None = field(default=None, metadata={"help": "Folder of `pplug-hf bench`, for the card."})
+    license: str | None = field(default=None, metadata={"help": "Of the plug, for the card, e.g. apache-2.0."})
+
+
+def push(settings: PushSettings) -> str:
+    """Upload it, and print and return the address of the commit or pull request."""
+    commit = push_folder(
+        settings.plug,
+        settings.repo,
+        private=settings.private or None,
+        revision=settings.revision,
+        create_pr=settings.create_pr,
+        subfolder=settings.subfolder,
+        commit_message=settings.message,
+        commit_description=settings.description,
+        token=settings.token,
+        results=settings.results,
+        license=settings.license,
+    )
+    url = commit.pr_url or commit.commit_url
+    print(url)
+    return url
