@@ -90,13 +90,13 @@ class PlugsMixin(PersonaMixin):
                 "load_plug puts a plug on the backbone that is there: leave backbone= out, or load the plug with "
                 "PPlugModel.from_pretrained."
             )
+        # Opened once: configuration and weights are of one commit.
+        where = {argument: kwargs.pop(argument) for argument in _PLACE if argument in kwargs}
+        place = files.open_place(pretrained_model_name_or_path, **where)
         if kwargs.get("encoder") is None:
-            place = {k: kwargs[k] for k in _PLACE if k in kwargs}
-            config = files.load_config(pretrained_model_name_or_path, **place)
-            kwargs["encoder"] = self._loaded_encoder((config.encoder_fingerprint or {}).get("digest"))
-        loaded: Any = type(self).from_pretrained(  # type: ignore[attr-defined]
-            pretrained_model_name_or_path, backbone=backbone, **kwargs
-        )
+            fingerprint = files.load_config(place).encoder_fingerprint or {}
+            kwargs["encoder"] = self._loaded_encoder(fingerprint.get("digest"))
+        loaded: Any = type(self).from_pretrained(place, backbone=backbone, **kwargs)  # type: ignore[attr-defined]
         slot = Slot(**{part: getattr(loaded, part) for part in _PARTS})
         slot.plug.train(self.training)
         self._slots[name] = slot
