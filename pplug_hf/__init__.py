@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import auto
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .data.lamp import Example, read_lamp
     from .data.vectors import VectorStore
     from .modeling import Persona, PersonaEncoder, PPlugForConditionalGeneration, PPlugModel
+    from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
     from .training import PPlugCollator, PPlugTrainer
 
@@ -32,6 +34,7 @@ _WHERE = {
     "PersonaEncoder": "modeling",
     "PPlugForConditionalGeneration": "modeling",
     "PPlugModel": "modeling",
+    "PersonalizedTextGenerationPipeline": "pipeline",
     "PPlugProcessor": "processing",
     "PPlugCollator": "training",
     "PPlugTrainer": "training",
@@ -48,3 +51,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+auto.register()

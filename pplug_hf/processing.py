@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from .errors import ConfigurationError, DataError, MismatchError
+from .errors import ConfigurationError, DataError, MismatchError, PPlugError
+from .hub.place import HUB_ARGUMENTS
+from .hub.plug_files import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
+from .modeling.files import load_config, open_place
 from .modeling.persona import Persona, is_history
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ class PPlugProcessor(ProcessorMixin):
     Args:
         tokenizer: of the backbone.
         is_encoder_decoder: kind of backbone; a causal one gets prompt and answer in one sequence.
+        chat_template: of chat models (default: the tokenizer's).
     """
 
     def __init__(
@@ -46,6 +50,9 @@ class PPlugProcessor(ProcessorMixin):
             model: what the inputs are for.
             tokenizer: of the backbone, if the model does not know it; it will from then on.
 
+        Returns:
+            The processor for the model's backbone.
+
         Raises:
             ConfigurationError: no tokenizer is known.
         """
@@ -57,6 +64,42 @@ class PPlugProcessor(ProcessorMixin):
                 "PPlugProcessor.from_model(model, tokenizer=...)."
             )
         return cls(model.tokenizer, is_encoder_decoder=model.config.is_encoder_decoder)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> PPlugProcessor:
+        """The processor of a plug, or one saved alone.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id.
+            **kwargs: where it is (revision, subfolder, token, cache_dir, local_files_only, force_download), and fields of
+                the processor.
+
+        Returns:
+            The processor, all of whose files come from one commit.
+
+        Raises:
+            MissingFileError: there is none.
+            HubError: the Hub refuses, or fails.
+        """
+        place = open_place(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs})
+        try:
+            return super().from_pretrained(place.folder((CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES)), **kwargs)
+        except PPlugError:
+            raise
+        except OSError as error:
+            raise place.refused(error, TOKENIZER_CONFIG) from error
+
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `from_pretrained` builds a processor of. A plug folder needs no processor files: its config says it."""
+        values, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "is_encoder_decoder" not in values:
+            values["is_encoder_decoder"] = load_config(pretrained_model_name_or_path).is_encoder_decoder
+        return values, unused
 
     def __call__(  # type: ignore[override]
         self,
@@ -152,11 +195,14 @@ class PPlugProcessor(ProcessorMixin):
         return BatchFeature(batch)
 
     def decode_answers(self, generated: Any, prompt_length: int = 0) -> list[str]:
-        """Texts of what `generate` returned, without special tokens and without a causal model's prompt.
+        """What `generate` returned, as texts.
 
         Args:
             generated: [B, L] token ids; -100 counts as padding.
             prompt_length: T of the `input_ids` given to a causal model.
+
+        Returns:
+            B texts, without special tokens and without a causal model's prompt.
         """
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         skip = 0 if self.is_encoder_decoder else prompt_length

@@ -319,10 +319,13 @@ def test_a_damaged_file_is_refused(tmp_path, content):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(MissingFileError, match=r"There is no persona file '.*u.safetensors'"):
         Persona.from_pretrained(tmp_path / "u.safetensors")
-    with pytest.raises(MissingFileError, match=r"Cannot load persona.safetensors of the persona '.*nobody'"):
+    with pytest.raises(MissingFileError, match=r"Cannot load the persona '.*nobody'"):
         Persona.from_pretrained(tmp_path / "nobody")
-    with pytest.raises(MissingFileError, match="of the persona 'me/nobody'"):
+    with pytest.raises(MissingFileError, match="persona 'me/nobody'"):
         Persona.from_pretrained("me/nobody", revision="main", token="x", local_files_only=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingFileError, match=r"persona.safetensors"):
+        Persona.from_pretrained(tmp_path / "empty")
 
 
 # ---- encoding without a backbone --------------------------------------------------------------------------------
@@ -390,8 +393,8 @@ def test_a_device_gets_the_encoder_at_its_commit(plug, monkeypatch, tmp_path):
     PersonaEncoder.from_pretrained(
         tmp_path, token="t", cache_dir="c", local_files_only=True, encoder_kwargs={"device": "cpu"}
     )
-    expected = {"revision": "abc123", "token": "t", "cache_folder": "c", "local_files_only": True, "device": "cpu"}
-    assert asked == {"source": "me/encoder"} | expected
-    asked.clear()
+    place = asked["source"]
+    assert (place.name, place.revision, place.token, place.cache_dir) == ("me/encoder", "abc123", "t", "c")
+    assert place.local_files_only and asked["device"] == "cpu"
     PersonaEncoder.from_pretrained(tmp_path, encoder="other/place")
-    assert asked["source"] == "other/place" and "revision" not in asked
+    assert asked["source"].name == "other/place" and asked["source"].revision is None

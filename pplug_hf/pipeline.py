@@ -1,0 +1,224 @@
+"""`pipeline("personalized-text-generation", model=plug)`: prompts and histories in, texts out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModel, GenerationConfig
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.pipelines.base import Pipeline
+from transformers.utils.chat_template_utils import Chat, is_valid_message
+
+from .errors import ConfigurationError, DataError, MismatchError
+
+TASK = "personalized-text-generation"
+
+
+@dataclass
+class _Request:
+    """One prompt and whose it is, on its way through the pipeline."""
+
+    prompt: Any  # a text, or the messages of a chat
+    persona: Any
+    query: Any
+
+
+class PersonalizedTextGenerationPipeline(Pipeline):
+    """Answers prompts as their users would like them answered.
+
+    Made by `pipeline("personalized-text-generation", model=...)` from a plug folder, a Hub id or a loaded
+    [`PPlugForConditionalGeneration`]; see [`__call__`]. Everything that `__call__` takes by name can be given here too,
+    as the default for all calls: `persona=history` makes it one user's pipeline.
+    """
+
+    model: Any
+    tokenizer: Any
+    processor: Any
+
+    _pipeline_calls_generate = True
+    # The model knows its tokenizer, and the processor is made of that.
+    _load_tokenizer = _load_processor = False
+    _load_image_processor = _load_video_processor = _load_feature_extractor = False
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, processor: Any = None, device: Any = None, **kwargs: Any
+    ) -> None:
+        from .modeling import PPlugForConditionalGeneration
+        from .processing import PPlugProcessor
+
+        if not isinstance(model, PPlugForConditionalGeneration):
+            raise ConfigurationError(
+                f"{TASK!r} needs a plug, got a {type(model).__name__}: put one on it with "
+                "PPlugForConditionalGeneration.from_backbone."
+            )
+        if kwargs.get("assistant_model") is not None:
+            raise ConfigurationError("An assistant_model would draft without the persona: leave it out.")
+        if processor is None:
+            processor = PPlugProcessor.from_model(model, tokenizer)
+        if device is None and getattr(model.backbone, "hf_device_map", None) is not None:
+            device = model.device  # accelerate has placed the backbone
+        super().__init__(model, tokenizer=processor.tokenizer, processor=processor, device=device, **kwargs)
+
+    def __call__(self, text_inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Generate.
+
+        Args:
+            text_inputs: a prompt, a chat (list of messages), or a list, generator or data set of them. A prompt may
+                also be a mapping `{"text": ..., "persona": ..., "query": ...}`.
+            persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
+                prompt. None is a user without history.
+            query: what the request is about: one text, or one per prompt. It weights the history. Default: the prompt
+                (of a chat, all that is said in it).
+            batch_size: prompts per pass (default: 1).
+            return_full_text: with the prompt in front, as a causal model's text-generation pipeline has it (default:
+                yes for causal models; an encoder-decoder model's answer does not continue the prompt).
+            skip_special_tokens: when decoding (default: yes).
+            stop_sequence: text, or texts, after which an answer ends.
+            tokenizer_encode_kwargs: for the processor, e.g. `{"max_length": 256}`; for a chat, for its
+                `apply_chat_template`.
+            **kwargs: for `generate`: max_new_tokens (default: 256), num_beams, num_return_sequences, streamer, ...
+
+        Returns:
+            `[{"generated_text": ...}, ...]`, one per returned sequence; a list of such lists for a list of prompts; an
+            iterator of them for a generator or data set. The generated text of a chat is the chat and its answer.
+
+        Raises:
+            MismatchError: as many personas or queries as prompts are needed, and there are not.
+            DataError: something that is no prompt or no history.
+        """
+        from .modeling.encoding import is_one_user
+
+        single = isinstance(text_inputs, str | Mapping) or _is_chat(text_inputs)
+        rows: Any = [text_inputs] if single else text_inputs
+        if not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
+            raise DataError(f"A prompt is a text, a chat, or a mapping with both; got a {type(rows).__name__}.")
+        if "persona" in kwargs and not is_one_user(kwargs["persona"]):
+            rows = _with(rows, "persona", kwargs.pop("persona"))
+        if "query" in kwargs and not isinstance(kwargs["query"], str | None):
+            rows = _with(rows, "query", kwargs.pop("query"))
+        if single:
+            return super().__call__(rows[0], **kwargs)
+        if isinstance(rows, list | tuple):
+            return super().__call__(list(rows), **kwargs) if rows else []
+        return super().__call__((row for row in rows), **kwargs)
+
+    def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
+        before = _taken(parameters, "persona", "query", "tokenizer_encode_kwargs")
+        after = _taken(parameters, "return_full_text", "skip_special_tokens")
+        if before.get("persona") is not None:
+            before["persona"] = self.model.encode_persona(before["persona"])
+        if after.get("return_full_text") and self.model.config.is_encoder_decoder:
+            raise ConfigurationError(
+                "return_full_text=True is for causal backbones, whose answers continue the prompt; this one is "
+                "encoder-decoder: leave it out."
+            )
+        if stop := parameters.pop("stop_sequence", None):
+            parameters |= {"stop_strings": stop, "tokenizer": self.tokenizer}
+        return before, parameters, after
+
+    def preprocess(  # type: ignore[override]
+        self, row: Any, persona: Any = None, query: str | None = None, tokenizer_encode_kwargs: Any = None
+    ) -> dict[str, Any]:
+        """One prompt to tensors [1, T], and what goes with it."""
+        if isinstance(row, Mapping):
+            if "text" not in row:
+                raise DataError(f"A prompt as a mapping has its text under 'text', got {sorted(map(str, row))}.")
+            prompt, persona, query = row["text"], row.get("persona", persona), row.get("query", query)
+        else:
+            prompt = row
+        prompt: Any = prompt.messages if isinstance(prompt, Chat) else prompt
+        options = tokenizer_encode_kwargs or {}
+        if _is_chat(prompt):
+            goes_on = _goes_on(prompt)
+            inputs = self.processor.apply_chat_template(
+                prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on, **options
+            )
+        else:
+            inputs = self.processor([prompt], **options)
+        if query is None:  # as the model would do
+            query = inputs.pop("query", None) or self.tokenizer.decode(
+                inputs["input_ids"][0], skip_special_tokens=True
+            )
+        return {**inputs, "request": _Request(prompt, persona, query)}
+
+    def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        request = model_inputs.pop("request")
+        requests = request if isinstance(request, list) else [request]  # a batch, or a prompt alone
+        B, T = model_inputs["input_ids"].shape
+        output = self.model.generate(
+            **model_inputs,
+            persona=[one.persona for one in requests],
+            query=[one.query for one in requests],
+            **self._prepare_generate_kwargs(generate_kwargs),
+        )
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        if not self.model.config.is_encoder_decoder:
+            sequences = sequences[:, T:]
+        return {"sequences": sequences.view(B, len(sequences) // B, sequences.shape[1]), "request": request}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True
+    ) -> list[dict[str, Any]]:
+        """The texts of one prompt's sequences [1, n, L]."""
+        if return_full_text is None:
+            return_full_text = not self.model.config.is_encoder_decoder
+        prompt = model_outputs["request"].prompt
+        answers = [
+            self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+            for ids in model_outputs["sequences"][0]
+        ]
+        return [{"generated_text": _joined(prompt, text) if return_full_text else text.strip()} for text in answers]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """The model's plug folder and the processor's files. No code, which other pipelines would write too."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's."""
+        return self.model.push_to_hub(*args, **kwargs)
+
+
+def _taken(parameters: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: parameters.pop(name) for name in names if name in parameters}
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and is_valid_message(value[0])
+
+
+def _goes_on(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether an answer continues the last message, instead of being one of its own."""
+    return messages[-1]["role"] == "assistant"
+
+
+def _joined(prompt: Any, answer: str) -> Any:
+    """Prompt and answer in one: a text, or a chat."""
+    if isinstance(prompt, str):
+        return prompt + answer
+    if _goes_on(prompt):
+        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + answer}]
+    return [*prompt, {"role": "assistant", "content": answer}]
+
+
+def _with(rows: Iterable[Any], name: str, values: Any) -> Any:
+    """Prompts as mappings that also hold one of the values each; lazily, if the prompts come one by one."""
+    if isinstance(values, str | Mapping | Tensor) or not isinstance(values, Iterable):
+        raise DataError(
+            f"{name} must be one for all prompts or a list with one per prompt, got a {type(values).__name__}."
+        )
+    if isinstance(rows, list | tuple) and len(rows) != len(values := list(values)):
+        raise MismatchError(
+            f"Got {len(values)} for {name} and {len(rows)} prompts: pass one for all, or a list with one per prompt."
+        )
+    pairs = zip(rows, values, strict=True)
+    joined = ({**(row if isinstance(row, Mapping) else {"text": row}), name: value} for row, value in pairs)
+    return list(joined) if isinstance(rows, list | tuple) else joined
+
+
+PIPELINE_REGISTRY.register_pipeline(TASK, PersonalizedTextGenerationPipeline, pt_model=AutoModel, type="text")

@@ -1,0 +1,315 @@
+"""pipeline("personalized-text-generation"): what comes out is what generate gives by hand, for every form of input."""
+
+import threading
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import reference
+import tiny
+import torch
+from test_processing import CHATS, TEMPLATES
+from torch.utils.data import Dataset
+from transformers import GenerationConfig, TextIteratorStreamer, pipeline
+
+from pplug_hf import Persona, PersonalizedTextGenerationPipeline, PPlugProcessor
+from pplug_hf.errors import ConfigurationError, DataError, MismatchError
+
+TASK = "personalized-text-generation"
+NEW = {"max_new_tokens": 6}
+FAMILIES = ("gpt2", "llama", "t5", "bart")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request):
+    """A pipeline, and the answers by hand of one prompt at a time."""
+    model = tiny.model(request.param, attention_temperature=0.2)
+    return SimpleNamespace(pipe=pipeline(TASK, model=model), model=model, causal=request.param in tiny.CAUSAL)
+
+
+def by_hand(model, prompt, persona=None, query=None, **kwargs):
+    """Texts of one prompt, from tensors to tensors."""
+    processor = PPlugProcessor.from_model(model)
+    inputs = processor([prompt])
+    query = None if query is None else [query]
+    ids = model.generate(**inputs, persona=[persona], query=query, **{**NEW, **kwargs})
+    return processor.decode_answers(ids, prompt_length=inputs["input_ids"].shape[1])
+
+
+def texts(records, prompt="", causal=True):
+    assert all(set(record) == {"generated_text"} for record in records)
+    start = prompt if causal else ""
+    assert all(record["generated_text"].startswith(start) for record in records)
+    return [record["generated_text"].removeprefix(start) for record in records]
+
+
+# ---- prompts and personas ---------------------------------------------------------------------------------------
+
+
+def test_one_prompt(made):
+    prompt = tiny.PROMPTS[0]
+    answers = {}
+    for name, persona in {"history": tiny.HISTORY, "nobody": None, "empty": []}.items():
+        records = made.pipe(prompt, persona=persona, query="sea", **NEW)
+        answers[name] = texts(records, prompt, made.causal)
+        assert answers[name] == by_hand(made.model, prompt, persona, "sea")
+    assert answers["nobody"] == answers["empty"] != answers["history"]
+    assert made.pipe(prompt, **NEW) == made.pipe(prompt, persona=None, **NEW)
+    assert made.pipe({"text": prompt, "persona": tiny.HISTORY, "query": "sea"}, **NEW) == made.pipe(
+        prompt, persona=tiny.HISTORY, query="sea", **NEW
+    )
+
+
+def test_against_a_loop_written_out():
+    model = tiny.model("gpt2", attention_temperature=0.2)
+    soft = reference.soft_prompt(model, tiny.HISTORY, "sea")
+    ids = tiny.tokenizer("gpt2")(tiny.PROMPTS[0])["input_ids"]
+    expected = reference.greedy(lambda so_far: reference.next_logits(model, soft, ids, so_far), 6, tiny.EOS)
+    answer = pipeline(TASK, model=model)(
+        tiny.PROMPTS[0], persona=tiny.HISTORY, query="sea", return_full_text=False, **NEW
+    )
+    assert texts(answer) == [model.tokenizer.decode(expected, skip_special_tokens=True)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_many_prompts_in_batches(made, batch_size):
+    expected = [by_hand(made.model, p, h) for p, h in zip(tiny.PROMPTS, tiny.HISTORIES, strict=True)]
+    several = made.pipe(tiny.PROMPTS, persona=tiny.HISTORIES, batch_size=batch_size, **NEW)
+    assert [texts(r, p, made.causal) for r, p in zip(several, tiny.PROMPTS, strict=True)] == expected
+
+
+def test_every_form_of_persona_and_query(made):
+    personas = [made.model.encode_persona(tiny.HISTORY), tiny.HISTORIES[1], None]
+    queries = ["sea", "moon", "war"]
+    several = made.pipe(tiny.PROMPTS, persona=personas, query=queries, batch_size=3, **NEW)
+    for records, prompt, persona, query in zip(several, tiny.PROMPTS, personas, queries, strict=True):
+        assert texts(records, prompt, made.causal) == by_hand(made.model, prompt, persona, query)
+    rows = [{"text": p, "persona": h, "query": q} for p, h, q in zip(tiny.PROMPTS, personas, queries, strict=True)]
+    assert made.pipe(rows, batch_size=2, **NEW) == several
+    assert made.pipe(tuple(tiny.PROMPTS), persona=tuple(personas), query=queries, **NEW) == several
+
+
+def test_one_persona_and_query_for_all(made, monkeypatch):
+    encoded = []
+    encode = made.model.encode_persona
+    monkeypatch.setattr(made.model, "encode_persona", lambda history: encoded.append(history) or encode(history))
+    several = made.pipe(tiny.PROMPTS, persona=tiny.HISTORY, query="sea", **NEW)
+    assert encoded == [tiny.HISTORY]  # once, for three passes
+    for records, prompt in zip(several, tiny.PROMPTS, strict=True):
+        assert texts(records, prompt, made.causal) == by_hand(made.model, prompt, tiny.HISTORY, "sea")
+
+
+def test_several_sequences_and_a_settings_object(made):
+    prompt = tiny.PROMPTS[1]
+    options = {"num_beams": 3, "num_return_sequences": 3}
+    expected = by_hand(made.model, prompt, tiny.HISTORY, **options)
+    one = made.pipe(prompt, persona=tiny.HISTORY, **options, **NEW)
+    assert texts(one, prompt, made.causal) == expected and len(one) == 3
+    two = made.pipe([prompt, tiny.PROMPTS[0]], persona=tiny.HISTORY, batch_size=2, **options, **NEW)
+    assert [len(records) for records in two] == [3, 3] and two[0] == one
+    settings = GenerationConfig(max_new_tokens=6, **options)
+    assert made.pipe(prompt, persona=tiny.HISTORY, generation_config=settings) == one
+    outputs = made.pipe(
+        prompt, persona=tiny.HISTORY, return_dict_in_generate=True, output_scores=True, **options, **NEW
+    )
+    assert outputs == one
+
+
+def test_sampling_is_that_of_generate(made):
+    options = {"do_sample": True, "top_k": 10, "num_return_sequences": 2}
+    torch.manual_seed(0)
+    expected = by_hand(made.model, tiny.PROMPTS[0], tiny.HISTORY, **options)
+    torch.manual_seed(0)
+    assert (
+        texts(made.pipe(tiny.PROMPTS[0], persona=tiny.HISTORY, **options, **NEW), tiny.PROMPTS[0], made.causal)
+        == expected
+    )
+
+
+def test_a_pipeline_of_one_user(made):
+    own = pipeline(TASK, model=made.model, persona=tiny.HISTORY, query="sea", num_beams=2, **NEW)
+    everybody = {"query": "sea", "num_beams": 2, **NEW}
+    assert own(tiny.PROMPTS) == made.pipe(tiny.PROMPTS, persona=tiny.HISTORY, **everybody)
+    assert own(tiny.PROMPTS[0], persona=None) == made.pipe(tiny.PROMPTS[0], **everybody)
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return {"text": tiny.PROMPTS[i], "persona": tiny.HISTORIES[i]}
+
+
+def test_generators_and_data_sets_are_read_as_they_are_answered():
+    pipe = pipeline(TASK, model=tiny.model("gpt2"), **NEW)
+    expected = pipe(tiny.PROMPTS, persona=tiny.HISTORIES)
+    read = []
+
+    def prompts():
+        for prompt in tiny.PROMPTS:
+            read.append(prompt)
+            yield prompt
+
+    answers = pipe(prompts(), persona=iter(tiny.HISTORIES))
+    assert len(read) <= 1 and next(iter(answers)) == expected[0] and len(read) < 3
+    assert list(pipe(prompts(), persona=tiny.HISTORIES, batch_size=2)) == expected
+    columns = datasets.Dataset.from_dict({"text": tiny.PROMPTS, "persona": tiny.HISTORIES})
+    assert list(pipe(Rows(), batch_size=2)) == list(pipe(columns)) == expected
+
+
+def test_nothing_to_answer(made):
+    assert made.pipe([]) == made.pipe([], persona=tiny.HISTORY) == []
+
+
+# ---- texts ------------------------------------------------------------------------------------------------------
+
+
+def test_with_and_without_the_prompt(made):
+    prompt, options = tiny.PROMPTS[0], {"persona": tiny.HISTORY, **NEW}
+    answer = by_hand(made.model, prompt, tiny.HISTORY)[0]
+    assert made.pipe(prompt, return_full_text=False, **options) == [{"generated_text": answer}]
+    if made.causal:
+        assert made.pipe(prompt, return_full_text=True, **options) == [{"generated_text": prompt + answer}]
+    else:
+        with pytest.raises(ConfigurationError, match=r"return_full_text=True is for causal backbones"):
+            made.pipe(prompt, return_full_text=True, **options)
+
+
+def test_by_default_there_is_room_for_an_answer(made, monkeypatch):
+    got = {}
+    monkeypatch.setattr(made.model, "generate", lambda **kwargs: got.update(kwargs) or torch.zeros(1, 3).long())
+    made.pipe(tiny.PROMPTS[0])
+    assert got["max_new_tokens"] == 256
+
+
+def test_an_answer_ends_where_it_is_told(made, monkeypatch):
+    got = {}
+    monkeypatch.setattr(made.model, "generate", lambda **kwargs: got.update(kwargs) or torch.zeros(1, 3).long())
+    made.pipe(tiny.PROMPTS[0], stop_sequence="###")
+    assert got["stop_strings"] == "###" and got["tokenizer"] is made.pipe.tokenizer
+
+
+def test_long_prompts_can_be_cut():
+    pipe = pipeline(TASK, model=tiny.model("gpt2"))
+    cut = {"max_length": 2}
+    answers = [
+        pipe(p, persona=tiny.HISTORY, tokenizer_encode_kwargs=cut, **NEW)
+        for p in ("the sea is cold", "the sea and war")
+    ]
+    assert texts(answers[0], "the sea is cold") == texts(answers[1], "the sea and war")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("chat", CHATS.values(), ids=CHATS)
+def test_chats(family, chat):
+    model = tiny.model(family, attention_temperature=0.2)
+    model.tokenizer.chat_template = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+    pipe, processor = pipeline(TASK, model=model), PPlugProcessor.from_model(model)
+    inputs = processor.apply_chat_template(chat, add_generation_prompt=True)
+    ids = model.generate(**inputs, persona=tiny.HISTORY, **NEW)[:, inputs["input_ids"].shape[1] :]
+    answer = model.tokenizer.decode(ids[0], skip_special_tokens=True)
+    expected = [{"generated_text": [*chat, {"role": "assistant", "content": answer}]}]
+    assert pipe(chat, persona=tiny.HISTORY, **NEW) == expected
+    both = pipe([chat, CHATS["one turn"]], persona=[tiny.HISTORY, None], batch_size=2, **NEW)
+    assert both[0] == expected and both[1][0]["generated_text"][0] == CHATS["one turn"][0]
+    assert pipe(chat, persona=tiny.HISTORY, return_full_text=False, **NEW) == [{"generated_text": answer.strip()}]
+    assert pipe({"text": chat, "persona": tiny.HISTORY}, **NEW) == expected
+
+
+def test_a_chat_that_ends_with_the_assistant_goes_on():
+    model = tiny.model("llama")
+    model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+    begun = {"role": "assistant", "content": "the moon is"}
+    chat = pipeline(TASK, model=model)([*CHATS["one turn"], begun], persona=tiny.HISTORY, **NEW)[0]["generated_text"]
+    assert len(chat) == 2 and chat[1]["content"].startswith("the moon is") and chat[1] != begun
+
+
+def test_a_streamer_gets_the_answer_piece_by_piece(made):
+    streamer = TextIteratorStreamer(made.pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    options = {"persona": tiny.HISTORY, "streamer": streamer, **NEW}
+    thread = threading.Thread(target=made.pipe, args=(tiny.PROMPTS[0],), kwargs=options)
+    thread.start()
+    pieces = list(streamer)
+    thread.join()
+    assert "".join(pieces).split() == by_hand(made.model, tiny.PROMPTS[0], tiny.HISTORY)[0].split()
+    assert len(pieces) > 2
+
+
+# ---- making one -------------------------------------------------------------------------------------------------
+
+
+def test_from_a_folder_and_back_into_one(tmp_path):
+    model = tiny.model("t5")
+    pipe = pipeline(TASK, model=model)
+    tiny.backbone("t5").save_pretrained(tmp_path / "backbone")
+    parts = {"backbone": str(tmp_path / "backbone"), "encoder": tiny.shared_encoder()}
+    pipe.save_pretrained(tmp_path / "plug")
+    assert {file.suffix for file in (tmp_path / "plug").iterdir()} <= {".json", ".safetensors", ".jinja"}
+    again = pipeline(TASK, model=str(tmp_path / "plug"), model_kwargs=parts, device="cpu")
+    assert (
+        type(again) is PersonalizedTextGenerationPipeline
+        and again.model.backbone.config.name_or_path == parts["backbone"]
+    )
+    asked = {"persona": tiny.HISTORIES, **NEW}
+    assert again(tiny.PROMPTS, **asked) == pipe(tiny.PROMPTS, **asked)
+
+
+def test_a_tokenizer_or_a_processor_of_ones_own():
+    model = tiny.model("gpt2")
+    model.tokenizer = None
+    with pytest.raises(ConfigurationError, match="No tokenizer was found"):
+        pipeline(TASK, model=model)
+    processor = PPlugProcessor(tiny.tokenizer("gpt2"))
+    assert pipeline(TASK, model=model, processor=processor).tokenizer is processor.tokenizer
+    other = tiny.tokenizer("gpt2")
+    assert pipeline(TASK, model=model, tokenizer=other).tokenizer is other is model.tokenizer
+
+
+def test_the_device(made):
+    assert pipeline(TASK, model=made.model, device="cpu").device == torch.device("cpu")
+    made.model.backbone.hf_device_map = {"": "cpu"}  # as accelerate leaves it
+    try:
+        assert pipeline(TASK, model=made.model).device == made.model.device
+    finally:
+        del made.model.backbone.hf_device_map
+
+
+# ---- what cannot work -------------------------------------------------------------------------------------------
+
+SECRET = "my secret diary"
+
+
+@pytest.mark.parametrize(
+    "prompts, kwargs, error, message",
+    [
+        ("the sea", {"persona": [[SECRET], [SECRET]]}, MismatchError, "Got 2 for persona and 1 prompts"),
+        (["the sea", "the moon"], {"persona": [[SECRET]]}, MismatchError, "Got 1 for persona and 2 prompts"),
+        (["the sea", "the moon"], {"query": ["sea"]}, MismatchError, "Got 1 for query and 2 prompts"),
+        (["the sea", "the moon"], {"persona": SECRET}, DataError, "must be one for all prompts or a list .* a str"),
+        ("the sea", {"persona": [SECRET, 3]}, DataError, "History item 1 is a int"),
+        ("the sea", {"persona": Persona(torch.zeros(1, 12), {"digest": "x"})}, MismatchError, "was encoded by"),
+        (3, {}, DataError, "A prompt is a text, a chat, or .*; got a int"),
+        ([3], {}, DataError, r"text\[0\] is a int, not a text"),
+        ([{"prompt": SECRET}], {}, DataError, r"has its text under 'text', got \['prompt'\]"),
+        ("the sea", {"persona": [SECRET], "query": " "}, DataError, "query of row 0 is empty"),
+        ([[{"role": "system", "content": SECRET}]], {}, DataError, "none of the 1 messages is a user's"),
+        ("the sea", {"prompt_lookup_num_tokens": 3}, ConfigurationError, "does not work with a persona"),
+    ],
+)
+def test_bad_input(gpt2, prompts, kwargs, error, message):
+    processor = PPlugProcessor(tiny.tokenizer("gpt2"))
+    processor.tokenizer.chat_template = TEMPLATES["plain"]
+    with pytest.raises(error, match=message) as raised:
+        pipeline(TASK, model=gpt2, processor=processor)(prompts, **kwargs)
+    assert "secret" not in str(raised.value)
+
+
+def test_an_assistant_model_is_refused(gpt2):
+    with pytest.raises(ConfigurationError, match="An assistant_model would draft without the persona"):
+        pipeline(TASK, model=gpt2, assistant_model=tiny.backbone("gpt2"))
+
+
+def test_a_model_without_a_plug_is_refused():
+    with pytest.raises(ConfigurationError, match="needs a plug, got a GPT2LMHeadModel"):
+        pipeline(TASK, model=tiny.backbone("gpt2"), tokenizer=tiny.tokenizer("gpt2"))
