@@ -54,14 +54,17 @@ class PersonaMixin:
 
     def _histories(self, persona: Any, batch_size: int) -> list[Tensor]:
         """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
-        persona = [None] * batch_size if persona is None else users_of(persona)
+        persona = [None] * batch_size if persona is None else list(users_of(persona))
         if len(persona) != batch_size:
             raise MismatchError(
                 f"Got {len(persona)} personas for {batch_size} prompts: pass a list with one history per prompt "
                 "(for one user and many prompts, [history] * len(prompts))."
             )
         like = self.plug.no_persona
-        return [p.embeddings.to(like) for p in encode(self._attached()[1], self.config, persona)]
+        distinct = {id(user): user for user in persona}  # rows of one user share their vectors
+        encoded = encode(self._attached()[1], self.config, list(distinct.values()))
+        vectors = dict(zip(distinct, (p.embeddings.to(like) for p in encoded), strict=True))
+        return [vectors[id(user)] for user in persona]
 
     def _queries(
         self,

@@ -11,6 +11,7 @@ K persona tokens.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -244,7 +245,9 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             **kwargs: for the backbone's forward.
 
         Returns:
-            The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`.
+            The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`. In training,
+            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V] at the end
+            of the rows, from the first position that predicts an answer on.
         """
         backbone, _ = self._attached()
         embeds, mask, order, _ = self._prefixed(
@@ -261,12 +264,24 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
                 output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
             return output
 
-        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = backbone(inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, **kwargs)
-        if labels is not None:
+        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        if labels is None:
+            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        else:
             targets = backbones.reorder(order, labels.new_full((len(labels), P), -100), labels)
             targets = targets[:, 1:].masked_fill(mask[:, :-1] == 0, -100)  # nothing stands in front of a first token
-            output["loss"] = _token_loss(output.logits[:, :-1], targets, num_items_in_batch)
+            targets = F.pad(targets, (0, 1), value=-100)  # [B, P + T], what each position has to predict
+            # Padding is in front, so answers end together: only the last L positions need logits, the widest layer.
+            L = targets.shape[1] - int((targets != -100).any(dim=0).int().argmax())
+            learning = self.training and torch.is_grad_enabled()
+            if learning and "logits_to_keep" in inspect.signature(backbone.forward).parameters:
+                kwargs["logits_to_keep"] = L
+            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+            logits = output.logits[:, -L:]  # [B, L, V]
+            output["loss"] = _token_loss(logits, targets[:, -L:], num_items_in_batch)
+            if learning:
+                output["logits"] = logits
+                return output
         where = order.argsort(dim=1)[:, P:, None]  # [B, T, 1], where each prompt token went
         output["logits"] = output.logits.gather(1, where.expand(-1, -1, output.logits.shape[-1]))
         return output
