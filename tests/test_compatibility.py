@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import close
 from safetensors.torch import load_file
@@ -34,10 +34,10 @@ def warnings(caplog, monkeypatch):
 
 # ---- there and back ---------------------------------------------------------------------------------------------
 
-names = st.text(st.characters(categories=["L"]), min_size=1, max_size=9)
+names = st.text("aé_ -", min_size=1, max_size=9)
 counts = st.integers(1, 2**20)
 positive = st.floats(1e-300, 1e300) | st.integers(1, 2**53)
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+texts = st.text('aé {}"\\\n\0😀', max_size=20)
 values = {
     "backbone": st.none() | texts,
     "backbone_revision": st.none()
@@ -66,6 +66,7 @@ values = {
 }
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional=values))
 def test_every_configuration_survives_dictionary_and_json(chosen):
     config = PPlugConfig(**chosen)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -48,7 +48,8 @@ _UNPICKLED = {
 _NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")  # what transformers says
 _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
-_HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+# What `from_pretrained` of transformers calls where something is.
+HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,8 @@ class Place:
 
     def updated(self, arguments: Mapping[str, Any]) -> tuple[Place, dict[str, Any]]:
         """This place as a `from_pretrained`'s arguments say otherwise, and the arguments that say something else."""
-        where = {key: arguments[key] for key in _HUB_ARGUMENTS if arguments.get(key) is not None}
-        return replace(self, **where), {key: value for key, value in arguments.items() if key not in _HUB_ARGUMENTS}
+        where = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
+        return replace(self, **where), {key: value for key, value in arguments.items() if key not in HUB_ARGUMENTS}
 
     def part(self, name: str, revision: str | None, kind: str) -> Place:
         """Another repository or folder, with the same token, cache and choices."""
@@ -98,7 +99,7 @@ class Place:
     @property
     def hub_arguments(self) -> dict[str, Any]:
         """For the `from_pretrained` of transformers."""
-        return {key: getattr(self, key) for key in _HUB_ARGUMENTS}
+        return {key: getattr(self, key) for key in HUB_ARGUMENTS}
 
     @property
     def encoder_arguments(self) -> dict[str, Any]:
@@ -150,9 +151,9 @@ class Place:
         """The error to raise when a library could not load what is here."""
         if self.kind in _UNPICKLED and any(text in str(error) for text in _NO_SAFETENSORS):
             return MissingFileError(
-                f"{self._task(filename)}: it has no model.safetensors, and other weights can carry code, so they are not "
-                f"opened. If you trust them, pass {_UNPICKLED[self.kind]}, or convert them once with "
-                f"save_pretrained{_REMEDIES[self.kind]}."
+                f"{self._task(filename)}: it is no complete model folder, for it has no model.safetensors. Other weights "
+                f"can carry code and are not opened: if you trust them, pass {_UNPICKLED[self.kind]}, or convert them "
+                f"once with save_pretrained{_REMEDIES[self.kind]}."
             )
         if self.is_local:
             return MissingFileError(
@@ -201,9 +202,9 @@ class Place:
             )
         return path
 
-    def folder(self) -> Path:
-        """A local folder with every file of a plug; see `file`."""
-        paths = [path for name in PLUG_FILES if (path := self.file(name)) is not None]
+    def folder(self, filenames: Iterable[str] = PLUG_FILES) -> Path:
+        """A local folder with those of these files that there are; see `file`."""
+        paths = [path for name in filenames if (path := self.file(name)) is not None]
         if not paths:
             self.require(CONFIG)
         return paths[0].parent

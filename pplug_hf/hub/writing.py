@@ -89,15 +89,16 @@ def finish(folder: Path) -> None:
     if saved.is_symlink() or not saved.is_dir():
         return
     try:
-        names = json.loads((saved / _NAMES).read_text(encoding="utf-8"))
+        names = list(json.loads((saved / _NAMES).read_text(encoding="utf-8")))
     except FileNotFoundError:  # another process is done with it
         names = []
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{str(saved)!r} is damaged ({error}): remove it, and the plug is the one before.") from None
     try:
         for name in names:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts:
+            path = PurePosixPath(str(name))
+            inside = (folder / path).parent.resolve().is_relative_to(folder.resolve())  # which a link may lead out of
+            if path.is_absolute() or ".." in path.parts or not inside:
                 raise DataError(f"{str(saved)!r} names {name!r}, which leads out of the folder: remove it.")
             (folder / path).parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # moved already

@@ -54,7 +54,7 @@ def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs:
 
 def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
     place = place.pinned()
-    kwargs = {"trust_remote_code": False, **kwargs}
+    kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
         config = _load_config(place, kwargs["trust_remote_code"])
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
@@ -143,7 +143,7 @@ def find_tokenizer(
     place = place or Place(name).updated(kwargs)[0]
     place = replace(place, name=name, revision=commit, subfolder=kwargs.get("subfolder") or "")
     try:
-        return AutoTokenizer.from_pretrained(name, **place.hub_arguments)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place.hub_arguments)
     except (OSError, ValueError):
         return None
 

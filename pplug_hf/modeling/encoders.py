@@ -16,6 +16,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from ..errors import ConfigurationError
 from ..hub.place import Place, cached_commit
 
 
@@ -30,6 +31,7 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
     Raises:
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
         HubError: the Hub refuses.
+        ConfigurationError: it needs code of its own, or is no encoder.
     """
     if isinstance(source, SentenceTransformer):
         return source
@@ -38,6 +40,7 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
     if "cache_folder" in kwargs:  # as SentenceTransformer calls it
         kwargs["cache_dir"] = kwargs.pop("cache_folder")
     place, kwargs = source.updated(kwargs)
+    kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
     place = place.pinned()
     try:
         if place.force_download:
@@ -45,6 +48,13 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
         encoder = SentenceTransformer(place.name, **place.encoder_arguments, **kwargs)
     except OSError as error:
         raise place.refused(error) from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a module that is code of the repository, a pickle, nonsense in one of its files
+        reason = next(iter(str(error).splitlines()), "")
+        raise ConfigurationError(
+            f"The sentence encoder {place.name!r} cannot be used ({type(error).__name__}: {reason})."
+        ) from error
     vars(encoder)["_source"] = (place.name, place.commit)
     return encoder
 

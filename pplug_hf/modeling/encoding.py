@@ -65,7 +65,12 @@ class PersonaEncoder:
             MissingFileError: the plug or its encoder cannot be found.
             MismatchError: the encoder is not the one the plug was made with.
         """
-        arguments: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
+        arguments: dict[str, Any] = {
+            "revision": revision,
+            "subfolder": subfolder,
+            "token": token,
+            "cache_dir": cache_dir,
+        }
         arguments |= {"local_files_only": local_files_only, "force_download": force_download}
         place = files.open_place(pretrained_model_name_or_path, **arguments)
         config = files.load_config(place)
@@ -127,8 +132,10 @@ def check_part(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
         kind: which part.
         got: its fingerprint.
     """
-    expected = getattr(config, f"{kind}_fingerprint")
-    if expected is not None and got != {key: expected.get(key) for key in got}:
+    width = ("hidden_size", config.hidden_size) if kind == "backbone" else ("embedding_size", config.encoder_size)
+    expected = {**(getattr(config, f"{kind}_fingerprint") or {}), width[0]: width[1]}
+    # Another version of the package may record more, or less.
+    if any(got[key] != expected[key] for key in got.keys() & expected.keys()):
         raise MismatchError(
             f"This plug was made for the {kind} {getattr(config, kind)!r} {describe(expected)}, and got "
             f"{describe(got)}. Load that one, or train a plug for this one with from_backbone."

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,7 +17,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError
 from ..hub.place import Place
-from ..hub.plug_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS
+from ..hub.plug_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from .plug import PersonaPlug
 
 
 def absolute_if_local(name: str | None) -> str | None:
@@ -123,6 +125,17 @@ def load_weights(
     return weights
 
 
+def check_sizes(shapes: Mapping[str, list[int]], config: PPlugConfig, name: str) -> None:
+    """Raise a `DataError` unless the tensors of a plug have the sizes that its configuration says.
+
+    A configuration may say any: this is found out before memory is reserved for them. The input encoder, which is as
+    large as the encoder, is left out.
+    """
+    with torch.device("meta"):
+        expected = {f"plug.{key}": list(tensor.shape) for key, tensor in PersonaPlug(config).state_dict().items()}
+    _check_shapes({key: shape for key, shape in shapes.items() if "input_encoder" not in key}, expected, name)
+
+
 def _check_shapes(got: Mapping[str, list[int]], expected: Mapping[str, list[int]], name: str) -> None:
     missing, surplus = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or surplus:
@@ -164,9 +177,11 @@ def load_tokenizer(name: str | os.PathLike | Place, **arguments: Any) -> PreTrai
     path = place.file(TOKENIZER_CONFIG)
     if path is None:
         return None
-    _read_json(place, path)
+    for key, value in _read_json(place, path).items():  # files are found by their names, never by what a file says
+        if key.endswith(("_file", "_files")) and value:
+            raise _damaged(place, TOKENIZER_CONFIG, f"its {key} names a file")
     try:
-        return AutoTokenizer.from_pretrained(place.folder(), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place.folder((CONFIG, *TOKENIZER_FILES)), trust_remote_code=False)
     except DataError:
         raise
     except Exception as error:  # tokenizers raises nothing more special

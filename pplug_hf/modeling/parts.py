@@ -32,9 +32,10 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Place) -> Any:
             f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
             f"that is on no Hub, {wanted}."
         )
-    if not place.is_local and not is_hub_id(recorded):
+    if not place.is_local and (not is_hub_id(recorded) or os.path.exists(recorded)):
+        what = "a path on this machine" if is_hub_id(recorded) else "no Hub id"
         raise ConfigurationError(
-            f"The plug {place.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is no Hub id and "
+            f"The plug {place.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
         )
     return place.part(recorded, revision, kind)

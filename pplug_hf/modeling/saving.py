@@ -175,7 +175,8 @@ class SavingMixin:
         arguments |= {"local_files_only": local_files_only, "force_download": force_download}
         place = files.open_place(pretrained_model_name_or_path, **arguments)
         config = config or files.load_config(place)
-        files.weight_shapes(place)  # a damaged file is found out before a large backbone is loaded
+        # What does not fit is found out before a large backbone is loaded.
+        files.check_sizes(files.weight_shapes(place), config, place.name)
 
         parts = locate("backbone", backbone, config, place), locate("encoder", encoder, config, place)
         backbone = backbones.load_backbone(parts[0], **(backbone_kwargs or {}), **kwargs)
