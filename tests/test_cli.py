@@ -144,6 +144,37 @@ def test_encode_a_second_time_encodes_nothing(place):
     assert second == f"{count} distinct items: 0 encoded now, {count} were in the store.\n"
 
 
+def test_a_history_is_encoded_without_a_backbone_and_answered_for(place, tmp_path):
+    plug, history = tmp_path / "plug", place.root / "history.json"
+    plug.mkdir()
+    config = json.loads((place.plug / "config.json").read_text()) | {"backbone": str(tmp_path / "gone")}
+    (plug / "config.json").write_text(json.dumps(config))
+    printed = quietly("encode", "--plug", plug, "--history", history, "--output", tmp_path / "persona")
+    count = len(json.loads(history.read_text()))
+    assert printed.startswith(f"{count} items of ") and "their texts are not" in printed
+    assert [file.name for file in (tmp_path / "persona").iterdir()] == ["persona.safetensors"]
+
+    asked = ["generate", "--plug", place.plug, "--prompt", "book: a castle", "--max_new_tokens", "6"]
+    picture = ["--picture", tmp_path / "who.png"] if importlib.util.find_spec("matplotlib") else []
+    answer = quietly(*asked, "--persona", tmp_path / "persona", *picture)
+    assert answer == quietly(*asked, "--history", history)
+    assert not picture or picture[1].is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["encode"], "Give --data and --encoder, or --plug, --history and --output"),
+        (["encode", "--plug", "x", "--history", "y"], "give all three"),
+        (["generate", "--plug", "x", "--prompt", "p", "--history", "y", "--persona", "z"], "give one of them"),
+        (["generate", "--plug", "x", "--prompt", "p", "--persona", "no/where"], "persona"),
+    ],
+)
+def test_what_a_persona_needs(capsys, arguments, message):
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_info_reads_the_folder_alone(place):
     printed = quietly("info", "--plug", place.plug)
     assert BACKBONE in printed and ENCODER in printed and "3 tokens of width 96, attention" in printed

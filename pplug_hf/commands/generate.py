@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MissingFileError
+from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.answers import answer
-from ..modeling import PPlugModel
+from ..modeling import Persona, PPlugModel
 from ..modeling.persona import item_texts
 from ..plots import plot_weights
 from ..processing import PPlugProcessor
@@ -24,6 +24,9 @@ class GenerateSettings:
     history: str | None = field(
         default=None, metadata={"help": "JSON list of texts or items, or text file with one item per line."}
     )
+    persona: str | None = field(
+        default=None, metadata={"help": "Folder or file of an encoded history, in the place of --history."}
+    )
     query: str | None = field(default=None, metadata={"help": "What the request is about (default: the prompt)."})
     backbone: str | None = field(default=None, metadata={"help": "Use the backbone at this place."})
     encoder: str | None = field(default=None, metadata={"help": "Use the encoder at this place."})
@@ -35,10 +38,13 @@ class GenerateSettings:
 
 def generate(settings: GenerateSettings) -> str:
     """Print the answer, and return it."""
+    if settings.history is not None and settings.persona is not None:
+        raise ConfigurationError("--history and --persona are two forms of one thing: give one of them.")
     history = [] if settings.history is None else read_history(settings.history)
+    saved = None if settings.persona is None else Persona.from_pretrained(settings.persona)
     model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
     processor = PPlugProcessor.from_model(model)
-    persona = model.encode_persona(history)
+    persona = model.encode_persona(history if saved is None else saved)
     query = settings.query or settings.prompt
     text = answer(
         model.generate,
@@ -52,10 +58,10 @@ def generate(settings: GenerateSettings) -> str:
         labels=settings.labels,
     )[0]
     print(text)
-    if settings.picture and history:
+    if settings.picture and len(persona):
         Path(settings.picture).parent.mkdir(parents=True, exist_ok=True)
         weights = model.persona_weights(persona, query=query)[0]
-        texts = item_texts(history, model.config.item_template)
+        texts = item_texts(history, model.config.item_template) or [f"item {i + 1}" for i in range(len(persona))]
         plot_weights(weights, texts, settings.picture, title=f"Who speaks for: {query}")
     return text
 
