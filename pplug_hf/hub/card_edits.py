@@ -24,6 +24,7 @@ from huggingface_hub.utils import yaml_dump
 from ..errors import DataError
 
 _PART = re.compile(r"<!-- pplug-hf:([a-z-]+) ([0-9a-f]{12}) -->(.*?)<!-- /pplug-hf:\1 -->", re.DOTALL)
+_DEPTH = 20  # a model-index has about ten
 _RECORD = re.compile(r"<!-- pplug-hf:card (\{.*\}) -->")
 
 
@@ -218,11 +219,9 @@ def _lines_of(key: str, block: str) -> tuple[int, int]:
 
 def _read_metadata(block: str) -> dict[str, Any]:
     try:
-        # An alias can stand for a tree too large to write out.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(block, Loader=yaml.SafeLoader)):
-            raise DataError("The metadata of README.md has a YAML alias (*name): write its value out.")
+        _check_tokens(block)
         values = yaml.safe_load(block)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         mark = getattr(error, "problem_mark", None)
@@ -239,6 +238,18 @@ def _read_metadata(block: str) -> dict[str, Any]:
             "keys with values: repair it, or put a blank line and a title in front if it is meant as text."
         )
     return values
+
+
+def _check_tokens(block: str) -> None:
+    """Raise a `DataError` for what takes parsers ages: aliases, which can stand for a huge tree, and deep nesting."""
+    depth = 0
+    for token in yaml.scan(block, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):
+            raise DataError("The metadata of README.md has a YAML alias (*name): write its value out.")
+        name = type(token).__name__
+        depth += name.endswith("StartToken") - name.endswith("EndToken")
+        if depth > _DEPTH:
+            raise DataError(f"The metadata of README.md is nested more than {_DEPTH} levels deep: make it flat.")
 
 
 def _read_record(body: str) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Results:
         scores: metric -> value of the plug's row.
         seeds: of the plug's row.
         missing: controls that this bench has not.
+        style_of_golds: what the users' own answers have as style, if it was measured.
         decoding: in words.
     """
 
@@ -59,6 +60,7 @@ class Results:
     scores: dict[str, float]
     seeds: int
     missing: list[str]
+    style_of_golds: float | None
     decoding: str
 
     def model_index(self, name: str, dataset: str | None) -> list[dict[str, Any]]:
@@ -133,6 +135,7 @@ def _results(content: dict[str, Any]) -> Results:
         scores={metric: _number(records[row][metric]) for metric in metrics},
         seeds=round(_number(records[row].get("seeds", 1))),
         missing=[pair[0].format(row) for pair in CONTROLS if not {pair[0].format(row), pair[1]} & records.keys()],
+        style_of_golds=_number(golds[0]) if (golds := content.get("style_of_golds")) else None,
         decoding=_decoding(settings),
     )
 
@@ -156,7 +159,9 @@ def _table(
     """Head and rows: the plug first, its controls, then everything else in the order of the bench."""
     known = any(record.get("interval") for record in records.values())
     head = ["row", METRICS[metrics[0]][0] + (" [95 %]" if known else "")]
-    head += [METRICS[metric][0] for metric in metrics[1:]] + ["unparsed", f"{reference} is better by [95 %]"]
+    styled = any(record.get("style") for record in records.values())
+    head += [METRICS[metric][0] for metric in metrics[1:]] + ["unparsed"] + ["style [95 %]"] * styled
+    head += [f"{reference} is better by [95 %]"]
     order = sorted(records, key=lambda name: (name != row, name not in controls))
     lines = [head]
     for name in order:
@@ -172,8 +177,9 @@ def _table(
                 cell += " " + _interval(record["interval"], "")
             cells.append(cell)
         cells.append(f"{_number(record.get('unparsed', 0)):.0f}")
-        gain = record.get("gain")
-        cells.append(f"{_number(gain[0]):+.3f} {_interval(gain[1:], '+')}" if gain else "")
+        for key, sign in [("style", "")] * styled + [("gain", "+")]:
+            value = record.get(key)
+            cells.append(f"{_number(value[0]):{sign}.3f} {_interval(value[1:], sign)}" if value else "")
         lines.append(cells)
     return lines
 

@@ -30,10 +30,12 @@ from .plug_files import CARD, WEIGHTS
 
 LIBRARY = "pplug-hf"
 
+TRAINING_ARGS, TRAIN_SETTINGS = "training_args.json", "train_settings.json"
+
 # What determines the weights, with the defaults; tests/test_cards.py compares them with the classes'. Nothing else of
 # a file of settings is read: they hold places and names.
 FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
-    "training_args.json": {  # PPlugTrainingArguments
+    TRAINING_ARGS: {  # PPlugTrainingArguments
         "num_train_epochs": 3.0,
         "max_steps": -1,
         "per_device_train_batch_size": 8,
@@ -56,13 +58,15 @@ FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
         "seed": 42,
         "data_seed": None,
     },
-    "train_settings.json": {  # TrainSettings of `pplug-hf train`, as far as it is not above
+    TRAIN_SETTINGS: {  # TrainSettings of `pplug-hf train`, as far as it is not above
         "backbone_dtype": "auto",
         "train_on_histories": True,
         "recombined": 0,
         "labelled_items": True,
         "use_history": True,
+        "max_items": None,
         "history_dropout": 0.5,
+        "history_repeats": 0,
         "leave_out_users": 0.0,
         "split_seed": 0,
         "validation_users": 0.1,
@@ -187,6 +191,7 @@ def _render(config: PPlugConfig, **values: Any) -> dict[str, str]:
     """The template's blocks by name, filled."""
     template = _environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
     attention = config.aggregator == "attention"
+    D, M, H, K = config.sizes
     temperature = f"{'learned ' if config.learn_temperature else ''}temperature"
     values |= {
         "config": config,
@@ -194,6 +199,7 @@ def _render(config: PPlugConfig, **values: Any) -> dict[str, str]:
         "backbone": _backbone(config),
         "encoder": _encoder(config),
         "fields": _fields(config.item_template),
+        "projector": f"{D:,} → {M:,} → {K} x {H:,}",
         "input_encoder": attention and config.train_input_encoder,
         "aggregator": config.aggregator + (f", {temperature} {config.attention_temperature:g}" if attention else ""),
     }
@@ -274,7 +280,7 @@ def _settings(folder: Path) -> list[tuple[str, str, str]] | None:
 
 
 def _task(folder: Path) -> str | None:
-    return _plain(_read_json(folder / "train_settings.json").get("task"))
+    return _plain(_read_json(folder / TRAIN_SETTINGS).get("task"))
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,152 @@
+"""Make the cards in model_cards/ from recipes, from benchmarks/results and from what `pplug-hf demo` makes.
+
+    python scripts/make_model_cards.py                       LaMP's; run it again when benchmarks/results has changed
+    python scripts/make_model_cards.py --demo demo-output    the demo's too, of the folder that `pplug-hf demo` filled
+
+Nobody shares weights for LaMP's tasks. Where benchmarks/results has numbers, the card is that of the small plugs they
+are of; elsewhere it is what the paper's recipe would make, without numbers. Each says so, in a note that stands between
+the generated parts as a person's text would.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertModel
+
+from pplug_hf.commands.train import TrainSettings, training_arguments
+from pplug_hf.configuration import PPlugConfig
+from pplug_hf.configuration.recipes import get_recipe
+from pplug_hf.configuration.tasks import TASKS, get_task
+from pplug_hf.hub.cards import TRAIN_SETTINGS, TRAINING_ARGS, write_card
+from pplug_hf.modeling import files
+from pplug_hf.modeling.encoders import is_unused
+from pplug_hf.modeling.plug import PersonaPlug
+
+ROOT = Path(__file__).parent.parent
+CARDS, RESULTS = ROOT / "model_cards", ROOT / "benchmarks" / "results"
+LAMP = [name for name in TASKS if name.startswith("LaMP-")]
+STATED: dict[str, Any] = {"license": "apache-2.0", "language": ["en"]}
+
+PAPER_NOTE = """\
+> An example of a card, not a model: no weights are shared. It is what `pplug-hf card` writes for a plug that was
+> trained with `pplug-hf train --recipe paper/{name}`; a real one names the commits of backbone and encoder."""
+BENCH_NOTE = """\
+> An example of a card, not a model: no weights are shared. The numbers are those of
+> [benchmarks/results](../benchmarks/results/README.md): small plugs on a BART that `benchmarks/train_backbone.py` makes
+> from all-MiniLM-L6-v2, trained by `benchmarks/lamp_small.py` on a re-build of the task from public sources. They are
+> for comparison within the table, not with published ones."""
+DEMO_NOTE = """\
+`pplug-hf demo` leaves this plug in `demo-output/plug`. It answers on which shelf a reader would put a book, from the
+books this reader shelved before; readers and books are made up by `scripts/make_demo_assets.py`. It shows that the
+machinery works, says nothing about real data and is good for nothing else: its vocabulary is a few hundred words.
+Backbone and encoder are in the package, `pplug_hf/demo/assets`; the folder records where, so on the machine that made
+it both arguments below can be left out."""
+
+
+def paper_config(name: str) -> PPlugConfig:
+    """The plug of the paper's recipe, on FlanT5-XXL and BGE-base."""
+    recipe = get_recipe(f"paper/{name}")
+    task = get_task(name)
+    labelled = recipe.training.get("labelled_items", True)
+    return PPlugConfig(
+        backbone=recipe.training["backbone"],
+        backbone_revision="main",
+        backbone_fingerprint={"model_type": "t5", "vocab_size": 32128},
+        encoder=recipe.training["encoder"],
+        encoder_revision="main",
+        encoder_fingerprint={"model_type": "bert"},
+        is_encoder_decoder=True,
+        hidden_size=4096,
+        encoder_size=768,
+        item_template=task.item_template if labelled else task.item_template_unlabelled,
+        **recipe.plug,
+    )
+
+
+def bench_config(name: str) -> PPlugConfig:
+    """A plug of benchmarks/lamp_small.py, which our recipes are from."""
+    return PPlugConfig(
+        backbone_fingerprint={"model_type": "bart", "vocab_size": 30522},
+        encoder_fingerprint={"model_type": "bert"},
+        is_encoder_decoder=True,
+        hidden_size=384,
+        encoder_size=384,
+        **{"item_template": get_task(name).item_template, **get_recipe(f"ours/{name}").plug},
+    )
+
+
+def trainable(config: PPlugConfig) -> int:
+    """Number of trained parameters; an input encoder counts as a BERT-base."""
+    with torch.device("meta"):
+        counts = [p.numel() for p in PersonaPlug(config).parameters()]
+        if config.train_input_encoder:
+            counts += [p.numel() for key, p in BertModel(BertConfig()).named_parameters() if not is_unused(f".{key}")]
+    return sum(counts)
+
+
+def lamp_card(name: str) -> str:
+    """The text of an example card.
+
+    Args:
+        name: as in "lamp-4".
+    """
+    results = RESULTS / f"{name}-dev"
+    has_results = (results / "results.json").is_file()
+    config = bench_config(name) if has_results else paper_config(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if not has_results:
+            settings = TrainSettings(**get_recipe(f"paper/{name}").training, data="", output=place)
+            arguments = training_arguments(settings, examples=10_000).to_dict()
+            (folder / TRAINING_ARGS).write_text(json.dumps(arguments, default=str))
+            (folder / TRAIN_SETTINGS).write_text(json.dumps(asdict(settings)))
+        options = {**STATED, "results": results if has_results else None}
+        write_card(folder, config, trainable=trainable(config), repo_id=f"me/pplug-{name}", **options)
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    task = get_task(name).name
+    text = text.replace(f"name: {task}\n", f"name: {task}, re-built from public sources\n")
+    return with_note(text, BENCH_NOTE if has_results else PAPER_NOTE.format(name=name))
+
+
+def demo_card(output: Path) -> str:
+    """The text of the card of a plug that `pplug-hf demo` made.
+
+    Args:
+        output: of the demo.
+    """
+    plug = output / "plug"
+    shapes = files.weight_shapes(plug)
+    options = {**STATED, "tags": ["synthetic"], "repo_id": "me/pplug-demo", "published": ""}
+    options["results"] = output / "results" if (output / "results").is_dir() else None
+    (plug / "README.md").unlink(missing_ok=True)
+    count = sum(torch.Size(shape).numel() for shape in shapes.values())
+    write_card(plug, files.load_config(plug), trainable=count, **options)
+    return with_note((plug / "README.md").read_text(encoding="utf-8"), DEMO_NOTE)
+
+
+def with_note(text: str, note: str) -> str:
+    """A card with a person's text behind its title."""
+    end = "<!-- /pplug-hf:title -->\n"
+    assert end in text
+    return text.replace(end, f"{end}\n{note}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--demo", type=Path, help="what `pplug-hf demo --output` filled")
+    args = parser.parse_args()
+    cards = {f"pplug-{task.lower()}.md": lamp_card(task.lower()) for task in LAMP}
+    if args.demo:
+        cards["pplug-demo.md"] = demo_card(args.demo)
+    for name, text in cards.items():
+        (CARDS / name).write_text(text, encoding="utf-8")
+        print(f"{CARDS.name}/{name}")
+
+
+if __name__ == "__main__":
+    main()
