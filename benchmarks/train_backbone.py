@@ -58,6 +58,7 @@ from minilm_bart import minilm_bart
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
+from transformers import AutoTokenizer
 from transformers import BartForConditionalGeneration as Bart
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
@@ -247,8 +248,8 @@ def encode_inputs(model: Bart, pairs: list[Pair], args: argparse.Namespace) -> S
     return states
 
 
-def token_losses(model: Bart, batch: list[Pair], states: States | None, drop: float = 0.0) -> tuple[Tensor, ...]:
-    """Losses [B, T] of the labels (0 on padding), the labels' mask [B, T], and the logits [B, T, V].
+def decoder_states(model: Bart, batch: list[Pair], states: States | None, drop: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The decoder's states [B, T, H] and the labels [B, T] that they should give, -100 on padding.
 
     Without `states` the encoder runs, and learns. `drop` hides that share of the input positions from the decoder
     (never the first), so that no single word decides.
@@ -269,14 +270,28 @@ def token_losses(model: Bart, batch: list[Pair], states: States | None, drop: fl
     start = torch.full_like(labels[:, :1], model.config.decoder_start_token_id)
     decoder_ids = torch.cat([start, labels[:, :-1]], dim=1).masked_fill(labels == -100, 0)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(
+        hidden = model.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
             attention_mask=mask,
             decoder_input_ids=decoder_ids,
             use_cache=False,
-        ).logits.float()
-    losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=-100, reduction="none")
-    return losses, labels != -100, logits
+        ).last_hidden_state
+    return hidden, labels
+
+
+def logits_of(model: Bart, hidden: Tensor) -> Tensor:
+    """[..., H] to [..., V] in fp32."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return (model.lm_head(hidden) + model.final_logits_bias[0]).float()
+
+
+def token_losses(model: Bart, batch: list[Pair], states: States | None, drop: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Losses [B, T] of the labels, 0 on padding, and the labels' mask [B, T]."""
+    hidden, labels = decoder_states(model, batch, states, drop)
+    mask = labels != -100
+    # The vocabulary is the dearest part: none of it for padding.
+    losses = F.cross_entropy(logits_of(model, hidden[mask]), labels[mask], reduction="none")
+    return torch.zeros(labels.shape).masked_scatter(mask, losses), mask
 
 
 @torch.no_grad()
@@ -285,12 +300,25 @@ def held_out_losses(model: Bart, pairs: list[Pair], states: States | None, args:
     model.eval()
     total: dict[str, list[float]] = {}
     for batch in batches(pairs, args.batch_size):
-        losses, mask, _ = token_losses(model, batch, states)
+        losses, mask = token_losses(model, batch, states)
         for pair, loss, count in zip(batch, losses[:, 1:].sum(1), mask[:, 1:].sum(1), strict=True):
             entry = total.setdefault(pair.task, [0.0, 0.0])
             entry[0] += loss.item()
             entry[1] += count.item()
     return {task: loss / count for task, (loss, count) in sorted(total.items())}
+
+
+@torch.no_grad()
+def start_from_frequencies(model: Bart, pairs: list[Pair]) -> None:
+    """How often each token is an answer's becomes the bias of the output, and the new decoder adds little to it yet.
+
+    The vocabulary is MiniLM's whole one: without this, most of the training goes into forgetting the other words.
+    """
+    counts = torch.bincount(
+        torch.tensor([i for pair in pairs for i in pair.labels]), minlength=model.config.vocab_size
+    )
+    model.final_logits_bias.copy_(torch.log((counts + 0.03) / (counts + 0.03).sum()))
+    model.model.decoder.layers[-1].final_layer_norm.weight.fill_(0.5)
 
 
 def optimizer_for(model: Bart, args: argparse.Namespace) -> torch.optim.AdamW:
@@ -323,7 +351,7 @@ def train(model: Bart, pairs: list[Pair], held_out: list[Pair], args: argparse.N
     for _ in range(args.epochs):
         for batch in batches(pairs, args.batch_size, rng):
             model.train()
-            losses, mask, _ = token_losses(model, batch, states, args.drop_positions)
+            losses, mask = token_losses(model, batch, states, args.drop_positions)
             loss = (losses.sum(1) / mask.sum(1)).mean()  # each pair counts alike, however long its answer is
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -391,8 +419,8 @@ def certainty(model: Bart, pairs: list[Pair], args: argparse.Namespace) -> Score
     states = encode_inputs(model, pairs, args)
     sure = right = entropy = 0.0
     for batch in batches(pairs, args.batch_size):
-        _, _, logits = token_losses(model, batch, states)
-        log_p = logits[:, 1].log_softmax(-1)
+        hidden, _ = decoder_states(model, batch, states)
+        log_p = logits_of(model, hidden[:, 1]).log_softmax(-1)
         gold = torch.tensor([pair.labels[1] for pair in batch])
         sure += log_p.max(-1).values.exp().sum().item()
         right += (log_p.argmax(-1) == gold).sum().item()
@@ -437,6 +465,7 @@ def main() -> None:
     parser.add_argument("--lamp", type=Path, default=Path("../shared/lamp"), help="folder of the tasks")
     parser.add_argument("--encoder", help=f"folder of a BERT; default: package {ENCODER_PACKAGE}")
     parser.add_argument("--output", type=Path, default=Path("runs/backbone"), help="where the backbone goes")
+    parser.add_argument("--start", type=Path, help="a backbone of this script to go on from (default: a new one)")
     parser.add_argument("--tasks", nargs="+", default=["LaMP_2", "LaMP_3"])
     parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 3000], help="per task")
     parser.add_argument("--repeat", nargs="+", type=int, default=[3, 1], help="per task and epoch")
@@ -467,7 +496,11 @@ def main() -> None:
     start = time.perf_counter()
 
     folder = args.encoder or str(importlib.import_module(ENCODER_PACKAGE).get_model_path())
-    model, tokenizer = minilm_bart(folder, args.encoder_layers, args.decoder_layers, args.dropout)
+    if args.start:
+        model = Bart.from_pretrained(args.start, dropout=args.dropout)
+        tokenizer = AutoTokenizer.from_pretrained(args.start)
+    else:
+        model, tokenizer = minilm_bart(folder, args.encoder_layers, args.decoder_layers, args.dropout)
 
     data, train_pairs, held_out = [], [], []
     for name, max_pairs, repeat in zip(args.tasks, args.max_pairs, args.repeat, strict=True):
@@ -484,6 +517,8 @@ def main() -> None:
             f"held out {len(entry.held_out)} of {users[1]}, dev {len(entry.dev)}"
         )
 
+    if not args.start:
+        start_from_frequencies(model, train_pairs)
     history = train(model, train_pairs, held_out, args)
     trained = time.perf_counter()
     model.save_pretrained(args.output)
