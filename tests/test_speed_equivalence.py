@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from pplug_hf import PPlugConfig, PPlugProcessor
+from pplug_hf.modeling import encoders
 from pplug_hf.modeling import plug as plugs
 from pplug_hf.modeling.plug import PersonaPlug
 
@@ -155,3 +156,29 @@ def test_a_user_who_comes_twice_in_a_batch_is_encoded_and_projected_once(gpt2):
         del gpt2.history_encoder.encode
     apart = [gpt2.soft_prompt(list(tiny.HISTORY), query=prompt)[0] for prompt in tiny.PROMPTS]
     torch.testing.assert_close(got, torch.stack(apart), rtol=1e-5, atol=1e-5)
+
+
+# ---- fingerprints -----------------------------------------------------------------------------------------------
+
+
+def test_a_remembered_fingerprint_is_dropped_when_anything_changes(monkeypatch):
+    encoder = tiny.encoder(seed=5)
+    measured = []
+    width = encoders.encoder_size
+    monkeypatch.setattr(encoders, "encoder_size", lambda given: measured.append(given) or width(given))
+    seen = [encoders.fingerprint(encoder)["digest"]]
+    assert encoders.fingerprint(encoder)["digest"] == seen[0] and len(measured) == 1
+
+    weight = encoder[0].auto_model.embeddings.word_embeddings.weight
+    single, data, shorter, pooling = (
+        lambda: weight[-1].fill_(0.5),
+        lambda: weight.data.mul_(1.5),
+        lambda: setattr(encoder, "max_seq_length", 7),
+        lambda: setattr(encoder[1], "include_prompt", not encoder[1].include_prompt),
+    )
+    for change in (single, data, shorter, pooling):
+        with torch.no_grad():
+            change()
+        seen.append(encoders.fingerprint(encoder)["digest"])
+        assert seen[-1] == encoders.fingerprint(copy.deepcopy(encoder))["digest"]  # a copy is read anew
+    assert len(set(seen)) == len(seen)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -128,27 +129,48 @@ def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[
     The digest covers every weight and the settings of every module (pooling, normalisation, lengths). Weights are
     read as bfloat16, so that the same encoder loaded in fp32 and in bf16 counts as one.
     """
-    digest = hashlib.sha256()
-    for module in encoder:
-        settings = {k: v for k, v in _settings(module).items() if isinstance(v, str | int | float | bool)}
-        digest.update(json.dumps([type(module).__name__, settings], sort_keys=True).encode())
-    for name, weight in sorted(encoder.state_dict().items()):
-        if not is_unused(name):
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
-    digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
+    digest, size = _measured(encoder)
     model_config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
     return {
         "model_type": getattr(model_config, "model_type", type(encoder[0]).__name__),
-        "embedding_size": encoder_size(encoder),
+        "embedding_size": size,
         "vocab_size": getattr(model_config, "vocab_size", None),
-        "digest": digest.hexdigest()[:16],
+        "digest": digest,
         "history_prompt": history_prompt,
     }
 
 
+# What was measured of an encoder, and the state it was in: reading every weight takes longer than loading a plug.
+_known: WeakKeyDictionary[SentenceTransformer, tuple[Any, tuple[str, int]]] = WeakKeyDictionary()
+
+
+def _measured(encoder: SentenceTransformer) -> tuple[str, int]:
+    """Digest and width D, from memory if nothing has been done to the encoder since."""
+    settings = [[type(module).__name__, _settings(module)] for module in encoder]
+    weights = sorted((name, weight) for name, weight in encoder.state_dict().items() if not is_unused(name))
+    state = settings, encoder.max_seq_length, encoder.truncate_dim, [_state(weight) for _, weight in weights]
+    if encoder not in _known or _known[encoder][0] != state:
+        digest = hashlib.sha256()
+        for module in settings:
+            digest.update(json.dumps(module, sort_keys=True).encode())
+        for name, weight in weights:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy())
+        digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
+        _known[encoder] = state, (digest.hexdigest()[:16], encoder_size(encoder))
+    return _known[encoder][1]
+
+
+def _state(weight: Tensor) -> Any:
+    """Changes with every write to a tensor: torch counts those, except through `.data`, which a sample notices."""
+    step = max(1, weight.numel() // 64)
+    version = object() if weight.is_inference() else weight._version  # those are not counted: never the same
+    return weight.data_ptr(), version, weight.dtype, weight.flatten()[::step].tolist()
+
+
 def _settings(module: Any) -> dict[str, Any]:
-    return module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    return {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
 
 
 def source_of(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
