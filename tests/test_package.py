@@ -85,7 +85,7 @@ def test_no_file_can_run_what_it_loads(path):
 @pytest.mark.parametrize(
     "part, allowed",
     [
-        ("configuration", {"configuration", "errors"}),
+        ("configuration", {"configuration", "errors", "version"}),
         ("hub", {"hub", "configuration", "errors", "version"}),
         ("modeling", {"modeling", "hub", "configuration", "errors", "version"}),
     ],
