@@ -49,7 +49,7 @@ class VectorStore:
         self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.encoded = 0
         self._row: dict[bytes, int] = {}
-        self._vectors = torch.zeros(0, self.fingerprint["embedding_size"])
+        self._parts = [torch.zeros(0, self.fingerprint["embedding_size"])]  # of `vectors`, joined when it is read
         for path in sorted(self.folder.glob("*.safetensors")):
             self._add(*_read(path))
 
@@ -59,14 +59,31 @@ class VectorStore:
     def __call__(
         self, texts: Sequence[str], batch_size: int = 64, chunk_size: int = 4096, show_progress: bool = True
     ) -> Tensor:
-        """Vectors [len(texts), D] in fp32, encoding those that are new.
+        """The vectors of texts, encoding those that are new.
 
         Args:
             texts: may repeat.
             batch_size: texts per forward pass.
             chunk_size: texts per file; what a killed run loses at most.
             show_progress: show a progress bar over new texts.
+
+        Returns:
+            [len(texts), D] in fp32, on the CPU.
         """
+        rows = self.rows(texts, batch_size, chunk_size, show_progress)  # first: it may add vectors
+        return self.vectors[rows]
+
+    @property
+    def vectors(self) -> Tensor:
+        """[len(self), D] all vectors, in fp32; new ones come behind those that are there. Not to be written to."""
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
+
+    def rows(
+        self, texts: Sequence[str], batch_size: int = 64, chunk_size: int = 4096, show_progress: bool = True
+    ) -> list[int]:
+        """Where in `vectors` each text is, for who does not want a copy. Arguments as in `__call__`."""
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._row}
         # Long texts first: batches are even, and the time left is never underestimated.
@@ -84,11 +101,11 @@ class VectorStore:
             self._add(vectors, hashes)
             self.encoded += len(part)
         bar.close()
-        return self._vectors[[self._row[key] for key in keys]]
+        return [self._row[key] for key in keys]
 
     def _add(self, vectors: Tensor, hashes: list[bytes]) -> None:
-        start = len(self._vectors)
-        self._vectors = torch.cat([self._vectors, vectors])
+        start = sum(map(len, self._parts))
+        self._parts.append(vectors)
         self._row.update({key: start + i for i, key in enumerate(hashes)})
 
     def _write(self, vectors: Tensor, hashes: list[bytes]) -> None:

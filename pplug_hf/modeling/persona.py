@@ -45,6 +45,8 @@ class Persona:
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.dtype not in DTYPES:
             got = f"{vectors.dtype} {list(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
             raise DataError(f"A persona needs a floating point tensor of shape [items, width], got {got}.")
+        if vectors.sum().isfinite():  # then every value is, and one pass without a copy has told
+            return
         finite = vectors.isfinite().all(dim=1)
         if not finite.all():
             bad = (~finite).nonzero().flatten().tolist()
