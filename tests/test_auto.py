@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from transformers.models.auto import auto_factory
 
 from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel, PPlugProcessor, auto
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.hub.stub import add_stub
 
 ROOT = Path(__file__).parent.parent
 FOR = {"t5": AutoModelForSeq2SeqLM, "gpt2": AutoModelForCausalLM}
@@ -90,12 +92,11 @@ def test_places_of_backbone_and_encoder(plugs, places, tmp_path):
 
 
 def test_the_backbone_gets_its_dtype_and_the_plug_stays_in_fp32(plugs):
-    model = AutoModel.from_pretrained(
-        plugs / "t5", dtype=torch.bfloat16, device_map="cpu", attn_implementation="eager"
-    )
+    given = {"dtype": torch.bfloat16, "device_map": "cpu", "attn_implementation": "eager"}
+    model = AutoModel.from_pretrained(plugs / "t5", **given)
     assert model.backbone.dtype == torch.bfloat16 and model.plug.no_persona.dtype == torch.float32
     assert model.backbone.config._attn_implementation == "eager"
-    assert torch.equal(answer(model), answer(PPlugModel.from_pretrained(plugs / "t5", dtype=torch.bfloat16)))
+    assert torch.equal(answer(model), answer(PPlugModel.from_pretrained(plugs / "t5", **given)))
 
 
 GIVEN = {
@@ -216,6 +217,70 @@ def test_the_order_of_imports_does_not_matter(plugs, code):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert LOAD not in code or (done.stdout.startswith("the sea") and len(done.stdout) > len("the sea\n"))
+
+
+# ---- without the package ----------------------------------------------------------------------------------------
+
+WITHOUT = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pplug_hf":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+"""
+TRY = """
+import sys
+from transformers import AutoConfig, AutoModel
+
+for loader in (AutoConfig, AutoModel):
+    for trust in ({}, {"trust_remote_code": True}):
+        try:
+            print(type(loader.from_pretrained(sys.argv[1], **trust)).__module__)
+        except Exception as error:
+            print(type(error).__name__, " ".join(str(error).split()))
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(plugs, tmp_path_factory):
+    """A plug folder as it is pushed."""
+    folder = shutil.copytree(plugs / "gpt2", tmp_path_factory.mktemp("pushed") / "plug")
+    add_stub(folder)
+    return folder
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["not installed", "installed, not imported"])
+def test_somebody_who_does_not_import_the_package(pushed, tmp_path, installed):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", TRY if installed else WITHOUT + TRY, str(pushed)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    said = [line.split("[y/N] ")[-1] for line in done.stdout.splitlines() if "Error" in line or "pplug_hf." in line]
+    assert len(said) == 4, done.stdout + done.stderr
+    if installed:  # importing it for the first trusted load registers everything
+        asked, *modules = said
+        assert modules == ["pplug_hf.configuration.pplug"] + ["pplug_hf.modeling.pplug"] * 2
+    else:
+        asked = said[0]
+        assert said[2].startswith("ValueError") and said[1] == said[3]
+        assert said[1].startswith("ImportError") and "pip install pplug_hf" in said[1]
+    assert asked.startswith("ValueError") and "trust_remote_code=True" in asked
+
+
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}], ids=["", "trusted"])
+def test_whoever_imports_the_package_is_not_asked_and_runs_nothing(pushed, tmp_path, monkeypatch, recwarn, trust):
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
+    folder = shutil.copytree(pushed, tmp_path / "plug")
+    (folder / "modeling_pplug.py").write_text("raise SystemExit('run')")
+    assert type(AutoConfig.from_pretrained(folder, **trust)) is PPlugConfig
+    assert type(AutoProcessor.from_pretrained(folder, **trust)) is PPlugProcessor
+    model = AutoModel.from_pretrained(folder, **trust)
+    assert type(model) is PPlugForConditionalGeneration
+    model.save_pretrained(tmp_path / "again")
+    assert not list((tmp_path / "again").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
 
 
 # ---- the import hook --------------------------------------------------------------------------------------------

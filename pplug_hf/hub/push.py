@@ -22,6 +22,7 @@ from ..version import __version__
 from .place import Place, is_hub_id
 from .plug_files import CARD, CONFIG, PLUG_FILES, WEIGHTS
 from .refusals import FAILURES, refusal, status_of
+from .stub import add_stub
 
 # Read for the card and not uploaded: they hold places of this machine.
 _SETTINGS = ("training_args.json", "train_settings.json")
@@ -78,6 +79,8 @@ def push_folder(
     api = HfApi(token=token, library_name="pplug-hf", library_version=__version__)
     with tempfile.TemporaryDirectory(prefix="pplug-push-") as staging:
         config = _stage(Place(os.fspath(folder)), Path(staging), api)
+        if not subfolder:  # where transformers does not look for it
+            add_stub(Path(staging))
         trainable = _count(Path(staging))
         try:
             target = replace(target, name=api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
