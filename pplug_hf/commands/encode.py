@@ -1,22 +1,27 @@
-"""`pplug-hf encode`: all histories of a folder into the vector store, ahead of training."""
+"""`pplug-hf encode`: all histories of a data set into the vector store, ahead of training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..data.lamp import read_lamp
+from ..configuration.tasks import Task
+from ..data.examples import Source, has_split, is_one_split, read_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
-from ..errors import ConfigurationError, MissingFileError
+from ..errors import ConfigurationError
 from ..modeling import PersonaEncoder
 from ..modeling.encoders import freeze_encoder, load_encoder
 from .generate import read_history
+from .train import TASK
 
 
 @dataclass
 class EncodeSettings:
-    """Encode the history items of a folder in LaMP's format, each distinct text once; or one history of one user."""
+    """Encode the history items of a data set, each distinct text once and never again; or one history of one user."""
 
-    data: str | None = field(default=None, metadata={"help": "Folder with {train,dev,test}_questions.json[.gz]."})
+    data: str | None = field(
+        default=None,
+        metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."},
+    )
     encoder: str | None = field(default=None, metadata={"help": "Frozen sentence encoder: Hub id or local folder."})
     plug: str | None = field(
         default=None, metadata={"help": "Encode one --history into --output as this plug does; needs no backbone."}
@@ -25,32 +30,42 @@ class EncodeSettings:
         default=None, metadata={"help": "JSON list of texts or items, or text file with one item per line."}
     )
     output: str | None = field(default=None, metadata={"help": "Folder, or .safetensors file, for the vectors."})
-    task: str | None = field(default=None, metadata={"help": "Task (default: what the outputs file says)."})
-    splits: list[str] = field(default_factory=lambda: ["train", "dev", "test"], metadata={"help": "Which splits."})
+    task: str | None = field(default=None, metadata={"help": TASK})
+    splits: list[str] = field(
+        default_factory=lambda: ["train", "dev", "test"],
+        metadata={"help": "Which splits of a folder; those that it lacks are passed over."},
+    )
     labelled_items: bool = field(default=True, metadata={"help": "With the user's own tag, score or title."})
     history_prompt: str | None = field(default=None, metadata={"help": "Put in front of items (default: encoder's)."})
     batch_size: int = field(default=64, metadata={"help": "Texts per forward pass."})
     vectors: str = field(default=DEFAULT_FOLDER, metadata={"help": "Folder of the vector store."})
 
 
-def encode(settings: EncodeSettings) -> None:
-    """Fill the store and say how much was new; or write one persona."""
+def encode(settings: EncodeSettings, task: Task | None = None, data: Source | None = None) -> None:
+    """Fill the store and say how much was new; or write one persona.
+
+    Args:
+        settings: see the fields.
+        task: instead of `settings.task`, a task of your own.
+        data: instead of what `settings.data` names: rows, or a `DatasetDict` or mapping of splits to rows, see
+            `data/examples.py`.
+
+    Raises:
+        PPlugError: settings or data that cannot be used; nothing is written then.
+    """
     if settings.plug is not None:
-        return _encode_one(settings)
-    if settings.data is None or settings.encoder is None:
+        return _encode_one(settings, settings.plug)
+    source = settings.data if data is None else data
+    if source is None or settings.encoder is None:
         raise ConfigurationError("Give --data and --encoder, or --plug, --history and --output for one user.")
+    splits = [split for split in settings.splits if has_split(source, split)]
+    if is_one_split(source) or not splits:
+        splits = settings.splits[:1]  # the only one, or one to say that it is missing
     texts: dict[str, None] = {}
-    missing = []
-    for split in settings.splits:
-        try:
-            task, examples = read_lamp(settings.data, split, settings.task, require_outputs=False)
-        except MissingFileError as error:
-            missing.append(error)
-            continue
+    for split in splits:
+        found, examples = read_examples(source, split, task or settings.task, require_outputs=False)
         for example in examples:
-            texts.update(dict.fromkeys(task.item_text(item, settings.labelled_items) for item in example.history))
-    if len(missing) == len(settings.splits):
-        raise missing[0]
+            texts.update(dict.fromkeys(found.item_text(item, settings.labelled_items) for item in example.history))
     encoder = freeze_encoder(load_encoder(settings.encoder))
     prompt = encoder.prompts.get("document") or "" if settings.history_prompt is None else settings.history_prompt
     store = VectorStore(encoder, prompt, settings.vectors)
@@ -58,11 +73,11 @@ def encode(settings: EncodeSettings) -> None:
     print(f"{len(texts)} distinct items: {store.encoded} encoded now, {len(texts) - store.encoded} were in the store.")
 
 
-def _encode_one(settings: EncodeSettings) -> None:
+def _encode_one(settings: EncodeSettings, plug: str) -> None:
     if settings.history is None or settings.output is None:
         raise ConfigurationError("--plug encodes the --history of one user into --output: give all three.")
     history = read_history(settings.history)
-    encoder = PersonaEncoder.from_pretrained(settings.plug, encoder=settings.encoder)
+    encoder = PersonaEncoder.from_pretrained(plug, encoder=settings.encoder)
     persona = encoder.encode(history, batch_size=settings.batch_size, show_progress=True)
     persona.save_pretrained(settings.output)
     N, D = persona.embeddings.shape

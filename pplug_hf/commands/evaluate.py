@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from ..data.histories import split_users
-from ..data.lamp import read_lamp
+from ..configuration.tasks import Task
+from ..data.examples import Source, has_split, read_examples
+from ..data.histories import newest, split_users
 from ..data.vectors import DEFAULT_FOLDER
 from ..errors import ConfigurationError
 from ..evaluation.bench import Bench, Decoding
 from ..evaluation.compare import Comparison
 from ..evaluation.rows import INSTRUCTION_ONLY, Row
-from .train import DType
+from .notes import say_cut_prompts, say_short_histories
+from .train import TASK, DType
 
 PPLUG, BARE, INSTRUCTION, WRONG, FREQUENCIES = (
     "PPlug",
@@ -27,9 +29,11 @@ class EvaluateSettings:
     """Compare a plug with: no persona, instruction only, the history of another user, the user's label frequencies."""
 
     plug: list[str] = field(metadata={"help": "Plug folder or Hub id; several are seeds of one row."})
-    data: str = field(metadata={"help": "Folder with {split}_questions.json[.gz] and {split}_outputs.json[.gz]."})
-    split: str = field(default="dev", metadata={"help": "Split to answer."})
-    task: str | None = field(default=None, metadata={"help": "Task (default: what the outputs file says)."})
+    data: str = field(
+        metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."}
+    )
+    split: str = field(default="dev", metadata={"help": "Split of a folder to answer."})
+    task: str | None = field(default=None, metadata={"help": TASK})
     instruction_only: list[str] | None = field(
         default=None, metadata={"help": "Plugs trained with --use_history False, for the row of that name."}
     )
@@ -47,17 +51,34 @@ class EvaluateSettings:
     max_new_tokens: int | None = field(default=None, metadata={"help": "Of an answer (default: the task's)."})
     constrained: bool = field(default=False, metadata={"help": "On label tasks, answer with the task's labels only."})
     max_length: int = field(default=256, metadata={"help": "Tokens of a prompt at most."})
+    max_items: int | None = field(default=None, metadata={"help": "Newest items of a history at most (default: all)."})
     batch_size: int = field(default=32, metadata={"help": "Prompts per batch."})
     seed: int = field(default=0, metadata={"help": "Seed of the wrong users."})
     vectors: str = field(default=DEFAULT_FOLDER, metadata={"help": "Folder of the vector store."})
     output: str | None = field(default=None, metadata={"help": "Folder for results.json, table.md and predictions."})
 
 
-def evaluate(settings: EvaluateSettings) -> Comparison:
-    """Answer the split with every row, print the table, and save it if asked to."""
-    task, examples = read_lamp(settings.data, settings.split, settings.task)
+def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source | None = None) -> Comparison:
+    """Answer the split with every row, print the table, and save it if asked to.
+
+    Args:
+        settings: see the fields.
+        task: instead of `settings.task`, a task of your own.
+        data: instead of what `settings.data` names: rows, or a `DatasetDict` or mapping of splits to rows, see
+            `data/examples.py`.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        PPlugError: settings, data or plugs that cannot be used; nothing is written then.
+    """
     if not settings.plug:
         raise ConfigurationError("plug is empty: name at least one plug folder.")
+    source = settings.data if data is None else data
+    task, examples = read_examples(source, settings.split, task or settings.task)
+    if settings.max_items is not None:
+        examples = newest(examples, settings.max_items)
     plugs = {PPLUG: settings.plug}
     titles = {Row(): BARE}
     if settings.instruction_only:
@@ -65,9 +86,9 @@ def evaluate(settings: EvaluateSettings) -> Comparison:
         titles[Row(plug=INSTRUCTION_ONLY)] = INSTRUCTION
     titles[Row(plug=PPLUG, shown="wrong-user")] = WRONG
     training = []
-    if settings.frequencies and task.labels and task.answer_field:
+    if settings.frequencies and task.labels and task.answer_field and has_split(source, "train"):
         titles[Row(frequencies=True)] = FREQUENCIES
-        _, training = read_lamp(settings.data, "train", task)
+        _, training = read_examples(source, "train", task)
         training, _ = split_users(training, settings.leave_out_users, settings.split_seed)
     titles[Row(plug=PPLUG)] = PPLUG
     bench = Bench(
@@ -88,6 +109,8 @@ def evaluate(settings: EvaluateSettings) -> Comparison:
         vectors=settings.vectors,
     )
     bench.check(titles)
+    say_short_histories(examples)
+    say_cut_prompts(bench.processor.tokenizer, examples, settings.max_length)
     comparison = Comparison(task, examples, reference=PPLUG, predictions={title: [] for title in titles.values()})
     runs = [(row, run) for row in titles for run in range(len(plugs[row.plug]) if row.plug else 1)]
     for done in bench.run(runs, titles):

@@ -6,9 +6,13 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..configuration.task_files import find_task
+from ..configuration.tasks import Task
+from ..data.examples import Source
 from ..data.report import HistoryReport, describe
 from ..data.tables import stream
 from ..evaluation.compare import write
+from .train import TASK
 
 
 @dataclass
@@ -19,14 +23,26 @@ class ReportSettings:
         metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."}
     )
     split: str = field(default="dev", metadata={"help": "Which split of a folder."})
-    task: str | None = field(default=None, metadata={"help": "Task (default: what the outputs file says)."})
+    task: str | None = field(default=None, metadata={"help": TASK})
     seed: int = field(default=0, metadata={"help": "Seed of the users that chance makes, for comparison."})
     output: str | None = field(default=None, metadata={"help": "Write the report to this JSON file, too."})
 
 
-def report(settings: ReportSettings) -> HistoryReport:
-    """Print the report, and save it if asked to. It holds counts and ids, no text."""
-    task, examples, repairs = stream(settings.data, settings.split, settings.task, require_outputs=False)
+def report(settings: ReportSettings, task: Task | None = None, data: Source | None = None) -> HistoryReport:
+    """Print the report, and save it if asked to. It holds counts and ids, no text.
+
+    Args:
+        settings: see the fields.
+        task: instead of `settings.task`, a task of your own.
+        data: instead of what `settings.data` names: rows, or a `DatasetDict` or mapping of splits to rows, see
+            `data/examples.py`.
+
+    Raises:
+        PPlugError: settings or data that cannot be used; nothing is written then.
+    """
+    source = settings.data if data is None else data
+    task = task or find_task(settings.task)
+    task, examples, repairs = stream(source, settings.split, task, require_outputs=False)
     found = describe(examples, task, repairs, settings.seed)
     print(found)
     if settings.output:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..configuration.task_files import find_task
 from ..configuration.tasks import Task, get_task
 from ..data import rows, sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
@@ -20,7 +21,10 @@ class ScoreSettings:
 
     golds: str = field(metadata={"help": "The official {split}_outputs.json, plain or gzipped."})
     predictions: str = field(metadata={"help": "A file of the same layout with the answers, plain or gzipped."})
-    task: str | None = field(default=None, metadata={"help": "Task (default: what the golds file says)."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "Task, or a .json file with a task of your own (default: what the golds file says)."},
+    )
     fallback: Fallback = field(
         default="farthest",
         metadata={
@@ -43,7 +47,7 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
     if settings.output and Path(settings.output).is_dir():
         raise ConfigurationError(f"The output {settings.output!r} is a folder: name a file.")
     declared, golds = read(settings.golds)
-    task = decide_task(settings.task, declared, settings.golds)
+    task = decide_task(find_task(settings.task), declared, settings.golds)
     of, predictions = read(settings.predictions)
     decide_task(task, of, settings.predictions)
     check(golds, predictions, task, settings)

@@ -1,4 +1,4 @@
-"""`pplug-hf train`: a plug from a folder in LaMP's format."""
+"""`pplug-hf train`: a plug from questions and histories."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration.pplug import choices
 from ..configuration.tasks import Task
 from ..data.dataset import PersonaDataset
-from ..data.histories import history_examples, split_users
-from ..data.lamp import Example, read_lamp
+from ..data.examples import Source, read_examples, read_others
+from ..data.histories import history_examples, newest, split_users
 from ..data.recombined import recombined_examples
+from ..data.rows import Example
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
-from ..errors import ConfigurationError, DataError, MissingFileError
+from ..errors import ConfigurationError, DataError
+from ..evaluation.compare import to_json, write
+from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
+from ..hub.writing import check_writable
 from ..modeling import PPlugForConditionalGeneration
-from ..modeling.files import check_writable
 from ..processing import PPlugProcessor
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
+from .notes import say_cut_prompts, say_short_histories
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: what the outputs file says)."
 
 
 def _option(default: Any, help: str) -> Any:
@@ -31,13 +38,18 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class TrainSettings:
-    """Train a persona plug on a folder in LaMP's format; the backbone stays frozen."""
+    """Train a persona plug on questions and histories; the backbone stays frozen."""
 
-    data: str = field(metadata={"help": "Folder with train_questions.json[.gz] and train_outputs.json[.gz]."})
+    data: str = field(
+        metadata={
+            "help": "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
+            ".jsonl file. Of a folder's dev and test nothing is learned."
+        }
+    )
     output: str = field(metadata={"help": "Folder for the plug: a new one, or one with a plug to replace."})
     backbone: str = field(metadata={"help": "Frozen language model: Hub id or local folder."})
     encoder: str = field(metadata={"help": "Frozen sentence encoder: Hub id or local folder."})
-    task: str | None = _option(None, "Task, e.g. LaMP-2 (default: what the outputs file says).")
+    task: str | None = _option(None, TASK)
     backbone_dtype: DType = _option("auto", "Data type of the backbone. The plug is float32.")
     train_on_histories: bool = _option(True, "Make every answered history item one more example.")
     recombined: int = _option(
@@ -45,7 +57,13 @@ class TrainSettings:
     )
     labelled_items: bool = _option(True, "Items are encoded with the user's own tag, score or title (paper: without).")
     use_history: bool = _option(True, "If not, everybody's history is empty: an instruction-only plug, the control.")
+    max_items: int | None = _option(None, "Newest items of a history at most (default: all; paper: 512).")
     history_dropout: float = _option(0.5, "Every epoch, each history loses a random share of its items up to this.")
+    history_repeats: int = _option(
+        0,
+        "The paper's way (there 10): an example with more than two items stays whole, and so many copies of it, which "
+        "lose items, come on top in every epoch.",
+    )
     leave_out_users: float = _option(
         0.0, "Share of the training users to leave alone, e.g. because the backbone was trained on them."
     )
@@ -78,11 +96,16 @@ def plug_choices() -> type:
     )
 
 
-def train(settings: TrainSettings, **plug: Any) -> PPlugForConditionalGeneration:
+def train(
+    settings: TrainSettings, task: Task | None = None, data: Source | None = None, **plug: Any
+) -> PPlugForConditionalGeneration:
     """Train and save a plug.
 
     Args:
         settings: see the fields.
+        task: instead of `settings.task`, a task of your own.
+        data: instead of what `settings.data` names: rows, or a `DatasetDict` or mapping of splits to rows, see
+            `data/examples.py`.
         **plug: choices of [`PPlugConfig`].
 
     Returns:
@@ -94,7 +117,7 @@ def train(settings: TrainSettings, **plug: Any) -> PPlugForConditionalGeneration
     output = Path(settings.output)
     check_output(output)
     set_seed(settings.seed)
-    task, examples, validation = read_examples(settings)
+    task, examples, validation = choose_examples(settings, task, data)
     model = PPlugForConditionalGeneration.from_backbone(
         settings.backbone,
         settings.encoder,
@@ -104,12 +127,13 @@ def train(settings: TrainSettings, **plug: Any) -> PPlugForConditionalGeneration
     processor = PPlugProcessor.from_model(model)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    say_cut_prompts(processor.tokenizer, [*examples, *validation], settings.max_length)
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
     trainer = PPlugTrainer(
         model=model,
-        args=training_arguments(settings, len(examples)),
+        args=training_arguments(settings, len(datasets[0])),
         data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
@@ -121,6 +145,9 @@ def train(settings: TrainSettings, **plug: Any) -> PPlugForConditionalGeneration
         print(f"Resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(settings.output)
+    # For the plug's card: what determines the weights, and no place of this machine.
+    recorded = {name: getattr(settings, name) for name in FILES_OF_SETTINGS[TRAIN_SETTINGS]}
+    write(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
     print(f"Plug saved in {settings.output}")
     return model.eval()
 
@@ -136,15 +163,13 @@ def check_output(output: Path) -> None:
             )
 
 
-def read_examples(settings: TrainSettings) -> tuple[Task, list[Example], list[Example]]:
+def choose_examples(
+    settings: TrainSettings, task: Task | None = None, data: Source | None = None
+) -> tuple[Task, list[Example], list[Example]]:
     """(task, training examples, validation examples of other users). Nothing of dev or test enters."""
-    task, examples = read_lamp(settings.data, "train", settings.task)
-    exclude = []
-    for split in ("dev", "test"):
-        try:
-            exclude += read_lamp(settings.data, split, task, require_outputs=False)[1]
-        except MissingFileError:
-            continue  # not everybody has the other splits
+    source = settings.data if data is None else data
+    task, examples = read_examples(source, "train", task or settings.task)
+    exclude = read_others(source, ("dev", "test"), task)
     if settings.leave_out_users:
         examples, _ = split_users(examples, settings.leave_out_users, settings.split_seed)
     examples, validation = split_users(examples, settings.validation_users, settings.split_seed + 1)
@@ -160,11 +185,14 @@ def read_examples(settings: TrainSettings) -> tuple[Task, list[Example], list[Ex
     if settings.recombined:
         # Of the training users alone: nothing of a validation user may enter.
         examples = examples + recombined_examples(examples, task, settings.recombined, settings.seed, exclude)
+    if settings.max_items is not None:
+        examples, validation = newest(examples, settings.max_items), newest(validation, settings.max_items)
     made_up = f", {len(examples) - own} made-up users" if settings.recombined else ""
     print(
         f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{made_up}, "
         f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
     )
+    say_short_histories(examples)
     return task, examples, validation
 
 
@@ -188,8 +216,12 @@ def make_datasets(
             use_history=settings.use_history,
             queries=requests([e.query for e in examples]) if requests is not None else None,
             seed=settings.seed,
+            repeats=repeats,
         )
-        for examples, dropout in ((train, settings.history_dropout), (validation, 0.0))
+        for examples, dropout, repeats in (
+            (train, settings.history_dropout, settings.history_repeats),
+            (validation, 0.0, 0),
+        )
     ]
     stores = [items] if requests is None else [items, requests]
     print(f"Texts: {sum(s.encoded for s in stores)} encoded now, {sum(map(len, stores))} in the vector store.")

@@ -24,6 +24,8 @@ class PersonaDataset(Dataset):
         store: encodes the items of all histories, each distinct text once.
         item_template: turns task items into texts; None if the histories are texts.
         history_dropout: in each epoch, every history loses a random share of its items, between none and this.
+        repeats: the paper's way: a history of more than two items stays whole, and so many copies of its example, which
+            lose items, come on top in every epoch; shorter histories lose nothing.
         use_history: False gives everybody an empty history, which is how instruction-only plugs are trained.
         queries: [len(examples), D] vectors of the requests, for a model whose input encoder is frozen.
         seed: of the drop-out. What is dropped depends on seed, epoch and row alone, not on the order of access, so
@@ -39,9 +41,15 @@ class PersonaDataset(Dataset):
         use_history: bool = True,
         queries: Tensor | None = None,
         seed: int = 0,
+        repeats: int = 0,
     ):
         if not 0 <= history_dropout <= 1:
             raise ConfigurationError(f"history_dropout must be in [0, 1], got {history_dropout}.")
+        if repeats < 0 or (repeats and not history_dropout):
+            raise ConfigurationError(
+                f"history_repeats is {repeats} with history_dropout {history_dropout}: give at least 0 repeats, and a "
+                "share of items that they lose, or they are all the same."
+            )
         self.examples, self.fingerprint, self.queries = examples, store.fingerprint, queries
         self.history_dropout, self.seed, self.epoch = history_dropout, seed, 0
         number: dict[str, int] = {}
@@ -50,24 +58,30 @@ class PersonaDataset(Dataset):
             texts = item_texts(example.history, item_template) if use_history else []
             self.rows.append(np.array([number.setdefault(text, len(number)) for text in texts], dtype=np.int64))
         self.vectors = store(list(number))
+        # What there is in an epoch: an example's number, and whether its history loses items.
+        self.views = [(i, bool(history_dropout) and not repeats) for i in range(len(examples))]
+        # By the example, not by `rows`: the instruction-only control makes as many steps.
+        self.views += [(i, True) for i, e in enumerate(examples) if len(e.history) > 2 for _ in range(repeats)]
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other items from now on; trainers call it."""
         self.epoch = epoch
 
     def persona(self, index: int) -> Persona:
-        """The history of an example, as it is in this epoch."""
-        rows = self.rows[index]
-        if self.history_dropout and len(rows):
+        """The history of a row, as it is in this epoch."""
+        number, loses = self.views[index]
+        rows = self.rows[number]
+        if loses and len(rows):
             rng = np.random.default_rng((self.seed, self.epoch, index))
             kept = len(rows) - int(rng.uniform(0, self.history_dropout) * len(rows) + 0.5)
             rows = np.sort(rng.choice(rows, kept, replace=False)) if kept < len(rows) else rows
         return Persona(self.vectors[torch.from_numpy(rows)], self.fingerprint)
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.views)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.examples[index]
-        query = example.query if self.queries is None else self.queries[index]
+        number, _ = self.views[index]
+        example = self.examples[number]
+        query = example.query if self.queries is None else self.queries[number]
         return {"text": example.prompt, "query": query, "target": example.target, "persona": self.persona(index)}

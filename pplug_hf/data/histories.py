@@ -1,4 +1,4 @@
-"""Training on the histories themselves.
+"""Training on the histories themselves, and which of their items are the newest.
 
 A plug needs many more examples than a benchmark asks questions, and every history is full of them: the user
 answered each item once, after those before it. So each item becomes a question whose history is what came
@@ -7,11 +7,17 @@ sees to that.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from pplug_hf.configuration.tasks import Task, get_task
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
+
+# What the benchmark's dates look like (YYYY, YYYY-MM, YYYY-MM-DD), and the same with a time of day.
+_DATE = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2})?)?)?)?")
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
@@ -71,6 +77,36 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     return made
 
 
+def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
+    """All positions of a history, the newest item's first: by date if every item has one that can be read, else the
+    last item first."""
+    dates = [_date(item.get("date")) for item in history]
+    order = list(range(len(dates)))
+    if all(dates):
+        order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
+    return order[::-1]
+
+
+def newest(examples: Sequence[Example], most: int) -> list[Example]:
+    """The same examples with only the newest items of each history, in their order.
+
+    Args:
+        examples: With histories.
+        most: Items of a history.
+
+    Raises:
+        ConfigurationError: `most` is less than 1.
+    """
+    if most < 1:
+        raise ConfigurationError(f"max_items is {most}; keep at least 1 item, or leave it out.")
+    return [
+        e
+        if len(e.history) <= most
+        else replace(e, history=[e.history[i] for i in sorted(newest_first(e.history)[:most])])
+        for e in examples
+    ]
+
+
 def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """Holds some users out, for early stopping on people the plug has not met.
 
@@ -99,6 +135,12 @@ def _draw(seed: int, user: str) -> float:
     """A number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
     digest = hashlib.sha256(f"{seed}/{user}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48
+
+
+def _date(value: Any) -> tuple[int, ...]:
+    """Numbers to compare, from the year down; none if the date cannot be read."""
+    text = "" if value is None else str(value).strip()
+    return tuple(map(int, re.findall(r"\d+", text))) if _DATE.fullmatch(text) else ()
 
 
 def item_id(item: Mapping[str, str]) -> str:

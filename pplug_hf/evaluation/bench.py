@@ -4,21 +4,18 @@
     for done in bench.run([(parse_row("bm25@4"), 0), (parse_row("pplug:top-4", ["pplug"]), 1)]):
         print(done.row, done.run, done.answers)
 
-Item vectors come from one store per encoder and prompt, which personas and dense retrieval share. `Bench.key` says
-everything that determines the answers of a row, so that they need not be worked out twice.
+Item vectors come from one store per encoder and prompt, which personas and dense retrieval share. `bench.key(row, run)`
+says everything that determines the answers of a row (`keys.py`), so that they need not be worked out twice.
 
 n examples, N items of one user, D encoder width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,12 +38,10 @@ from ..modeling.aggregators import AGGREGATORS
 from ..modeling.backbone import find_tokenizer
 from ..modeling.persona import Persona
 from ..processing import PPlugProcessor
-from ..version import __version__
 from .answers import answer, wrong_users
+from .keys import Keys
 from .rows import Row
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers")
-_PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")
+from .weights import weight_profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +72,7 @@ class Done(NamedTuple):
     answers: list[str]
     counts: dict[str, int]  # of retrieved items
     seconds: float
+    weights: dict[str, Any] | None = None  # which items spoke, see `weights.py`; of a plug's own row
 
 
 @dataclass
@@ -113,10 +109,10 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._configs: dict[str, PPlugConfig] = {}
-        self._digests: dict[str, str] = {}
         self._encoders: dict[str, Any] = {}
         self._stores: dict[tuple[str, str], VectorStore] = {}
         self._personas: dict[tuple[str, str, str | None], list[Persona]] = {}
+        self.key = Keys(self)
         self._found: dict[str, list[list[dict[str, str]]]] = {}
         if not self.examples:
             raise DataError("There are no questions to answer: choose another split.")
@@ -160,9 +156,10 @@ class Bench:
                 )
         for places in self.plugs.values():
             for place in places:
-                self._config(place)
+                self.config(place)
 
-    def _config(self, place: str) -> PPlugConfig:
+    def config(self, place: str) -> PPlugConfig:
+        """A plug's configuration; nothing else of it is loaded."""
         if place not in self._configs:
             self._configs[place] = files.load_config(place)
         return self._configs[place]
@@ -175,7 +172,7 @@ class Bench:
         source: Any = self.backbone
         kwargs: dict[str, Any] = {"dtype": self.backbone_dtype}
         if source is None:
-            config = self._config(self._first_plug)
+            config = self.config(self._first_plug)
             if config.backbone is None:
                 raise ConfigurationError("The first plug does not say where its backbone is: pass backbone.")
             source, kwargs["revision"] = config.backbone, config.backbone_revision
@@ -206,13 +203,13 @@ class Bench:
     def _first_plug(self) -> str:
         return next(places[0] for places in self.plugs.values())
 
-    def _encoder(self, place: str | None) -> Any:
+    def encoder(self, place: str | None) -> Any:
         """The sentence encoder of a plug, or the retriever's; each is loaded once."""
         if place is None:
             name: Any = self.retriever
             revision = None
         else:
-            config = self._config(place)
+            config = self.config(place)
             known = (config.encoder_fingerprint or {}).get("digest")
             if known in self._encoders:
                 return self._encoders[known]
@@ -237,7 +234,7 @@ class Bench:
 
     def load(self, place: str) -> PPlugForConditionalGeneration:
         """A plug on the shared backbone and encoder."""
-        return PPlugModel.from_pretrained(place, backbone=self.language_model, encoder=self._encoder(place))
+        return PPlugModel.from_pretrained(place, backbone=self.language_model, encoder=self.encoder(place))
 
     def personas(self, model: PPlugForConditionalGeneration) -> list[Persona]:
         """Everybody's whole history, as this plug encodes it."""
@@ -259,16 +256,16 @@ class Bench:
         """A ranker with this bench's seed and encoder."""
         if name != "dense":
             return get_ranker(name, self.task, **({"seed": self.seed} if name == "random" else {}))
-        place, template, items, requests = self._dense()
-        store = self.store(self._encoder(place), items)
+        place, template, items, requests = self.dense()
+        store = self.store(self.encoder(place), items)
         return get_ranker("dense", self.task, store=store, item_template=template, query_prompt=requests)
 
-    def _dense(self) -> tuple[str | None, str | None, str, str]:
+    def dense(self) -> tuple[str | None, str | None, str, str]:
         """(plug that lends its encoder, template, prompt of items, prompt of requests) of dense retrieval."""
         if self.retriever is None:
-            config = self._config(self._first_plug)
+            config = self.config(self._first_plug)
             return self._first_plug, config.item_template, config.history_prompt, config.query_prompt
-        prompts = self._encoder(None).prompts
+        prompts = self.encoder(None).prompts
         return None, None, prompts.get("document") or "", prompts.get("query") or ""
 
     def retrieved(self, name: str, k: int) -> list[list[dict[str, str]]]:
@@ -296,7 +293,7 @@ class Bench:
             budget = self.decoding.max_length
             shown = [
                 retrieval_prompt(self.task, e.prompt, items, processor.tokenizer, budget)
-                for e, items in zip(self.examples, found, strict=True)
+                for e, items in zip(tqdm(self.examples, desc="Writing prompts"), found, strict=True)
             ]
             counts = {
                 "retrieved_items": sum(map(len, found)),
@@ -329,11 +326,20 @@ class Bench:
                 scores = F.normalize(persona.embeddings, dim=-1) @ F.normalize(request, dim=-1)
                 kept.append(_part(persona, _best(scores, most)))
             return kept
+        weights = self._weights(model, personas, queries)
+        return [_part(p, _best(w, most)) for p, w in zip(personas, weights, strict=True)]
+
+    def weights(self, model: PPlugForConditionalGeneration) -> list[Tensor]:
+        """How much each item of each example's history speaks, n vectors [N]; of a plug that looks at requests."""
+        return self._weights(model, self.personas(model), self.queries(model))
+
+    def _weights(self, model: PPlugForConditionalGeneration, personas: list[Persona], queries: Any) -> list[Tensor]:
+        found: list[Tensor] = []
         for start in range(0, len(personas), self.batch_size):
             part = personas[start : start + self.batch_size]
             weights = model.persona_weights(part, query=queries[start : start + self.batch_size])  # [B, N]
-            kept += [_part(p, _best(w[: len(p)], most)) for p, w in zip(part, weights, strict=True)]
-        return kept
+            found += [w[: len(p)] for p, w in zip(part, weights, strict=True)]
+        return found
 
     def answer(self, row: Row, model: PPlugForConditionalGeneration | None = None, title: str = "") -> Inputs:
         """As `inputs`, with the answers in the place of the prompts."""
@@ -393,115 +399,18 @@ class Bench:
                     loaded = ("", None)  # one plug at a time
                     loaded = (place, self.load(place) if place else None)
                 done = self.answer(row, loaded[1], (titles or {}).get(row, ""))
-                yield Done(row, run, done.prompts, done.counts, time.monotonic() - start)
+                seconds = time.monotonic() - start
+                profile = self._profile(row, loaded[1])
+                yield Done(row, run, done.prompts, done.counts, seconds, profile)
                 bar.update()
 
-    # ---- what determines a row -------------------------------------------------------------------------------
-
-    def key(self, row: Row, run: int) -> dict[str, Any]:
-        """Everything that determines the answers of a row, as JSON takes it: equal keys, equal answers.
-
-        Places are not part of it, but digests of what is there. Of the seeds, only what the row draws by.
-        """
-        key: dict[str, Any] = {
-            "row": str(row),
-            "data": self._data,
-            "backbone": self._backbone,
-            "decoding": {
-                **asdict(self.decoding),
-                "max_new_tokens": self.decoding.max_new_tokens or self.task.max_new_tokens,
-            },
-            "versions": {"pplug-hf": __version__, **versions(_PACKAGES)},
-        }
-        if row.plug:
-            key["plug"] = self._plug(self.plugs[row.plug][run])
-        if row.ranker == "dense":
-            place, template, items, requests = self._dense()
-            digest = encoders.fingerprint(self._encoder(place))["digest"]
-            key["retriever"] = {"encoder": digest, "template": template, "prompts": [items, requests]}
-        if row.ranker == "random" or row.shown == "wrong-user":
-            key["seed"] = self.seed
-        if row.frequencies:
-            key["training"] = self._training
-        return key
-
-    @cached_property
-    def _data(self) -> str:
-        return data_digest(self.task, self.examples, answers=False)
-
-    @cached_property
-    def _training(self) -> str:
-        return data_digest(self.task, self.training, answers=True)
-
-    @cached_property
-    def _backbone(self) -> str:
-        model, tokenizer = self.language_model, self.processor.tokenizer
-        digest = _digest_of_tensors(model.state_dict())
-        for settings in (model.config.to_dict(), model.generation_config.to_dict()):
-            known = {k: v for k, v in settings.items() if k not in ("_name_or_path", "transformers_version")}
-            digest.update(json.dumps(known, sort_keys=True, default=str).encode())
-        words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-        digest.update(str(words).encode())
-        return digest.hexdigest()[:16]
-
-    def _plug(self, place: str) -> str:
-        if place not in self._digests:
-            digest = _digest_of_tensors(files.load_weights(place))
-            config = {k: v for k, v in self._config(place).to_dict().items() if k not in _PLACES}
-            digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-            self._digests[place] = digest.hexdigest()[:16]
-        return self._digests[place]
-
-
-def newest(task: Task, examples: Sequence[Example], most: int) -> list[Example]:
-    """The same examples with only the newest items of each history, in their order.
-
-    Args:
-        task: theirs.
-        examples: with histories.
-        most: items of a history.
-    """
-    ranker = RecencyRanker(task)
-    return [
-        e if len(e.history) <= most else replace(e, history=[e.history[i] for i in sorted(ranker.rank(e)[:most])])
-        for e in examples
-    ]
-
-
-def data_digest(task: Task, examples: Sequence[Example], *, answers: bool) -> str:
-    """A fingerprint of a task and its examples; with their answers or without."""
-    items: dict[int, bytes] = {}  # readers share equal items as one object
-
-    def item_digest(item: dict[str, str]) -> bytes:
-        if id(item) not in items:
-            items[id(item)] = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).digest()
-        return items[id(item)]
-
-    digest = hashlib.sha256(repr(task).encode())
-    for e in examples:
-        digest.update(json.dumps([e.id, e.user, e.prompt, e.query, e.target if answers else None]).encode())
-        digest.update(b"".join(map(item_digest, e.history)))
-    return digest.hexdigest()[:16]
-
-
-def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """The installed versions of packages; null for those that are not there."""
-    found: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest
+    def _profile(self, row: Row, model: PPlugForConditionalGeneration | None) -> dict[str, Any] | None:
+        """Which items spoke, for a plug's own row; there is nothing to say where all items weigh the same."""
+        if model is None or row != Row(plug=row.plug) or row.asks_nobody:
+            return None
+        if not AGGREGATORS[model.config.aggregator].needs_query:
+            return None
+        return weight_profile(self.weights(model), self.examples)
 
 
 def _part(persona: Persona, places: Sequence[int]) -> Persona:

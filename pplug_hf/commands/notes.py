@@ -1,0 +1,25 @@
+"""What commands say about data that works, but not as one might think."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..data.rows import Example
+
+
+def say_cut_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
+    """Print how many inputs are longer than the budget: their end is lost."""
+    encoded = tokenizer([e.prompt for e in examples], truncation=True, max_length=max_length + 1)
+    cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
+    if cut:
+        print(f"{cut} of {len(examples)} inputs have more than max_length={max_length} tokens and lose their end.")
+
+
+def say_short_histories(examples: Sequence[Example], k: int = 1) -> None:
+    """Print how many histories are empty, and how many have fewer items than are asked for."""
+    lengths = [len(e.history) for e in examples]
+    if empty := lengths.count(0):
+        print(f"{empty} of {len(examples)} histories are empty: these users are answered as new ones.")
+    if short := sum(0 < length < k for length in lengths):
+        print(f"{short} of {len(examples)} histories have fewer than {k} items and are shown whole.")

@@ -1,0 +1,52 @@
+"""`pplug-hf recipes`: the named settings that `train`, `evaluate` and `bench` take with `--recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..configuration.recipes import RECIPES, Recipe, get_recipe
+
+
+@dataclass
+class RecipesSettings:
+    """List the recipes, or say what is in one."""
+
+    name: str | None = field(
+        default=None, metadata={"help": "Recipe to show, as in paper/lamp-4 (default: list all)."}
+    )
+
+
+def recipes(settings: RecipesSettings) -> None:
+    """Print them.
+
+    Raises:
+        ConfigurationError: there is no such recipe.
+    """
+    print("\n".join(map(_line, RECIPES.values())) if settings.name is None else describe(get_recipe(settings.name)))
+
+
+def describe(recipe: Recipe) -> str:
+    """A recipe as text: its settings, what they differ in from the paper's and why, and what it lacks."""
+    lines = [f"{recipe.name}, for {recipe.task}"]
+    for title, settings in (("train", {**recipe.training, **recipe.plug}), ("evaluate, bench", recipe.answering)):
+        lines += ["", f"{title}:", *_settings(settings)]
+    if recipe.reasons:
+        lines += ["", "Not as in the paper:"]
+        lines += [f"  {name:24}{why}" for name, why in recipe.reasons.items()]
+    if recipe.not_reproduced:
+        lines += ["", "Of the paper's way it lacks:"]
+        lines += [f"  - {what}" for what in recipe.not_reproduced]
+    return "\n".join(lines)
+
+
+def _settings(settings: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  --{name:22}{value!r}" if isinstance(value, str) else f"  --{name:22}{value}"
+        for name, value in settings.items()
+    ]
+
+
+def _line(recipe: Recipe) -> str:
+    return f"{recipe.name:14}{recipe.training['backbone']}, {recipe.training['encoder']}"

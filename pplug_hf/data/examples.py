@@ -1,0 +1,111 @@
+"""The examples of a split, from whatever a user has. Every command that reads data reads it here.
+
+    read_examples("lamp/LaMP_2", "dev")                      LaMP's files in a folder
+    read_examples("mine", "dev", "my_task.json")             mine/dev.jsonl, and a task of one's own
+    read_examples("mine.jsonl", "dev", task)                 one file is one split
+    read_examples(dataset_dict, "dev", task)                 a DatasetDict, or a mapping of splits to rows
+    read_examples(dataset, "dev", task)                      a Dataset, or any iterable of rows: one split, too
+
+All are held in memory; equal history items are one object. For data too large for that see `tables.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ..configuration.task_files import find_task
+from ..configuration.tasks import Task
+from ..errors import ConfigurationError, DataError, MissingFileError
+from . import sources
+from .lamp import read_lamp
+from .rows import Example
+from .tables import stream
+
+Rows: TypeAlias = Iterable[Mapping[str, Any]]
+Source: TypeAlias = str | os.PathLike | Rows | Mapping[str, Rows]
+
+
+def read_examples(
+    source: Source, split: str, task: Task | str | None = None, *, require_outputs: bool = True
+) -> tuple[Task, list[Example]]:
+    """The task and the examples of a split.
+
+    Args:
+        source: see above.
+        split: which split of a folder or a mapping.
+        task: the task, its name, or a JSON file with one (see `configuration/task_files.py`). LaMP's outputs files name
+            it themselves.
+        require_outputs: whether a question without an answer is an error.
+
+    Returns:
+        The task; examples in the order of the source. Treat their items as read-only.
+
+    Raises:
+        MissingFileError: a file or a split is not there.
+        DataError: a file is broken, a row is no question of this task, ids repeat, answers are missing, have other ids
+            or are no labels; or there are no rows.
+        ConfigurationError: there is no such task, or its file describes none that works.
+    """
+    task = find_task(task)
+    if isinstance(source, str | os.PathLike):
+        name, path = f"{source}", Path(source)
+        if _is_lamp(path, split):
+            task, examples = read_lamp(path, split, task, require_outputs=require_outputs)
+        else:
+            task, examples = _stream(source, split, task, require_outputs)
+    else:
+        name = "the data set"
+        if isinstance(source, Mapping) and split not in source:
+            raise MissingFileError(f"The data set has no split {split!r}; it has {', '.join(map(repr, source))}.")
+        if task is None:
+            raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
+        task, examples = _stream(source, split, task, require_outputs)
+    if not examples:
+        raise DataError(f"The split {split!r} of {name} holds no questions.")
+    return task, examples
+
+
+def has_split(source: Source, split: str) -> bool:
+    """Whether a folder or a mapping has this split. A file and bare rows are one split themselves, and have none."""
+    if isinstance(source, Mapping):
+        return split in source
+    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
+        return False
+    names = (f"{split}_questions.json", f"{split}.jsonl")
+    return any((Path(source) / f"{name}{packed}").is_file() for name in names for packed in ("", ".gz"))
+
+
+def is_one_split(source: Source) -> bool:
+    """Whether this is a file or bare rows, so that no split need be named."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source).is_file()
+    return not isinstance(source, Mapping)
+
+
+def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Example]:
+    """The examples of further splits as far as they are there, with answers or without."""
+    found: list[Example] = []
+    for split in splits:
+        if has_split(source, split):
+            found += read_examples(source, split, task, require_outputs=False)[1]
+    return found
+
+
+def _is_lamp(path: Path, split: str) -> bool:
+    """Whether to read LaMP's files; raises for a folder without this split."""
+    if path.is_file():
+        return False
+    return sources.find(path, f"{split}_questions.json", f"{split}.jsonl").name.startswith(f"{split}_questions.json")
+
+
+def _stream(source: Any, split: str, task: Task | None, require_outputs: bool) -> tuple[Task, list[Example]]:
+    task, found, _ = stream(source, split, task, require_outputs=require_outputs)
+    shared: dict[tuple, dict[str, str]] = {}
+    examples = []
+    for example in found:
+        example.history = [shared.setdefault(tuple(item.items()), item) for item in example.history]
+        examples.append(example)
+    return task, examples
