@@ -21,6 +21,7 @@ from ..hub.push import push_folder
 from ..hub.writing import replacing
 from . import backbone as backbones
 from . import encoders, files
+from .encoding import check_part
 from .parts import locate
 
 if TYPE_CHECKING:
@@ -181,6 +182,9 @@ class SavingMixin:
         parts = locate("backbone", backbone, config, place), locate("encoder", encoder, config, place)
         backbone = backbones.load_backbone(parts[0], **(backbone_kwargs or {}), **kwargs)
         encoder = encoders.load_encoder(parts[1], **(encoder_kwargs or {}))
+        # Before memory is reserved for the sizes that the configuration says.
+        check_part(config, "backbone", backbones.fingerprint(backbone))
+        check_part(config, "encoder", {"embedding_size": encoders.encoder_size(encoder)})
         model: Any = cls(config)  # type: ignore[call-arg]
         tokenizer = files.load_tokenizer(place) or backbones.find_tokenizer(backbone, place)
         model.attach(backbone, encoder, tokenizer)
