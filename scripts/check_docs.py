@@ -26,7 +26,7 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs" / "extensions"))
 
-from docstrings import explained_fields
+from docstrings import explained_fields, field_names, has_fields, lists_fields
 from sphinx.util.inventory import InventoryFile
 
 import pplug_hf
@@ -91,9 +91,9 @@ def docstring(value: Any, overrides: bool = False) -> Iterator[str]:
     function: Any = value
     explained = set(re.findall(r"\w+", " ".join(re.findall(r"^\s+([\w*]+(?:, [\w*]+)*):", text, re.MULTILINE))))
     if inspect.isclass(value):
-        if fields := explained_fields(value):
-            own = [f.name for f in dataclasses.fields(value) if f.name in vars(value)["__annotations__"]]
-            yield from (f"says nothing of the field {name}" for name in own if name not in fields)
+        if has_fields(value) and not lists_fields(value):
+            said = explained_fields(value)
+            yield from (f"says nothing of the field {name}" for name in field_names(value) if name not in said)
             return
         function = vars(value).get("__init__", lambda: None)
     for name in inspect.signature(function).parameters:

@@ -108,6 +108,7 @@ def rst(text):
     [
         ("`x` and `y`s, not [`z`].", "``x`` and ``y``\\ s, not :py:obj:`.z`."),
         ("[`Persona`]s of `[B, N]`", ":py:obj:`.Persona`\\ s of ``[B, N]``"),
+        ("see --rows, `--plugs x` and a -- dash", "see ``--rows``, ``--plugs x`` and a -- dash"),
         ("A list:\n- one\n  of two lines\n- two", "A list:\n\n- one\n  of two lines\n\n- two"),
         ("As\n\n    `it` is\n\nSo `it` is.", "As\n\n::\n\n    `it` is\n\nSo ``it`` is."),
         ("Returns:\n    `a` (b: c)", "Returns:\n    : ``a`` (b: c)"),
@@ -131,6 +132,7 @@ class Explained:
 
 
 def test_fields_are_explained_by_their_comment_or_their_help():
+    assert docstrings.field_names(Explained) == ["first", "second"]
     assert docstrings.explained_fields(Explained) == {"first": "what it is", "second": "Another one. Default: `'x'`."}
 
 

@@ -17,13 +17,16 @@ import io
 import re
 import textwrap
 import tokenize
+from _collections import _tuplegetter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 _SPAN = re.compile(r"(\[?)`([^`]+)`(\]?)(?=(\w)?)")
+_OPTION = re.compile(r"(?<!\S)--\w+")
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):")
 _ITEM = re.compile(r"[-*] ")
 _ROW = re.compile(r"\|.*\|$")
@@ -39,31 +42,48 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 def _process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     made = [*to_rst(lines)]
-    if what == "class" and (fields := explained_fields(obj)):
-        made += ["", "Attributes:", *(f"    {name}: {spans(text)}" for name, text in fields.items())]
+    if what == "class" and has_fields(obj) and not lists_fields(obj):
+        said, types = explained_fields(obj), vars(obj).get("__annotations__", {})
+        entries = [f"    {name} ({_type(types[name])}): {spans(said.get(name, ''))}" for name in field_names(obj)]
+        made += ["", "Args:", *entries] if entries else []
+    if what == "property" and made:
+        made[0] = f": {made[0]}"  # or napoleon takes what stands in front of a colon for a type
     lines[:] = made
 
 
 def _sign(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any) -> Any:
     """Fields are listed below with what they mean; as a signature they would fill a page."""
-    return ("", returned) if what == "class" and explained_fields(obj) else None
+    return ("", returned) if what == "class" and has_fields(obj) else None
 
 
 def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """What a class inherits from other libraries is theirs to describe."""
+    """What a class inherits from other libraries is theirs to describe; a tuple's fields are described already."""
     home = getattr(getattr(obj, "fget", obj), "__module__", None) or "pplug_hf"
-    return None if home.split(".")[0] == "pplug_hf" else True
+    return None if home.split(".")[0] == "pplug_hf" and not isinstance(obj, _tuplegetter) else True
+
+
+def has_fields(cls: Any) -> bool:
+    return dataclasses.is_dataclass(cls) or hasattr(cls, "_fields")  # or a NamedTuple
+
+
+def lists_fields(cls: Any) -> bool:
+    """Whether the docstring of a data class has a list of its own."""
+    return re.search(r"^\s*(Args|Attributes):$", cls.__doc__ or "", re.MULTILINE) is not None
+
+
+def field_names(cls: Any) -> list[str]:
+    """A data class's own public fields that its constructor takes."""
+    if not dataclasses.is_dataclass(cls):
+        return list(cls._fields)
+    return [f.name for f in dataclasses.fields(cls) if f.init and f.name in vars(cls).get("__annotations__", {})]
+
+
+def _type(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else stringify_annotation(annotation, "smart").replace("~", "")
 
 
 def explained_fields(cls: Any) -> dict[str, str]:
-    """Name -> explanation of a data class's fields: their `help`, or the comment behind them.
-
-    None for a class whose docstring has a list of its own.
-    """
-    if not dataclasses.is_dataclass(cls) and not hasattr(cls, "_fields"):  # nor a NamedTuple
-        return {}
-    if re.search(r"^\s*(Args|Attributes):$", cls.__doc__ or "", re.MULTILINE):
-        return {}
+    """Name -> explanation of a data class's fields: their `help`, or the comment behind them."""
     found = comments(cls)
     for field in dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ():
         if "help" in field.metadata:
@@ -78,7 +98,7 @@ def comments(cls: type) -> dict[str, str]:
     said = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
+        if token.type == tokenize.COMMENT and "noqa" not in token.string
     }
     body = ast.parse(source).body[0].body
     return {
@@ -130,7 +150,7 @@ def to_rst(lines: Iterable[str]) -> Iterator[str]:
 
 
 def spans(text: str) -> str:
-    """`code` and [`Name`] of one line."""
+    """`code`, [`Name`] and --options of one line."""
 
     def one(found: re.Match) -> str:
         opening, code, closing, letter = found.groups()
@@ -139,7 +159,9 @@ def spans(text: str) -> str:
             return f":py:obj:`.{code}`{rest}"
         return f"{opening}``{code}``{closing}{rest}"
 
-    return _SPAN.sub(one, text)
+    parts = re.split(r"(\[?`[^`]+`)", text)  # what stands in backticks is code already
+    parts[::2] = [_OPTION.sub(r"`\g<0>`", part) for part in parts[::2]]
+    return _SPAN.sub(one, "".join(parts))
 
 
 def table(rows: list[str]) -> Iterator[str]:
