@@ -1,16 +1,22 @@
-"""What pages take from the package itself: the command line's options, from the parsers that the command line uses, and the
-names that `import pplug_hf` gives."""
+"""What pages take from the package itself: the command line's options, from the parsers that the command line uses; the
+recipes' settings; and the names that `import pplug_hf` gives."""
 
 from __future__ import annotations
 
 import argparse
+import re
+from collections import Counter
+from dataclasses import MISSING, fields
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
 from sphinx.application import Sphinx
 
 import pplug_hf
-from pplug_hf import cli
+from pplug_hf import PPlugConfig, cli
+from pplug_hf.commands.bench import BenchSettings
+from pplug_hf.commands.train import TrainSettings
+from pplug_hf.configuration.recipes import RECIPES
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -36,6 +42,36 @@ def _functions() -> str:
     return "\n".join(entries)
 
 
+def _settings_of_recipes() -> str:
+    """Every setting of the paper's recipes, as a table beside ours and the default."""
+    recipes = {name: {**r.training, **r.plug, **r.answering} for name, r in RECIPES.items()}
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for recipe in RECIPES.values():
+        for name, why in recipe.reasons.items():
+            reasons.setdefault(name, {}).setdefault(why, []).append(recipe.task)
+    defaults = {f.name: f.default for kind in (PPlugConfig, BenchSettings, TrainSettings) for f in fields(kind)}
+    lines = ["| setting | paper | ours | default | why ours is not the paper's |", "|---|---|---|---|---|"]
+    for name in dict.fromkeys(name for settings in recipes.values() for name in settings):
+        if name != "task":
+            paper, ours = (_values(name, recipes, f"{kind}/") for kind in ("paper", "ours"))
+            why = reasons.get(name, {}) if ours != paper else {}
+            said = " ".join(f"{', '.join(tasks)}: {text}" if len(why) > 1 else text for text, tasks in why.items())
+            lines.append(f"| `{name}` | {paper} | {ours} | {_shown(defaults.get(name))} | {_cell(said)} |")
+    return "\n".join(lines)
+
+
+def _values(name: str, recipes: dict[str, dict[str, Any]], kind: str) -> str:
+    """A setting's value in most of the recipes of a kind, and in which tasks it is another one."""
+    values = {RECIPES[r].task: _shown(s.get(name)) for r, s in recipes.items() if r.startswith(kind)}
+    usual = Counter(values.values()).most_common(1)[0][0]
+    others = [f"{task}: {value or 'default'}" for task, value in values.items() if value != usual]
+    return "; ".join([usual, *others] if usual else others)
+
+
+def _shown(value: Any) -> str:
+    return "" if value is None or value is MISSING else f"`{_cell(str(value))}`" if str(value) else "nothing"
+
+
 def _names() -> str:
     callables = [name for name in pplug_hf.__all__ if callable(getattr(pplug_hf, name))]
     return "\n".join([".. autosummary::", "   :nosignatures:", "", *(f"   pplug_hf.{name}" for name in callables)])
@@ -43,6 +79,7 @@ def _names() -> str:
 
 _MADE = {
     "<!-- a section for each command -->": _options,
+    "<!-- a table of the recipes -->": _settings_of_recipes,
     ".. an entry for each command": _functions,
     ".. a line for each name": _names,
 }
@@ -50,6 +87,7 @@ _MADE = {
 
 _MADE = {
     "<!-- a section for each command -->": _options,
+    "<!-- a table of the recipes -->": _settings_of_recipes,
     ".. an entry for each command": _functions,
     ".. a line for each name": _names,
 }
@@ -97,4 +135,4 @@ def _default(action: argparse.Action) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return re.sub(r"(?<!\S)--\w+", r"`\g<0>`", text.replace("|", "\\|"))
