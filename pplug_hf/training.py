@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo, run_as_future
 from torch import Tensor
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
+from transformers.trainer_utils import HubStrategy
 
-from .errors import ConfigurationError, DataError
+from .errors import ConfigurationError, DataError, HubError
+from .hub.cards import write_card
+from .hub.push import push_folder
+from .modeling import files
 from .processing import PPlugProcessor
+
+logger = logging.getLogger(__name__)
 
 # Keys of a batch that generation alone needs: a causal model's prompts without their answers.
 _PROMPT_IDS, _PROMPT_MASK = "prompt_input_ids", "prompt_attention_mask"
@@ -201,3 +211,64 @@ class PPlugTrainer(Seq2SeqTrainer):
                 self.processing_class.save_pretrained(folder)
             arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
             (folder / "training_args.json").write_text(arguments + "\n", encoding="utf-8")
+
+    # ---- sharing -------------------------------------------------------------------------------------------
+
+    def create_model_card(self, **options: Any) -> None:  # type: ignore[override]
+        """Write the card of the plug that is saved in the output folder, or bring it up to date.
+
+        Args:
+            **options: for [`write_card`]: repo_id, results, license, datasets, language, tags.
+        """
+        if self.is_world_process_zero():
+            folder = self.args.output_dir
+            trainable = sum(math.prod(shape) for shape in files.weight_shapes(folder).values())
+            write_card(folder, self.model.config, trainable=trainable, **options)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save the plug and push it with its card. Nothing else of the output folder is uploaded.
+
+        Args:
+            commit_message, token, revision, private: as in the Trainer's own.
+            blocking: wait for the end of it.
+            **card: for [`write_card`]: results, license, datasets, language, tags.
+
+        Returns:
+            The commit, or the future of one.
+
+        Raises:
+            HubError: the Hub refuses, or the connection broke; the repository is as it was.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        push = self._push if blocking else partial(run_as_future, self._push)
+        folder = self.args.output_dir
+        return push(folder, commit_message, token=token, revision=revision, private=private, **card)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The plug of a checkpoint. Its optimiser stays here, and so do the arguments, which the Trainer would pickle."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            self._push(checkpoint_folder, f"Training in progress, step {self.state.global_step}")
+        except HubError as error:
+            logger.warning("The training goes on without this push: %s", error)
+
+    def _push(self, folder: str, commit_message: str | None, *, token: Any = None, **options: Any) -> CommitInfo:
+        args = self.args
+        options["revision"] = options.get("revision") or args.hub_revision
+        if options.get("private") is None:
+            options["private"] = args.hub_private_repo
+        repo_id = self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
+        return push_folder(folder, repo_id, commit_message=commit_message, token=token or args.hub_token, **options)

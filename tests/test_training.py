@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import reference
@@ -17,7 +18,7 @@ from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
-from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.errors import ConfigurationError, DataError, HubError
 from pplug_hf.training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 
 FAMILIES = ("t5", "bart", "gpt2")
@@ -572,3 +573,73 @@ def test_causal_predictions_need_prompts_without_answers(dataset, tmp_path):
     trainer.data_collator = without
     with pytest.raises(ConfigurationError, match="PPlugCollator"):
         trainer.predict(dataset, max_new_tokens=2)
+
+
+# ---- sharing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pushes(monkeypatch):
+    """What would be pushed, as (folder, repository, options); the Trainer's own ways to the Hub are closed."""
+    made = []
+    monkeypatch.setattr("pplug_hf.training.push_folder", lambda *args, **options: made.append((*args, options)))
+    monkeypatch.setattr(PPlugTrainer, "init_hf_repo", lambda self, **_: setattr(self, "hub_model_id", "me/plug"))
+    monkeypatch.setattr("transformers.trainer.hf_api", None)
+    return made
+
+
+def test_the_trainer_pushes_plugs_and_nothing_else(pushes, dataset, tmp_path):
+    arguments = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
+    arguments |= {"hub_token": "hf_secret", "hub_private_repo": True, "hub_revision": "two"}
+    trainer = make_trainer(make_model("t5"), tmp_path, dataset, **arguments)
+    trainer.train()
+    trainer.save_model()
+    assert [(Path(folder).name, repo) for folder, repo, _ in pushes] == [
+        ("checkpoint-1", "me/plug"),
+        ("checkpoint-2", "me/plug"),
+        (tmp_path.name, "me/plug"),
+    ]
+    options = {"token": "hf_secret", "private": True, "revision": "two"}
+    assert [o for _, _, o in pushes] == [
+        {**options, "commit_message": message}
+        for message in ("Training in progress, step 1", "Training in progress, step 2", "Model save")
+    ]
+    pushes.clear()
+    trainer.push_to_hub("done", token="hf_other", private=False, revision="three", license="mit")
+    assert pushes[0][2] == {
+        **{"commit_message": "done", "token": "hf_other", "private": False, "revision": "three"},
+        "license": "mit",
+    }
+    trainer.push_to_hub(blocking=False).result()
+    assert len(pushes) == 2 and not list(tmp_path.rglob("*.bin"))
+
+
+def test_a_push_that_fails_stops_no_training(pushes, dataset, tmp_path, monkeypatch, caplog):
+    def refused(*_, **__):
+        raise HubError("no")
+
+    monkeypatch.setattr("pplug_hf.training.push_folder", refused)
+    arguments = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
+    trainer = make_trainer(make_model("t5"), tmp_path, dataset, **arguments)
+    trainer.train()
+    assert trainer.state.global_step == 2 and caplog.text.count("goes on without this push: no") == 2
+    with pytest.raises(HubError):
+        trainer.push_to_hub()
+
+
+def test_a_push_at_the_end_alone(pushes, dataset, tmp_path):
+    arguments = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
+    make_trainer(make_model("t5"), tmp_path, dataset, hub_strategy="end", **arguments).train()
+    assert pushes == []
+
+
+def test_the_trainers_card_is_the_plugs(dataset, tmp_path):
+    trainer = make_trainer(make_model("t5"), tmp_path, dataset, max_steps=1, hub_token="hf_secret")
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(license="mit")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "library_name: pplug-hf" in card and "| `learning_rate` | 0.01 | 0.001 |" in card and "license: mit" in card
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert f"| trained parameters | {trainable:,} " in card
+    assert str(tmp_path) not in card and "hf_secret" not in card
