@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, run_as_future
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import HubStrategy
@@ -169,6 +170,12 @@ class PPlugTrainer(Seq2SeqTrainer):
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return _SimilarLengths(batch, [len(example.prompt) for example in data.examples], seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_eval_sampler(eval_dataset)
+        # The Trainer would group these too, and predictions would come in another order than the questions.
+        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if inputs.get("labels") is None:

@@ -405,6 +405,7 @@ def test_batches_of_similar_length(store, tmp_path):
         trainer = make_trainer(make_model("t5"), tmp_path, data, train_sampling_strategy=strategy)
         lengths = [batch["attention_mask"].sum(1) for batch in trainer.get_train_dataloader()]
         assert sum(map(len, lengths)) == len(data)
+        assert list(trainer.get_eval_dataloader(data).sampler) == list(range(len(data)))
         padding[strategy] = sum(float((one.max() - one).sum()) for one in lengths)
     assert padding["group_by_length"] < padding["random"] / 2
 
