@@ -20,7 +20,6 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -337,10 +336,6 @@ class PPlugModel:
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> PPlugForConditionalGeneration:
         """See [`PPlugForConditionalGeneration.from_pretrained`]."""
         return PPlugForConditionalGeneration.from_pretrained(*args, **kwargs)
-
-
-# A plug folder also holds the backbone's tokenizer, and AutoTokenizer wants to know the type of the config beside it.
-AutoConfig.register(PPlugConfig.model_type, PPlugConfig, exist_ok=True)
 
 
 def _token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
