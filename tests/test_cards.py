@@ -21,6 +21,7 @@ from pplug_hf import PPlugModel
 from pplug_hf.cli import main
 from pplug_hf.configuration import PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
+from pplug_hf.evaluation.keys import plug_digest
 from pplug_hf.hub.card_edits import Card, edit_metadata
 from pplug_hf.hub.cards import FILES_OF_SETTINGS, write_card
 
@@ -555,7 +556,11 @@ def test_the_command(places, tmp_path, capsys):
     arguments = ["--results", str(with_results(tmp_path)), "--license", "mit", "--language", "en"]
     assert main(["card", "--plug", str(plug), *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "Left as you edited them: privacy." in printed and "licence" not in printed
+    assert "Left as you edited them: privacy." in printed and "licence" not in printed and "Look again" not in printed
+    for digest, warned in ((plug_digest(str(plug), PPlugConfig.from_pretrained(plug)), False), ("0" * 16, True)):
+        runs = {"pplug": [{"key": {"plug": digest}}], "no-persona": [{"key": {}}]}
+        assert main(["card", "--plug", str(plug), "--results", str(with_results(tmp_path, bench(runs=runs)))]) == 0
+        assert ("Look again" in capsys.readouterr().out) == warned
     assert ModelCard.load(plug / "README.md").data.eval_results[0].metric_value == 0.4219
     assert PPlugModel.from_pretrained(plug).config.model_type == "pplug", "a card beside it changes nothing"
 

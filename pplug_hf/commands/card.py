@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MissingFileError
+from ..evaluation.keys import plug_digest
 from ..hub.cards import write_card
 from ..modeling import files
 
@@ -41,8 +43,18 @@ def card(settings: CardSettings) -> None:
         datasets=settings.datasets or (),
         language=settings.language or (),
     )
+    if settings.results and not _is_of(settings.results, plug_digest(settings.plug, config)):
+        print("Look again: these results are of other weights or settings than this plug's, or of an older version's.")
     print(f"Card written: {folder / 'README.md'}")
     if edited:
         print(f"Left as you edited them: {', '.join(edited)}.")
     if not settings.license and "license:" not in (folder / "README.md").read_text(encoding="utf-8"):
         print("It names no licence: without one nobody may use the plug. Give it with --license.")
+
+
+def _is_of(results: str, digest: str) -> bool:
+    """Whether a bench has answers of the plug with this digest; results that know no digests are believed."""
+    path = Path(results)
+    content = json.loads((path / "results.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+    keys = [run.get("key", {}) for runs in content.get("runs", {}).values() for run in runs]
+    return not keys or any(key.get("plug") == digest for key in keys)
