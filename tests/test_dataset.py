@@ -167,3 +167,30 @@ def test_every_item_is_left_out_about_equally_often():
     assert sizes == set(range(2, 11))
     # 0.4 of the items are left out on average; a standard deviation of each share is 0.013.
     assert all(abs(count / 1500 - 0.6) < 0.06 for count in kept)
+
+
+# ---- the paper's repeats ----------------------------------------------------------------------------------------
+
+
+def test_repeats_are_copies_that_lose_items_of_examples_with_more_than_two():
+    dataset = numbered(0, 2, 3, 40, history_dropout=0.5, repeats=10)
+    assert len(dataset) == 4 + 2 * 10
+    for epoch in range(5):
+        dataset.set_epoch(epoch)
+        rows = everything(dataset)
+        assert rows[:4] == [list(range(n)) for n in (0, 2, 3, 40)]  # the originals are whole
+        assert all(1 <= len(row) <= 3 and set(row) <= set(range(3)) for row in rows[4:14])
+        assert all(20 <= len(row) <= 40 and set(row) <= set(range(40)) for row in rows[14:])
+        assert len(set(map(tuple, rows[14:]))) > 5
+        assert {dataset[i]["target"] for i in range(14, 24)} == {dataset[3]["target"]}
+
+
+def test_the_control_makes_as_many_steps():
+    dataset = numbered(1, 5, history_dropout=0.5, repeats=3, use_history=False)
+    assert len(dataset) == 2 + 3 and everything(dataset) == [[]] * 5
+
+
+@pytest.mark.parametrize("options", [{"repeats": -1}, {"repeats": 2, "history_dropout": 0.0}])
+def test_repeats_that_cannot_work(options):
+    with pytest.raises(ConfigurationError, match="history_repeats is"):
+        numbered(3, **options)

@@ -1,0 +1,163 @@
+"""Recipes: every setting exists, the paper's are the paper's, the command line wins, and one trains."""
+
+import json
+from dataclasses import MISSING, fields
+
+import pytest
+from test_cli import BACKBONE, ENCODER, as_movies, movie_tag, quietly, write_data
+
+from pplug_hf import PPlugModel
+from pplug_hf.cli import main
+from pplug_hf.commands import bench as bench_command
+from pplug_hf.commands import train as train_command
+from pplug_hf.commands.bench import BenchSettings
+from pplug_hf.commands.evaluate import EvaluateSettings
+from pplug_hf.commands.train import TrainSettings
+from pplug_hf.configuration.pplug import PPlugConfig, choices
+from pplug_hf.configuration.recipes import RECIPES, get_recipe
+from pplug_hf.configuration.tasks import TASKS
+from pplug_hf.errors import ConfigurationError
+
+NAMES = [f"{whose}/lamp-{number}" for whose in ("paper", "ours") for number in range(1, 8)]
+
+
+def names_of(settings):
+    return {f.name for f in fields(settings)}
+
+
+def test_there_is_one_of_each_for_each_task():
+    assert list(RECIPES) == NAMES
+    assert all(recipe.name == name and recipe.task in TASKS for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_exists_and_can_work(name):
+    recipe = RECIPES[name]
+    settings = TrainSettings(**recipe.training, data="x", output="x")
+    assert settings.task == recipe.task
+    PPlugConfig(hidden_size=8, encoder_size=8, **recipe.plug)
+    assert set(recipe.plug) <= set(choices())
+    for kind in (EvaluateSettings, BenchSettings):
+        given = {f.name: "x" for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+        kind(**given | dict(recipe.answering))
+    assert not set(recipe.training) & set(recipe.plug)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_ours_differs_only_with_a_reason(number):
+    paper, ours = RECIPES[f"paper/lamp-{number}"], RECIPES[f"ours/lamp-{number}"]
+    for part in ("training", "plug", "answering"):
+        a, b = getattr(paper, part), getattr(ours, part)
+        differs = {name for name in a.keys() | b.keys() if a.get(name) != b.get(name)}
+        assert differs <= ours.reasons.keys()
+    named = {**ours.training, **ours.plug}
+    before = {**paper.training, **paper.plug}
+    assert all(named.get(name) != before.get(name) for name in ours.reasons if name not in ("history_repeats",))
+    assert all(why.endswith(".") for why in ours.reasons.values()) and not paper.reasons
+
+
+def test_the_papers_numbers():
+    for number in range(1, 8):
+        recipe = RECIPES[f"paper/lamp-{number}"]
+        training, plug = recipe.training, recipe.plug
+        assert (training["learning_rate"], training["weight_decay"], training["warmup"]) == (1e-4, 1e-4, 0.05)
+        assert (training["batch_size"], training["epochs"]) == (64, 1 if number == 3 else 2)
+        assert (training["max_length"], training["max_items"], training["history_repeats"]) == (256, 512, 10)
+        assert training.get("labelled_items", True) == (number not in (2, 3)) and not training["train_on_histories"]
+        assert (plug["num_persona_tokens"], plug["attention_temperature"]) == (1, 1.0) and plug["train_input_encoder"]
+        assert plug["query_prompt"].startswith("Represent this sentence") and plug["history_prompt"] == ""
+        assert (training["backbone"], training["encoder"]) == ("google/flan-t5-xxl", "BAAI/bge-base-en-v1.5")
+        assert (recipe.answering["num_beams"], recipe.answering["max_new_tokens"]) == (4, 10 if number == 3 else 128)
+        assert any("539.9738" in line for line in recipe.not_reproduced)
+
+
+@pytest.mark.parametrize("name", ["paper/lamp-4", "paper/LaMP-4", " PAPER/lamp_4 "])
+def test_usual_spellings(name):
+    assert get_recipe(name) is RECIPES["paper/lamp-4"]
+
+
+def test_an_unknown_recipe_lists_the_options(capsys):
+    with pytest.raises(ConfigurationError, match="no recipe 'help'; choose one of paper/lamp-1, "):
+        get_recipe("help")
+    assert main(["train", "--recipe", "help"]) == 1
+    assert "choose one of paper/lamp-1" in capsys.readouterr().err
+    assert main(["recipes", "--name", "mine"]) == 1
+
+
+def test_the_list_and_one_recipe(capsys):
+    assert main(["recipes"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
+    for name in ("paper/lamp-6", "ours/lamp-2"):
+        assert main(["recipes", "--name", name]) == 0
+        shown = capsys.readouterr().out
+        recipe = RECIPES[name]
+        assert all(f"--{setting}" in shown for setting in (*recipe.training, *recipe.plug, *recipe.answering))
+        assert all(why in shown for why in (*recipe.reasons.values(), *recipe.not_reproduced))
+
+
+# ---- on the command line ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What `train` and `bench` are called with, instead of running."""
+    calls = []
+    for module, name in ((train_command, "train"), (bench_command, "bench")):
+        monkeypatch.setattr(module, name, lambda settings, **plug: calls.append((settings, plug)))
+    return calls
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_what_is_given_explicitly_wins(seen, where):
+    recipe = RECIPES["paper/lamp-2"]
+    own = ["--data", "d", "--output", "o", "--learning_rate", "0.5", "--task", "mine.json", "--query_prompt", ""]
+    own += ["--num_persona_tokens", "3", "--labelled_items", "True", "--backbone=mine"]
+    named = ["--recipe", "paper/lamp-2"]
+    assert main(["train", *(named + own if where == "first" else own + named)]) == 0
+    ((settings, plug),) = seen
+    assert (settings.learning_rate, settings.task, settings.backbone) == (0.5, "mine.json", "mine")
+    assert settings.labelled_items is True
+    others = {
+        k: v for k, v in recipe.training.items() if k not in ("learning_rate", "task", "backbone", "labelled_items")
+    }
+    assert all(getattr(settings, name) == value for name, value in others.items())
+    assert plug["num_persona_tokens"] == 3 and plug["query_prompt"] == "" and plug["history_prompt"] == ""
+
+
+def test_without_a_recipe_nothing_changes(seen):
+    assert main(["train", "--data", "d", "--output", "o", "--backbone", "b", "--encoder", "e"]) == 0
+    assert seen == [(TrainSettings(data="d", output="o", backbone="b", encoder="e"), {})]
+
+
+def test_a_choice_of_ours_can_be_taken_back(seen):
+    arguments = ["train", "--recipe=ours/lamp-4", "--data", "d", "--output", "o", "--num_persona_tokens", "1"]
+    assert main(arguments) == 0
+    ((settings, plug),) = seen
+    assert "num_persona_tokens" not in plug and plug["projector_size"] == 256  # 1 is the configuration's own default
+    assert settings.encoder_learning_rate is None and settings.max_items is None
+
+
+def test_the_bench_takes_what_concerns_answers(seen):
+    assert main(["bench", "--recipe", "paper/lamp-3", "--data", "d", "--output", "o", "--num_beams", "2"]) == 0
+    ((settings, plug),) = seen
+    expected = BenchSettings(
+        data="d", output="o", task="LaMP-3", num_beams=2, max_new_tokens=10, max_items=512, backbone_dtype="bfloat16"
+    )
+    assert settings == expected and plug == {}
+
+
+def test_a_recipe_trains(tmp_path):
+    """The paper's for movie tags, on a handful of the demo's readers as movies, with small stand-ins."""
+    data, plug = tmp_path / "data", tmp_path / "plug"
+    write_data(data, "LaMP_2", as_movies, movie_tag)
+    common = ["--recipe", "paper/lamp-2", "--data", data, "--vectors", tmp_path / "vectors"]
+    small = ["--backbone", BACKBONE, "--encoder", ENCODER, "--history_repeats", 1, "--validation_users", 0.3]
+    quietly("train", *common, *small, "--max_items", 5, "--output", plug)
+    config = PPlugModel.from_pretrained(plug).config
+    assert config.item_template == "{description}" and config.query_prompt.startswith("Represent this sentence")
+    assert config.num_persona_tokens == 1 and config.train_input_encoder
+    arguments = json.loads((plug / "training_args.json").read_text())
+    assert arguments["learning_rate"] == arguments["encoder_learning_rate"] == 1e-4
+    assert arguments["num_train_epochs"] == 2 and arguments["per_device_train_batch_size"] == 64
+    printed = quietly("bench", *common, "--plugs", f"pplug={plug}", "--rows", "pplug", "--output", tmp_path / "bench")
+    assert "| pplug" in printed
