@@ -537,6 +537,18 @@ def test_the_snippet_runs(places, tmp_path, family, template):
     assert run_snippet(on_hub, {"me/plug": tmp_path})[0] == printed
 
 
+@pytest.mark.parametrize("on_hub", [True, False])
+def test_the_snippet_names_the_subfolder(folder, on_hub):
+    place = config() if on_hub else config(backbone=None, encoder=None)
+    text, _ = write(folder, place, repo_id="me/plug", subfolder="tasks/two")
+    (code,) = re.findall(r"from_pretrained\((.*?)\n?\)\n", Card(text).parts["use"], re.DOTALL)
+    local = [] if on_hub else ['backbone="path/to/backbone"', 'encoder="path/to/encoder"']
+    assert re.split(r",\s*", code.strip(" ,\n")) == ['"me/plug"', 'subfolder="tasks/two"', *local]
+    assert write(folder, place)[0] == text
+    text, _ = write(folder, place, repo_id="me/plug", subfolder='x", evil("')
+    assert "evil" not in text and "subfolder=" not in text
+
+
 def test_the_command(places, tmp_path, capsys):
     from pplug_hf import PPlugForConditionalGeneration
 

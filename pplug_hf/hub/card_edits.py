@@ -23,7 +23,10 @@ from huggingface_hub.utils import yaml_dump
 
 from ..errors import DataError
 
-_PART = re.compile(r"<!-- pplug-hf:([a-z-]+) ([0-9a-f]{12}) -->(.*?)<!-- /pplug-hf:\1 -->", re.DOTALL)
+# No part holds the beginning of another one, which also keeps the search linear.
+_PART = re.compile(
+    r"<!-- pplug-hf:([a-z-]+) ([0-9a-f]{12}) -->((?:(?!<!-- pplug-hf:).)*?)<!-- /pplug-hf:\1 -->", re.DOTALL
+)
 _DEPTH = 20  # a model-index has about ten
 _RECORD = re.compile(r"<!-- pplug-hf:card (\{.*\}) -->")
 

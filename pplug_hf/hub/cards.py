@@ -87,6 +87,7 @@ def write_card(
     *,
     trainable: int,
     repo_id: str | None = None,
+    subfolder: str = "",
     results: str | os.PathLike | None = None,
     license: str | None = None,
     datasets: Sequence[str] = (),
@@ -104,7 +105,7 @@ def write_card(
         folder: with a plug; read are model.safetensors, training_args.json and train_settings.json, if they are there.
         config: of the plug.
         trainable: number of trained parameters.
-        repo_id: where the plug will be on the Hub.
+        repo_id, subfolder: where the plug will be on the Hub.
         results: folder of `pplug-hf bench`, or its results.json.
         license, datasets, language: of the plug, Hub ids of its data, of its data; they replace what the card says.
         tags: to add to those of the card.
@@ -119,13 +120,15 @@ def write_card(
     """
     folder = Path(folder)
     path = folder / CARD
+    subfolder = _plain_path(subfolder)
     for name in [*datasets, *([repo_id] if repo_id is not None else [])]:
         _check_id(name)
     bench = read_results(Path(results)) if results is not None else None
     settings = _settings(folder)
     weights = _digest(folder / WEIGHTS)
     card, other = _choose(_read_card(path.read_bytes() if path.is_file() else b""), _read_card(published or b""))
-    repo_id = repo_id or _known_repo(card)
+    if repo_id is None:
+        repo_id, subfolder = _known_place(card)
 
     metadata = _metadata(config)
     stated: dict[str, Any] = {"license": license, "datasets": list(datasets), "language": _one_or_many(language)}
@@ -144,6 +147,7 @@ def write_card(
         config,
         title=title,
         repo=repo_id or "my-plug",
+        subfolder=subfolder,
         trainable=trainable,
         size=_size(folder / WEIGHTS),
         datasets=named,
@@ -161,7 +165,7 @@ def write_card(
         elif source is not None:
             parts |= {name: source.parts[name] for name in names if name in source.parts}
             metadata |= {name: source.metadata[name] for name in names if name in source.metadata}
-    record = {"weights": weights, **({"repo": repo_id} if repo_id else {})}
+    record = {"weights": weights, **({"repo": repo_id, "subfolder": subfolder} if repo_id else {})}
     text, edited = card.update(metadata, parts, stated=stated, keep=keep, **record)
     _write(path, text)
     return edited
@@ -332,9 +336,14 @@ def _digest(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _known_repo(card: Card) -> str | None:
-    repo = card.record.get("repo")
-    return repo if is_hub_id(repo) else None
+def _known_place(card: Card) -> tuple[str | None, str]:
+    """(repository, subfolder) that a card was written for."""
+    repo, subfolder = card.record.get("repo"), card.record.get("subfolder", "")
+    return (repo, _plain_path(subfolder)) if is_hub_id(repo) else (None, "")
+
+
+def _plain_path(subfolder: Any) -> str:
+    return subfolder if isinstance(subfolder, str) and re.fullmatch(r"\w[\w./-]*", subfolder) else ""
 
 
 def _plain(value: Any) -> str | None:
