@@ -20,7 +20,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 
 class File(NamedTuple):
@@ -73,7 +73,7 @@ class Fault:
     times: int
     status: int
     headers: dict[str, str]
-    cut: int | None  # send that many bytes of the true answer, then hang up
+    cut: int | None  # do as told, answer that many bytes, then hang up
     hang: threading.Event | None  # set once the request has come; it is never answered
 
 
@@ -89,7 +89,7 @@ class Hub:
         self.parts: dict[str, dict[int, bytes]] = {}
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
-        self.authorised: list[tuple[str, str]] = []  # path, token
+        self.authorised: list[tuple[str, str, str]] = []  # method, path, token
         self.yaml_errors: list[str] = []  # what the Hub has against every card
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.body = self.rfile.read(length)
         self.token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         self.hub.requests.append((self.command, self.path, self.headers.get("Range") or ""))
-        self.hub.authorised.append((self.path, self.token))
+        self.hub.authorised.append((self.command, self.path, self.token))
         self.broken = self.hub.fault(self.command, self.path)
         if self.broken and self.broken.hang:
             self.broken.hang.set()
@@ -181,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, data, status=200, headers=None, length=None):
         cut = self.broken.cut if self.broken else None
+        if cut == 0:
+            self.close_connection = True
+            return
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
@@ -273,17 +276,30 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in repo.commits[sha]]
             return self.answer({"id": name, "sha": sha, "private": repo.private, "tags": [], "siblings": siblings})
         if action == "tree":
-            return self.answer(
-                [entry(path, file) for path, file in repo.commits[sha].items() if path.startswith(rest)]
-            )
-        if action == "paths-info":
-            asked = parse_qs(self.body.decode()).get("paths", [])
-            return self.answer([entry(path, file) for path, file in repo.commits[sha].items() if path in asked])
+            return self.tree(repo.commits[sha], rest)
         if action == "preupload":
             return self.preupload(repo.commits[sha])
         if action == "commit":
             return self.commit(name, repo, revision)
         raise _Refused(404)
+
+    def tree(self, files, folder):
+        """A listing, in pages of two."""
+        prefix = folder and folder.rstrip("/") + "/"
+        inside = {path: file for path, file in files.items() if path.startswith(prefix)}
+        if prefix and not inside:
+            raise _Refused(404, "EntryNotFound")
+        lines = {path: entry(path, file) for path, file in inside.items()}
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            folders = {prefix + path[len(prefix) :].split("/")[0] for path in inside if "/" in path[len(prefix) :]}
+            lines = {path: line for path, line in lines.items() if "/" not in path[len(prefix) :]}
+            lines |= {path: {"type": "directory", "path": path, "oid": "0" * 40} for path in folders}
+        start = int(self.query.get("cursor", ["0"])[0])
+        headers = {"Content-Type": "application/json"}
+        if start + 2 < len(lines):
+            query = {key: values[0] for key, values in self.query.items()} | {"cursor": str(start + 2)}
+            headers["Link"] = f'<{self.hub.endpoint}{self.path}?{urlencode(query)}>; rel="next"'
+        self.send(json.dumps(list(lines.values())[start : start + 2]).encode(), 200, headers)
 
     def preupload(self, present):
         modes = []

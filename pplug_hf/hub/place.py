@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 
@@ -181,10 +181,9 @@ class Place:
             raise DataError(f"{self._task(repr(filename))}: that is no file name.")
         if self.is_local:
             return self._local_file(filename)
-        sizes = self._sizes if filename in PLUG_FILES else self._ask_sizes((filename,))
-        if filename not in sizes:
+        if filename not in self.sizes:
             return None
-        self._check_size(filename, sizes[filename])
+        self._check_size(filename, self.sizes[filename])
         try:
             path = Path(hf_hub_download(self.name, filename, **self._download_arguments))
         except (*FAILURES, ValueError) as error:  # the latter: force_download while offline
@@ -210,27 +209,34 @@ class Place:
         return paths[0].parent
 
     @cached_property
-    def _sizes(self) -> dict[str, int]:
-        return self._ask_sizes(PLUG_FILES)
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the files of a repository that lie where the plug does. If nobody answers, of those in the cache.
 
-    def _ask_sizes(self, filenames: tuple[str, ...]) -> dict[str, int]:
-        """Bytes of those of these files that the repository has; of those in the cache if nobody answers."""
+        Raises:
+            MissingFileError: no such repository or revision, or nobody answers.
+            HubError: the Hub refuses.
+        """
         prefix = f"{self.subfolder}/" if self.subfolder else ""
-        cached, cache = {}, None if self.cache_dir is None else os.fspath(self.cache_dir)
-        for name in filenames:
-            path = try_to_load_from_cache(self.name, prefix + name, cache_dir=cache, revision=self.revision)
-            if isinstance(path, str):
-                cached[name] = os.path.getsize(path)
+        cached = self._cached_sizes(prefix)
         if self.local_files_only:
             return cached
         try:
-            found = self._api.get_paths_info(self.name, [prefix + name for name in filenames], revision=self.revision)
+            entries = list(self._api.list_repo_tree(self.name, self.subfolder or None, revision=self.revision))
+        except RemoteEntryNotFoundError:  # no such subfolder
+            return {}
         except FAILURES as error:
             if cached and not self.force_download:
                 return cached
             raise self.refused(error) from error
-        sizes = {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
-        return {name: sizes[prefix + name] for name in filenames if prefix + name in sizes}
+        return {entry.path.removeprefix(prefix): entry.size for entry in entries if isinstance(entry, RepoFile)}
+
+    def _cached_sizes(self, prefix: str) -> dict[str, int]:
+        cache, sizes = None if self.cache_dir is None else os.fspath(self.cache_dir), {}
+        for name in PLUG_FILES:
+            path = try_to_load_from_cache(self.name, prefix + name, cache_dir=cache, revision=self.revision)
+            if isinstance(path, str):
+                sizes[name] = os.path.getsize(path)
+        return sizes
 
     @property
     def _download_arguments(self) -> dict[str, Any]:
@@ -251,7 +257,7 @@ class Place:
         if folder.is_relative_to(root):
             finish(folder)
         path = folder / filename
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # which, unlike `resolve`, takes links in a circle
         if not real.is_file():
             return None
         if not any(real.is_relative_to(allowed) for allowed in roots):

@@ -160,7 +160,9 @@ def _write_card(
         # The card that is there now; one in the cache may be of yesterday.
         there = replace(target, force_download=True).file(CARD)
         options = {**options, "tags": tags, "published": there and there.read_bytes()}
-        kept = write_card(staging, config, trainable=trainable, repo_id=target.name, **options)
+        kept = write_card(
+            staging, config, trainable=trainable, repo_id=target.name, subfolder=target.subfolder, **options
+        )
         if kept:
             logger.info("The card keeps what was edited by hand: %s.", ", ".join(kept))
     except Exception as error:
@@ -175,8 +177,7 @@ def _commit(api: HfApi, staging: Path, target: Place, **options: Any) -> CommitI
     """One commit of all files. (The client's upload_folder may make several, and transformers' knows no folders.)"""
     prefix = f"{target.subfolder}/" if target.subfolder else ""
     # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
-    others = [prefix + name for name in PLUG_FILES if not (staging / name).exists()]
-    stale = [entry.path for entry in api.get_paths_info(target.name, others, revision=target.revision)]
+    stale = [prefix + name for name in PLUG_FILES if name in target.sizes and not (staging / name).exists()]
     card = staging / CARD
 
     def commit() -> CommitInfo:

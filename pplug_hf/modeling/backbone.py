@@ -71,6 +71,12 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
         model, report = auto.from_pretrained(place.name, output_loading_info=True, **place.hub_arguments, **kwargs)
     except OSError as error:
         raise place.refused(error) from error
+    except ConfigurationError:
+        raise
+    except ValueError as error:  # a file name that leads out of the repository, options that do not go together
+        raise ConfigurationError(
+            f"The backbone {place.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigurationError(
             f"The backbone {place.name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), "

@@ -93,7 +93,7 @@ def weight_shapes(name: str | os.PathLike | Place, **arguments: Any) -> dict[str
                     f"({slices[odd[0]].get_dtype()}): the plug is not usable."
                 )
             return {key: part.get_shape() for key, part in slices.items()}
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # the latter: more than the machine can address
         raise _damaged(place, WEIGHTS, error) from error
 
 
@@ -180,10 +180,9 @@ def load_tokenizer(name: str | os.PathLike | Place, **arguments: Any) -> PreTrai
     for key, value in _read_json(place, path).items():  # files are found by their names, never by what a file says
         if key.endswith(("_file", "_files")) and value:
             raise _damaged(place, TOKENIZER_CONFIG, f"its {key} names a file")
+    folder = place.folder((CONFIG, *TOKENIZER_FILES))
     try:
-        return AutoTokenizer.from_pretrained(place.folder((CONFIG, *TOKENIZER_FILES)), trust_remote_code=False)
-    except DataError:
-        raise
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more special
         raise _damaged(place, TOKENIZER_CONFIG, error) from error
 
