@@ -17,8 +17,8 @@ import io
 import re
 import textwrap
 import tokenize
-from _collections import _tuplegetter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from huggingface_hub.constants import HF_HOME
@@ -59,7 +59,7 @@ def _sign(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: 
 def _skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """What a class inherits from other libraries is theirs to describe; a tuple's fields are described already."""
     home = getattr(getattr(obj, "fget", obj), "__module__", None) or "pplug_hf"
-    return None if home.split(".")[0] == "pplug_hf" and not isinstance(obj, _tuplegetter) else True
+    return None if home.split(".")[0] == "pplug_hf" and type(obj).__name__ != "_tuplegetter" else True
 
 
 def has_fields(cls: Any) -> bool:
@@ -108,24 +108,19 @@ def comments(cls: type) -> dict[str, str]:
 
 def to_rst(lines: Iterable[str]) -> Iterator[str]:
     """A docstring's text as reStructuredText; its sections are left to napoleon."""
-    indent, section, literal = 0, "", -1  # of the last line with text; where a literal block stands
-    before = ""
-    rows: list[str] = []
-    for line in lines:
+    before, indent = "", 0  # the line above, empty at a new paragraph; and where the last line with text stands
+    section = ""
+    literal: int | None = None  # where a literal block stands, within one
+    for line in tables(lines):
         text, here = line.strip(), len(line) - len(line.lstrip())
-        if rows and not _ROW.match(text):
-            yield from table(rows)
-            rows = []
+        if literal is not None and (not text or here >= literal):
+            yield line
+            continue
+        literal = None
         if not text:
             before = ""
             yield line
             continue
-        if literal >= 0:
-            if here >= literal:
-                before = text
-                yield line
-                continue
-            literal = -1
         if _SECTION.fullmatch(text):
             section = text
         elif not before and here == 0:
@@ -133,11 +128,6 @@ def to_rst(lines: Iterable[str]) -> Iterator[str]:
         elif not before and not section and here >= indent + 4:
             literal = here
             yield from ("::", "", line)
-            before = text
-            continue
-        if _ROW.match(text):
-            rows.append(line)
-            before, indent = text, here
             continue
         if _ITEM.match(text) and before and not _ITEM.match(before) and here <= indent:
             yield ""
@@ -145,8 +135,19 @@ def to_rst(lines: Iterable[str]) -> Iterator[str]:
             line = " " * here + ": " + text  # or napoleon takes what stands in front of a colon for a type
         before, indent = text, here + 2 * bool(_ITEM.match(text))
         yield spans(line)
-    if rows:
-        yield from table(rows)
+
+
+def tables(lines: Iterable[str]) -> Iterator[str]:
+    """Tables of Markdown as list-tables; other lines as they are."""
+    for is_table, rows in groupby(lines, lambda line: bool(_ROW.match(line.strip()))):
+        if not is_table:
+            yield from rows
+            continue
+        head, _, *body = ([cell.strip() for cell in row.strip().strip("|").split("|")] for row in rows)
+        yield from ("", ".. list-table::", "   :header-rows: 1", "")
+        for cells in (head, *body):
+            yield from ("   * - " * (i == 0) + "     - " * (i > 0) + cell for i, cell in enumerate(cells))
+        yield ""
 
 
 def spans(text: str) -> str:
@@ -162,14 +163,3 @@ def spans(text: str) -> str:
     parts = re.split(r"(\[?`[^`]+`)", text)  # what stands in backticks is code already
     parts[::2] = [_OPTION.sub(r"`\g<0>`", part) for part in parts[::2]]
     return _SPAN.sub(one, "".join(parts))
-
-
-def table(rows: list[str]) -> Iterator[str]:
-    """A table of Markdown as a list-table."""
-    cells = [[spans(cell.strip()) for cell in row.strip().strip("|").split("|")] for row in rows]
-    head, _, *body = cells
-    yield from ("", ".. list-table::", "   :header-rows: 1", "")
-    for row in (head, *body):
-        for i, cell in enumerate(row):
-            yield ("   * - " if i == 0 else "     - ") + cell
-    yield ""

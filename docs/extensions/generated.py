@@ -43,7 +43,7 @@ def _functions() -> str:
 
 
 def _settings_of_recipes() -> str:
-    """Every setting of the paper's recipes, as a table beside ours and the default."""
+    """Every setting of the paper's recipes as a table, beside ours and the default."""
     recipes = {name: {**r.training, **r.plug, **r.answering} for name, r in RECIPES.items()}
     reasons: dict[str, dict[str, list[str]]] = {}
     for recipe in RECIPES.values():
@@ -85,21 +85,8 @@ _MADE = {
 }
 
 
-_MADE = {
-    "<!-- a section for each command -->": _options,
-    "<!-- a table of the recipes -->": _settings_of_recipes,
-    ".. an entry for each command": _functions,
-    ".. a line for each name": _names,
-}
-
-
-def _function(name: str) -> str:
-    module, _, function, _ = cli._COMMANDS[name]
-    return f"pplug_hf.commands.{module}.{function}"
-
-
 def section(name: str) -> str:
-    """A command: what it does, and its options as tables, those without a default first."""
+    """A command: what it does, and its options as a table."""
     _, _, parser = cli.load_command(name)
     own: dict[str, argparse.Action] = {}
     for action in parser._actions:
