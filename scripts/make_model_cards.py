@@ -3,13 +3,14 @@
     python scripts/make_model_cards.py                       LaMP's; run it again when benchmarks/results has changed
     python scripts/make_model_cards.py --demo demo-output    the demo's too, of the folder that `pplug-hf demo` filled
 
-Nobody shares weights for LaMP's tasks. Where benchmarks/results has numbers, the card is that of the small plugs they
-are of; elsewhere it is what the paper's recipe would make, without numbers. Each says so, in a note that stands between
+Nobody shares weights for LaMP's tasks. Where benchmarks/results has numbers (of the test split, else of dev), the card is
+that of the small plugs they are of; elsewhere it is what the paper's recipe would make, without numbers. Each says so, in a note that stands between
 the generated parts as a person's text would.
 """
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,10 @@ from pplug_hf.modeling.encoders import is_unused
 from pplug_hf.modeling.plug import PersonaPlug
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+
+import lamp_small  # noqa: E402
+
 CARDS, RESULTS = ROOT / "model_cards", ROOT / "benchmarks" / "results"
 LAMP = [name for name in TASKS if name.startswith("LaMP-")]
 STATED: dict[str, Any] = {"license": "apache-2.0", "language": ["en"]}
@@ -69,14 +74,16 @@ def paper_config(name: str) -> PPlugConfig:
 
 
 def bench_config(name: str) -> PPlugConfig:
-    """A plug of benchmarks/lamp_small.py, which our recipes are from."""
+    """A plug of benchmarks/lamp_small.py."""
+    task = get_task(name)
+    choices = lamp_small.PLUG | lamp_small.SETUPS[task.name.replace("-", "_")].plug
     return PPlugConfig(
         backbone_fingerprint={"model_type": "bart", "vocab_size": 30522},
         encoder_fingerprint={"model_type": "bert"},
         is_encoder_decoder=True,
         hidden_size=384,
         encoder_size=384,
-        **{"item_template": get_task(name).item_template, **get_recipe(f"ours/{name}").plug},
+        **{"item_template": task.item_template, **choices},
     )
 
 
@@ -95,22 +102,23 @@ def lamp_card(name: str) -> str:
     Args:
         name: as in "lamp-4".
     """
-    results = RESULTS / f"{name}-dev"
-    has_results = (results / "results.json").is_file()
-    config = bench_config(name) if has_results else paper_config(name)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        if not has_results:
-            settings = TrainSettings(**get_recipe(f"paper/{name}").training, data="", output=place)
+    found = [RESULTS / f"{name}-{split}" for split in ("test", "dev")]
+    results = next((folder for folder in found if (folder / "results.json").is_file()), None)
+
+    config = bench_config(name) if results else paper_config(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if not results:
+            settings = TrainSettings(**get_recipe(f"paper/{name}").training, data="", output=temporary)
             arguments = training_arguments(settings, examples=10_000).to_dict()
             (folder / TRAINING_ARGS).write_text(json.dumps(arguments, default=str))
             (folder / TRAIN_SETTINGS).write_text(json.dumps(asdict(settings)))
-        options = {**STATED, "results": results if has_results else None}
-        write_card(folder, config, trainable=trainable(config), repo_id=f"me/pplug-{name}", **options)
+        where = {"repo_id": f"me/pplug-{name}", "results": results}
+        write_card(folder, config, trainable=trainable(config), **where, **STATED)
         text = (folder / "README.md").read_text(encoding="utf-8")
     task = get_task(name).name
     text = text.replace(f"name: {task}\n", f"name: {task}, re-built from public sources\n")
-    return with_note(text, BENCH_NOTE if has_results else PAPER_NOTE.format(name=name))
+    return with_note(text, BENCH_NOTE if results else PAPER_NOTE.format(name=name))
 
 
 def demo_card(output: Path) -> str:
@@ -121,7 +129,7 @@ def demo_card(output: Path) -> str:
     """
     plug = output / "plug"
     shapes = files.weight_shapes(plug)
-    options = {**STATED, "tags": ["synthetic"], "repo_id": "me/pplug-demo", "published": ""}
+    options = {**STATED, "tags": ["synthetic"], "repo_id": "me/pplug-demo"}
     options["results"] = output / "results" if (output / "results").is_dir() else None
     (plug / "README.md").unlink(missing_ok=True)
     count = sum(torch.Size(shape).numel() for shape in shapes.values())

@@ -255,8 +255,11 @@ def test_names_that_the_hub_does_not_take(folder, name):
 def test_sizes(folder):
     text, _ = write(folder, config(num_persona_tokens=4))
     assert "| trained parameters | 123,456 (input encoder included) |" in text
+    assert "| reads items by | attention, temperature 1 |" in text
     assert "| size of the plug | 1.2 MB |" in text and "| projector | 384 → 768 → 4 x 768 |" in text
     assert "| soft prompt | 5 tokens of width 768: instruction and 4 of the persona |" in text
+    text, _ = write(folder, config(learn_temperature=True, attention_temperature=0.1))
+    assert "| reads items by | attention, temperature learned from 0.1 |" in text
     text, _ = write(folder, config(instruction=False, aggregator="mean"))
     assert "| soft prompt | 1 token of width 768: 1 of the persona |" in text and "| reads items by | mean |" in text
     assert "input encoder included" not in text

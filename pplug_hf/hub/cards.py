@@ -196,7 +196,7 @@ def _render(config: PPlugConfig, **values: Any) -> dict[str, str]:
     template = _environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
     attention = config.aggregator == "attention"
     D, M, H, K = config.sizes
-    temperature = f"{'learned ' if config.learn_temperature else ''}temperature"
+    temperature = f"temperature {'learned from ' if config.learn_temperature else ''}{config.attention_temperature:g}"
     values |= {
         "config": config,
         "version": __version__,
@@ -205,7 +205,7 @@ def _render(config: PPlugConfig, **values: Any) -> dict[str, str]:
         "fields": _fields(config.item_template),
         "projector": f"{D:,} → {M:,} → {K} x {H:,}",
         "input_encoder": attention and config.train_input_encoder,
-        "aggregator": config.aggregator + (f", {temperature} {config.attention_temperature:g}" if attention else ""),
+        "aggregator": config.aggregator + (f", {temperature}" if attention else ""),
     }
     context = template.new_context(values)
     return {name: "".join(block(context)) for name, block in template.blocks.items()}
