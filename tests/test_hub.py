@@ -131,6 +131,20 @@ def test_a_fresh_process_gives_the_same_answers_bit_for_bit(hub, pushed, strange
     assert stranger("result = fresh.config.encoder_revision") == hub.repos["me/encoder"].refs["main"]
 
 
+def test_the_auto_classes_and_the_pipeline_load_it_too(hub, pushed, stranger, requests):
+    """With the call's token for backbone and encoder; the code that is there for others is not even asked for."""
+    answers, _ = pushed
+    stranger("from transformers import AutoModelForCausalLM, AutoProcessor, pipeline")
+    stranger("model = AutoModelForCausalLM.from_pretrained('me/plug', token=token)", token=TOKEN)
+    assert stranger(ANSWER) == answers
+    stranger("processor = AutoProcessor.from_pretrained('me/plug', token=token)", token=TOKEN)
+    assert stranger("result = type(processor).__name__") == "PPlugProcessor"
+    stranger("pipe = pipeline('personalized-text-generation', model='me/plug', token=token)", token=TOKEN)
+    text = stranger("result = pipe('the sea', persona=tiny.HISTORY, query='the sea', max_new_tokens=8)")
+    assert text[0]["generated_text"].startswith("the sea") and len(text[0]["generated_text"]) > len("the sea")
+    assert requests() and not [line for line in requests() if ".py" in line]
+
+
 def test_the_commit_of_what_the_user_loaded(hub, pushed, me):
     """transformers does not say it any more; the cache does while it holds one commit only."""
     hub.repo("me/bart", private=True).add(tiny_folder(hub, "bart"))
@@ -142,6 +156,41 @@ def test_the_commit_of_what_the_user_loaded(hub, pushed, me):
     hub.repos["me/bart"].commit("main", {**hub.repos["me/bart"].files(), "notes.txt": File(b"", False)})
     me(load_it)
     assert me(make) is None  # it may be either
+    me("odd = PPlugForConditionalGeneration.from_backbone(bart, 'me/encoder')")
+    me("odd.push_to_hub('me/odd')")  # the repository as it is now, with a warning
+    config = json.loads(hub.repos["me/odd"].files()["config.json"].data)
+    assert (config["backbone"], config["backbone_revision"]) == ("me/bart", hub.repos["me/bart"].refs["main"])
+    me("odd.config.backbone = 'me/nowhere'; odd.push_to_hub('me/odd')")
+    config = json.loads(hub.repos["me/odd"].files()["config.json"].data)
+    assert config["backbone"] is None
+    assert me.log.read_text().count("commit of the backbone") == 2
+
+
+def test_a_download_that_was_cut_off_is_no_plug_offline(hub, pushed, me, requests, tmp_path):
+    """Not even if the weights are there: what would be missing then changes answers without a word."""
+    hub.fail("GET", "plug/resolve/.*/(generation_config|tokenizer_config).json", status=500)
+    refused(me, LOAD, name="me/plug", given={"cache_dir": str(tmp_path)})
+    hub.faults.clear()
+    given = {"cache_dir": str(tmp_path), "local_files_only": True}
+    text, kinds = refused(me, LOAD, name="me/plug", given=given)
+    assert "model.safetensors" in text and "no such file in the cache" in text and "FileNotFoundError" in kinds
+
+
+def test_a_persona_and_a_save_that_is_pushed(hub, pushed, me, tmp_path):
+    load(me)
+    me(
+        "model.save_pretrained(folder, push_to_hub=True, repo_id='me/saved', private=True)",
+        folder=str(tmp_path / "plug"),
+    )
+    assert hub.repos["me/saved"].private and "model.safetensors" in hub.repos["me/saved"].files()
+    me(
+        "persona = model.encode_persona(tiny.HISTORY); persona.save_pretrained(folder)",
+        folder=str(tmp_path / "persona"),
+    )
+    hub.repo("me/persona", private=True).add(tmp_path / "persona")
+    for given in ({}, {"local_files_only": True}):
+        me("again = Persona.from_pretrained('me/persona', **given)", given=given)
+        assert me("result = torch.equal(again.embeddings, persona.embeddings)")
 
 
 def test_all_files_of_a_load_come_from_one_commit(hub, pushed, requests, tmp_path, me):
@@ -164,6 +213,10 @@ def test_from_the_cache_alone(hub, pushed, requests, tmp_path, me):
     processor = "processor = PPlugProcessor.from_pretrained('me/plug', cache_dir=cache, local_files_only=True)"
     me(processor, cache=str(tmp_path))
     assert not requests()
+    snapshot = tmp_path / "models--me--plug" / "snapshots" / hub.repos["me/plug"].refs["main"]
+    assert (snapshot / "config.json").is_symlink()
+    load(me, str(snapshot))  # a folder of links into the cache
+    assert me(ANSWER) == pushed[0]
     message, kinds = refused(me, LOAD, name="me/plug", given={"cache_dir": "/nowhere", "local_files_only": True})
     assert "neither the cache nor the Hub answered" in message and "FileNotFoundError" in kinds
 
@@ -172,6 +225,10 @@ def test_when_the_hub_is_down_the_cache_serves(hub, pushed, requests, me):
     load(me)
     for method in ("GET", "HEAD", "POST"):
         hub.fail(method, "", status=503)
+    load(me)
+    assert me(ANSWER) == pushed[0]
+    hub.faults.clear()
+    hub.fail("GET", "^/api/models/me/plug", status=403)  # access was withdrawn: as of any file in the cache
     load(me)
     assert me(ANSWER) == pushed[0]
     offline = "from huggingface_hub import constants; constants.HF_HUB_OFFLINE = {}"
@@ -195,12 +252,12 @@ def test_force_download_reaches_every_part(hub, pushed, requests, me):
     load(me)
     hub.requests.clear()
     load(me, force_download=True)
-    fetched = {line.split("/large/")[-1] for line in requests() if line.startswith("GET") and "/large/" in line}
+    fetched = [line.split("/large/")[-1] for line in requests() if line.startswith("GET") and "/large/" in line]
     weights = {
         name: hub.repos[f"me/{name}"].files(commit)["model.safetensors"].oid
         for name, commit in {**pushed[1], "plug": hub.repos["me/plug"].refs["main"]}.items()
     }
-    assert fetched == set(weights.values())
+    assert sorted(fetched) == sorted(weights.values())  # once each
     message, kinds = refused(me, LOAD, name="me/plug", given={"force_download": True, "local_files_only": True})
     assert "contradict each other" in message and "ConfigurationError" in kinds
 

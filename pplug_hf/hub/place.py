@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
@@ -181,6 +181,8 @@ class Place:
             raise DataError(f"{self._task(repr(filename))}: that is no file name.")
         if self.is_local:
             return self._local_file(filename)
+        if filename in self._fetched:
+            return self._fetched[filename]
         if filename not in self.sizes:
             return None
         self._check_size(filename, self.sizes[filename])
@@ -189,13 +191,18 @@ class Place:
         except (*FAILURES, ValueError) as error:  # the latter: force_download while offline
             raise self.refused(error, filename) from error
         self._check_size(filename, path.stat().st_size)
+        self._fetched[filename] = path
         return path
+
+    @cached_property
+    def _fetched(self) -> dict[str, Path]:
+        return {}  # what force_download downloads once, not at every look
 
     def require(self, filename: str) -> Path:
         """The path of a file that must be there; see `file`."""
         path = self.file(filename)
         if path is None:
-            where = "its folder" if self.is_local else "its repository at this revision (404)"
+            where = "its folder" if self.is_local else "the cache" if self.local_files_only else "its repository"
             raise MissingFileError(
                 f"{self._task(filename)}: there is no such file in {where}. Check the name, revision= and subfolder=."
             )
@@ -217,7 +224,7 @@ class Place:
             HubError: the Hub refuses.
         """
         prefix = f"{self.subfolder}/" if self.subfolder else ""
-        cached = self._cached_sizes(prefix)
+        cached = self._cached_sizes()
         if self.local_files_only:
             return cached
         try:
@@ -230,13 +237,11 @@ class Place:
             raise self.refused(error) from error
         return {entry.path.removeprefix(prefix): entry.size for entry in entries if isinstance(entry, RepoFile)}
 
-    def _cached_sizes(self, prefix: str) -> dict[str, int]:
-        cache, sizes = None if self.cache_dir is None else os.fspath(self.cache_dir), {}
-        for name in PLUG_FILES:
-            path = try_to_load_from_cache(self.name, prefix + name, cache_dir=cache, revision=self.revision)
-            if isinstance(path, str):
-                sizes[name] = os.path.getsize(path)
-        return sizes
+    def _cached_sizes(self) -> dict[str, int]:
+        folder = _snapshots(self.name, self.cache_dir) / (self.revision or "") / self.subfolder
+        return (
+            {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
+        )
 
     @property
     def _download_arguments(self) -> dict[str, Any]:
@@ -289,6 +294,11 @@ def is_hub_id(name: str | None) -> bool:
     return name is not None
 
 
+def _snapshots(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
+    """Where the cache has the commits of a repository."""
+    return Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+
+
 def cached_commit(name: str | None) -> str | None:
     """The commit of a repository that the cache has exactly one of, and None if it may be another.
 
@@ -296,6 +306,6 @@ def cached_commit(name: str | None) -> str | None:
     """
     if name is None or not is_hub_id(name) or os.path.isdir(name):
         return None
-    snapshots = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
+    snapshots = _snapshots(name)
     commits = [path.name for path in snapshots.iterdir() if (path / CONFIG).exists()] if snapshots.is_dir() else []
     return commits[0] if len(commits) == 1 else None

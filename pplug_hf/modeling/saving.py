@@ -176,6 +176,7 @@ class SavingMixin:
         arguments |= {"local_files_only": local_files_only, "force_download": force_download}
         place = files.open_place(pretrained_model_name_or_path, **arguments)
         config = config or files.load_config(place)
+        place.folder()  # all of it, so that whatever breaks below, the cache has the whole plug or no weights
         # What does not fit is found out before a large backbone is loaded.
         files.check_sizes(files.weight_shapes(place), config, place.name)
 
