@@ -3,10 +3,14 @@
 # declares a range. Use another with e.g. `make demo TORCH=torch`.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_LOWEST ?= .venv-lowest
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit build docs setup clean
+# With the lowest versions: not what runs other tests again, at length, or looks at documents.
+NOT_LOWEST := bench docs examples package readme
+
+.PHONY: demo test test-lowest lint types unit build docs setup clean
 
 demo: setup
 	$(BIN)/pplug-hf demo --output demo-output
@@ -39,5 +43,16 @@ docs: setup
 unit:
 	$(BIN)/python -m pytest
 
+test-lowest: $(VENV_LOWEST)/ready
+	$(VENV_LOWEST)/bin/python -m pytest $(NOT_LOWEST:%=--ignore=tests/test_%.py)
+
+$(VENV_LOWEST)/ready: setup.cfg scripts/lowest.py
+	$(PYTHON) -m venv $(VENV_LOWEST)
+	$(PYTHON) scripts/lowest.py > $(VENV_LOWEST)/lowest.txt
+	$(VENV_LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV_LOWEST)/bin/python -m pip install --quiet "$(TORCH)"
+	$(VENV_LOWEST)/bin/python -m pip install --quiet --constraint $(VENV_LOWEST)/lowest.txt --editable ".[all,test]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build demo-output
+	rm -rf $(VENV) $(VENV_LOWEST) build demo-output

@@ -1,7 +1,10 @@
 """A plug outlives the version that made it: fields of other versions, and the answers of a released plug."""
 
+import configparser
+import importlib.util
 import json
 import logging
+import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -20,6 +23,7 @@ from pplug_hf import Persona, PPlugConfig, PPlugModel, PPlugProcessor
 from pplug_hf.configuration import pplug as module
 from pplug_hf.errors import ConfigurationError, DataError
 
+ROOT = Path(__file__).parent.parent
 MINE = {"hidden_size": 4, "encoder_size": 3}
 
 
@@ -312,3 +316,42 @@ def test_a_plug_of_an_older_version_answers_as_it_did(tmp_path, monkeypatch, war
     before = len(warnings())
     check_answers(golden(folder, plug), folder)
     assert len(warnings()) == before
+
+
+# ---- the lowest versions ----------------------------------------------------------------------------------------
+
+
+def lowest():
+    specification = importlib.util.spec_from_file_location("lowest", ROOT / "scripts" / "lowest.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script.lowest
+
+
+def test_lowest_versions_are_read_from_requirements():
+    text = """
+[options]
+install_requires =
+    torch>=2.13
+    some-name[extra] >= 1.0.post1,<2
+    unbounded
+[options.extras_require]
+eval =
+    torch>=2.13
+    mine[all,eval]
+    other==3
+"""
+    assert lowest()(text) == {"torch": "2.13", "some-name": "1.0.post1"}
+    with pytest.raises(ValueError, match=r"torch has two lower bounds, 2\.13 and 2\.14"):
+        lowest()(text.replace("    torch>=2.13\n    mine", "    torch>=2.14\n    mine"))
+
+
+def test_everything_that_is_needed_has_a_lowest_version():
+    """What a user installs: other versions than those that `make test-lowest` tries are not declared."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    lists = [config["options"]["install_requires"]]
+    lists += [config["options.extras_require"][extra] for extra in ("train", "eval", "retrieval", "viz")]
+    names = {re.match(r"[\w.-]+", line)[0] for line in "\n".join(lists).split("\n") if line.strip()}
+    assert names >= {"torch", "transformers", "datasets"}
+    assert names <= lowest()((ROOT / "setup.cfg").read_text(encoding="utf-8")).keys()

@@ -145,6 +145,8 @@ def gradients(model):
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing")
 @pytest.mark.parametrize("how", ["gradient_checkpointing", "activation_checkpointing"])
 def test_checkpointing_computes_twice_and_changes_no_gradient(fresh, how):
+    if not hasattr(fresh, f"{how}_enable"):
+        pytest.skip("this version of transformers has it under its other name only")
     fresh.train()
     expected, runs = gradients(fresh)
     assert set(runs) == {1}

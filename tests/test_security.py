@@ -3,10 +3,12 @@ running anything, reading anything else or filling the memory. SECURITY.md says 
 
 import json
 import os
+import re
 import resource
 import shutil
 import struct
 import time
+from pathlib import Path
 
 import jinja2.exceptions
 import pytest
@@ -544,6 +546,7 @@ def make(encoder, **kwargs):
         *("sentence_transformers.util.misc.importlib", "sentence_transformers.nowhere.Module", "sentence_transformersx.y.Z"),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:pickle_load_args")
 @pytest.mark.parametrize("where", ["", "evil.bin"])
 def test_modules_of_an_encoder_are_those_of_sentence_transformers(module, where, encoder, alarm, monkeypatch):
     modules = json.loads((encoder / "modules.json").read_text())
@@ -614,3 +617,16 @@ def test_code_of_an_encoder_is_not_run(encoder, alarm):
     change(encoder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"})
     with pytest.raises(ConfigurationError, match=r"sentence encoder .*custom code"):
         make(encoder)
+
+
+# ---- the document -----------------------------------------------------------------------------------------------
+
+
+def test_the_threat_model_names_tests_and_places_that_exist():
+    root = Path(__file__).parent.parent
+    text = (root / "SECURITY.md").read_text(encoding="utf-8")
+    for place in re.findall(r"`((?:\w+/)?\w+\.py)`", text):
+        assert (root / "pplug_hf" / place).exists() or (root / "tests" / place).exists(), place
+    defined = "".join(path.read_text(encoding="utf-8") for path in (root / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 20 and all(f"def {name}(" in defined for name in named)
