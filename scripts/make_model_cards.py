@@ -104,7 +104,6 @@ def lamp_card(name: str) -> str:
     """
     found = [RESULTS / f"{name}-{split}" for split in ("test", "dev")]
     results = next((folder for folder in found if (folder / "results.json").is_file()), None)
-
     config = bench_config(name) if results else paper_config(name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
