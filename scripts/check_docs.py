@@ -3,7 +3,8 @@
 - Every public name (`pplug_hf.__all__`, with the methods of its classes) has a docstring that speaks of its arguments, of
   what it returns and of the errors it raises, and is in the reference; so is what guides and examples import.
 - Every command has a section.
-- Files, names in files, settings and their defaults that the pages mention are as they say.
+- Files, names in files, settings and their defaults that the pages mention are as they say, and the errors that they explain
+  can happen.
 - The site takes nothing from the network.
 
 Prints one line for each defect and exits with 1 if there are any.
@@ -43,7 +44,8 @@ def main(arguments: list[str]) -> int:
         print(f"{site} holds no documentation: build it with make docs.")
         return 1
     pages = sorted((ROOT / "docs").rglob("*.md"))
-    defects = [*docstrings(), *reference(site), *commands(site), *mentions(pages), *defaults(pages), *network(site)]
+    defects = [*docstrings(), *reference(site), *commands(site), *network(site), *mentions(pages), *defaults(pages)]
+    defects += messages(ROOT / "docs" / "troubleshooting.md")
     print("\n".join(defects) or "The documentation is complete.")
     return bool(defects)
 
@@ -211,6 +213,25 @@ def defaults(pages: list[Path]) -> Iterator[str]:
                 yield f"{page.name} mentions {kind}.{name}, which is not there"
             elif said != str(found[name]):
                 yield f"{page.name} says that {kind}.{name} is {said}; it is {found[name]}"
+
+
+def messages(page: Path) -> Iterator[str]:
+    """Messages of troubleshooting.md that nothing in the package says: each part of one must have its words in one file."""
+    said = [set().union(*map(words, strings(file))) for _, file in modules()]
+    for section in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        ours = re.match(r"`\w+Error`", section)  # others are of other libraries, or no errors
+        for message in re.findall(r"^\| (.+?) \| ", section, re.MULTILINE)[1:] if ours else ():
+            for part in re.split(r" / |; ", message):
+                if not any(words(part) <= known for known in said):
+                    yield f"{page.name} explains the message {part!r}, which nothing says"
+
+
+def strings(file: Path) -> list[str]:
+    return [n.value for n in ast.walk(parsed(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]{3,}", text.lower()))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,17 @@ def test_the_check_finds_what_a_page_says_wrongly(tmp_path):
     ]
 
 
+def test_the_check_finds_messages_that_nothing_says(tmp_path):
+    page = tmp_path / "troubleshooting.md"
+    page.write_text(
+        "## `DataError`\n\n| message | why |\n|---|---|\n| Got 1 personas for 2 prompts | x |\n"
+        "| There is no file ... / The zebra is missing | x |\n\n## Of others\n\n| message | why |\n|---|---|\n| Zebras! | x |\n"
+    )
+    assert [*check_docs.messages(page)] == [
+        "troubleshooting.md explains the message 'The zebra is missing', which nothing says"
+    ]
+
+
 def test_the_check_finds_what_comes_from_the_network(tmp_path):
     (tmp_path / "page.html").write_text('<a href="https://x.org">x</a><script src="https://cdn.org/a.js"></script>')
     (defect,) = check_docs.network(tmp_path)
