@@ -54,7 +54,9 @@ def test_one_prompt(made):
         answers[name] = texts(records, prompt, made.causal)
         assert answers[name] == by_hand(made.model, prompt, persona, "sea")
     assert answers["nobody"] == answers["empty"] != answers["history"]
-    assert made.pipe(prompt, **NEW) == made.pipe(prompt, persona=None, **NEW)
+    assert (
+        made.pipe(prompt, **NEW) == made.pipe(prompt, persona=None, **NEW) == made.pipe(prompt, plug="default", **NEW)
+    )
     assert made.pipe({"text": prompt, "persona": tiny.HISTORY, "query": "sea"}, **NEW) == made.pipe(
         prompt, persona=tiny.HISTORY, query="sea", **NEW
     )
