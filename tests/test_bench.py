@@ -3,13 +3,10 @@
 import contextlib
 import io
 import json
-import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap
 from pplug_hf.evaluation.metrics import per_example, score
 from pplug_hf.evaluation.rows import parse_row
 from pplug_hf.evaluation.style import Style, own_texts, user_means
+from pplug_hf.evaluation.weights import weight_profile
 
 USERS, SECRET = 5, "fortyseven"
 SHELVES = Task(
@@ -331,6 +329,7 @@ def test_everything_is_in_one_folder(finished, world):
         "table.md",
         "rows.png",
         "history-length.png",
+        "weights.png",
     }
     saved = predictions(output)
     assert set(saved) == FILES
@@ -338,7 +337,7 @@ def test_everything_is_in_one_folder(finished, world):
     assert all([gold["id"] for gold in content["golds"]] == ids for content in saved.values())
     assert {content["task"] for content in saved.values()} == {"shelves"}
     assert (output / "table.md").read_text() in printed
-    assert all((output / name).read_bytes().startswith(b"\x89PNG") for name in ("rows.png", "history-length.png"))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
 
 
 def test_results_say_what_they_come_from(finished, world):
@@ -385,6 +384,57 @@ def test_the_numbers_are_those_of_the_predictions(finished, world):
             "tie": sum(abs(v) <= 1e-9 for v in own),
             "loss": sum(v < -1e-9 for v in own),
         }
+
+
+def test_which_items_spoke(finished, world):
+    """The profile of the plug's own row, from the model's weights; no other row has one."""
+    output, made, _ = finished
+    results = json.loads((output / "results.json").read_text())
+    assert list(results["weights"]) == ["pplug"]
+    asked = Bench(SHELVES, made.examples, {"a": [str(world / "plug0")]}, vectors=str(world / "vectors"))
+    model = asked.load(str(world / "plug0"))
+    weights = []
+    for e in made.examples:
+        if not e.history:
+            weights.append(torch.zeros(0))
+            continue
+        query, items = reference.read(model, [f"{item['tag']} {item['text']}" for item in e.history], e.query)
+        weights.append(torch.tensor(reference.weights(model.plug, query, items)))
+    saved = predictions(output)["pplug,0.json"]["about"]["weights"]
+    expected = weight_profile(weights, made.examples)
+    for name in ("by_age", "by_rank"):
+        for got, want in zip(saved[name], expected[name], strict=True):
+            assert got["weight"] == pytest.approx(want["weight"], rel=1e-4)
+    assert saved["effective_share"] == pytest.approx(expected["effective_share"], rel=1e-4)
+
+
+def test_runs_say_what_plug_they_are_of(finished):
+    output, _, _ = finished
+    saved = predictions(output)
+    assert saved["mean,0.json"]["about"]["plug"]["aggregator"] == "mean"
+    assert saved["pplug,1.json"]["about"]["plug"]["attention_temperature"] == 0.2
+    assert "plug" not in saved["bm25@4.json"]["about"]
+
+
+def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
+    asked = settings_for(world, tmp_path, "no-persona", "pplug", show_history="241")
+    drawn = []
+    monkeypatch.setattr(
+        command, "plot_weights", lambda weights, texts, path, title: drawn.append((weights, texts, path))
+    )
+    made, printed = quietly(asked, task=SHELVES)
+    ((weights, texts, path),) = drawn
+    (example,) = [e for e in made.examples if e.id == "241"]
+    assert texts == [f"{item['tag']} {item['text']}" for item in example.history]
+    assert len(weights) == len(texts) and weights.sum().item() == pytest.approx(1, abs=1e-5)
+    assert path == tmp_path / "history-241.png" and "Private, with the user's texts" in printed
+    for change, message in (
+        ({"show_history": "no such"}, "There is no question with the id 'no such'"),
+        ({"plugs": None, "backbone": "x"}, "show_history needs a plug"),
+        ({"tables_only": True}, "show_history needs a plug"),
+    ):
+        with pytest.raises((ConfigurationError, DataError), match=message):
+            quietly(replace(asked, **change), task=SHELVES)
 
 
 def test_nothing_is_done_twice(finished, world, monkeypatch):
@@ -477,44 +527,6 @@ def test_a_damaged_file_is_done_again(world, tmp_path, monkeypatch):
     done = count_answers(monkeypatch)
     _, printed = quietly(asked, task=SHELVES)
     assert done == ["bm25@1"] and "Passed over bm25@1.json" in printed
-
-
-def test_a_killed_process_goes_on(world, tmp_path):
-    """SIGKILL behind the first finished rows; what was finished is not touched again."""
-    data = write_data(tmp_path / "LaMP_4", TASKS["LaMP-4"], users=12)
-    output = tmp_path / "out"
-    plug = f"pplug={world / 'any'}"
-    rows = ["no-persona", "random@1", "random@4", "recency@1", "recency@4", "bm25@1", "bm25@4", "pplug", "pplug:top-2"]
-    arguments = ["bench", "--data", data, "--plugs", plug, "--output", output, "--vectors", tmp_path / "vectors"]
-    arguments = [str(a) for a in [*arguments, "--batch_size", 1, "--num_beams", 4, "--rows", *rows]]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pplug_hf", *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-    )
-    folder = output / "predictions"
-    deadline = time.monotonic() + 240
-    while process.poll() is None and len(list(folder.glob("*.json"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    there = {path.name: path.read_bytes() for path in folder.glob("*.json")}
-    assert 2 <= len(there) < len(rows) and all(json.loads(content) for content in there.values())
-    times = {name: (folder / name).stat().st_mtime_ns for name in there}
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        assert main(arguments) == 0
-    assert f"{len(there)} of {len(rows)} runs are there already." in out.getvalue()
-    assert {name: (folder / name).stat().st_mtime_ns for name in there} == times
-    assert len(list(folder.glob("*.json"))) == len(rows)
-    fresh = [str(tmp_path / "fresh") if a == str(output) else a for a in arguments]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        assert main(fresh) == 0
-    assert (tmp_path / "fresh" / "table.md").read_text() == (output / "table.md").read_text()
 
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------
