@@ -56,7 +56,7 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
     place = place.pinned()
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
-        config = _load_config(place, kwargs["trust_remote_code"])
+        config = _load_config(place, kwargs)
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             auto: Any = AutoModelForSeq2SeqLM
         elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
@@ -86,9 +86,10 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_config(place: Place, trust_remote_code: bool) -> Any:
+def _load_config(place: Place, kwargs: dict[str, Any]) -> Any:
+    trusted = {"trust_remote_code": kwargs["trust_remote_code"]}  # the user's choice alone
     try:
-        return AutoConfig.from_pretrained(place.name, trust_remote_code=trust_remote_code, **place.hub_arguments)
+        return AutoConfig.from_pretrained(place.name, **trusted, **place.hub_arguments)
     except ValueError as error:
         if isinstance(error, OSError):
             raise
