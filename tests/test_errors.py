@@ -6,7 +6,7 @@ import torch
 
 import pplug_hf.errors
 from pplug_hf import Persona, PPlugConfig, PPlugForConditionalGeneration
-from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError, PPlugError
+from pplug_hf.errors import ConfigurationError, DataError, HubError, MismatchError, MissingFileError, PPlugError
 
 SECRET = "my secret diary"
 IDS = torch.tensor([[9, 10, 11]])
@@ -20,8 +20,9 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 5
-    assert all(issubclass(e, ValueError) for e in errors if e is not PPlugError)
+    assert len(errors) == 6
+    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError))
+    assert issubclass(HubError, OSError)
     assert issubclass(MissingFileError, FileNotFoundError)
 
 

@@ -54,23 +54,26 @@ def _typed(field: Field, value: Any) -> Any:
     return value
 
 
-def _check_template(name: str, template: str) -> None:
+def _check_template(field: str, template: str) -> None:
     """Only text, and names of fields in plain braces.
 
     Python's format strings can also reach into an object (`{text.__class__}`) and fill the memory
     (`{text:>999999999}`); the text of an item needs neither.
     """
     try:
-        parts = [part for part in Formatter().parse(template) if part[1] is not None]
+        parts = [(literal, name) for literal, name, _, _ in Formatter().parse(template)]
     except ValueError as error:
-        raise _no_template(name, template, f"is no format string ({error})") from None
-    if len(parts) > _MOST_FIELDS:
-        raise _no_template(name, template, f"has {len(parts)} fields, more than {_MOST_FIELDS}")
-    for _, field, specification, conversion in parts:
-        if not field or field.isdigit() or set(field) & set(".[]{}"):
-            raise _no_template(name, template, f"has {shown(field)} in braces, which is no name of a field")
-        if specification or conversion:
-            raise _no_template(name, template, f"formats the field {shown(field)} with ':' or '!'")
+        raise _no_template(field, template, f"is no format string ({error})") from None
+    names = [name for _, name in parts if name is not None]
+    if len(names) > _MOST_FIELDS:
+        raise _no_template(field, template, f"has {len(names)} fields, more than {_MOST_FIELDS}")
+    for name in names:
+        if not name or name.isdigit() or set(name) & set(".[]{}"):
+            raise _no_template(field, template, f"has {shown(name)} in braces, which is no name of a field")
+    literals = (literal.replace("{", "{{").replace("}", "}}") for literal, _ in parts)
+    plain = (f"{{{name}}}" if name is not None else "" for _, name in parts)
+    if "".join(map("".join, zip(literals, plain, strict=True))) != template:
+        raise _no_template(field, template, "formats a field with ':' or '!'")
 
 
 def _no_template(name: str, template: str, why: str) -> ConfigurationError:
