@@ -135,7 +135,8 @@ def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | 
             if None not in (*low, *high):
                 each.fill_between(ticks, low, high, alpha=0.2)
         each.axhline(1, color="0.5", linestyle="--", linewidth=1, label="all items equal")
-        each.set_yscale("log")
+        each.set_yscale("log", base=2)
+        each.yaxis.set_major_formatter("{x:g}")
         each.tick_params(axis="x", labelrotation=45)
         each.set_xlabel(label)
     axes[0].set_ylabel("weight, in units of the uniform one\n(95 % interval over users)")
