@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from ..configuration import PPlugConfig
@@ -97,7 +98,7 @@ def push_folder(
             )
         except PPlugError:
             raise
-        except (*FAILURES, RuntimeError) as error:  # the latter around what happened to one file
+        except (*FAILURES, RuntimeError, ValueError) as error:  # of one file; an answer that makes no sense
             raise _failed(error, repo_id) from error
 
 
@@ -187,8 +188,9 @@ def _commit(api: HfApi, staging: Path, target: Place, **options: Any) -> CommitI
 
     try:
         return commit()
-    except ValueError as error:
-        if not card.exists() or CARD not in str(error):
+    except (ValueError, HfHubHTTPError) as error:  # the client has each card checked by the Hub before it commits
+        about_card = isinstance(error, json.JSONDecodeError) or any(t in str(error) for t in (CARD, "validate-yaml"))
+        if not card.exists() or not about_card:
             raise
         logger.warning("The plug is pushed without a new card, which the Hub does not accept: %s", error)
         card.unlink()
