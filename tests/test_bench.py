@@ -1,9 +1,6 @@
-"""The bench: what every row shows the backbone, resuming, tables from predictions, and what it refuses."""
+"""The bench: one folder, resuming, tables from predictions, every kind of task, and what it refuses."""
 
-import contextlib
-import io
 import json
-import random
 import statistics
 import subprocess
 import sys
@@ -13,291 +10,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-import tiny
 import torch
+from bench_data import (
+    SECRET,
+    SHELVES,
+    USERS,
+    make_rows,
+    make_world,
+    predictions,
+    quietly,
+    save_plug,
+    settings_for,
+    write_data,
+)
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugProcessor
 from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
-from pplug_hf.commands.bench import BenchSettings, bench
-from pplug_hf.configuration.tasks import TASKS, PromptFormat, Task
-from pplug_hf.data.histories import newest
-from pplug_hf.data.lamp import Example, read_lamp
+from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
-from pplug_hf.evaluation.answers import wrong_users
-from pplug_hf.evaluation.bench import Bench, Decoding
+from pplug_hf.evaluation.bench import Bench
 from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap
 from pplug_hf.evaluation.metrics import per_example, score
-from pplug_hf.evaluation.rows import parse_row
 from pplug_hf.evaluation.style import Style, own_texts, user_means
 from pplug_hf.evaluation.weights import weight_profile
-
-USERS, SECRET = 5, "fortyseven"
-SHELVES = Task(
-    name="shelves",
-    query_marker="book:",
-    query_field="text",
-    answer_field="tag",
-    item_template="{tag} {text}",
-    item_template_unlabelled="{text}",
-    labels=("sea", "moon", "war"),
-    metric="accuracy",
-    max_new_tokens=3,
-    prompt=PromptFormat(item="{text} in {tag}", cut="text", frame="{head}{items} and {input}"),
-)
-INPUTS = {
-    "LaMP-2": "which tag is for it description: ",
-    "LaMP-3": "what is it for review: ",
-    "LaMP-4": "write a title for the article: ",
-    "LaMP-6": "write a title for the letter: ",
-    "LaMP-7": "write it like the user: ",
-    "shelves": "what is best for the book: ",
-}
-
-
-def words(rng, n):
-    return " ".join(rng.choice(tiny.WORDS) for _ in range(n))
-
-
-def make_rows(task, seed, users=USERS):
-    """Two questions of every user; user 0 has no history, the others up to 2 * users items."""
-    rng = random.Random(seed)
-    answer = (lambda: rng.choice(task.labels)) if task.labels else (lambda: words(rng, 4))
-    questions, golds = [], []
-    for user in range(users):
-        history = []
-        for number in range(2 * user):
-            item = {name: words(rng, 6) for name in task.fields} | {"id": f"{user}-{number}", "date": f"20{number:02}"}
-            if task.answer_field:
-                item[task.answer_field] = answer()
-            history.append(item)
-        for question in range(2):
-            id_ = f"{seed}{user}{question}"
-            text = INPUTS[task.name] + words(rng, 5)
-            questions.append({"id": id_, "user_id": f"u{user}", "input": text, "profile": history})
-            golds.append({"id": id_, "output": answer()})
-    return questions, golds
-
-
-def write_data(folder, task, splits=("train", "dev"), **options):
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, split in enumerate(splits, 1):
-        questions, golds = make_rows(task, number, **options)
-        (folder / f"{split}_questions.json").write_text(json.dumps(questions))
-        outputs = {"task": task.name.replace("-", "_"), "golds": golds}
-        (folder / f"{split}_outputs.json").write_text(json.dumps(outputs))
-    return folder
-
-
-def save_plug(places, folder, seed=0, family="t5", **choices):
-    model = PPlugForConditionalGeneration.from_backbone(str(places / family), str(places / "encoder"), **choices)
-    tiny.randomise(model.plug, seed)
-    model.save_pretrained(folder)
-    return str(folder)
-
-
-def quietly(settings, **options):
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        made = bench(settings, **options)
-    return made, out.getvalue()
 
 
 @pytest.fixture(scope="module")
 def world(places, tmp_path_factory):
-    """Plugs of every kind on one t5, and a folder of data for each task."""
-    root = tmp_path_factory.mktemp("bench")
-    choices = {"item_template": "{tag} {text}", "attention_temperature": 0.2}
-    for seed in range(2):
-        save_plug(places, root / f"plug{seed}", seed, **choices)
-    save_plug(places, root / "frozen", 2, train_input_encoder=False, **choices)
-    save_plug(places, root / "mean", 3, aggregator="mean", **choices)
-    save_plug(places, root / "gpt2", 4, family="gpt2", **choices)
-    save_plug(places, root / "any", 5, item_template="{text}")
-    write_data(root / "shelves", SHELVES)
-    return root
-
-
-def plugs_of(world):
-    return [
-        f"pplug={world / 'plug0'},{world / 'plug1'}",
-        f"mean={world / 'mean'}",
-        f"instruction-only={world / 'plug1'}",
-    ]
-
-
-def settings_for(world, output, *rows, **more):
-    given = {"data": str(world / "shelves"), "plugs": plugs_of(world), "vectors": str(world / "vectors")}
-    return BenchSettings(**{**given, "rows": list(rows) or None, "output": str(output), **more})
-
-
-def predictions(folder):
-    return {path.name: json.loads(path.read_text()) for path in (Path(folder) / "predictions").iterdir()}
-
-
-# ---- what a row shows the backbone --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["plug0", "frozen", "mean", "gpt2"])
-def asked(request, world):
-    """A bench on one plug, the plug, the examples."""
-    _, examples = read_lamp(world / "shelves", "dev", SHELVES)
-    place = str(world / request.param)
-    made = Bench(SHELVES, examples, {"pplug": [place]}, vectors=str(world / "vectors"), seed=3)
-    return made, made.load(place), examples
-
-
-def shown(asked, name):
-    made, model, _ = asked
-    row = parse_row(name, ["pplug", "instruction-only"])
-    return made.inputs(row, model if row.plug else None)
-
-
-def vectors_of(model, history):
-    texts = [f"{item['tag']} {item['text']}" for item in history]
-    return torch.stack([torch.tensor(model.history_encoder.encode(text)) for text in texts]) if texts else None
-
-
-def expect_personas(asked, inputs, histories):
-    _, model, _ = asked
-    assert len(inputs.personas) == len(histories)
-    for persona, history in zip(inputs.personas, histories, strict=True):
-        assert len(persona) == len(history)
-        if history:
-            reference.close(persona.embeddings, vectors_of(model, history))
-
-
-def test_without_a_persona_there_is_the_input_alone(asked):
-    for name in ("no-persona", "pplug:no-history", "instruction-only"):
-        assert shown(asked, name)[:4] == ([e.prompt for e in asked[2]], None, None, None)
-
-
-def test_a_plug_sees_the_whole_history_and_the_request(asked):
-    _, model, examples = asked
-    inputs = shown(asked, "pplug")
-    expect_personas(asked, inputs, [e.history for e in examples])
-    texts = [e.prompt.split("book: ")[1] for e in examples]
-    if model.config.aggregator == "mean":
-        assert inputs.queries is None
-    elif model.plug.input_encoder is None:
-        expected = torch.stack([torch.tensor(model.history_encoder.encode(text)) for text in texts])
-        reference.close(inputs.queries, expected)
-    else:
-        assert inputs.queries == texts
-
-
-def test_another_users_history(asked):
-    made, _, examples = asked
-    others = wrong_users(examples, made.seed)
-    expect_personas(asked, shown(asked, "pplug:wrong-user"), [examples[other].history for other in others])
-    assert all(examples[other].user != e.user for other, e in zip(others, examples, strict=True))
-
-
-def test_the_items_that_speak_loudest(asked):
-    _, model, examples = asked
-    histories = []
-    for e in examples:
-        if len(e.history) <= 3:
-            histories.append(e.history)
-            continue
-        texts = [f"{item['tag']} {item['text']}" for item in e.history]
-        query, items = reference.read(model, texts, e.query)
-        if model.config.aggregator == "mean":
-            query = torch.tensor(model.history_encoder.encode(e.query)).double()
-            scores = [torch.dot(query, item).item() for item in items]
-        else:
-            scores = reference.weights(model.plug, query, items)
-        best = sorted(range(len(scores)), key=lambda i: -scores[i])[:3]
-        histories.append([e.history[i] for i in sorted(best)])
-    expect_personas(asked, shown(asked, "pplug:top-3"), histories)
-
-
-@pytest.mark.parametrize("most", [1, 3, 100])
-def test_the_newest_items(asked, most):
-    histories = [sorted(e.history, key=lambda item: item["date"])[-most:] for e in asked[2]]
-    expect_personas(asked, shown(asked, f"pplug:last-{most}"), histories)
-
-
-def by_okapi(example, k):
-    """The benchmark's retrieval; of equals the newer first."""
-    documents = [item["text"].split() for item in example.history]
-    if not documents:
-        return []
-    scores = reference.okapi(documents, example.query.split())
-    return [example.history[i] for i in sorted(range(len(scores)), key=lambda i: (-scores[i], -i))[:k]]
-
-
-@pytest.mark.parametrize("k", [1, 2, 50])
-def test_retrieved_items_stand_in_front_of_the_input(asked, k):
-    _, _, examples = asked
-    expected = []
-    for e in examples:
-        items = [f"{item['text']} in {item['tag']}" for item in by_okapi(e, k)]
-        expected.append(", and ".join(items) + " and " + e.prompt if items else e.prompt)
-    made = asked[0]
-    made.decoding = Decoding(max_length=2000)
-    try:
-        for name in (f"bm25@{k}", f"pplug+bm25@{k}", f"pplug+bm25@{k}:paper-order"):
-            inputs = shown(asked, name)
-            assert inputs.prompts == expected
-            found = sum(min(k, len(e.history)) for e in examples)
-            assert inputs.counts == {"retrieved_items": found, "shown_items": found, "prompts_without_items": 2}
-            if name.startswith("pplug"):
-                expect_personas(asked, inputs, [e.history for e in examples])
-                assert (inputs.positions is not None) == name.endswith("paper-order")
-    finally:
-        made.decoding = Decoding()
-    if not asked[1].config.is_encoder_decoder:
-        return
-    own = [len(e.prompt.split()) for e in examples]
-    total = [len(prompt.split()) for prompt in expected]
-    assert inputs.positions.tolist() == [t - o for t, o in zip(total, own, strict=True)]
-
-
-def test_dense_retrieval_uses_the_plugs_vectors(asked, world):
-    _, model, examples = asked
-    found = asked[0].retrieved("dense", 2)
-    for e, items in zip(examples, found, strict=True):
-        if e.history:
-            scores = vectors_of(model, e.history) @ torch.tensor(model.history_encoder.encode(e.query))
-            best = scores.argsort(descending=True)[:2].tolist()
-            assert [item["id"] for item in items] == [e.history[i]["id"] for i in best]
-    shown(asked, "pplug")
-    stores = [store for store in asked[0]._stores.values() if store.prompt == ""]
-    assert len(stores) == 1  # personas and retrieval share it
-    assert len(asked[0]._encoders) <= 2 and len({id(e) for e in asked[0]._encoders.values()}) == 1
-
-
-def test_random_items_are_the_seeds(asked, world):
-    made, _, examples = asked
-    other = Bench(SHELVES, examples, made.plugs, seed=4, vectors=made.vectors)
-    assert made.retrieved("random", 4) != other.retrieved("random", 4)
-    assert [items[:1] for items in made.retrieved("random", 4)] == made.retrieved("random", 1)
-
-
-def test_answers_are_those_of_generate(asked):
-    made, model, _ = asked
-    processor = PPlugProcessor.from_model(model)
-    for name in ("no-persona", "pplug:wrong-user", "pplug+bm25@1:paper-order"):
-        row = parse_row(name, ["pplug"])
-        (done,) = made.run([(row, 0)])
-        inputs = shown(asked, name)
-        generate = model.generate if row.plug else model.backbone.generate
-        for i, text in enumerate(done.answers):
-            batch = dict(processor(text=[inputs.prompts[i]], max_length=256))
-            if row.plug:
-                batch |= {"persona": [inputs.personas[i]]}
-                batch |= {"query": inputs.queries[i : i + 1]} if inputs.queries is not None else {}
-                batch |= {"persona_position": inputs.positions[i : i + 1]} if inputs.positions is not None else {}
-            generated = generate(**batch, max_new_tokens=SHELVES.max_new_tokens, do_sample=False)
-            assert processor.decode_answers(generated, batch["input_ids"].shape[1]) == [text]
-
-
-def test_a_history_cut_to_its_newest_items():
-    items = [{"text": t, "tag": "sea", "date": d} for t, d in (("b", "2002"), ("a", "2001"), ("c", "2003"))]
-    example = Example("1", "u", "p", "q", "sea", items)
-    assert [i["text"] for i in newest([example], 2)[0].history] == ["b", "c"]
-    assert newest([example], 3)[0] is example and len(example.history) == 3
+    return make_world(places, tmp_path_factory.mktemp("bench"))
 
 
 # ---- one folder -----------------------------------------------------------------------------------------------------
