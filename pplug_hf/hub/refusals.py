@@ -64,7 +64,10 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
     if status is not None:
         return False, f"the Hub refuses it ({status})"
     if any(issubclass(kind, HTTPError) for kind in kinds):
-        return False, f"the Hub cannot be reached, or the connection broke ({kinds[0].__name__}). Check it and try again"
+        return (
+            False,
+            f"the Hub cannot be reached, or the connection broke ({kinds[0].__name__}). Check it and try again",
+        )
     return True, (
         "it is in no local folder of that name, and neither the cache nor the Hub answered for it "
         f"({kinds[0].__name__}). Check the name and the connection"
