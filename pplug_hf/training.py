@@ -19,6 +19,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import HubStrategy
 
+from .data.dataset import PersonaDataset
 from .errors import ConfigurationError, DataError, HubError
 from .hub.cards import write_card
 from .hub.push import push_folder
@@ -164,12 +165,13 @@ class PPlugTrainer(Seq2SeqTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         data: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(data, "examples"):
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(data, PersonaDataset):
             return super()._get_train_sampler(train_dataset)
         # The Trainer would look for token ids in the rows, which hold texts.
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return _SimilarLengths(batch, [len(example.prompt) for example in data.examples], seed)
+        lengths = [len(data.examples[number].prompt) for number, _ in data.views]
+        return _SimilarLengths(batch, lengths, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":

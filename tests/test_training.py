@@ -410,6 +410,13 @@ def test_batches_of_similar_length(store, tmp_path):
     assert padding["group_by_length"] < padding["random"] / 2
 
 
+def test_repeated_examples_are_grouped_too(store, tmp_path):
+    data = PersonaDataset(make_examples(), store, history_dropout=0.5, repeats=2)
+    trainer = make_trainer(make_model("t5"), tmp_path, data, train_sampling_strategy="group_by_length")
+    assert len(data) > len(data.examples)
+    assert sorted(trainer._get_train_sampler()) == list(range(len(data)))
+
+
 def test_a_resumed_training_groups_by_length_as_before(store, tmp_path):
     options = {"train_sampling_strategy": "group_by_length"}
     folder, seen, expected = run_with_drop_out("t5", store, tmp_path / "whole", **options)
