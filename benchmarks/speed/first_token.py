@@ -1,0 +1,69 @@
+"""Time to the first token with a cached persona: what comes on top of the backbone's own.
+
+    python benchmarks/speed/first_token.py
+
+One prompt of 140 tokens, its text as the request. The bare side is `backbone.generate` of one token. What the package
+adds is taken apart: the forward pass of the query encoder (12 layers, 768 wide: more parameters than these backbones),
+timed alone, and everything else, which is what the target is about: at most 5 % of the bare time.
+"""
+
+import argparse
+import random
+import statistics
+from typing import Any
+
+import shapes
+import torch
+from harness import difference, figure, run, spread, take_turns
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    figures = []
+    encoder = shapes.bert_encoder(layers=2 if args.small else 12)
+    for name in shapes.BACKBONES:
+        model = shapes.personalised(name, encoder)
+        text = shapes.text(140, random.Random(0))
+        inputs = model.tokenizer([text], return_tensors="pt")
+        one = {"max_new_tokens": 1, "min_new_tokens": 1, "do_sample": False}
+        features = encoder.preprocess([text])
+        for n in (90, 1000):
+            persona = shapes.persona(model, n)
+            sides = {
+                "backbone": lambda: model.backbone.generate(**inputs, **one),  # noqa: B023
+                "query encoder's forward": lambda: encoder(dict(features)),  # noqa: B023
+                "package": lambda: model.generate(**inputs, persona=persona, query=text, **one),  # noqa: B023
+                "package, request as vector": lambda: model.generate(  # noqa: B023
+                    **inputs,
+                    persona=persona,
+                    query=query,
+                    **one,  # noqa: B023
+                ),
+            }
+            query = encoder.encode([text], convert_to_tensor=True).clone()
+            seconds = take_turns(sides, 3 * args.repetitions, warm_up=2)
+            # A few milliseconds beside hundreds: the difference of the fastest of each side says more than single ones.
+            rows = zip(*seconds.values(), strict=True)
+            added = [(whole - bare - forward) / bare for bare, forward, whole, _ in rows]
+            without = [
+                (whole - bare) / bare
+                for bare, whole in zip(seconds["backbone"], seconds["package, request as vector"], strict=True)
+            ]
+            given = {"max_new_tokens": 1, "output_scores": True, "return_dict_in_generate": True}
+            got = model.generate(**inputs, persona=persona, query=text, **given).scores[0]
+            expected = model.generate(**inputs, persona=persona, query=query, **given).scores[0]
+            figures.append(
+                figure(
+                    f"added time to the first token, {name}, N = {n}",
+                    {side: spread(times) for side, times in seconds.items()},
+                    spread(added) | {"median": statistics.median(added)},
+                    at_most=0.05,
+                    checks={"difference of scores, text or vector": difference(got, expected)},
+                    added_with_request_as_vector=spread(without),
+                )
+            )
+    return figures
+
+
+if __name__ == "__main__":
+    run(measure, __doc__ or "")

@@ -1,0 +1,127 @@
+"""Large backbones in bf16 on a GPU: training and generation beside the plain reference and the bare backbone.
+
+    python benchmarks/speed/gpu.py
+    python benchmarks/speed/gpu.py --small     # on a CPU, a few small layers, whether it runs
+
+Random weights in the shapes of FlanT5-XXL (11B: needs 24 GB and the activations) and Llama-2-7B. Absolute times and
+the peak of allocated memory.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import reference
+import shapes
+import torch
+import train_step
+from harness import difference, figure, ratios, run, spread
+from transformers import PreTrainedModel
+
+FLAN_T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+FLAN_T5_XXL |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+LLAMA_2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+SMALL_T5 = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4}
+SMALL_LLAMA = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def backbone(name: str, device: str, small: bool) -> PreTrainedModel:
+    """Built on the device and in bf16 from the start, so that the CPU's memory never holds it."""
+    make, shape = {
+        "t5": (shapes.t5_small, SMALL_T5 if small else FLAN_T5_XXL),
+        "llama": (shapes.llama_60m, SMALL_LLAMA if small else LLAMA_2_7B),
+    }[name]
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            return make(**shape)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds, and GB of GPU memory at the peak."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return seconds, torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+
+
+def compare(sides: dict[str, Callable[[], Any]], repetitions: int, device: str) -> tuple[dict, dict]:
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    memory: dict[str, float] = {}
+    for repetition in range(-1, repetitions):
+        for name, call in sides.items():
+            took, memory[name] = timed(call, device)
+            if repetition >= 0:
+                seconds[name].append(took)
+    return seconds, {f"peak GB, {name}": round(value, 2) for name, value in memory.items()}
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not args.small:
+        raise SystemExit("No GPU here. On a CPU: --small, which shows whether the script runs and nothing else.")
+    n, batch, tokens = (4, 2, 4) if args.small else (32, 8, 64)
+    figures = []
+    for name, title in (("t5", "FlanT5-XXL's shape"), ("llama", "Llama-2-7B's shape")):
+        model = shapes.personalised(backbone(name, device, args.small))
+        plain = reference.PlainModel(model).to(device)
+        dataset = train_step.data(model, n)
+        loader = train_step.ours_loader(model, dataset, batch)
+        plain_batches = list(train_step.plain_loader(model, train_step.plain_rows(dataset), batch))
+        moved = [{k: v.to(device) for k, v in given.items()} for given in plain_batches]
+        ours = [
+            {k: v.to(device) if hasattr(v, "to") else v for k, v in given.items() if not k.startswith("prompt_")}
+            for given in loader
+        ]
+        answer_tokens = sum(int((given["labels"] >= 0).sum()) for given in ours)
+        # The batches are on the device already: what is compared is computing.
+        epochs = {
+            "reference": train_step.plain(plain, moved, answer_tokens),  # type: ignore[arg-type]
+            "package": train_step.ours(model, ours, answer_tokens),  # type: ignore[arg-type]
+        }
+        seconds, memory = compare(epochs, args.repetitions, device)
+        losses = {side: epoch() for side, epoch in epochs.items()}
+        checks = memory | {
+            "loss difference": abs(losses["package"] - losses["reference"]) / losses["reference"],
+            "gradient difference": difference(train_step.gradient(model.plug), train_step.gradient(plain.plug)),
+        }
+        rate = {side: spread([n / s for s in times]) | {"unit": "examples/s"} for side, times in seconds.items()}
+        ratio = ratios(seconds["reference"], seconds["package"])
+        figures.append(figure(f"training step, {title}, bf16", rate, ratio, at_least=4, checks=checks))
+
+        words = random.Random(0)
+        for size in (1, 16):
+            texts = [shapes.text(140, words) for _ in range(size)]
+            prompts = model.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(device)
+            given = {"persona": [shapes.persona(model, 90, i) for i in range(size)], "query": shapes.items(size)}
+            given["query"] = given["query"].to(device)
+            forced = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+            calls = {
+                "backbone": lambda: model.backbone.generate(**prompts, **forced),  # noqa: B023
+                "package": lambda: model.generate(**prompts, **given, **forced),  # noqa: B023
+            }
+            seconds, memory = compare(calls, args.repetitions, device)
+            rate = {
+                side: spread([size * tokens / s for s in times]) | {"unit": "tokens/s"}
+                for side, times in seconds.items()
+            }
+            ratio = ratios(seconds["backbone"], seconds["package"])
+            figures.append(figure(f"generation, {title}, batch {size}", rate, ratio, at_least=0.97, checks=memory))
+        del model, plain, moved, ours
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return figures
+
+
+if __name__ == "__main__":
+    run(measure, __doc__ or "", repetitions=3)
