@@ -1,3 +1,4 @@
+# ruff: noqa: B023  (every closure is called before its loop goes on)
 """Time to the first token with a cached persona: what comes on top of the backbone's own.
 
     python benchmarks/speed/first_token.py
@@ -30,14 +31,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for n in (90, 1000):
             persona = shapes.persona(model, n)
             sides = {
-                "backbone": lambda: model.backbone.generate(**inputs, **one),  # noqa: B023
-                "query encoder's forward": lambda: encoder(dict(features)),  # noqa: B023
-                "package": lambda: model.generate(**inputs, persona=persona, query=text, **one),  # noqa: B023
-                "package, request as vector": lambda: model.generate(  # noqa: B023
+                "backbone": lambda: model.backbone.generate(**inputs, **one),
+                "query encoder's forward": lambda: encoder(dict(features)),
+                "package": lambda: model.generate(**inputs, persona=persona, query=text, **one),
+                "package, request as vector": lambda: model.generate(
                     **inputs,
                     persona=persona,
                     query=query,
-                    **one,  # noqa: B023
+                    **one,
                 ),
             }
             query = encoder.encode([text], convert_to_tensor=True).clone()

@@ -1,3 +1,4 @@
+# ruff: noqa: B023, F821  (every closure is called before its loop goes on)
 """Large backbones in bf16 on a GPU: training and generation beside the plain reference and the bare backbone.
 
     python benchmarks/speed/gpu.py
@@ -107,8 +108,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             given["query"] = given["query"].to(device)
             forced = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
             calls = {
-                "backbone": lambda: model.backbone.generate(**prompts, **forced),  # noqa: B023
-                "package": lambda: model.generate(**prompts, **given, **forced),  # noqa: B023
+                "backbone": lambda: model.backbone.generate(**prompts, **forced),
+                "package": lambda: model.generate(**prompts, **given, **forced),
             }
             seconds, memory = compare(calls, args.repetitions, device)
             rate = {

@@ -1,3 +1,4 @@
+# ruff: noqa: B023  (every closure is called before its loop goes on)
 """Loading a plug on a loaded backbone, and the size of its folder.
 
     python benchmarks/speed/loading.py
@@ -47,8 +48,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             model.save_pretrained(folder)
             fingerprint = encoders.fingerprint(encoder)
             sides = {
-                "floor": lambda: floor(folder, encoder),  # noqa: B023
-                "package": lambda: PPlugModel.from_pretrained(folder, backbone=model.backbone, encoder=encoder),  # noqa: B023
+                "floor": lambda: floor(folder, encoder),
+                "package": lambda: PPlugModel.from_pretrained(folder, backbone=model.backbone, encoder=encoder),
             }
             seconds = take_turns(sides, args.repetitions)
             loaded = sides["package"]()

@@ -1,3 +1,4 @@
+# ruff: noqa: B023  (every closure is called before its loop goes on)
 """Training examples per second, plug only, vectors precomputed: the package beside the plain reference.
 
     python benchmarks/speed/train_step.py
