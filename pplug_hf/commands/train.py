@@ -245,6 +245,7 @@ def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingA
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
         lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length",  # little padding
         **checkpointing,
         eval_strategy="steps",
         save_strategy="steps",

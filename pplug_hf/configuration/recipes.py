@@ -7,8 +7,9 @@
     train(TrainSettings(**recipe.training, data="LaMP_4", output="my-plug"), **recipe.plug)
     bench(BenchSettings(**recipe.answering, data="LaMP_4", output="bench", plugs=["pplug=my-plug"]))
 
-The paper's settings are those of its text and, where that is silent, of its authors' code. Ours are what did best on
-dev splits with small backbones (`benchmarks/results`); nobody has compared them on large ones.
+The paper's settings are those of its text and, where that is silent, of its authors' code. Ours were chosen on
+a few dev splits with small backbones; only those of LaMP-2 have shown a gain (`benchmarks/results`), and nobody has
+compared them on large ones.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from . import encoders
 from .aggregators import AGGREGATORS
 from .encoding import encode, is_one_user, users_of
-from .persona import History
+from .persona import History, Persona
 from .plug import PersonaPlug
 
 
@@ -31,7 +31,7 @@ class PersonaMixin:
 
     def encode_persona(
         self,
-        history: History | Sequence[History],
+        history: History | Persona | Sequence[History | Persona],
         batch_size: int = 32,
         show_progress: bool = False,
     ) -> Any:
