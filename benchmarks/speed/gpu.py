@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, title in (("t5", "FlanT5-XXL's shape"), ("llama", "Llama-2-7B's shape")):
         model = shapes.personalised(backbone(name, device, args.small))
         plain = reference.PlainModel(model).to(device)
-        dataset = train_step.data(model, n)
+        dataset = train_step.data(model, n, batch)
         loader = train_step.ours_loader(model, dataset, batch)
         plain_batches = list(train_step.plain_loader(model, train_step.plain_rows(dataset), batch))
         moved = [{k: v.to(device) for k, v in given.items()} for given in plain_batches]

@@ -48,7 +48,7 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     name, side = args.child.split(":")
     n, batch = (8, 4) if args.small else (train_step.EXAMPLES, train_step.BATCH)
     model = shapes.personalised(name)
-    dataset = train_step.data(model, n)
+    dataset = train_step.data(model, n, batch)
     if side == "package":
         loader, plug = train_step.ours_loader(model, dataset, batch), model.plug
         model.train()

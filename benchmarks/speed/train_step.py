@@ -40,16 +40,34 @@ class KnownVectors:
         return shapes.items(len(texts), seed=1, width=self.width)
 
 
-def data(model: Any, n: int, seed: int = 0) -> PersonaDataset:
-    """n examples of as many users; items are shared between users as texts are in LaMP, a few very often."""
+def data(model: Any, n: int, batch: int, seed: int = 0) -> PersonaDataset:
+    """n examples of as many users, batch by batch in the order of training; items are shared between users as texts are
+    in LaMP, a few very often."""
     rng, words = np.random.default_rng(seed), random.Random(seed)
     examples = []
-    for i, length in enumerate(shapes.lengths(n, rng, shapes.MAX_HISTORY)):
+    prompts = [shapes.text(words.randint(30, 250), words) for _ in range(50 * 4 * batch)]
+    rows = [i for some in batches_of(list(map(len, prompts)), n, batch) for i in some]
+    for i, length in zip(rows, shapes.lengths(n, rng, shapes.MAX_HISTORY), strict=True):
         history = [f"item {j}" for j in (rng.pareto(1.0, length) * 2000).astype(int) % 50_000]
-        prompt, answer = shapes.text(words.randint(30, 250), words), shapes.text(words.randint(5, 30), words)
-        examples.append(Example(str(i), str(i), prompt, prompt, answer, history))
+        answer = shapes.text(words.randint(5, 30), words)
+        examples.append(Example(str(i), str(i), prompts[i], prompts[i], answer, history))
     queries = shapes.items(n, seed=2, width=model.config.sizes[0])
     return PersonaDataset(examples, KnownVectors(model), queries=queries)
+
+
+def batches_of(lengths: list[int], n: int, batch: int) -> list[list[int]]:
+    """n / batch of the batches that training makes of examples with these lengths, evenly spread over the short and the
+    long ones.
+
+    Training groups fifty batches' worth of examples by length at a time; to time as many would take hours.
+    """
+    sampler = LengthGroupedSampler(batch, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    order = list(sampler)
+    made = sorted(
+        (order[i : i + batch] for i in range(0, len(order), batch)), key=lambda rows: max(lengths[i] for i in rows)
+    )
+    kept = n // batch
+    return [made[(2 * i + 1) * len(made) // (2 * kept)] for i in range(kept)]
 
 
 def plain_rows(dataset: PersonaDataset) -> list[dict[str, Any]]:
@@ -60,9 +78,7 @@ def plain_rows(dataset: PersonaDataset) -> list[dict[str, Any]]:
 
 def ours_loader(model: Any, dataset: PersonaDataset, batch: int) -> DataLoader:
     collator = PPlugCollator(PPlugProcessor.from_model(model), shapes.MAX_PROMPT, shapes.MAX_ANSWER)
-    lengths = [len(e.prompt) for e in dataset.examples]
-    sampler = LengthGroupedSampler(batch, lengths=lengths, generator=torch.Generator().manual_seed(0))
-    return DataLoader(dataset, batch, sampler=sampler, collate_fn=collator)
+    return DataLoader(dataset, batch, collate_fn=collator)  # the examples stand in the order of training
 
 
 def plain_loader(model: Any, rows: list[dict[str, Any]], batch: int) -> DataLoader:
@@ -210,7 +226,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name in shapes.BACKBONES:
         model = shapes.personalised(name)
         plain_model = reference.PlainModel(model)
-        dataset = data(model, n)
+        dataset = data(model, n, batch)
         rows = plain_rows(dataset)
         loader = ours_loader(model, dataset, batch)
         answer_tokens = sum(int((batch["labels"] >= 0).sum()) for batch in loader)
@@ -246,7 +262,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
     for width in (512,) if args.small else (512, 4096):
         model = shapes.personalised("llama", projector_size=width) if width == 512 else wide()
-        plain_model, dataset = reference.PlainModel(model), data(model, n)
+        plain_model, dataset = reference.PlainModel(model), data(model, n, batch)
         seconds = take_turns(plug_alone(model, plain_model, dataset, plain_rows(dataset), batch), args.repetitions)
         checks = {"gradient difference": difference(gradient(model.plug), gradient(plain_model.plug))}
         rate = {side: spread([n / s for s in times]) | {"unit": "examples/s"} for side, times in seconds.items()}
