@@ -255,10 +255,14 @@ class Place:
                 "It is not read."
             )
 
-    def _local_file(self, filename: str) -> Path | None:
+    @cached_property
+    def _local_roots(self) -> tuple[Path, Path, tuple[Path, ...]]:
+        """The folder's own path, that of its subfolder, and where links of a cached snapshot may lead."""
         root = Path(self.name).resolve()
-        folder = (root / self.subfolder).resolve()
-        roots = (root, *_cache_of(root))
+        return root, (root / self.subfolder).resolve(), (root, *_cache_of(root))
+
+    def _local_file(self, filename: str) -> Path | None:
+        root, folder, roots = self._local_roots
         if folder.is_relative_to(root):
             finish(folder)
         path = folder / filename

@@ -81,7 +81,7 @@ def is_unused(parameter_name: str) -> bool:
 
 def encoder_size(encoder: SentenceTransformer) -> int:
     """D, measured: a Dense head or a truncation may have changed what the configuration says."""
-    return embed(encoder, ["width"]).shape[1]
+    return _measured(encoder)[1]
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def _measured(encoder: SentenceTransformer) -> tuple[str, int]:
             digest.update(name.encode())
             digest.update(weight.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy())
         digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
-        _known[encoder] = state, (digest.hexdigest()[:16], encoder_size(encoder))
+        _known[encoder] = state, (digest.hexdigest()[:16], embed(encoder, ["width"]).shape[1])
     return _known[encoder][1]
 
 
