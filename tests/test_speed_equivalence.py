@@ -164,8 +164,8 @@ def test_a_user_who_comes_twice_in_a_batch_is_encoded_and_projected_once(gpt2):
 def test_a_remembered_fingerprint_is_dropped_when_anything_changes(monkeypatch):
     encoder = tiny.encoder(seed=5)
     measured = []
-    width = encoders.encoder_size
-    monkeypatch.setattr(encoders, "encoder_size", lambda given: measured.append(given) or width(given))
+    embed = encoders.embed
+    monkeypatch.setattr(encoders, "embed", lambda *given: measured.append(given) or embed(*given))
     seen = [encoders.fingerprint(encoder)["digest"]]
     assert encoders.fingerprint(encoder)["digest"] == seen[0] and len(measured) == 1
 
