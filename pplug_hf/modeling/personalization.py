@@ -17,7 +17,7 @@ from . import encoders
 from .aggregators import AGGREGATORS
 from .encoding import encode, is_one_user, users_of
 from .persona import History, Persona
-from .plug import PersonaPlug
+from .plug import PersonaPlug, grouped
 
 
 class PersonaMixin:
@@ -139,7 +139,7 @@ class PersonaMixin:
         """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings. See `persona_weights` for the
         arguments."""
         histories, queries = self._persona_inputs(persona, query)
-        return self.plug(queries, histories)
+        return self.plug(queries, grouped(histories))
 
     def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
         histories = self._histories(persona, len(users_of(persona)))

@@ -15,6 +15,8 @@ Choices:
 - Histories are ragged: the items of a batch are one [S, D] matrix without padding, a mask says whose they are, and
   rows that share a history share its items. Rows go through in groups of `GROUP` and items in chunks of `CHUNK`, so
   work and memory grow with the number of items alone: never with the longest history, nor with B times S.
+- `grouped` does all that looks at single histories; what follows is tensors in, tensors out, and one graph under
+  `torch.compile`, of batches of any length. Lists of histories compile too, but each pattern of lengths on its own.
 - The module computes in units of the root mean square component of a token embedding (`config.scale`) and
   multiplies at the end. The optimiser then sees numbers of order 1 for every backbone.
 - A user without history gets `no_persona`, a learned stand-in that starts at zero, because a softmax over
@@ -23,8 +25,8 @@ Choices:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -36,6 +38,16 @@ from .aggregators import AGGREGATORS
 
 GROUP = 16  # rows whose items are weighted together; the products outside of a row's own items cost about 3 %
 CHUNK = 2048  # items projected at a time; where no gradient is needed, only one chunk's hidden layer is in memory
+
+
+class Group(NamedTuple):
+    """The histories of a few rows, without padding."""
+
+    items: Tensor  # [S, D], of all their users
+    own: Tensor  # [B, S], which of them are a row's own
+
+
+Histories = Sequence[Tensor] | Sequence[Group]
 
 
 class Projector(nn.Module):
@@ -79,52 +91,49 @@ class PersonaPlug(nn.Module):
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
-    def weights(self, queries: Tensor | None, histories: Sequence[Tensor]) -> list[Tensor]:
+    def weights(self, queries: Tensor | None, histories: Histories) -> list[Tensor]:
         """Equation (3).
 
         Args:
             queries: [B, D] vectors of the requests; None for an aggregator that does not look at them.
-            histories: B matrices [N_b, D] of item vectors. Rows may share one.
+            histories: B matrices [N_b, D] of item vectors, rows may share one; or what `grouped` makes of them.
 
         Returns:
             B vectors [N_b] that sum to 1; an empty one for an empty history.
         """
-        groups = [self._weighted(*group) for group in _groups(queries, histories)]
-        return [row[mine] for _, weights, own in groups for row, mine in zip(weights, own, strict=True)]
+        weighted = [(self._weighted(asked, *group)[1], group.own) for asked, group in _asked(queries, histories)]
+        return [row[mine] for weights, own in weighted for row, mine in zip(weights, own, strict=True)]
 
-    def persona_embedding(self, queries: Tensor | None, histories: Sequence[Tensor]) -> Tensor:
+    def persona_embedding(self, queries: Tensor | None, histories: Histories) -> Tensor:
         """Equation (4), projected after pooling. See `weights` for the arguments.
 
         Returns:
             [B, K, H], in the size of the backbone's token embeddings.
         """
-        pooled = torch.cat([self._pooled(*group) for group in _groups(queries, histories)])  # [B, M]
+        asked = _asked(queries, histories)
+        pooled = torch.cat([self._pooled(*pair) for pair in asked])  # [B, M]
+        known = torch.cat([group.own.any(dim=1) for _, group in asked])  # [B], who has a history
         persona = self.projector.output(pooled).unflatten(-1, self.no_persona.shape)  # [B, M] -> [B, K, H]
-        empty = torch.tensor([len(h) == 0 for h in histories], device=persona.device)
-        return self.config.scale * torch.where(empty[:, None, None], self.no_persona, persona)
+        return self.config.scale * torch.where(known[:, None, None], persona, self.no_persona)
 
-    def _weighted(self, queries: Tensor | None, histories: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Items [S, D] of a group of rows, their weights [B, S], and which of them are a row's own [B, S]."""
-        users = {id(h): h for h in histories}  # rows that share a history share its items
-        items = self._unit(torch.cat(list(users.values())))  # [S, D]
-        lengths = torch.tensor([len(h) for h in users.values()])
-        user = torch.arange(len(users)).repeat_interleave(lengths)  # [S]
-        own = torch.tensor([list(users).index(id(h)) for h in histories])[:, None] == user
-        own = own.to(items.device)
+    def _weighted(self, queries: Tensor | None, items: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Items [S, D] of a group of rows as they are weighed, and their weights [B, S]."""
+        items = self._unit(items)
         if not len(items):  # nobody has a history, so nobody needed to ask
-            return items, items.new_zeros(own.shape), own
-        return items, self.aggregator(None if queries is None else self._unit(queries), items, own), own
+            return items, items.new_zeros(own.shape)
+        return items, self.aggregator(None if queries is None else self._unit(queries), items, own)
 
-    def _pooled(self, queries: Tensor | None, histories: Sequence[Tensor]) -> Tensor:
+    def _pooled(self, queries: Tensor | None, group: Group) -> Tensor:
         """sum_i w_i gelu(W1 h_i + b1) for a group of rows, [B, M]."""
-        items, weights, _ = self._weighted(queries, histories)
+        items, weights = self._weighted(queries, *group)
+        chunk = len(items) if torch.compiler.is_compiling() else CHUNK  # a graph per number of chunks would be many
         pooled: Any = 0
-        for h, w in zip(items.split(CHUNK), weights.split(CHUNK, dim=1), strict=True):
+        for h, w in zip(items.split(chunk), weights.split(chunk, dim=1), strict=True):
             hidden = F.gelu(self.projector.hidden(h))  # [C, D] -> [C, M]
             pooled = pooled + w.to(hidden.dtype) @ hidden  # [B, C] @ [C, M]
         return pooled
 
-    def forward(self, queries: Tensor | None, histories: Sequence[Tensor]) -> Tensor:
+    def forward(self, queries: Tensor | None, histories: Histories) -> Tensor:
         """Equation (5): the soft prompt [I ; P] (or [P]), [B, 1 + K, H]."""
         persona = self.persona_embedding(queries, histories)
         if self.instruction is None:
@@ -133,7 +142,24 @@ class PersonaPlug(nn.Module):
         return torch.cat([instruction.expand(len(persona), 1, -1), persona], dim=1)
 
 
-def _groups(queries: Tensor | None, histories: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, Sequence[Tensor]]]:
-    for start in range(0, len(histories), GROUP):
-        rows = slice(start, start + GROUP)
-        yield None if queries is None else queries[rows], histories[rows]
+def grouped(histories: Histories) -> Sequence[Group]:
+    """Histories of a batch as the groups of rows that a plug works on; groups come back as they are."""
+    if isinstance(histories[0], Group):
+        return histories  # type: ignore[return-value]
+    return [_group(histories[start : start + GROUP]) for start in range(0, len(histories), GROUP)]
+
+
+def _group(histories: Sequence[Any]) -> Group:
+    users = {h: i for i, h in enumerate(dict.fromkeys(histories))}  # rows that share a history share its items
+    items = torch.cat(list(users))  # [S, D]
+    lengths = torch.tensor([len(h) for h in users])
+    user = torch.arange(len(users)).repeat_interleave(lengths, output_size=len(items))  # [S]
+    own = torch.tensor([users[h] for h in histories])[:, None] == user
+    return Group(items, own.to(items.device))
+
+
+def _asked(queries: Tensor | None, histories: Histories) -> list[tuple[Tensor | None, Group]]:
+    """Every group of rows with its requests [B, D]."""
+    groups = grouped(histories)
+    parts = [None] * len(groups) if queries is None else queries.split([len(group.own) for group in groups])
+    return list(zip(parts, groups, strict=True))
