@@ -6,6 +6,7 @@ import pydoc
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from sentence_transformers import SentenceTransformer
 
 from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
+from pplug_hf.hub.writing import replacing
+from pplug_hf.modeling import backbone, encoders
 
 ASKED = {"persona": tiny.HISTORIES, "query": tiny.PROMPTS}
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -424,6 +427,47 @@ def test_a_killed_save_leaves_the_old_plug_or_the_new_one(places, copy, where, c
     same_answers(PPlugModel.from_pretrained(copy), old)
     assert set(contents(copy)) - {"special_tokens_map.json"} == FILES
     assert not [path for path in (*copy.iterdir(), *elsewhere.iterdir()) if path.is_dir() and "saved" in path.name]
+
+
+def test_saves_at_the_same_time_wait_for_each_other(copy):
+    inside, leave, second = threading.Event(), threading.Event(), threading.Event()
+
+    def save(text, entered, wait):
+        with replacing(copy) as staging:
+            entered.set()
+            for name in ("config.json", "tokenizer_config.json"):
+                Path(staging, name).write_text(text)
+                wait.wait(10)
+
+    first = threading.Thread(target=save, args=('{"model_type": "pplug", "n": 1}', inside, leave))
+    later = threading.Thread(target=save, args=('{"model_type": "pplug", "n": 2}', second, leave))
+    first.start()
+    assert inside.wait(10)
+    later.start()
+    assert not second.wait(0.3)
+    leave.set()
+    first.join()
+    later.join()
+    assert {json.loads((copy / name).read_text())["n"] for name in ("config.json", "tokenizer_config.json")} == {2}
+    assert not list(copy.glob(".pplug*"))
+
+
+@pytest.mark.parametrize("moment", ["load_encoder", "load_backbone"])
+def test_a_plug_that_is_saved_while_it_is_loaded_is_no_mixture(places, copy, moment, monkeypatch):
+    """Same sizes, other settings and weights: nothing else would tell."""
+    other = made(places, item_template="{text}")
+    module = encoders if moment == "load_encoder" else backbone
+    load = getattr(module, moment)
+
+    def save_meanwhile(*args, **kwargs):
+        other.save_pretrained(copy)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(module, moment, save_meanwhile)
+    with pytest.raises(DataError, match="saved anew while it was being read: load it again"):
+        PPlugModel.from_pretrained(copy)
+    monkeypatch.undo()
+    assert PPlugModel.from_pretrained(copy).config.item_template == "{text}"
 
 
 def test_a_killed_save_that_cannot_be_completed_says_so(copy):

@@ -29,7 +29,7 @@ from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
 from .plug_files import CONFIG, PLUG_FILES, VOCABULARIES, WEIGHTS
 from .refusals import FAILURES, refusal
-from .writing import finish
+from .writing import finish, stamp
 
 _MB = 2**20
 # Bytes at most. The largest vocabularies in use have about 40 MB; settings have some thousand bytes.
@@ -261,10 +261,16 @@ class Place:
         root = Path(self.name).resolve()
         return root, (root / self.subfolder).resolve(), (root, *_cache_of(root))
 
+    @cached_property
+    def _stamp(self) -> Any:
+        return stamp(self._local_roots[1])
+
     def _local_file(self, filename: str) -> Path | None:
         root, folder, roots = self._local_roots
         if folder.is_relative_to(root):
             finish(folder)
+        if stamp(folder) != self._stamp:  # what was read before is of another plug than what would be read now
+            raise DataError(f"The {self.kind} in {self.name!r} was saved anew while it was being read: load it again.")
         path = folder / filename
         real = Path(os.path.realpath(path))  # which, unlike `resolve`, takes links in a circle
         if not real.is_file():

@@ -3,6 +3,9 @@
 A file system replaces single files at once, not several. So the new files are written into a folder inside, which is
 then renamed to `.pplug-saved`: from that moment the new plug counts. Its files are moved into place one by one; if the
 process is killed meanwhile, whoever reads or writes the folder next moves the rest.
+
+Those who save into one folder wait for each other. A reader waits for nobody, and learns from `stamp` whether what it
+has read so far is of one plug.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import ConfigurationError, DataError
 from .plug_files import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
@@ -59,38 +63,70 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
     folder = Path(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for abandoned in folder.glob(f"{_WRITING}*"):
-        shutil.rmtree(abandoned, ignore_errors=True)
-    # Inside the folder, because only a rename within one file system is atomic.
-    staging = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
-    try:
-        yield str(staging)
-        names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
-        (staging / _NAMES).write_text(json.dumps(names), encoding="utf-8")
-        finish(folder)
-        staging.rename(folder / _SAVED)
-        finish(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if is_new:
-            with contextlib.suppress(OSError):  # not empty: the save went well
-                folder.rmdir()
+    with _locked(folder):
+        for abandoned in folder.glob(f"{_WRITING}*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        # Inside the folder, because only a rename within one file system is atomic.
+        staging = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
+        try:
+            yield str(staging)
+            names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
+            (staging / _NAMES).write_text(json.dumps(names), encoding="utf-8")
+            _move(folder)
+            staging.rename(folder / _SAVED)
+            _move(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # not empty: the save went well
+                    folder.rmdir()
 
 
 def finish(folder: Path) -> None:
     """Move the rest of a new plug into place, if the process that saved it was killed over it.
 
-    Several processes may do so at the same time.
+    If it is alive and at it, wait until it is done.
 
     Raises:
         DataError: it cannot be done here.
     """
+    if (folder / _SAVED).is_dir():
+        with _locked(folder):
+            _move(folder)
+
+
+def stamp(folder: Path) -> Any:
+    """Changes whenever a plug is saved here."""
+    try:
+        there = (folder / CONFIG).stat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino, there.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among those who save into the folder. The system unlocks what a killed process has locked.
+
+    Where folders cannot be locked (Windows, some network file systems), nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _move(folder: Path) -> None:
     saved = folder / _SAVED
     if saved.is_symlink() or not saved.is_dir():
         return
     try:
         names = list(json.loads((saved / _NAMES).read_text(encoding="utf-8")))
-    except FileNotFoundError:  # another process is done with it
+    except FileNotFoundError:  # killed over removing it: every file was moved
         names = []
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{str(saved)!r} is damaged ({error}): remove it, and the plug is the one before.") from None
