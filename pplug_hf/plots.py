@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -28,14 +29,15 @@ def plot_weights(
         ConfigurationError: matplotlib is not installed.
     """
     order = weights.argsort(descending=True)[:most].tolist()
-    shown = [textwrap.shorten(str(texts[i]), 70, placeholder=" …") for i in order]
-    figure, axes = _figure(10, 0.9 + 0.34 * len(order))
+    shown = [_cut(str(texts[i]), 70) for i in order]
+    title = textwrap.fill(_cut(title, 220), 110)
+    figure, axes = _figure(10, 1 + 0.34 * len(order) + 0.2 * title.count("\n"))
     axes.barh(range(len(order)), [float(weights[i]) for i in order], color="#4c72b0")
     axes.axvline(1 / len(weights), color="0.5", linestyle="--", linewidth=1, label="all items equal")
-    axes.set_yticks(range(len(order)), shown, fontsize=9)
+    axes.set_yticks(range(len(order)), shown, fontsize=9, parse_math=False)  # people write about dollars
     axes.invert_yaxis()
     axes.set_xlabel(f"weight (sum over all {len(weights)} items: 1)")
-    figure.suptitle(textwrap.fill(title, 110), fontsize=10, x=0.01, horizontalalignment="left")
+    figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left", parse_math=False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
 
@@ -63,9 +65,9 @@ def plot_rows(records: Sequence[Mapping[str, Any]], metric: str, reference: str,
         if record["row"] == reference:
             axes.axvline(record[metric], color="0.5", linestyle="--", linewidth=1)
     names = [record["row"] + (f" ({record['seeds']} seeds)" if record["seeds"] > 1 else "") for record in records]
-    axes.set_yticks(range(len(records)), names, fontsize=9)
+    axes.set_yticks(range(len(records)), names, fontsize=9, parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{metric} (95 % interval over users)")
+    axes.set_xlabel(f"{_named(metric)} (95 % interval over users)")
     figure.savefig(path, dpi=120)
 
 
@@ -81,35 +83,52 @@ def plot_history_length(results: Mapping[str, Any], metric: str, path: str | os.
     Raises:
         ConfigurationError: matplotlib is not installed.
     """
-    figure, axes = _figure(11, 4.5, columns=2)
-    bins = results["by_history_length"]
-    labels = [f"{b['from']}" if b["from"] == b["to"] else f"{b['from']} to {b['to']}" for b in bins]
-    for record in results["rows"]:
-        axes[0].plot(labels, [b["rows"][record["row"]] for b in bins], marker="o", markersize=3, label=record["row"])
-    axes[0].set_xlabel("items in the history")
-    axes[0].set_ylabel(metric)
-    axes[0].legend(frameon=False, fontsize=7)
-
-    shown: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for record in results["rows"]:
-        name, found, number = record["row"].partition(":last-")
+    rows = {record["row"]: record for record in results["rows"]}
+    looks = {row: _look(place, row == results["reference"]) for place, row in enumerate(rows)}
+    newest: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row, record in rows.items():
+        name, found, number = row.partition(":last-")
         if found and number.isdecimal():
-            shown.setdefault(name, []).append((int(number), record))
-    whole = {record["row"]: record for record in results["rows"]}
-    for name, points in shown.items():
-        points.sort(key=lambda point: point[0])
-        ticks = [str(number) for number, _ in points] + (["all"] if name in whole else [])
-        drawn = [record for _, record in points] + ([whole[name]] if name in whole else [])
-        axes[1].plot(ticks, [record[metric] for record in drawn], marker="o", markersize=3, label=name)
-        if all(None not in record.get("interval", [None]) for record in drawn):
-            low, high = zip(*(record["interval"] for record in drawn), strict=True)
-            axes[1].fill_between(ticks, low, high, alpha=0.2)
-    axes[1].set_xlabel("newest items shown (95 % interval over users)")
-    if shown:
-        axes[1].legend(frameon=False, fontsize=7)
-    else:
-        axes[1].set_visible(False)
+            newest.setdefault(name, {})[int(number)] = record
+
+    figure, axes = _figure(12, 4.5, columns=2) if newest else _figure(8, 4.5)
+    left = axes[0] if newest else axes
+    bins = results["by_history_length"]
+    for row, look in looks.items():
+        left.plot(_ranges(bins), [b["rows"][row] for b in bins], label=row, **look)
+    left.set_xlabel("items in the history")
+    left.set_ylabel(_named(metric))
+    if newest:
+        _plot_newest(axes[1], newest, rows, looks, metric)
+    # Beside the panels and not on them: a bench has a dozen rows or more.
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7, handlelength=3.5
+    )
     figure.savefig(path, dpi=120)
+
+
+def _plot_newest(
+    axes: Any,
+    newest: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    rows: Mapping[str, Mapping[str, Any]],
+    looks: Mapping[str, Mapping[str, Any]],
+    metric: str,
+) -> None:
+    """The rows NAME:last-N, by NAME and N, and behind them the row NAME, which shows all items."""
+    counts = sorted({count for records in newest.values() for count in records})
+    ticks = [*map(str, counts), *(["all"] if newest.keys() & rows.keys() else [])]
+    for name, records in newest.items():
+        drawn = {str(count): records[count] for count in counts if count in records}
+        drawn |= {"all": rows[name]} if name in rows else {}
+        places = [ticks.index(tick) for tick in drawn]
+        look = looks[list(drawn.values())[-1]["row"]]
+        axes.plot(places, [record[metric] for record in drawn.values()], label=name, **look)
+        if all(None not in record.get("interval", [None]) for record in drawn.values()):
+            low, high = zip(*(record["interval"] for record in drawn.values()), strict=True)
+            axes.fill_between(places, low, high, alpha=0.2, color=look["color"])
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_xlabel("newest items shown (95 % interval over users)")
+    axes.legend(frameon=False, fontsize=7)
 
 
 def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -123,25 +142,58 @@ def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | 
         ConfigurationError: matplotlib is not installed.
     """
     figure, axes = _figure(11, 4.2, columns=2)
+    from matplotlib.ticker import MaxNLocator
+
     for each, name, label in (
         (axes[0], "by_age", "age of the item (1: the newest)"),
         (axes[1], "by_rank", "place among the weights (1: the heaviest)"),
     ):
         for row, profile in profiles.items():
             places = profile[name]
-            ticks = [f"{p['from']}" if p["from"] == p["to"] else f"{p['from']} to {p['to']}" for p in places]
+            ticks = _ranges(places)
             means, low, high = zip(*(p["weight"] for p in places), strict=True)
             each.plot(ticks, means, marker="o", markersize=3, label=row)
             if None not in (*low, *high):
                 each.fill_between(ticks, low, high, alpha=0.2)
         each.axhline(1, color="0.5", linestyle="--", linewidth=1, label="all items equal")
         each.set_yscale("log", base=2)
+        least, most = each.get_ylim()
+        if most < 8 * least:  # too few powers of 2 to read a value from
+            each.yaxis.set_major_locator(MaxNLocator(6))
         each.yaxis.set_major_formatter("{x:g}")
         each.tick_params(axis="x", labelrotation=45)
         each.set_xlabel(label)
     axes[0].set_ylabel("weight, in units of the uniform one\n(95 % interval over users)")
     axes[0].legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=120)
+
+
+def _ranges(places: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What stands below a point that is for several lengths or places."""
+    return [f"{p['from']}" if p["from"] == p["to"] else f"{p['from']} to {p['to']}" for p in places]
+
+
+def _look(place: int, is_reference: bool) -> dict[str, Any]:
+    """How a row's line is drawn: ten colours, then the same ones dashed and dotted; the reference row thick and black."""
+    line = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10 % 3], "linewidth": 1.4}
+    if is_reference:
+        line = {"color": "black", "linestyle": "-", "linewidth": 2.8}
+    return {**line, "marker": "o", "markersize": 3}
+
+
+def _named(metric: str) -> str:
+    """A metric for an axis. Of errors, unlike all others, fewer are better."""
+    return f"{metric}, less is better" if metric in ("mae", "rmse") else metric
+
+
+def _cut(text: str, most: int) -> str:
+    """A text on one line of so many letters' width at most; not cut between words, which not all scripts part."""
+    text, width = " ".join(text.split()), 0
+    for place, letter in enumerate(text):
+        width += 2 if unicodedata.east_asian_width(letter) in "FW" else 1
+        if width > most:
+            return f"{text[: place - 2]} …"
+    return text
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
