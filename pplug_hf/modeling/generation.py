@@ -78,8 +78,8 @@ def generate_with_prefix(
         text_mask, text_mask.new_zeros(len(input_ids)), text_mask.new_ones(len(input_ids), P), pad_left=True
     )
     ids = reorder(front, first.expand(-1, P), input_ids)
-    for name in ("max_length", "min_length"):  # counted by the user without the prefix
-        value = getattr(config, name)
+    for name in ("max_length", "min_length", "max_cache_len"):  # counted by the user without the prefix
+        value = getattr(config, name, None)
         setattr(config, name, value + P if value else value)
     if kwargs.get("streamer") is not None:
         kwargs["streamer"] = _PromptStreamer(kwargs["streamer"], input_ids)
