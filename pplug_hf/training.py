@@ -23,6 +23,7 @@ from .data.dataset import PersonaDataset
 from .errors import ConfigurationError, DataError, HubError
 from .hub.cards import write_card
 from .hub.push import push_folder
+from .modeling import backbone as backbones
 from .modeling import files
 from .processing import PPlugProcessor
 
@@ -137,7 +138,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         """As the Trainer's, over the plug.
 
         Raises:
-            ConfigurationError: nothing to train, or something outside of the plug that would be trained.
+            ConfigurationError: nothing to train, something outside of the plug that would be trained, or a quantised
+                backbone that passes no gradient.
         """
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -150,6 +152,7 @@ class PPlugTrainer(Seq2SeqTrainer):
                 f"{len(foreign)} parameters outside of the plug are trainable (first {foreign[0]!r}): backbone and "
                 "history encoder must stay frozen. Call model.backbone.requires_grad_(False)."
             )
+        backbones.check_gradients(self.model.backbone)
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
         encoder = {id(p) for name, p in trainable.items() if name.startswith("plug.input_encoder.")}

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import ConfigurationError
+from ..hub.patience import patiently
 from ..hub.place import Place, cached_commit
 
 
@@ -68,7 +69,8 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
                 f"The backbone {place.name!r} is of type {config.model_type!r}, which transformers has neither as a "
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
-        model, report = auto.from_pretrained(place.name, output_loading_info=True, **place.hub_arguments, **kwargs)
+        kwargs |= place.hub_arguments
+        model, report = patiently(lambda: auto.from_pretrained(place.name, output_loading_info=True, **kwargs))
     except OSError as error:
         raise place.refused(error) from error
     except ConfigurationError:
@@ -111,6 +113,32 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
+
+
+def check_gradients(backbone: PreTrainedModel) -> None:
+    """Refuse a quantised backbone that passes no gradient: what reaches the plug around its layers teaches it nothing.
+
+    Raises:
+        ConfigurationError: names the first such layer. Quantised activations are the usual reason.
+    """
+    if not getattr(backbone, "is_quantized", False):
+        return
+    for name, layer in backbone.named_modules():
+        weight = layer.weight if isinstance(layer, nn.Linear) else None
+        if weight is None or (type(weight) is nn.Parameter and weight.is_floating_point()):
+            continue
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False  # bitsandbytes would pack 4 bits for inference once it evaluates
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        x = torch.zeros(1, layer.in_features, dtype=dtype, device=weight.device, requires_grad=True)
+        y = layer(x).sum()
+        gradient = torch.autograd.grad(y, x, allow_unused=True)[0] if y.requires_grad else None
+        if gradient is None or not gradient.any():
+            raise ConfigurationError(
+                f"The quantised layer {name!r} of the backbone passes no gradient, so a plug cannot learn through it: "
+                "quantise weights only (e.g. torchao's Int8WeightOnlyConfig), or train on the backbone as it is. "
+                "Generating with it works."
+            )
 
 
 def fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
