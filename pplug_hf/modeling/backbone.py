@@ -123,7 +123,8 @@ def check_gradients(backbone: PreTrainedModel) -> None:
     """
     if not getattr(backbone, "is_quantized", False):
         return
-    for name, layer in backbone.named_modules():
+    modules: Any = backbone.named_modules()
+    for name, layer in modules:
         weight = layer.weight if isinstance(layer, nn.Linear) else None
         if weight is None or (type(weight) is nn.Parameter and weight.is_floating_point()):
             continue
