@@ -18,7 +18,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from ..hub.patience import patiently
 from ..hub.place import Place, cached_commit
+from .tensor_state import state_of
 
 
 def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
@@ -46,7 +48,7 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
     try:
         if place.force_download:
             place.refresh()
-        encoder = SentenceTransformer(place.name, **place.encoder_arguments, **kwargs)
+        encoder = patiently(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
     except OSError as error:
         raise place.refused(error) from error
     except torch.OutOfMemoryError:
@@ -148,7 +150,7 @@ def _measured(encoder: SentenceTransformer) -> tuple[str, int]:
     """Digest and width D, from memory if nothing has been done to the encoder since."""
     settings = [[type(module).__name__, _settings(module)] for module in encoder]
     weights = sorted((name, weight) for name, weight in encoder.state_dict().items() if not is_unused(name))
-    state = settings, encoder.max_seq_length, encoder.truncate_dim, [_state(weight) for _, weight in weights]
+    state = settings, encoder.max_seq_length, encoder.truncate_dim, [state_of(weight) for _, weight in weights]
     if encoder not in _known or _known[encoder][0] != state:
         digest = hashlib.sha256()
         for module in settings:
@@ -159,13 +161,6 @@ def _measured(encoder: SentenceTransformer) -> tuple[str, int]:
         digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
         _known[encoder] = state, (digest.hexdigest()[:16], embed(encoder, ["width"]).shape[1])
     return _known[encoder][1]
-
-
-def _state(weight: Tensor) -> Any:
-    """Changes with every write to a tensor: torch counts those, except through `.data`, which a sample notices."""
-    step = max(1, weight.numel() // 64)
-    version = object() if weight.is_inference() else weight._version  # those are not counted: never the same
-    return weight.data_ptr(), version, weight.dtype, weight.flatten()[::step].tolist()
 
 
 def _settings(module: Any) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from . import encoders
 from .aggregators import AGGREGATORS
 from .encoding import encode, is_one_user, users_of
+from .item_cache import known_items
 from .persona import History, Persona
-from .plug import PersonaPlug, grouped
+from .plug import Group, PersonaPlug, grouped
 
 
 class PersonaMixin:
@@ -52,44 +53,42 @@ class PersonaMixin:
         personas = encode(encoder, self.config, users_of(history), batch_size=batch_size, show_progress=show_progress)
         return personas[0] if is_one_user(history) else personas
 
-    def _histories(self, persona: Any, batch_size: int) -> list[Tensor]:
-        """What a user passes as `persona` to B matrices [N_b, D] on the plug's device and in its dtype."""
+    def _personas(self, persona: Any, batch_size: int) -> list[Persona]:
+        """What a user passes as `persona` to one encoded persona per row; rows of one user share theirs."""
         persona = [None] * batch_size if persona is None else list(users_of(persona))
         if len(persona) != batch_size:
             raise MismatchError(
                 f"Got {len(persona)} personas for {batch_size} prompts: pass a list with one history per prompt "
                 "(for one user and many prompts, [history] * len(prompts))."
             )
-        like = self.plug.no_persona
-        distinct = {id(user): user for user in persona}  # rows of one user share their vectors
-        encoded = encode(self._attached()[1], self.config, list(distinct.values()))
-        vectors = dict(zip(distinct, (p.embeddings.to(like) for p in encoded), strict=True))
-        return [vectors[id(user)] for user in persona]
+        distinct = {id(user): user for user in persona}
+        encoded = dict(zip(distinct, encode(self._attached()[1], self.config, list(distinct.values())), strict=True))
+        return [encoded[id(user)] for user in persona]
 
     def _queries(
         self,
         query: Any,
-        histories: Sequence[Tensor],
+        personas: Sequence[Persona],
         input_ids: Any,
         mask: Any,
         labels: Any,
     ) -> Any:
         """Equation (2): the requests' vectors [B, D], or None where nothing would look at them."""
-        if not AGGREGATORS[self.config.aggregator].needs_query or not any(len(h) for h in histories):
+        if not AGGREGATORS[self.config.aggregator].needs_query or not any(map(len, personas)):
             return None
         if query is None:
             query = self._decode_queries(input_ids, mask, labels)
         if isinstance(query, Tensor):
-            if query.shape != (len(histories), self.config.encoder_size):
+            if query.shape != (len(personas), self.config.encoder_size):
                 raise MismatchError(
-                    f"query vectors must be [{len(histories)}, {self.config.encoder_size}], got {list(query.shape)}."
+                    f"query vectors must be [{len(personas)}, {self.config.encoder_size}], got {list(query.shape)}."
                 )
             if not query.isfinite().all():
                 raise DataError("query vectors hold NaN or infinity.")
             return query.to(self.plug.no_persona)
         query = [query] if isinstance(query, str) else list(query)
-        if len(query) != len(histories):
-            raise MismatchError(f"Got {len(query)} queries for {len(histories)} prompts: pass one query per prompt.")
+        if len(query) != len(personas):
+            raise MismatchError(f"Got {len(query)} queries for {len(personas)} prompts: pass one query per prompt.")
         if empty := [i for i, text in enumerate(query) if not isinstance(text, str) or not text.strip()]:
             raise DataError(
                 f"The query of row {empty[0]} is empty or no text; the persona is weighted by it. Pass query=<what the "
@@ -125,22 +124,27 @@ class PersonaMixin:
         Returns:
             [B, N], padded with zeros behind the shorter histories. Rows sum to 1 (to 0 for an empty history).
         """
-        histories, queries = self._persona_inputs(persona, query)
+        personas, queries = self._persona_inputs(persona, query)
+        histories = [p.embeddings.to(self.plug.no_persona) for p in personas]
         return torch.nn.utils.rnn.pad_sequence(self.plug.weights(queries, histories), batch_first=True)
 
     @torch.no_grad()
     def persona_embedding(self, persona: Any, query: Any = None) -> Tensor:
         """Equation (4): the personal embedding [B, K, H]. See `persona_weights` for the arguments."""
-        histories, queries = self._persona_inputs(persona, query)
-        return self.plug.persona_embedding(queries, histories)
+        personas, queries = self._persona_inputs(persona, query)
+        return self.plug.persona_embedding(queries, self._groups(personas))
 
     @torch.no_grad()
     def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
         """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings. See `persona_weights` for the
         arguments."""
-        histories, queries = self._persona_inputs(persona, query)
-        return self.plug(queries, grouped(histories))
+        personas, queries = self._persona_inputs(persona, query)
+        return self.plug(queries, self._groups(personas))
 
-    def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Tensor], Any]:
-        histories = self._histories(persona, len(users_of(persona)))
-        return histories, self._queries(query, histories, None, None, None)
+    def _persona_inputs(self, persona: Any, query: Any) -> tuple[list[Persona], Any]:
+        personas = self._personas(persona, len(users_of(persona)))
+        return personas, self._queries(query, personas, None, None, None)
+
+    def _groups(self, personas: Sequence[Persona]) -> Sequence[Group]:
+        """Personas as the plug takes them, with what is known of them already."""
+        return grouped(*known_items(self.plug, personas))

@@ -45,6 +45,7 @@ class Group(NamedTuple):
 
     items: Tensor  # [S, D], of all their users
     own: Tensor  # [B, S], which of them are a row's own
+    hidden: Tensor | None = None  # [S, M], if it is known; the items have gone through `PersonaPlug.project` then
 
 
 Histories = Sequence[Tensor] | Sequence[Group]
@@ -91,6 +92,14 @@ class PersonaPlug(nn.Module):
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
 
+    def project(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """What becomes of items [N, D] whatever the request: the vectors to weigh [N, D], their hidden layer [N, M]."""
+        items = self._unit(items)
+        return items, torch.cat([self._hidden(h) for h in items.split(CHUNK)])
+
+    def _hidden(self, items: Tensor) -> Tensor:
+        return F.gelu(self.projector.hidden(items))  # [C, D] -> [C, M]
+
     def weights(self, queries: Tensor | None, histories: Histories) -> list[Tensor]:
         """Equation (3).
 
@@ -101,7 +110,7 @@ class PersonaPlug(nn.Module):
         Returns:
             B vectors [N_b] that sum to 1; an empty one for an empty history.
         """
-        weighted = [(self._weighted(asked, *group)[1], group.own) for asked, group in _asked(queries, histories)]
+        weighted = [(self._weighted(asked, group)[1], group.own) for asked, group in _asked(queries, histories)]
         return [row[mine] for weights, own in weighted for row, mine in zip(weights, own, strict=True)]
 
     def persona_embedding(self, queries: Tensor | None, histories: Histories) -> Tensor:
@@ -116,20 +125,22 @@ class PersonaPlug(nn.Module):
         persona = self.projector.output(pooled).unflatten(-1, self.no_persona.shape)  # [B, M] -> [B, K, H]
         return self.config.scale * torch.where(known[:, None, None], persona, self.no_persona)
 
-    def _weighted(self, queries: Tensor | None, items: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _weighted(self, queries: Tensor | None, group: Group) -> tuple[Tensor, Tensor]:
         """Items [S, D] of a group of rows as they are weighed, and their weights [B, S]."""
-        items = self._unit(items)
+        items = self._unit(group.items) if group.hidden is None else group.items
         if not len(items):  # nobody has a history, so nobody needed to ask
-            return items, items.new_zeros(own.shape)
-        return items, self.aggregator(None if queries is None else self._unit(queries), items, own)
+            return items, items.new_zeros(group.own.shape)
+        return items, self.aggregator(None if queries is None else self._unit(queries), items, group.own)
 
     def _pooled(self, queries: Tensor | None, group: Group) -> Tensor:
         """sum_i w_i gelu(W1 h_i + b1) for a group of rows, [B, M]."""
-        items, weights = self._weighted(queries, *group)
+        items, weights = self._weighted(queries, group)
+        if group.hidden is not None:
+            return weights.to(group.hidden.dtype) @ group.hidden  # [B, S] @ [S, M]
         chunk = len(items) if torch.compiler.is_compiling() else CHUNK  # a graph per number of chunks would be many
         pooled: Any = 0
         for h, w in zip(items.split(chunk), weights.split(chunk, dim=1), strict=True):
-            hidden = F.gelu(self.projector.hidden(h))  # [C, D] -> [C, M]
+            hidden = self._hidden(h)
             pooled = pooled + w.to(hidden.dtype) @ hidden  # [B, C] @ [C, M]
         return pooled
 
@@ -142,20 +153,31 @@ class PersonaPlug(nn.Module):
         return torch.cat([instruction.expand(len(persona), 1, -1), persona], dim=1)
 
 
-def grouped(histories: Histories) -> Sequence[Group]:
-    """Histories of a batch as the groups of rows that a plug works on; groups come back as they are."""
+def grouped(histories: Histories, hidden: Sequence[Tensor] | None = None) -> Sequence[Group]:
+    """Histories of a batch as the groups of rows that a plug works on; groups come back as they are.
+
+    Args:
+        histories: B matrices [N_b, D] of item vectors.
+        hidden: their hidden vectors [N_b, M], if both come from `PersonaPlug.project`.
+    """
     if isinstance(histories[0], Group):
         return histories  # type: ignore[return-value]
-    return [_group(histories[start : start + GROUP]) for start in range(0, len(histories), GROUP)]
+    starts = [slice(start, start + GROUP) for start in range(0, len(histories), GROUP)]
+    return [_group(histories[rows], None if hidden is None else hidden[rows]) for rows in starts]
 
 
-def _group(histories: Sequence[Any]) -> Group:
+def _group(histories: Sequence[Any], hidden: Sequence[Tensor] | None) -> Group:
     users = {h: i for i, h in enumerate(dict.fromkeys(histories))}  # rows that share a history share its items
-    items = torch.cat(list(users))  # [S, D]
+    items = _joined(list(users))  # [S, D]
     lengths = torch.tensor([len(h) for h in users])
     user = torch.arange(len(users)).repeat_interleave(lengths, output_size=len(items))  # [S]
     own = torch.tensor([users[h] for h in histories])[:, None] == user
-    return Group(items, own.to(items.device))
+    known = None if hidden is None else _joined(list(dict(zip(histories, hidden, strict=True)).values()))  # [S, M]
+    return Group(items, own.to(items.device), known)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))  # the items of one user need no copy
 
 
 def _asked(queries: Tensor | None, histories: Histories) -> list[tuple[Tensor | None, Group]]:

@@ -27,7 +27,7 @@ from ..errors import ConfigurationError, MismatchError
 from . import files
 from .backbone import word_embeddings
 from .personalization import PersonaMixin, users_of
-from .plug import PersonaPlug, grouped
+from .plug import PersonaPlug
 
 DEFAULT = "default"  # what a model's first plug is called, as PEFT calls its first adapter
 _PLACE = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -203,5 +203,5 @@ class PlugsMixin(PersonaMixin):
         self, name: str, persona: Any, query: Any, input_ids: Tensor, mask: Tensor, labels: Tensor | None
     ) -> Tensor:
         holder = self._holder(name)
-        histories = holder._histories(persona, len(input_ids))
-        return holder.plug(holder._queries(query, histories, input_ids, mask, labels), grouped(histories))
+        personas = holder._personas(persona, len(input_ids))
+        return holder.plug(holder._queries(query, personas, input_ids, mask, labels), holder._groups(personas))

@@ -1,0 +1,112 @@
+"""What a plug makes of a persona whatever the request, computed once and remembered.
+
+The hidden vectors gelu(W1 h_i + b1) of equation (4) depend on the items and the plug's weights alone, and are nearly all
+of the work of a soft prompt. Where no gradient is needed they are computed at a persona's first request. They are
+remembered beside the objects, not in them, so nothing saves or copies them; they go with the persona or the plug, with
+any change to either, and beyond `LIMIT` bytes per plug, those first that were not used for longest.
+
+Letters: N items of one user, D encoder width, M projector width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from threading import RLock
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import torch
+from torch import Tensor, nn
+
+from .persona import Persona
+from .plug import PersonaPlug
+from .tensor_state import state_of
+
+LIMIT = 2**28  # bytes; a batch that needs more is computed piece by piece, and nothing of it is kept
+
+
+def known_items(plug: PersonaPlug, personas: Sequence[Persona]) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The items of personas as `grouped` takes them.
+
+    Args:
+        plug: which will weigh them.
+        personas: one per row; rows may share one.
+
+    Returns:
+        Item vectors [N, D] on the plug's device and in its dtype, and their hidden vectors [N, M]. None in place of the
+        latter where gradients are needed, weights are not whole (sharded over processes), or memory would not do.
+    """
+    users = list(dict.fromkeys(personas))
+    if _may_remember(plug, users):
+        items = _caches.setdefault(plug, _Cache()).of(plug, users)
+        made = dict(zip(users, items, strict=True))
+        return [made[user][0] for user in personas], [made[user][1] for user in personas]
+    vectors = {user: user.embeddings.to(plug.no_persona) for user in users}
+    return [vectors[user] for user in personas], None
+
+
+def _may_remember(plug: PersonaPlug, users: Sequence[Persona]) -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    D, M, _, _ = plug.config.sizes
+    weight = plug.projector.hidden.weight
+    whole = type(weight) is nn.Parameter and weight.shape == (M, D)
+    return whole and sum(map(len, users)) * (D + M) * weight.element_size() <= LIMIT
+
+
+class _Cache:
+    """The items of personas for one plug, those used last at the end. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        self._entries: OrderedDict[ref[Persona], tuple[Any, tuple[Tensor, Tensor]]] = OrderedDict()
+        self._bytes = 0
+        self._lock = RLock()  # a persona may go at any moment, also while its thread is in here
+
+    def of(self, plug: PersonaPlug, users: Sequence[Persona]) -> list[tuple[Tensor, Tensor]]:
+        state = _state(plug)
+        return [self._found(user, state) or self._made(plug, user, state) for user in users]
+
+    def _found(self, user: Persona, state: Any) -> tuple[Tensor, Tensor] | None:
+        with self._lock:
+            if self._state != state:
+                self._state, self._bytes = state, 0
+                self._entries.clear()
+            seen, items = self._entries.get(ref(user), (None, None))
+            if items is None or seen != state_of(user.embeddings):
+                return None
+            self._entries.move_to_end(ref(user))
+            return items
+
+    def _made(self, plug: PersonaPlug, user: Persona, state: Any) -> tuple[Tensor, Tensor]:
+        seen = state_of(user.embeddings)
+        items = plug.project(user.embeddings.to(plug.no_persona))
+        with self._lock:
+            if self._state == state:  # no other thread has seen other weights meanwhile
+                self._forget(ref(user))
+                self._entries[ref(user, self._forget)] = seen, items
+                self._bytes += _bytes(items)
+                while self._bytes > LIMIT:
+                    self._forget(next(iter(self._entries)))
+        return items
+
+    def _forget(self, user: ref[Persona]) -> None:
+        with self._lock:
+            if (entry := self._entries.pop(user, None)) is not None:
+                self._bytes -= _bytes(entry[1])
+
+
+_caches: WeakKeyDictionary[PersonaPlug, _Cache] = WeakKeyDictionary()
+
+
+def _state(plug: PersonaPlug) -> Any:
+    """Changes with whatever the items of a persona depend on, beside the persona."""
+    layer, device = plug.projector.hidden, plug.no_persona.device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    weights = [state_of(tensor) for tensor in (*layer.parameters(), *layer.buffers())]
+    return plug.config.normalize, plug.no_persona.dtype, autocast, weights
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
