@@ -170,6 +170,30 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             )
         return self.backbone, self.history_encoder
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the plug and the backbone in place, each one graph: between them texts are read, outside of any graph.
+
+        Args:
+            *args, **kwargs: as of `torch.compile`.
+
+        Raises:
+            ConfigurationError: the model has no backbone yet.
+        """
+        backbone, _ = self._attached()
+        self.plug.compile(*args, **kwargs)
+        backbone.compile(*args, **kwargs)
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """The backbone's method. The encoders keep what they were loaded with: they compute in a dtype of their own.
+
+        Args:
+            *args, **kwargs: as of the backbone's: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
+
+        Raises:
+            ConfigurationError: the model has no backbone yet.
+        """
+        self._attached()[0].set_attn_implementation(*args, **kwargs)
+
     # ---- training ------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
