@@ -15,6 +15,8 @@ import hashlib
 import json
 import os
 import re
+import socket
+import struct
 import sys
 import threading
 from dataclasses import dataclass, field
@@ -74,6 +76,7 @@ class Fault:
     status: int
     headers: dict[str, str]
     cut: int | None  # do as told, answer that many bytes, then hang up
+    how: str  # does it hang up: "quietly", with a "reset", or as if that were "all"
     hang: threading.Event | None  # set once the request has come; it is never answered
 
 
@@ -122,9 +125,9 @@ class Hub:
         repo.commit("main", {".gitattributes": File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", False)})
         return repo
 
-    def fail(self, method, pattern, *, status=500, times=1000, headers=None, cut=None, hang=None):
+    def fail(self, method, pattern, *, status=500, times=1000, headers=None, cut=None, how="quietly", hang=None):
         """Answer the next requests that match otherwise."""
-        self.faults.append(Fault(method, pattern, times, status, headers or {}, cut, hang))
+        self.faults.append(Fault(method, pattern, times, status, headers or {}, cut, how, hang))
 
     def fault(self, method, path):
         with self.lock:
@@ -181,9 +184,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, data, status=200, headers=None, length=None):
         cut = self.broken.cut if self.broken else None
+        if self.broken and self.broken.how == "all":
+            length = min(cut, len(data))
         if cut == 0:
-            self.close_connection = True
-            return
+            return self.hang_up()
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
@@ -192,7 +196,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data if cut is None else data[:cut])
         if cut is not None:
-            self.close_connection = True
+            self.hang_up()
+
+    def hang_up(self):
+        self.close_connection = True
+        if self.broken.how == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.rfile.close(), self.wfile.close(), self.connection.close()
 
     def answer(self, content, status=200):
         self.send(json.dumps(content).encode(), status, {"Content-Type": "application/json"})
@@ -399,8 +409,6 @@ def entry(path, file):
 
 def loopback_only():
     """From now on this process cannot reach anything but itself."""
-    import socket
-
     connect = socket.socket.connect
 
     def guarded(self, address):

@@ -396,8 +396,8 @@ def test_a_failing_card_blocks_no_upload(hub, pushed, me, requests):
     finally:
         hub.yaml_errors.clear()
     assert len(hub.repos["me/cards"].commits) == 3 and "README.md" not in hub.repos["me/cards"].files()
-    for status in (404, 500):
-        hub.fail("POST", "validate-yaml", status=status)
+    for fault in ({"status": 404}, {"status": 500}, {"cut": 0, "how": "reset"}):
+        hub.fail("POST", "validate-yaml", **fault)
         me("with torch.no_grad(): model.plug.instruction += 1")
         me("model.push_to_hub('me/cards')")
         hub.faults.clear()
@@ -406,7 +406,7 @@ def test_a_failing_card_blocks_no_upload(hub, pushed, me, requests):
     me("with torch.no_grad(): model.plug.instruction += 1")
     me("model.push_to_hub('me/cards')")
     assert hub.repos["me/cards"].files()["README.md"].data == b"mine"
-    assert len(hub.repos["me/cards"].commits) == 7
+    assert len(hub.repos["me/cards"].commits) == 8
     log = me.log.read_text()
     assert log.count("pushed without a new card") >= 3 and "the Hub does not like it" in log
 
@@ -473,6 +473,44 @@ def test_a_refusal_anywhere_in_a_load(hub, pushed, me, requests, tmp_path, metho
     hub.faults.clear()
     load(me, cache_dir=str(tmp_path))  # what is there already is not in the way
     assert me(ANSWER)
+
+
+# Which the client itself gives up at.
+PASSING = [{"status": 503}, {"cut": 900, "how": "reset"}, {"cut": 900, "how": "all"}]
+
+
+@pytest.mark.parametrize("name", ["me/plug", "me/gpt2", "me/encoder"])
+@pytest.mark.parametrize("fault", PASSING, ids=str)
+def test_what_passes_is_waited_for(hub, pushed, me, requests, tmp_path, name, fault):
+    files = hub.repos[name].commits[pushed[1].get(name[3:], hub.repos[name].refs["main"])]
+    hub.fail("GET", f"/large/{files['model.safetensors'].oid}", **fault, times=1)
+    me("waits.clear()")
+    load(me, cache_dir=str(tmp_path))
+    assert 1 in me("result = waits") and not hub.faults[0].times and me(ANSWER) == pushed[0]
+
+
+def test_a_busy_hub_says_how_long_to_wait(hub, pushed, me, requests, tmp_path):
+    hub.fail("GET", "^/api/models/me/plug$", status=429, headers={"Retry-After": "7"}, times=2)
+    me("waits.clear()")
+    load(me, cache_dir=str(tmp_path / "one"))
+    assert me("result = waits") == [7, 7]
+    hub.fail("GET", "^/api/models/me/plug$", status=429, headers={"Retry-After": "700"})
+    assert "slow down (429)" in refused(me, LOAD, name="me/plug", given={"cache_dir": str(tmp_path / "two")})[0]
+    assert me("result = waits") == [7, 7]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=str)
+def test_what_does_not_pass_is_no_missing_file(hub, pushed, me, requests, tmp_path, fault):
+    hub.fail("GET", "/large/", **fault)
+    text, kinds = refused(me, LOAD, name="me/plug", given={"cache_dir": str(tmp_path)})
+    assert "(503)" in text if "status" in fault else "the connection broke" in text
+    assert "HubError" in kinds and not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_cache_that_cannot_be_written(hub, pushed, me, tmp_path):
+    (tmp_path / "file").write_text("")
+    text, kinds = refused(me, LOAD, name="me/plug", given={"cache_dir": str(tmp_path / "file")})
+    assert "this machine cannot keep it (Not a directory)" in text and "HubError" in kinds
 
 
 def test_a_transfer_that_never_succeeds(hub, pushed, me, requests, tmp_path):

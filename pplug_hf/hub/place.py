@@ -27,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
+from .patience import patiently
 from .plug_files import CONFIG, PLUG_FILES, VOCABULARIES, WEIGHTS
 from .refusals import FAILURES, refusal
 from .writing import finish, stamp
@@ -129,9 +130,10 @@ class Place:
 
     def _resolved(self) -> str:
         validate_repo_id(self.name)
-        ask = {"revision": self.revision, "cache_dir": self.cache_dir}
+        ask: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir}
+        local = self.local_files_only
         try:
-            return self._api.resolve_revision(self.name, **ask, local_files_only=self.local_files_only).resolved
+            return patiently(lambda: self._api.resolve_revision(self.name, **ask, local_files_only=local)).resolved
         except HfHubHTTPError as error:
             # As the client does for single files: what is in the cache stays usable when the Hub refuses.
             if self.force_download or isinstance(error, RevisionNotFoundError):
@@ -187,7 +189,7 @@ class Place:
             return None
         self._check_size(filename, self.sizes[filename])
         try:
-            path = Path(hf_hub_download(self.name, filename, **self._download_arguments))
+            path = Path(patiently(lambda: hf_hub_download(self.name, filename, **self._download_arguments)))
         except (*FAILURES, ValueError) as error:  # the latter: force_download while offline
             raise self.refused(error, filename) from error
         self._check_size(filename, path.stat().st_size)

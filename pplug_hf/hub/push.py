@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from safetensors import SafetensorError, safe_open
 
 from ..configuration import PPlugConfig
@@ -188,8 +188,9 @@ def _commit(api: HfApi, staging: Path, target: Place, **options: Any) -> CommitI
 
     try:
         return commit()
-    except (ValueError, HfHubHTTPError) as error:  # the client has each card checked by the Hub before it commits
-        about_card = isinstance(error, json.JSONDecodeError) or any(t in str(error) for t in (CARD, "validate-yaml"))
+    except (ValueError, HTTPError, HfHubHTTPError) as error:  # the client has each card checked before it commits
+        told = f"{error} {getattr(getattr(error, '_request', None), 'url', '')}"
+        about_card = isinstance(error, json.JSONDecodeError) or any(text in told for text in (CARD, "validate-yaml"))
         if not card.exists() or not about_card:
             raise
         logger.warning("The plug is pushed without a new card, which the Hub does not accept: %s", error)

@@ -29,7 +29,7 @@ def refusal(error: BaseException, task: str, remedy: str = "") -> MissingFileErr
     Returns:
         A [`MissingFileError`] if there is no such thing (as far as we may know), else a [`HubError`].
     """
-    chain = _chain(error)
+    chain = chain_of(error)
     status = status_of(error)
     missing, reason = _reason(chain, status)
     message = f"{task}: {reason}{remedy}."
@@ -42,7 +42,7 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
         return False, "its owner grants access one by one (gated): ask for it on its page on the Hub and pass token="
     if any(issubclass(kind, RevisionNotFoundError) for kind in kinds):
         return True, "the Hub knows the repository, but no such branch, tag or commit. Check revision="
-    if status == 401 and any("Invalid credentials" in _message(error) for error in chain):
+    if status == 401 and any("Invalid credentials" in header_of(error, "X-Error-Message") for error in chain):
         return False, "the Hub does not accept the token (401): pass another token=, or log in with `hf auth login`"
     # Without a token, what is missing and what is private are both a 401.
     if status == 401 or any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
@@ -68,6 +68,10 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
             False,
             f"the Hub cannot be reached, or the connection broke ({kinds[0].__name__}). Check it and try again",
         )
+    if is_torn(chain[0]):
+        return False, "the connection broke, for the file has not the length that the Hub says. Try again"
+    if own := next((e for e in chain if isinstance(e, OSError) and e.errno is not None and e.strerror), None):
+        return False, f"this machine cannot keep it ({own.strerror}). Check its disk and cache_dir="
     return True, (
         "it is in no local folder of that name, and neither the cache nor the Hub answered for it "
         f"({kinds[0].__name__}). Check the name and the connection"
@@ -76,16 +80,23 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
 
 def status_of(error: BaseException) -> int | None:
     """What the Hub answered, if it did."""
-    codes = (getattr(getattr(e, "response", None), "status_code", None) for e in _chain(error))
+    codes = (getattr(getattr(e, "response", None), "status_code", None) for e in chain_of(error))
     return next((code for code in codes if code), None)
 
 
-def _message(error: BaseException) -> str:
+def header_of(error: BaseException, name: str) -> str:
+    """A header of the Hub's answer; "" if there is none."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    return headers.get("X-Error-Message") or ""
+    return headers.get(name) or ""
 
 
-def _chain(error: BaseException | None) -> list[BaseException]:
+def is_torn(error: BaseException) -> bool:
+    """Whether a file came with another length than the Hub had said, which the client tells in words only."""
+    return any(isinstance(e, OSError) and "Consistency check failed" in str(e) for e in chain_of(error))
+
+
+def chain_of(error: BaseException | None) -> list[BaseException]:
+    """An error and those that led to it."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

@@ -1,0 +1,39 @@
+"""Trying again where the Hub's client does not: a transfer that breaks half-way, a Hub that is busy for a moment."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .refusals import FAILURES, chain_of, header_of, is_torn, status_of
+
+_WAITS = (1, 4)  # seconds
+_LONGEST = 60  # seconds that the Hub may ask to wait for
+_BREAKS = ("ReadError", "WriteError", "RemoteProtocolError")  # of an open connection, as the client's httpx calls them
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """What `call` gives, tried up to three times while what fails may pass."""
+    for wait in _WAITS:
+        try:
+            return call()
+        except FAILURES as error:
+            asked = header_of(error, "Retry-After") if status_of(error) == 429 else ""
+            wait = int(asked) if asked.isdecimal() else wait
+            if not _passes(error) or wait > _LONGEST:
+                raise
+            logger.warning("The Hub did not finish (%s): trying again in %d s.", type(error).__name__, wait)
+            time.sleep(wait)
+    return call()
+
+
+def _passes(error: BaseException) -> bool:
+    status = status_of(error)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return is_torn(error) or any(type(e).__name__ in _BREAKS for e in chain_of(error))
