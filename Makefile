@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # With the lowest versions: not what runs other tests again, at length, or looks at documents.
 NOT_LOWEST := bench docs examples package readme
 
-.PHONY: demo test test-lowest lint types unit build docs setup clean
+.PHONY: demo test test-lowest test-quantised lint types unit build docs setup clean
 
 demo: setup
 	$(BIN)/pplug-hf demo --output demo-output
@@ -53,6 +53,11 @@ $(VENV_LOWEST)/ready: setup.cfg scripts/lowest.py
 	$(VENV_LOWEST)/bin/python -m pip install --quiet "$(TORCH)"
 	$(VENV_LOWEST)/bin/python -m pip install --quiet --constraint $(VENV_LOWEST)/lowest.txt --editable ".[all,test]"
 	touch $@
+
+# Apart from the environment: where torchao is installed, every import of transformers takes seconds more and warns.
+test-quantised: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/quantised torchao
+	PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/test_quantised.py
 
 clean:
 	rm -rf $(VENV) $(VENV_LOWEST) build demo-output

@@ -123,10 +123,10 @@ def check_gradients(backbone: PreTrainedModel) -> None:
     """
     if not getattr(backbone, "is_quantized", False):
         return
-    modules: Any = backbone.named_modules()
-    for name, layer in modules:
-        weight = layer.weight if isinstance(layer, nn.Linear) else None
-        if weight is None or (type(weight) is nn.Parameter and weight.is_floating_point()):
+    layers: list[tuple[str, Any]] = [pair for pair in backbone.named_modules() if isinstance(pair[1], nn.Linear)]
+    for name, layer in layers:
+        weight = layer.weight
+        if type(weight) is nn.Parameter and weight.is_floating_point():
             continue
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False  # bitsandbytes would pack 4 bits for inference once it evaluates
