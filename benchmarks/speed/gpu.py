@@ -1,14 +1,14 @@
-# ruff: noqa: B023, F821  (every closure is called before its loop goes on)
 """Large backbones in bf16 on a GPU: training and generation beside the plain reference and the bare backbone.
 
     python benchmarks/speed/gpu.py
     python benchmarks/speed/gpu.py --small     # on a CPU, a few small layers, whether it runs
 
 Random weights in the shapes of FlanT5-XXL (11B: needs 24 GB and the activations) and Llama-2-7B. Absolute times and
-the peak of allocated memory.
+the peak of allocated memory, weights included. A side that the memory is too small for is reported as such.
 """
 
 import argparse
+import gc
 import random
 import time
 from collections.abc import Callable
@@ -56,15 +56,98 @@ def timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
     return seconds, torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
 
 
-def compare(sides: dict[str, Callable[[], Any]], repetitions: int, device: str) -> tuple[dict, dict]:
+def compare(
+    sides: dict[str, Callable[[], Any]], repetitions: int, device: str
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of the sides that the memory is enough for, and what to say about the memory of all."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    memory: dict[str, float] = {}
+    memory: dict[str, Any] = {}
     for repetition in range(-1, repetitions):
-        for name, call in sides.items():
-            took, memory[name] = timed(call, device)
-            if repetition >= 0:
-                seconds[name].append(took)
-    return seconds, {f"peak GB, {name}": round(value, 2) for name, value in memory.items()}
+        for name in list(seconds):
+            try:
+                took, peak = timed(sides[name], device)
+            except torch.OutOfMemoryError:
+                del seconds[name]
+                memory[f"peak GB, {name}"] = "more than there is"
+            else:
+                memory[f"peak GB, {name}"] = round(peak, 2)
+                if repetition >= 0:
+                    seconds[name].append(took)
+            free(device)
+    return seconds, memory
+
+
+def free(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def rates(seconds: dict[str, list[float]], amount: int, unit: str) -> dict[str, Any]:
+    return {side: spread([amount / s for s in times]) | {"unit": unit} for side, times in seconds.items()}
+
+
+def ratio_of(seconds: dict[str, list[float]], above: str) -> dict[str, Any] | None:
+    return ratios(seconds[above], seconds["package"]) if {above, "package"} <= seconds.keys() else None
+
+
+def training(model: Any, title: str, n: int, batch: int, repetitions: int, device: str) -> dict[str, Any]:
+    """An epoch through the plug beside the plain reference and beside the bare backbone's forward and backward."""
+    plain = reference.PlainModel(model).to(device)
+    dataset = train_step.data(model, n, batch)
+    # The batches are on the device already: what is compared is computing.
+    moved = [
+        {k: v.to(device) for k, v in given.items()}
+        for given in train_step.plain_loader(model, train_step.plain_rows(dataset), batch)
+    ]
+    ours: Any = [
+        {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+        for given in train_step.ours_loader(model, dataset, batch)
+    ]
+    answer_tokens = sum(int((given["labels"] >= 0).sum()) for given in ours)
+    losses: dict[str, float] = {}
+    epochs = {
+        "reference": train_step.plain(plain, moved, answer_tokens),  # type: ignore[arg-type]
+        "package": train_step.ours(model, ours, answer_tokens),
+    }
+    sides: dict[str, Callable[[], Any]] = {
+        side: lambda side=side, epoch=epoch: losses.update({side: epoch()}) for side, epoch in epochs.items()
+    }
+    seconds, checks = compare(sides | {"backbone alone": train_step.floor(model, ours)}, repetitions, device)
+    if "reference" in losses and "package" in losses:
+        checks["loss"] = losses["package"]
+        checks["loss difference"] = abs(losses["package"] - losses["reference"]) / losses["reference"]
+        got, expected = train_step.gradient(model.plug), train_step.gradient(plain.plug)
+        checks["gradient difference"] = difference(got, expected)
+    return figure(
+        f"training step, {title}, bf16",
+        rates(seconds, n, "examples/s"),
+        ratio_of(seconds, "reference"),
+        at_least=4,
+        checks=checks,
+    )
+
+
+@torch.no_grad()
+def generation(model: Any, title: str, size: int, tokens: int, repetitions: int, device: str) -> dict[str, Any]:
+    words = random.Random(0)
+    texts = [shapes.text(140, words) for _ in range(size)]
+    side = "right" if model.config.is_encoder_decoder else "left"
+    prompts = model.tokenizer(texts, return_tensors="pt", padding=True, padding_side=side).to(device)
+    persona, query = [shapes.persona(model, 90, i) for i in range(size)], shapes.items(size).to(device)
+    forced = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+    calls = {
+        "backbone": lambda: model.backbone.generate(**prompts, **forced),
+        "package": lambda: model.generate(**prompts, persona=persona, query=query, **forced),
+    }
+    seconds, memory = compare(calls, repetitions, device)
+    return figure(
+        f"generation, {title}, batch {size}",
+        rates(seconds, size * tokens, "tokens/s"),
+        ratio_of(seconds, "backbone"),
+        at_least=0.97,
+        checks=memory,
+    )
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -75,52 +158,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     figures = []
     for name, title in (("t5", "FlanT5-XXL's shape"), ("llama", "Llama-2-7B's shape")):
         model = shapes.personalised(backbone(name, device, args.small))
-        plain = reference.PlainModel(model).to(device)
-        dataset = train_step.data(model, n, batch)
-        loader = train_step.ours_loader(model, dataset, batch)
-        plain_batches = list(train_step.plain_loader(model, train_step.plain_rows(dataset), batch))
-        moved = [{k: v.to(device) for k, v in given.items()} for given in plain_batches]
-        ours = [
-            {k: v.to(device) if hasattr(v, "to") else v for k, v in given.items() if not k.startswith("prompt_")}
-            for given in loader
-        ]
-        answer_tokens = sum(int((given["labels"] >= 0).sum()) for given in ours)
-        # The batches are on the device already: what is compared is computing.
-        epochs = {
-            "reference": train_step.plain(plain, moved, answer_tokens),  # type: ignore[arg-type]
-            "package": train_step.ours(model, ours, answer_tokens),  # type: ignore[arg-type]
-        }
-        seconds, memory = compare(epochs, args.repetitions, device)
-        losses = {side: epoch() for side, epoch in epochs.items()}
-        checks = memory | {
-            "loss difference": abs(losses["package"] - losses["reference"]) / losses["reference"],
-            "gradient difference": difference(train_step.gradient(model.plug), train_step.gradient(plain.plug)),
-        }
-        rate = {side: spread([n / s for s in times]) | {"unit": "examples/s"} for side, times in seconds.items()}
-        ratio = ratios(seconds["reference"], seconds["package"])
-        figures.append(figure(f"training step, {title}, bf16", rate, ratio, at_least=4, checks=checks))
-
-        words = random.Random(0)
-        for size in (1, 16):
-            texts = [shapes.text(140, words) for _ in range(size)]
-            prompts = model.tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(device)
-            given = {"persona": [shapes.persona(model, 90, i) for i in range(size)], "query": shapes.items(size)}
-            given["query"] = given["query"].to(device)
-            forced = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
-            calls = {
-                "backbone": lambda: model.backbone.generate(**prompts, **forced),
-                "package": lambda: model.generate(**prompts, **given, **forced),
-            }
-            seconds, memory = compare(calls, args.repetitions, device)
-            rate = {
-                side: spread([size * tokens / s for s in times]) | {"unit": "tokens/s"}
-                for side, times in seconds.items()
-            }
-            ratio = ratios(seconds["backbone"], seconds["package"])
-            figures.append(figure(f"generation, {title}, batch {size}", rate, ratio, at_least=0.97, checks=memory))
-        del model, plain, moved, ours
-        if device == "cuda":
-            torch.cuda.empty_cache()
+        figures.append(training(model, title, n, batch, args.repetitions, device))
+        model.eval()
+        for size in (1, 2) if args.small else (1, 16):
+            figures.append(generation(model, title, size, tokens, args.repetitions, device))
+        del model  # two such backbones do not fit
+        free(device)
     return figures
 
 

@@ -49,7 +49,7 @@ class PlainModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **history: Tensor) -> Any:
         """`input_ids` [B, T] padded right; of a causal model they start with BOS, which stays first."""
         words = self.backbone.get_input_embeddings()(input_ids)
-        prefix = self.plug(**history)
+        prefix = self.plug(**history).to(words)
         front = 0 if self.backbone.config.is_encoder_decoder else 1
         embeds = torch.cat([words[:, :front], prefix, words[:, front:]], dim=1)
         mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
