@@ -86,6 +86,10 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
     encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the input encoder (default: a twentieth of learning_rate)."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "Stays on: where nobody of a process's batch has a history, its input encoder is not asked."},
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Must stay off: rows hold texts and personas, which the collator turns into tensors."},
@@ -171,7 +175,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(data, PersonaDataset):
             return super()._get_train_sampler(train_dataset)
         # The Trainer would look for token ids in the rows, which hold texts.
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        # Of all processes together, so that several see what one would.
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         lengths = [len(data.examples[number].prompt) for number, _ in data.views]
         return _SimilarLengths(batch, lengths, seed)

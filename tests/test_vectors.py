@@ -74,7 +74,8 @@ def test_a_second_store_on_the_same_folder_encodes_nothing(encoder, tmp_path):
 def test_stores_that_write_at_the_same_time_share_a_folder(encoder, tmp_path):
     one, two = store_of(encoder, tmp_path), store_of(encoder, tmp_path)
     one(TEXTS[:3], show_progress=False)
-    two(TEXTS[1:], show_progress=False)  # knows nothing of what one wrote meanwhile
+    two(TEXTS[1:], show_progress=False)  # finds what one wrote meanwhile
+    assert (one.encoded, two.encoded) == (3, 2) and sorted(encoder.asked) == sorted(TEXTS)
     third = store_of(encoder, tmp_path)
     close(third(TEXTS, show_progress=False), expected(TEXTS), 1e-5)
     assert third.encoded == 0

@@ -2,7 +2,8 @@
 
 A vector depends on its text, the encoder and the encoder's prompt alone. The store keeps safetensors files in one
 folder per encoder and prompt, each with vectors [n, D] and the SHA-256 of their texts [n, 32]; no text is stored.
-Files are written whole and never changed, so a killed run keeps what it had, and processes can share a store.
+Files are written whole and never changed, so a killed run keeps what it had. Processes can share a store: while one
+encodes, the others wait, and read what it wrote.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..hub.writing import locked
 from ..modeling import encoders
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
@@ -50,8 +52,8 @@ class VectorStore:
         self.encoded = 0
         self._row: dict[bytes, int] = {}
         self._parts = [torch.zeros(0, self.fingerprint["embedding_size"])]  # of `vectors`, joined when it is read
-        for path in sorted(self.folder.glob("*.safetensors")):
-            self._add(*_read(path))
+        self._files: set[Path] = set()  # that are in memory
+        self._read_new()
 
     def __len__(self) -> int:
         return len(self._row)
@@ -88,33 +90,56 @@ class VectorStore:
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._row}
         # Long texts first: batches are even, and the time left is never underestimated.
         todo = sorted(new.items(), key=lambda pair: len(pair[1]), reverse=True)
-        bar = tqdm(total=len(todo), desc="Encoding texts", unit="text", disable=not (show_progress and todo))
-        for start in range(0, len(todo), chunk_size):
-            part = todo[start : start + chunk_size]
-            found = []
-            for at in range(0, len(part), batch_size):
-                rows = [text for _, text in part[at : at + batch_size]]
-                found.append(encoders.embed(self.encoder, rows, self.prompt, batch_size).cpu())
-                bar.update(len(rows))
-            vectors, hashes = torch.cat(found), [key for key, _ in part]
-            self._write(vectors, hashes)
-            self._add(vectors, hashes)
-            self.encoded += len(part)
-        bar.close()
+        if todo:
+            self._encode(todo, batch_size, chunk_size, show_progress)
         return [self._row[key] for key in keys]
+
+    def _encode(self, todo: list[tuple[bytes, str]], batch_size: int, chunk_size: int, show_progress: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes of a training, one shows a bar
+        with tqdm(total=len(todo), desc="Encoding texts", unit="text", disable=not (show_progress and first)) as bar:
+            while todo:
+                with locked(self.folder):
+                    if self._read_new():  # what another process wrote meanwhile
+                        left = [pair for pair in todo if pair[0] not in self._row]
+                        bar.update(len(todo) - len(left))
+                        todo = left
+                    part, todo = todo[:chunk_size], todo[chunk_size:]
+                    if part:
+                        self._encode_part(part, batch_size, bar)
+
+    def _encode_part(self, part: list[tuple[bytes, str]], batch_size: int, bar: Any) -> None:
+        found = []
+        for at in range(0, len(part), batch_size):
+            rows = [text for _, text in part[at : at + batch_size]]
+            found.append(encoders.embed(self.encoder, rows, self.prompt, batch_size).cpu())
+            bar.update(len(rows))
+        vectors, hashes = torch.cat(found), [key for key, _ in part]
+        self._files.add(self._write(vectors, hashes))
+        self._add(vectors, hashes)
+        self.encoded += len(part)
+
+    def _read_new(self) -> bool:
+        """Take in the files that have come since the last time; whether there were any."""
+        new = sorted(set(self.folder.glob("*.safetensors")) - self._files)
+        for path in new:
+            self._add(*_read(path))
+            self._files.add(path)
+        return bool(new)
 
     def _add(self, vectors: Tensor, hashes: list[bytes]) -> None:
         start = sum(map(len, self._parts))
         self._parts.append(vectors)
         self._row.update({key: start + i for i, key in enumerate(hashes)})
 
-    def _write(self, vectors: Tensor, hashes: list[bytes]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, vectors: Tensor, hashes: list[bytes]) -> Path:
         keys = torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 32).copy())
+        written = self.folder / f"{uuid.uuid4().hex}.safetensors"
         with tempfile.TemporaryDirectory(dir=self.folder) as staging:
             path = os.path.join(staging, "part")
             save_file({"vectors": vectors.contiguous(), "sha256": keys}, path)
-            os.replace(path, self.folder / f"{uuid.uuid4().hex}.safetensors")
+            os.replace(path, written)
+        return written
 
 
 def _read(path: Path) -> tuple[Tensor, list[bytes]]:

@@ -63,7 +63,7 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
     folder = Path(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         for abandoned in folder.glob(f"{_WRITING}*"):
             shutil.rmtree(abandoned, ignore_errors=True)
         # Inside the folder, because only a rename within one file system is atomic.
@@ -91,7 +91,7 @@ def finish(folder: Path) -> None:
         DataError: it cannot be done here.
     """
     if (folder / _SAVED).is_dir():
-        with _locked(folder):
+        with locked(folder):
             _move(folder)
 
 
@@ -105,7 +105,7 @@ def stamp(folder: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Alone among those who save into the folder. The system unlocks what a killed process has locked.
 
     Where folders cannot be locked (Windows, some network file systems), nobody waits.
