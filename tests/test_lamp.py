@@ -76,6 +76,27 @@ def test_null_profile_and_input_are_empty(tmp_path):
     assert (list(example.history), example.prompt, example.query) == ([], "", "")
 
 
+def test_an_input_with_nothing_behind_its_marker_is_its_own_query(tmp_path):
+    row = question(input="Which tag? description: ")
+    (example,) = read_lamp(write(tmp_path, [row], [gold()]), "dev")[1]
+    assert (example.prompt, example.query) == ("Which tag? description: ", "Which tag? description:")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (question(id=None), "row 0 has null for an id"),
+        (question(input=[{"role": "user", "content": SECRET}]), "'input' of id '0' must be a text, not list"),
+        (question(profile=[item(tag=[SECRET])]), "'tag' of id '0' must be a text, not list"),
+        (question(profile=[item(description={"de": SECRET})]), "'description' of id '0' must be a text, not dict"),
+        (question(profile=SECRET), "must be a list of objects, not str"),
+        (question(profile=[SECRET]), "must be a list of objects, not one of other things"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_id(tmp_path, row, said):
+    assert said in message(write(tmp_path, [row], [gold()]))
+
+
 def test_byte_order_mark_and_unicode(tmp_path):
     folder = write(tmp_path, [], [gold()])
     text = json.dumps([question(user_id="Zoë")], ensure_ascii=False)

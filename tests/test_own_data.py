@@ -313,6 +313,16 @@ def test_files_that_cannot_be_right(place, plug, tmp_path, capsys, name, command
     assert {path.name for path in tmp_path.iterdir()} == {"data"}  # nothing half-written
 
 
+def test_questions_that_ask_nothing_are_refused_before_anything_is_done(tmp_path):
+    rows = make_rows(9)
+    rows[1]["input"] = None
+    path = write_lines(tmp_path / "dev.jsonl", rows)
+    with pytest.raises(DataError, match=f"an empty input: '{rows[1]['id']}'"):
+        read_examples(path, "dev", TASK)
+    with pytest.raises(DataError, match="holds no questions"):
+        report(ReportSettings(data="rows"), task=TASK, data=[])
+
+
 def test_rows_without_answers(place, plug, tmp_path, capsys):
     rows = [{k: v for k, v in row.items() if k != "output"} for row in SPLITS["dev"]]
     data = write_lines(tmp_path / "dev.jsonl", rows)

@@ -140,6 +140,11 @@ def test_two_rules_of_the_benchmark():
     [
         ({"metric": "bleu"}, "bleu.*accuracy, mae, rouge"),
         ({"query_marker": ""}, "query_marker is empty"),
+        ({"labels": "comedy"}, "give a list of texts"),
+        ({"labels": ("comedy", " action")}, "without white space"),
+        ({"labels": ("comedy", "")}, "none of them empty"),
+        ({"labels": ("comedy", 1)}, "give a list of texts"),
+        ({"labels": ("comedy", "action", "comedy")}, "give each label once"),
         ({"metric": "mae", "labels": ()}, "needs numbers"),
         ({"metric": "mae", "labels": ("good", "bad")}, "needs numbers"),
     ],

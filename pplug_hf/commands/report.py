@@ -11,6 +11,7 @@ from ..configuration.tasks import Task
 from ..data.examples import Source
 from ..data.report import HistoryReport, describe
 from ..data.tables import stream
+from ..errors import DataError
 from ..evaluation.compare import write
 from .train import TASK
 
@@ -44,6 +45,8 @@ def report(settings: ReportSettings, task: Task | None = None, data: Source | No
     task = task or find_task(settings.task)
     task, examples, repairs = stream(source, settings.split, task, require_outputs=False)
     found = describe(examples, task, repairs, settings.seed)
+    if not found.questions:
+        raise DataError(f"The split {settings.split!r} of {settings.data} holds no questions.")
     print(found)
     if settings.output:
         write(Path(settings.output), json.dumps(found.to_dict(), indent=2) + "\n")

@@ -112,6 +112,16 @@ class Task:
             raise ConfigurationError(
                 f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(get_args(Metric))}."
             )
+        labels: object = self.labels
+        if isinstance(labels, str) or not all(
+            isinstance(label, str) and label == label.strip() != "" for label in labels
+        ):
+            raise ConfigurationError(
+                f"Task {self.name!r}: labels are {labels!r}; give a list of texts without white space around them, none "
+                "of them empty."
+            )
+        if len(set(labels)) < len(labels):
+            raise ConfigurationError(f"Task {self.name!r}: labels are {labels!r}; give each label once.")
         if not self.query_marker:
             raise ConfigurationError(f"Task {self.name!r}: query_marker is empty; give the text before the query.")
         try:

@@ -21,7 +21,7 @@ from ..configuration.tasks import Task
 from ..errors import ConfigurationError, DataError, MissingFileError
 from . import sources
 from .lamp import read_lamp
-from .rows import Example
+from .rows import Example, some
 from .tables import stream
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
@@ -46,7 +46,7 @@ def read_examples(
     Raises:
         MissingFileError: a file or a split is not there.
         DataError: a file is broken, a row is no question of this task, ids repeat, answers are missing, have other ids
-            or are no labels; or there are no rows.
+            or are no labels, an input is empty; or there are no rows.
         ConfigurationError: there is no such task, or its file describes none that works.
     """
     task = find_task(task)
@@ -65,6 +65,11 @@ def read_examples(
         task, examples = _stream(source, split, task, require_outputs)
     if not examples:
         raise DataError(f"The split {split!r} of {name} holds no questions.")
+    if empty := [e.id for e in examples if not e.query.strip()]:
+        raise DataError(
+            f"The split {split!r} of {name} has questions with an empty input: {some(empty)}. Leave them out, or write "
+            "what they ask."
+        )
     return task, examples
 
 

@@ -23,6 +23,7 @@ REPAIRS = {
     "no_id": "rows without an id: numbered from 0",
     "no_user": "rows that do not say whose they are: each is a user of its own",
     "no_marker": "inputs without the text before the query: the whole input is the query",
+    "empty_query": "inputs with nothing behind that text: the whole input is the query",
     "null": "null fields: read as empty",
     "null_output": "null answers in the outputs file: read as empty",
     "empty_history": "empty histories: kept",
@@ -121,7 +122,8 @@ def examples(
         Examples in the order of the rows. History items keep all their fields, as text.
 
     Raises:
-        DataError: A row is no object with those keys, or its history items are not the task's: at once. Ids repeat
+        DataError: A row is no object with those keys, what must be text is none, or its history items are not the
+            task's: at once. Ids repeat
             or lack an answer, the golds have other ids, or an answer is no label of the task: behind the last row,
             with all that are concerned; so keep nothing of rows whose reading ended with an error.
     """
@@ -132,7 +134,8 @@ def examples(
     wrong: dict[str, str] = {}
     for position, row in enumerate(raw):
         _check_keys(row, keys, where, position)
-        id_ = _row_id(row, position, keys, repairs)
+        id_ = _row_id(row, position, keys, where, repairs)
+        _check_text(row, ("input", "output"), id_, where)
         if id_ in seen:
             repeated[id_] = None
         seen.add(id_)
@@ -151,12 +154,16 @@ def examples(
         repairs.add("no_user", id_, user is None)
         prompt = text_of(row["input"])
         repairs.add("no_marker", id_, task.query_marker not in prompt)
+        query = task.query(prompt)
+        if not query.strip():
+            query = prompt.strip()
+            repairs.add("empty_query", id_, bool(query))
         _note_nulls_and_dates(row, items, id_, repairs)
         yield Example(
             id=id_,
             user=unnamed_user.format(id=id_) if user is None else text_of(user),
             prompt=prompt,
-            query=task.query(prompt),
+            query=query,
             target=target,
             history=[{name: text_of(value) for name, value in item.items()} for item in items],
         )
@@ -258,9 +265,11 @@ def _check_keys(row: Any, keys: frozenset[str], where: str, position: int) -> No
         raise DataError(f"{where}: row {position} must have the keys {sorted(keys)}; found {found}.")
 
 
-def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], repairs: Repairs) -> str:
-    if "id" in keys or not is_null(row.get("id")):
+def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], where: str, repairs: Repairs) -> str:
+    if not is_null(row.get("id")):
         return str(row["id"])
+    if "id" in keys:
+        raise DataError(f"{where}: row {position} has null for an id; give each row one of its own.")
     repairs.add("no_id", str(position))
     return str(position)
 
@@ -273,14 +282,25 @@ def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
             return [dict(zip(profile, values, strict=True)) for values in zip(*profile.values(), strict=True)]
     items = [] if is_null(profile) else profile or []
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        raise DataError(f"{where}: the profile of id {id_!r} must be a list of objects.")
+        found = type(profile).__name__ if not isinstance(items, list) else "one of other things"
+        raise DataError(f"{where}: the profile of id {id_!r} must be a list of objects, not {found}.")
     return items
+
+
+def _check_text(row: Mapping[str, Any], names: Iterable[str], id_: str, where: str) -> None:
+    """Numbers can be read as text in one way; lists and objects (a chat, several tags) cannot."""
+    for name in names:
+        if isinstance(row.get(name), list | Mapping):
+            raise DataError(
+                f"{where}: {name!r} of id {id_!r} must be a text, not {type(row[name]).__name__}; write it as one."
+            )
 
 
 def _check_fields(items: list[Mapping[str, Any]], id_: str, task: Task, where: str) -> None:
     fields = task.fields
     for item in items:
         if fields <= item.keys():
+            _check_text(item, fields, id_, where)
             continue
         found = item.keys() - {"id", "date"}
         if found >= {"text", "title", "category"}:
