@@ -347,6 +347,9 @@ def test_inputs_longer_than_the_budget_are_counted(world, tmp_path):
     assert "10 of 10 inputs have more than max_length=6 tokens and lose their end." in printed
     about = predictions(tmp_path)["bm25@4.json"]["about"]
     assert about["prompts"]["shown_items"] == 0 and about["prompts"]["retrieved_items"] > 0
+    assert (
+        "without the items that were found, for lack of room: bm25@4 8 of 10." in (tmp_path / "table.md").read_text()
+    )
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -365,6 +368,7 @@ def test_inputs_longer_than_the_budget_are_counted(world, tmp_path):
         ({"rows": ["frequencies"], "leave_out_users": 1.0}, ConfigurationError, "fitted on the train split"),
         ({"rows": ["no-persona"], "tables_only": True}, MissingFileError, "no predictions of a bench in"),
         ({"rows": []}, ConfigurationError, "rows is empty"),
+        ({"device": "quantum"}, ConfigurationError, "The device is 'quantum'"),
     ],
 )
 def test_settings_that_cannot_work(world, tmp_path, more, error, message):
@@ -392,6 +396,19 @@ def test_data_that_cannot_work(world, places, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="is a file: name a folder"):
         quietly(replace(asked, output=str(tmp_path / "file")))
+    with pytest.raises(ConfigurationError, match="file' is a file: name a folder"):
+        quietly(replace(asked, output=str(tmp_path / "file" / "deep" / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_question_without_a_gold_is_no_wrong_answer(world, tmp_path):
+    data = write_data(tmp_path / "data", TASKS["LaMP-4"])
+    outputs = json.loads((data / "dev_outputs.json").read_text())
+    outputs["golds"][3]["output"] = None
+    (data / "dev_outputs.json").write_text(json.dumps(outputs))
+    asked = settings_for(world, tmp_path / "out", "no-persona", data=str(data), plugs=[f"a={world / 'any'}"])
+    with pytest.raises(DataError, match=f"no answer to compare with: '{outputs['golds'][3]['id']}'"):
+        quietly(asked)
     assert not (tmp_path / "out").exists()
 
 

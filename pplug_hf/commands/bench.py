@@ -126,8 +126,10 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
         PPlugError: settings, rows, data or plugs that cannot be used; nothing is written then.
     """
     output = Path(settings.output)
-    if output.is_file():
-        raise ConfigurationError(f"The output {settings.output!r} is a file: name a folder.")
+    if file := next((path for path in (output, *output.parents) if path.is_file()), None):
+        raise ConfigurationError(
+            f"The output {settings.output!r} cannot be made, for {str(file)!r} is a file: name a folder."
+        )
     source = settings.data if data is None else data
     task, examples = read_examples(source, settings.split, task or settings.task)
     if settings.max_items is not None:
@@ -391,6 +393,12 @@ def report(comparison: Comparison, results: dict[str, Any], split: str) -> str:
             "Style: the share of other users to whose texts an answer is less close than to its own user's. 0.5 is chance; "
             f"the users' real answers have {golds[0]:.3f}.",
         ]
+    if short := without_room(comparison, results["runs"]):
+        lines += [
+            "",
+            f"Questions asked without the items that were found, for lack of room: {', '.join(short)}. A larger max_length "
+            "or fewer items would help.",
+        ]
     lengths = results["by_history_length"]
     if len(lengths) > 1:
         names = list(comparison.predictions)
@@ -399,6 +407,15 @@ def report(comparison: Comparison, results: dict[str, Any], split: str) -> str:
         lines += ["| --- " * (len(lengths) + 1) + "|"]
         lines += [f"| {name} | " + " | ".join(f"{b['rows'][name]:.3f}" for b in lengths) + " |" for name in names]
     return "\n".join(lines) + "\n"
+
+
+def without_room(comparison: Comparison, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The rows with retrieval whose items did not fit into all prompts, and how many; those rows are less than they say."""
+    nothing_found = sum(not e.history for e in comparison.examples)
+    counts = {row: found[0]["about"].get("prompts", {}).get("prompts_without_items", 0) for row, found in runs.items()}
+    return [
+        f"{row} {n - nothing_found} of {len(comparison.examples)}" for row, n in counts.items() if n > nothing_found
+    ]
 
 
 def draw(comparison: Comparison, results: dict[str, Any], output: Path) -> None:

@@ -131,6 +131,12 @@ class Bench:
             raise ConfigurationError(
                 f"constrained needs a task with a list of labels, and {self.task.name} has none: leave it out."
             )
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError:
+            raise ConfigurationError(
+                f"The device is {self.device!r}; write it as torch does: cpu, cuda, cuda:1, mps."
+            ) from None
         if self.backbone is None and not self.plugs:
             raise ConfigurationError("No backbone: pass backbone, or a plug, which knows the one it was made for.")
         for row in rows:

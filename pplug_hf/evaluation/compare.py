@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..configuration.tasks import Task
-from ..data.lamp import Example
+from ..data.rows import Example, some
 from ..errors import DataError
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from .metrics import higher_is_better, main_metric, per_example, score
@@ -36,6 +36,9 @@ class Comparison:
         predictions: row -> one answer per example. Several seeds of a row are several lists.
         full: also say for how many users the reference wins and loses, how sure the score itself is, and, for free
             text, how close answers are to their users' own style, which ROUGE does not see.
+
+    Raises:
+        DataError: an example has no gold.
     """
 
     task: Task
@@ -47,6 +50,13 @@ class Comparison:
         default_factory=dict, init=False, repr=False, compare=False
     )
     _style: Any = field(default=None, init=False, repr=False, compare=False)  # a Style; False if there is none
+
+    def __post_init__(self) -> None:
+        if missing := [e.id for e in self.examples if not (e.target or "").strip()]:
+            raise DataError(
+                f"These questions have no answer to compare with: {some(missing)}. Take a split with answers, or leave "
+                "them out."
+            )
 
     def add(self, row: str, answers: list[str]) -> None:
         """One run (seed) of a row."""
