@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_lamp import REAL, SECRET, gold, item, question, write
 
@@ -205,6 +206,14 @@ def test_missing_values_of_pandas_are_null(tmp_path):
         )
         assert table.rows[0]["profile"] == [{"id": "1", "look": "", "place": "shade", "date": ""}]
         assert table.repairs["null"].names == ["look", "profile"]
+
+
+def test_histories_that_are_arrays_are_lists():
+    rows = [plant(0), plant(1, profile=[])]
+    expected = read_table(rows, task=PLANTS).rows[:]
+    arrays = [{**row, "profile": np.array(row["profile"], dtype=object)} for row in rows]  # parquet files, read by pandas
+    assert read_table(arrays, task=PLANTS).rows[:] == expected
+    assert read_table(datasets.Dataset.from_list(rows).with_format("numpy"), task=PLANTS).rows[:] == expected
 
 
 def test_half_an_emoji_is_replaced_and_a_whole_one_is_not():

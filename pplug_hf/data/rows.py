@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from pplug_hf.configuration.tasks import TASKS, Task, get_task
 from pplug_hf.errors import ConfigurationError, DataError
 
@@ -275,7 +277,9 @@ def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], where: 
 
 
 def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
-    """The items of a profile, also of one that a `datasets.Sequence` has turned into a dict of columns."""
+    """The items of a profile, also of one that is an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
+    if isinstance(profile, np.ndarray):
+        profile = profile.tolist()
     if isinstance(profile, Mapping) and all(isinstance(column, list) for column in profile.values()):
         lengths = {len(column) for column in profile.values()}
         if len(lengths) <= 1:
