@@ -192,7 +192,7 @@ def _cut(text: str, most: int) -> str:
     for place, letter in enumerate(text):
         width += 2 if unicodedata.east_asian_width(letter) in "FW" else 1
         if width > most:
-            return f"{text[: place - 2]} …"
+            return f"{text[: place - 2].rstrip()} …"
     return text
 
 
