@@ -13,7 +13,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
 from .hub.place import HUB_ARGUMENTS
 from .hub.plug_files import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
-from .modeling.files import load_config, open_place
+from .modeling.files import check_tokenizer, load_config, open_place
 from .modeling.persona import Persona, is_history
 
 if TYPE_CHECKING:
@@ -84,12 +84,17 @@ class PPlugProcessor(ProcessorMixin):
             HubError: the Hub refuses, or fails.
         """
         place = open_place(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs})
+        check_tokenizer(place)
         try:
             return super().from_pretrained(place.folder((CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES)), **kwargs)
         except PPlugError:
             raise
         except OSError as error:
             raise place.refused(error, TOKENIZER_CONFIG) from error
+        except Exception as error:  # tokenizers raises nothing more special
+            raise DataError(
+                f"The processor of {place.name!r} is damaged ({type(error).__name__}: {error}): download or save it again."
+            ) from error
 
     @classmethod
     def get_processor_dict(

@@ -401,6 +401,7 @@ def test_a_save_that_seems_to_be_interrupted_writes_nothing_elsewhere(names, plu
     "values",
     [
         *({"tokenizer_file": "/etc/passwd"}, {"vocab_file": "../../x"}, {"fast_tokenizer_files": ["../x"]}),
+        {"tokenizer_class": "RagTokenizer"},  # no tokenizer itself
         *({"pad_token": {"a": 1}}, {"added_tokens_decoder": 7}, {"extra_special_tokens": 3}),
     ],
     ids=str,
@@ -409,6 +410,8 @@ def test_a_tokenizer_that_is_made_to_hurt(values, plug, parts, cheap):
     change(plug / "tokenizer_config.json", **values)
     with pytest.raises(DataError, match=r"tokenizer_config\.json of .*is damaged"):
         PPlugModel.from_pretrained(plug, **parts)
+    with pytest.raises(DataError, match="is damaged"):
+        PPlugProcessor.from_pretrained(plug)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{" * 10**5, '{"model": {"type": "WordLevel", "vocab": 3}}'])
@@ -463,6 +466,38 @@ def test_old_weights_can_be_asked_for(places, tmp_path):
     (folder / "model.safetensors").unlink()
     kwargs = {"backbone_kwargs": {"use_safetensors": False}}
     assert PPlugForConditionalGeneration.from_backbone(str(folder), tiny.shared_encoder(), **kwargs)
+
+
+NESTED = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("config.json", '{"a": "' + " " * 11 * 2**20 + '"}', "has 11 MB, and such a file has at most 10 MB"),
+        ("tokenizer_config.json", '{"a": "' + " " * 11 * 2**20 + '"}', "has 11 MB, and such a file has at most 10 MB"),
+        ("config.json", '{"model_type": "gpt2", "a": ' + NESTED + "}", "config.json .* is damaged"),
+        ("config.json", '{"model_type', "config.json .* is damaged"),
+        ("config.json", {"dtype": "os.system"}, "cannot be used"),
+        ("config.json", {"vocab_size": 10**9}, "cannot be used"),
+        ("config.json", {"_attn_implementation": "evil/kernel"}, "attention of a repository of kernels"),
+        ("config.json", {"attn_implementation": {"": "evil/kernel"}}, "attention of a repository of kernels"),
+        ("config.json", {"text_config": {"_attn_implementation": "evil/kernel"}}, "attention of a repository of kernels"),
+        ("model.safetensors", struct.pack("<Q", 2**60).decode("latin-1") + "{}", "cannot be used"),
+    ],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+@pytest.mark.parametrize("part", ["gpt2", "encoder"])
+def test_a_backbone_or_encoder_that_is_made_to_hurt(part, file, content, message, places, tmp_path, cheap):
+    folder = shutil.copytree(places / part, tmp_path / part)
+    if isinstance(content, dict):
+        change(folder / file, **content)
+    else:
+        (folder / file).write_text(content, encoding="latin-1")
+    given = {"backbone": tiny.backbone("gpt2"), "encoder": tiny.shared_encoder()}
+    given["backbone" if part == "gpt2" else part] = str(folder)
+    with pytest.raises(PPlugError, match=message):
+        PPlugForConditionalGeneration.from_backbone(**given)
 
 
 @pytest.fixture
@@ -613,7 +648,10 @@ def test_an_activation_function_is_a_module(function, encoder, alarm):
 
 
 def test_code_of_an_encoder_is_not_run(encoder, alarm):
+    """Whatever trust it claims for itself."""
     (encoder / "evil.py").write_text(alarm)
+    trust = {"trust_remote_code": True}
+    change(encoder / "sentence_bert_config.json", model_args=trust, config_args=trust, tokenizer_args=trust)
     change(encoder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"})
     with pytest.raises(ConfigurationError, match=r"sentence encoder .*custom code"):
         make(encoder)

@@ -12,6 +12,7 @@ before it is read; and a link in a local folder may not lead out of it.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -28,7 +29,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
 from .patience import patiently
-from .plug_files import CONFIG, PLUG_FILES, VOCABULARIES, WEIGHTS
+from .plug_files import CONFIG, PART_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
 from .refusals import FAILURES, refusal
 from .writing import finish, stamp
 
@@ -217,6 +218,29 @@ class Place:
             self.require(CONFIG)
         return paths[0].parent
 
+    def settings(self) -> dict[str, Any]:
+        """The config.json of a backbone or encoder, before anybody else reads it; empty if there is none.
+
+        Raises:
+            MissingFileError, HubError: see `sizes`.
+            DataError: it is no JSON, or a file that is read whole is larger than such files are.
+        """
+        cached = {} if self.force_download else self._cached_sizes()
+        sizes = self._folder_sizes(Path(self.name, self.subfolder)) if self.is_local else cached
+        if CONFIG not in sizes and not self.is_local:
+            sizes = self.sizes
+        for filename in PART_FILES:
+            if filename in sizes:
+                self._check_size(filename, sizes[filename])
+        if CONFIG not in sizes:
+            return {}
+        path = Path(self.name, self.subfolder, CONFIG) if self.is_local else self.file(CONFIG)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self._task(CONFIG)}: it is damaged ({error}). Download or save it again.") from error
+        return values if isinstance(values, dict) else {}
+
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Bytes of the files of a repository that lie where the plug does. If nobody answers, of those in the cache.
@@ -240,17 +264,22 @@ class Place:
         return {entry.path.removeprefix(prefix): entry.size for entry in entries if isinstance(entry, RepoFile)}
 
     def _cached_sizes(self) -> dict[str, int]:
-        folder = _snapshots(self.name, self.cache_dir) / (self.revision or "") / self.subfolder
-        return (
-            {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
-        )
+        if self.is_local:
+            return {}
+        return self._folder_sizes(_snapshots(self.name, self.cache_dir) / (self.revision or "") / self.subfolder)
+
+    @staticmethod
+    def _folder_sizes(folder: Path) -> dict[str, int]:
+        if not folder.is_dir():
+            return {}
+        return {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
 
     @property
     def _download_arguments(self) -> dict[str, Any]:
         return {**self.hub_arguments, "library_name": "pplug-hf", "library_version": __version__}
 
     def _check_size(self, filename: str, size: int) -> None:
-        limit = _LIMITS.get(filename, _LIMIT) if self.kind == "plug" else None
+        limit = None if self.kind == "persona" else _LIMITS.get(filename, _LIMIT)
         if limit is not None and size > limit:
             raise DataError(
                 f"{self._task(filename)}: it has {size / _MB:.0f} MB, and such a file has at most {limit / _MB:.0f} MB. "

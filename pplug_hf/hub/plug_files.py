@@ -18,3 +18,8 @@ GENERATION_CONFIG = "generation_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
 # The weights last: where they are, a download was not cut off.
 PLUG_FILES = (CONFIG, GENERATION_CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES, WEIGHTS)
+# What is read whole of a backbone or an encoder.
+PART_FILES = (
+    *(CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES),
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
+)

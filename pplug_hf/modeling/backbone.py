@@ -24,9 +24,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, PPlugError
 from ..hub.patience import patiently
 from ..hub.place import Place, cached_commit
+from .parts import check_attention
 
 
 def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -71,11 +72,11 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
             )
         kwargs |= place.hub_arguments
         model, report = patiently(lambda: auto.from_pretrained(place.name, output_loading_info=True, **kwargs))
+    except (PPlugError, torch.OutOfMemoryError):
+        raise
     except OSError as error:
         raise place.refused(error) from error
-    except ConfigurationError:
-        raise
-    except ValueError as error:  # a file name that leads out of the repository, options that do not go together
+    except Exception as error:  # nonsense in a file, options that do not go together, a package that it needs
         raise ConfigurationError(
             f"The backbone {place.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
         ) from error
@@ -89,6 +90,7 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
 
 
 def _load_config(place: Place, kwargs: dict[str, Any]) -> Any:
+    check_attention(place)
     trusted = {"trust_remote_code": kwargs["trust_remote_code"]}  # the user's choice alone
     try:
         return AutoConfig.from_pretrained(place.name, **trusted, **place.hub_arguments)

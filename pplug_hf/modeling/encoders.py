@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ConfigurationError
 from ..hub.patience import patiently
 from ..hub.place import Place, cached_commit
+from .parts import check_attention
 from .tensor_state import state_of
 
 
@@ -45,6 +46,7 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
     place, kwargs = source.updated(kwargs)
     kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
     place = place.pinned()
+    check_attention(place)
     try:
         if place.force_download:
             place.refresh()

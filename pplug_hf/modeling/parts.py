@@ -1,4 +1,4 @@
-"""The frozen parts of a plug, its backbone and its encoder: where they are recorded to be."""
+"""The frozen parts of a plug, its backbone and its encoder: where they are recorded to be, and what they may ask for."""
 
 from __future__ import annotations
 
@@ -39,3 +39,23 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Place) -> Any:
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
         )
     return place.part(recorded, revision, kind)
+
+
+def check_attention(place: Place) -> None:
+    """Refuse a backbone or encoder whose settings name a repository of kernels: only its user may have code fetched.
+
+    Args:
+        place: pinned.
+
+    Raises:
+        ConfigurationError: they do.
+        DataError: they are damaged, or larger than settings are.
+    """
+    settings = place.settings()
+    configs = [settings, *(value for value in settings.values() if isinstance(value, dict))]  # of text, of images
+    named = [config.get(key) for config in configs for key in ("attn_implementation", "_attn_implementation")]
+    if any("/" in str(name) for name in named):
+        raise ConfigurationError(
+            f"The {place.kind} {place.name!r} wants the attention of a repository of kernels, which is code and is not "
+            f"fetched: if you trust it, load it yourself and pass {place.kind}=<a loaded one>."
+        )
