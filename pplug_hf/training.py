@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,6 +95,12 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
         default=False,
         metadata={"help": "Must stay off: rows hold texts and personas, which the collator turns into tensors."},
     )
+
+    def __post_init__(self) -> None:
+        # Several processes without accelerators would not know of each other, and each write the same folder.
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            self.use_cpu = True
+        super().__post_init__()
 
 
 class _SetEpoch(TrainerCallback):

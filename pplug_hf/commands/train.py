@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import EarlyStoppingCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from ..configuration.pplug import choices
 from ..configuration.tasks import Task
@@ -72,7 +77,7 @@ class TrainSettings:
     epochs: float = _option(10, "Passes over the examples, at most.")
     patience: int = _option(5, "Stop after this many evaluations without a better validation loss.")
     evaluations_per_epoch: int = _option(1, "Validations (and checkpoints) per epoch.")
-    batch_size: int = _option(32, "Examples per step.")
+    batch_size: int = _option(32, "Examples per step, of all processes together.")
     gradient_accumulation: int = _option(1, "Batches per optimiser step.")
     learning_rate: float = _option(1e-3, "Learning rate of projector and instruction.")
     encoder_learning_rate: float | None = _option(None, "Of the input encoder (default: learning_rate / 20).")
@@ -99,7 +104,7 @@ def plug_choices() -> type:
 def train(
     settings: TrainSettings, task: Task | None = None, data: Source | None = None, **plug: Any
 ) -> PPlugForConditionalGeneration:
-    """Train and save a plug.
+    """Train and save a plug. Started by `accelerate launch`, by all its processes together.
 
     Args:
         settings: see the fields.
@@ -114,6 +119,32 @@ def train(
     Raises:
         PPlugError: settings, data or folders that cannot be used; nothing is written then.
     """
+    from accelerate import PartialState
+
+    processes = PartialState(cpu=not torch.accelerator.is_available())
+    if settings.batch_size % processes.num_processes:
+        raise ConfigurationError(
+            f"batch_size {settings.batch_size} cannot be shared evenly by {processes.num_processes} processes: choose a "
+            "multiple of their number."
+        )
+    with _one_speaks(processes.is_main_process):
+        return _train(settings, task, data, plug, processes)
+
+
+@contextmanager
+def _one_speaks(me: bool) -> Iterator[None]:
+    """What a command says and shows is said and shown by one of its processes."""
+    if me:
+        yield
+        return
+    disable_progress_bar()
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+def _train(
+    settings: TrainSettings, task: Task | None, data: Source | None, plug: dict[str, Any], processes: Any
+) -> PPlugForConditionalGeneration:
     output = Path(settings.output)
     check_output(output)
     set_seed(settings.seed)
@@ -133,7 +164,7 @@ def train(
 
     trainer = PPlugTrainer(
         model=model,
-        args=training_arguments(settings, len(datasets[0])),
+        args=training_arguments(settings, len(datasets[0]), processes.num_processes),
         data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
@@ -145,9 +176,10 @@ def train(
         print(f"Resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(settings.output)
-    # For the plug's card: what determines the weights, and no place of this machine.
-    recorded = {name: getattr(settings, name) for name in FILES_OF_SETTINGS[TRAIN_SETTINGS]}
-    write(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
+    if processes.is_main_process:
+        # For the plug's card: what determines the weights, and no place of this machine.
+        recorded = {name: getattr(settings, name) for name in FILES_OF_SETTINGS[TRAIN_SETTINGS]}
+        write(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
     print(f"Plug saved in {settings.output}")
     return model.eval()
 
@@ -228,7 +260,7 @@ def make_datasets(
     return made
 
 
-def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingArguments:
+def training_arguments(settings: TrainSettings, examples: int, processes: int = 1) -> PPlugTrainingArguments:
     """The Trainer's arguments, with step counts from the number of examples."""
     steps = max(1, -(-examples // (settings.batch_size * settings.gradient_accumulation)))
     every = max(1, steps // settings.evaluations_per_epoch)
@@ -237,8 +269,8 @@ def training_arguments(settings: TrainSettings, examples: int) -> PPlugTrainingA
     return PPlugTrainingArguments(
         output_dir=settings.output,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size // processes,
+        per_device_eval_batch_size=settings.batch_size // processes,
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.learning_rate,
         encoder_learning_rate=settings.encoder_learning_rate,
