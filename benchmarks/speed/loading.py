@@ -5,14 +5,20 @@
 
 Backbone and encoder are loaded. The floor reads every byte of the plug's folder, builds the plug's modules, and copies
 the weights in. The first load of an encoder object also reads all its weights, to tell whether it is the plug's;
-later ones remember.
+later ones remember. Beside the package's time stands what it is spent on; what the floor does too is marked so.
 """
 
 import argparse
+import contextlib
+import functools
 import json
+import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import shapes
 import torch
@@ -20,9 +26,27 @@ from harness import figure, ratios, run, spread, take_turns
 from safetensors.torch import load
 from transformers import PreTrainedTokenizerFast
 
-from pplug_hf import PPlugConfig, PPlugModel
-from pplug_hf.modeling import encoders
+from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel
+from pplug_hf.hub.place import Place
+from pplug_hf.modeling import backbone as backbones
+from pplug_hf.modeling import encoders, files
 from pplug_hf.modeling.plug import PersonaPlug
+
+# The parts of a load, none inside another: what they are for, and the functions that take their time.
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "tokenizer (in the floor too)": [(files, "load_tokenizer")],
+    "building the modules (in the floor too)": [(PPlugForConditionalGeneration, "__init__")],
+    "reading weights and configuration (in the floor too)": [(files, "load_weights"), (files, "load_config")],
+    "copying the encoder (in the floor too)": [(encoders, "trainable_copy")],
+    "is this the plug's encoder, is this its backbone": [(encoders, "fingerprint"), (backbones, "fingerprint")],
+    "freezing backbone and encoder, eval mode": [
+        (encoders, "freeze_encoder"),
+        (backbones, "freeze_backbone"),
+        (PPlugForConditionalGeneration, "eval"),
+    ],
+    "do the weights fit the configuration": [(files, "weight_shapes"), (files, "check_sizes")],
+    "are the folder's files what they should be": [(Place, "folder"), (files, "open_place")],
+}
 
 
 def floor(folder: Path, encoder: Any) -> Any:
@@ -35,6 +59,41 @@ def floor(folder: Path, encoder: Any) -> Any:
     weights = load(files["model.safetensors"])
     plug.load_state_dict({key.removeprefix("plug."): value for key, value in weights.items()}, strict=False)
     return plug, PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def profile(load: Callable[[], Any], repetitions: int) -> dict[str, float]:
+    """Share of every part in the time of a load, in the median of several."""
+    rows = []
+    for _ in range(repetitions + 1):
+        seconds = dict.fromkeys(PARTS, 0.0)
+        inside: list[str] = []  # a part that another calls counts as the other's
+        with contextlib.ExitStack() as stack:
+            for part, functions in PARTS.items():
+                for owner, name in functions:
+                    stack.enter_context(
+                        mock.patch.object(owner, name, clocked(getattr(owner, name), part, seconds, inside))
+                    )
+            start = time.perf_counter()
+            load()
+            total = time.perf_counter() - start
+        rows.append({part: spent / total for part, spent in seconds.items()})
+    shares = {part: statistics.median(row[part] for row in rows[1:]) for part in PARTS}
+    return shares | {"all else": 1 - sum(shares.values())}
+
+
+def clocked(function: Any, part: str, seconds: dict[str, float], inside: list[str]) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if inside:
+            return function(*args, **kwargs)
+        inside.append(part)
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[inside.pop()] += time.perf_counter() - start
+
+    return call
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -66,6 +125,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                     at_most=1.2,
                     checks={"weights equal": same, "fingerprint kept": encoders.fingerprint(encoder) == fingerprint},
                     first_reading_of_an_encoder=spread(first),
+                    where_its_time_goes=profile(sides["package"], args.repetitions),
                 )
             )
             figures.append(size(folder, model, kind))

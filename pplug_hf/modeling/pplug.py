@@ -152,10 +152,14 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         """
         check_part(self.config, "backbone", backbones.fingerprint(backbone))
         check_part(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        self._put_on(backbone, encoder, tokenizer)
+
+    def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:
         backbones.freeze_backbone(backbone)
         self.backbone = backbone
         device: Any = backbones.word_embeddings(backbone).weight.device
-        self.history_encoder = encoders.freeze_encoder(encoder).to(device)
+        encoders.freeze_encoder(encoder)
+        self.history_encoder = encoder if encoder.device == device else encoder.to(device)
         if self.config.train_input_encoder and AGGREGATORS[self.config.aggregator].needs_query:
             self.plug.input_encoder = encoders.trainable_copy(encoder)
         self.plug.to(device)
@@ -199,7 +203,7 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
         """The history encoder never leaves eval mode; the backbone has no dropout left to switch on."""
         super().train(mode)
-        if self.history_encoder is not None:
+        if mode and self.history_encoder is not None:
             self.history_encoder.eval()
         return self
 
@@ -343,7 +347,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             input_ids, attention_mask, persona, query, persona_position, plug, None
         )
         settings = copy.deepcopy(generation_config or self.generation_config)
-        settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
+        if generation_config is not None:
+            settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         return generate_with_prefix(backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
 
 

@@ -185,11 +185,13 @@ class SavingMixin:
         encoder = encoders.load_encoder(parts[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
         check_part(config, "backbone", backbones.fingerprint(backbone))
-        check_part(config, "encoder", {"embedding_size": encoders.encoder_size(encoder)})
+        check_part(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
         model: Any = cls(config)  # type: ignore[call-arg]
-        tokenizer = files.load_tokenizer(place) or backbones.find_tokenizer(backbone, place)
-        model.attach(backbone, encoder, tokenizer)
-        model.load_state_dict(files.load_weights(place, expected=model.state_dict()))
+        model._put_on(backbone, encoder, files.load_tokenizer(place) or backbones.find_tokenizer(backbone, place))
+        expected = {key: value for key, value in model.plug.state_dict(prefix="plug.").items() if _is_plug(key)}
+        weights = files.load_weights(place, expected=expected)
+        # Into the plug alone: to look through backbone and encoder takes longer. What is unused stays as it is.
+        model.plug.load_state_dict({key.removeprefix("plug."): w for key, w in weights.items()}, strict=False)
         generation_config = files.load_generation_config(place)
         if generation_config is not None:
             model.generation_config = generation_config
