@@ -6,7 +6,8 @@ Greedy, EOS forbidden, so all sides write the same number of tokens. Personas ar
 encoding a request costs is in first_token.py. Against the bare backbone: 64 new tokens. Against retrieval, whose prompt
 holds four items of the history in front of the question: once a label of 2 tokens, as LaMP-1 to LaMP-3 ask for, and once
 16 tokens. The target there, the ratio of prompt lengths to the power of 0.8, can only be met where reading the prompt
-is what takes the time; the share of reading is given beside it.
+is what takes the time; the share of reading is given beside it, and "best possible": the same ratio for the bare
+backbone without any persona, for these new tokens and for reading alone.
 """
 
 import argparse
@@ -88,6 +89,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "retrieval": prompts.alone(model, new, prompts.retrieval),
                 "package": prompts.package(model, new),
                 "package, reading alone": prompts.package(model, 1),
+                "backbone": prompts.alone(model, new),
+                "backbone, reading alone": prompts.alone(model, 1),
+                "retrieval, reading alone": prompts.alone(model, 1, prompts.retrieval),
             }
             seconds = take_turns(sides, args.repetitions)
             longer = prompts.retrieval["attention_mask"].sum() / prompts.bare["attention_mask"].sum()
@@ -100,6 +104,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                     at_least=round(float(longer) ** 0.8, 2),
                     checks={"ratio of prompt lengths": round(float(longer), 2)},
                     share_of_reading=share,
+                    best_possible=ratios(seconds["retrieval"], seconds["backbone"]),
+                    best_possible_for_reading_alone=ratios(
+                        seconds["retrieval, reading alone"], seconds["backbone, reading alone"]
+                    ),
                 )
             )
     return figures

@@ -154,7 +154,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.small:
         raise SystemExit("No GPU here. On a CPU: --small, which shows whether the script runs and nothing else.")
-    n, batch, tokens = (4, 2, 4) if args.small else (32, 8, 64)
+    n, batch, tokens = (2, 1, 2) if args.small else (32, 8, 64)
     figures = []
     for name, title in (("t5", "FlanT5-XXL's shape"), ("llama", "Llama-2-7B's shape")):
         model = shapes.personalised(backbone(name, device, args.small))

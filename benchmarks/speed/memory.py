@@ -5,7 +5,8 @@
 Every side runs in a fresh process. Counted are the tensors that one step (forward, backward, AdamW) allocates on top
 of model, optimizer state and gradients' last step: the highest sum of what torch's CPU allocator hands out and has not
 taken back, which torch's profiler reports exactly. The growth of the process's peak resident memory stands beside it.
-Of an epoch's batches, in the order that each side trains in, the median and the largest are reported.
+Of an epoch's batches, in the order that each side trains in, the median and the largest are reported. Beside them stands
+the floor: the frozen backbone's forward and backward alone on the package's batches, without any plug.
 """
 
 import argparse
@@ -49,24 +50,23 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
     n, batch = (8, 4) if args.small else (train_step.EXAMPLES, train_step.BATCH)
     model = shapes.personalised(name)
     dataset = train_step.data(model, n, batch)
-    if side == "package":
-        loader, plug = train_step.ours_loader(model, dataset, batch), model.plug
-        model.train()
-
-        def loss_of(given: dict[str, Any]) -> torch.Tensor:
-            return model(**{k: v for k, v in given.items() if not k.startswith("prompt_")}).loss
-    else:
+    if side == "reference":
         plain = reference.PlainModel(model)
         loader, plug = train_step.plain_loader(model, train_step.plain_rows(dataset), batch), plain.plug
-
-        def loss_of(given: dict[str, Any]) -> torch.Tensor:
-            return plain(**given).loss
-
+    else:
+        loader, plug = train_step.ours_loader(model, dataset, batch), model.plug
+        model.train()
     optimizer = train_step.optimizer_of(plug)
 
     def step(given: dict[str, Any]) -> None:
+        if side == "backbone alone":
+            return train_step.floor(model, [given])()  # type: ignore[arg-type]
         optimizer.zero_grad()
-        loss_of(given).backward()
+        if side == "reference":
+            loss = plain(**given).loss
+        else:
+            loss = model(**{k: v for k, v in given.items() if not k.startswith("prompt_")}).loss
+        loss.backward()
         optimizer.step()
 
     batches = list(loader)
@@ -100,13 +100,20 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     figures = []
     for name in shapes.BACKBONES:
         found = {}
-        for side in ("reference", "package"):
+        for side in ("reference", "package", "backbone alone"):
             command = [sys.executable, __file__, "--child", f"{name}:{side}", "--threads", str(args.threads)]
             done = subprocess.run(command + ["--small"] * args.small, check=True, stdout=subprocess.PIPE, text=True)
             found[side] = json.loads(done.stdout.splitlines()[-1])
         sides = {side: spread([p / 1e6 for p in found[side]["peaks"]]) | {"unit": "MB"} for side in found}
         for kind in ("median", "max"):
-            ratio = sides["package"][kind] / sides["reference"][kind]
+            ratio, best, over = (
+                sides[above][kind] / sides[below][kind]
+                for above, below in (
+                    ("package", "reference"),
+                    ("backbone alone", "reference"),
+                    ("package", "backbone alone"),
+                )
+            )
             growth = {side: f"{found[side]['resident_growth'] / 1e6:.0f} MB" for side in found}
             figures.append(
                 figure(
@@ -115,6 +122,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                     dict.fromkeys(("median", "min", "max"), ratio) | {"n": len(found["package"]["peaks"])},
                     at_most=0.5,
                     checks={f"resident growth, {side}": value for side, value in growth.items()},
+                    best_possible=best,
+                    over_the_floor=over,
                 )
             )
     long = long_history(args)
