@@ -1,6 +1,10 @@
 """What is computed fast equals what the equations say item by item, gradients included."""
 
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -182,3 +186,19 @@ def test_a_remembered_fingerprint_is_dropped_when_anything_changes(monkeypatch):
         seen.append(encoders.fingerprint(encoder)["digest"])
         assert seen[-1] == encoders.fingerprint(copy.deepcopy(encoder))["digest"]  # a copy is read anew
     assert len(set(seen)) == len(seen)
+
+
+# ---- the script that waits for a GPU ----------------------------------------------------------------------------
+
+
+def test_the_script_for_gpus_runs_on_a_cpu_and_both_sides_learn_the_same(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "speed" / "gpu.py"
+    options = ["--small", "--repetitions", "1", "--threads", "1", "--json", str(tmp_path / "figures.json")]
+    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert len(figures) == 6 and all(figure["ratio"] for figure in figures)
+    for figure in figures:
+        if "training" in figure["name"]:  # to rounding of bf16, in which the padded sums of the reference differ
+            assert figure["checks"]["loss difference"] < 0.02
+            assert figure["checks"]["gradient difference"] < 0.2
