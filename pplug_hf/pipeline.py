@@ -16,6 +16,7 @@ from transformers.utils.chat_template_utils import Chat, is_valid_message
 from .errors import ConfigurationError, DataError, MismatchError
 
 TASK = "personalized-text-generation"
+_UNSAID = ...  # None is a plug that somebody may ask for: none at all
 
 
 @dataclass
@@ -25,6 +26,7 @@ class _Request:
     prompt: Any  # a text, or the messages of a chat
     persona: Any
     query: Any
+    plug: Any
 
 
 class PersonalizedTextGenerationPipeline(Pipeline):
@@ -69,11 +71,13 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
         Args:
             text_inputs: a prompt, a chat (list of messages), or a list, generator or data set of them. A prompt may
-                also be a mapping `{"text": ..., "persona": ..., "query": ...}`.
+                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ...}`.
             persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
                 prompt. None is a user without history.
             query: what the request is about: one text, or one per prompt. It weights the history. Default: the prompt
                 (of a chat, all that is said in it).
+            plug: name of a loaded plug (default: the active one), or a list with a name or None per prompt. None in a list
+                is an answer without any plug.
             batch_size: prompts per pass (default: 1).
             return_full_text: with the prompt in front, as a causal model's text-generation pipeline has it (default:
                 yes for causal models; an encoder-decoder model's answer does not continue the prompt).
@@ -88,7 +92,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             iterator of them for a generator or data set. The generated text of a chat is the chat and its answer.
 
         Raises:
-            MismatchError: as many personas or queries as prompts are needed, and there are not.
+            MismatchError: as many personas, queries or plugs as prompts are needed, and there are not.
+            ConfigurationError: no plug of that name is loaded.
             DataError: something that is no prompt or no history.
         """
         from .modeling.encoding import is_one_user
@@ -99,8 +104,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             raise DataError(f"A prompt is a text, a chat, or a mapping with both; got a {type(rows).__name__}.")
         if "persona" in kwargs and not is_one_user(kwargs["persona"]):
             rows = _with(rows, "persona", kwargs.pop("persona"))
-        if "query" in kwargs and not isinstance(kwargs["query"], str | None):
-            rows = _with(rows, "query", kwargs.pop("query"))
+        for name in ("query", "plug"):
+            if name in kwargs and not isinstance(kwargs[name], str | None):
+                rows = _with(rows, name, kwargs.pop(name))
         if single:
             return super().__call__(rows[0], **kwargs)
         if isinstance(rows, list | tuple):
@@ -110,7 +116,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         before = _taken(parameters, "persona", "query", "tokenizer_encode_kwargs")
         after = _taken(parameters, "return_full_text", "skip_special_tokens")
-        if before.get("persona") is not None:
+        ways = {(str(config.encoder_fingerprint), config.item_template) for config in self.model.plugs.values()}
+        if before.get("persona") is not None and len(ways) == 1:  # else each plug encodes it in its own
             before["persona"] = self.model.encode_persona(before["persona"])
         if after.get("return_full_text") and self.model.config.is_encoder_decoder:
             raise ConfigurationError(
@@ -129,8 +136,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             if "text" not in row:
                 raise DataError(f"A prompt as a mapping has its text under 'text', got {sorted(map(str, row))}.")
             prompt, persona, query = row["text"], row.get("persona", persona), row.get("query", query)
+            plug = row.get("plug", _UNSAID)
         else:
-            prompt = row
+            prompt, plug = row, _UNSAID
         prompt: Any = prompt.messages if isinstance(prompt, Chat) else prompt
         options = tokenizer_encode_kwargs or {}
         if _is_chat(prompt):
@@ -144,16 +152,21 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             query = inputs.pop("query", None) or self.tokenizer.decode(
                 inputs["input_ids"][0], skip_special_tokens=True
             )
-        return {**inputs, "request": _Request(prompt, persona, query)}
+        return {**inputs, "request": _Request(prompt, persona, query, plug)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         request = model_inputs.pop("request")
         requests = request if isinstance(request, list) else [request]  # a batch, or a prompt alone
         B, T = model_inputs["input_ids"].shape
+        plug = generate_kwargs.pop("plug", None)
+        if any(one.plug is not _UNSAID for one in requests):
+            default = plug or self.model.active_plug
+            plug = [default if one.plug is _UNSAID else one.plug for one in requests]
         output = self.model.generate(
             **model_inputs,
             persona=[one.persona for one in requests],
             query=[one.query for one in requests],
+            plug=plug,
             **self._prepare_generate_kwargs(generate_kwargs),
         )
         sequences = output if isinstance(output, Tensor) else output.sequences

@@ -8,6 +8,7 @@ import pytest
 import tiny
 from hub_client import Client, Refused
 from hub_server import File, Hub
+from huggingface_hub import ModelCard
 
 TOKEN, READ, OTHER = "hf_AAAAsecretAAAA", "hf_BBBBsecret_read", "hf_CCCCsecretCCCC"
 
@@ -604,9 +605,13 @@ def test_the_command(hub, pushed, me, tmp_path):
     me("model.save_pretrained(folder)", folder=str(tmp_path / "plug"))
     run = "from pplug_hf.cli import main; result = main(['push', *arguments])"
     arguments = ["--plug", str(tmp_path / "plug"), "--repo", "me/typed", "--private", "--message", "typed"]
+    arguments += ["--datasets", "me/films", "me/books", "--language", "en", "--tags", "films", "--license", "mit"]
     assert me(run, arguments=arguments) == 0
     repo = hub.repos["me/typed"]
     assert repo.private and repo.messages[repo.refs["main"]][0] == "typed"
+    told = ModelCard(repo.files()["README.md"].data.decode()).data
+    assert told.datasets == ["me/films", "me/books"] and told.language == "en" and told.license == "mit"
+    assert told.tags[-1] == "films" and told.tags[0] == "pplug"
     assert f"{hub.endpoint}/me/typed/commit/{repo.refs['main']}" in me.log.read_text()
     for arguments, message in (
         (["--plug", str(tmp_path), "--repo", "me/typed"], "Cannot load config.json of the plug"),

@@ -12,7 +12,7 @@ from test_processing import CHATS, TEMPLATES
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
-from pplug_hf import Persona, PersonalizedTextGenerationPipeline, PPlugProcessor
+from pplug_hf import Persona, PersonalizedTextGenerationPipeline, PPlugForConditionalGeneration, PPlugProcessor
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 
 TASK = "personalized-text-generation"
@@ -89,6 +89,54 @@ def test_every_form_of_persona_and_query(made):
     rows = [{"text": p, "persona": h, "query": q} for p, h, q in zip(tiny.PROMPTS, personas, queries, strict=True)]
     assert made.pipe(rows, batch_size=2, **NEW) == several
     assert made.pipe(tuple(tiny.PROMPTS), persona=tuple(personas), query=queries, **NEW) == several
+
+
+@pytest.fixture(scope="module", params=["gpt2", "t5"])
+def several_plugs(request, tmp_path_factory):
+    """Two plugs on one backbone, the second with an encoder and a template of its own."""
+    model = tiny.model(request.param, attention_temperature=0.2, item_template="{text}")
+    encoder, folder = tiny.encoder(width=8, seed=5), tmp_path_factory.mktemp("other")
+    other = PPlugForConditionalGeneration.from_backbone(
+        tiny.backbone(request.param),
+        encoder,
+        tokenizer=tiny.tokenizer(request.param),
+        item_template="{title}",
+        num_persona_tokens=3,
+    )
+    tiny.randomise(other.plug, seed=9)
+    other.save_pretrained(folder)
+    model.load_plug(folder, "other", encoder=encoder)
+    return SimpleNamespace(pipe=pipeline(TASK, model=model), model=model, causal=request.param in tiny.CAUSAL)
+
+
+def test_a_plug_for_all_or_one_per_prompt(several_plugs):
+    pipe, model = several_plugs.pipe, several_plugs.model
+    history = [{"text": "a dark film about the sea", "title": "my dog and the moon"}]
+
+    def expected(prompt, name):
+        inputs = pipe.processor([prompt])
+        ids = model.generate(**inputs, persona=[history], query=["sea"], plug=[name], **NEW)
+        return pipe.processor.decode_answers(ids, prompt_length=inputs["input_ids"].shape[1])
+
+    names = ["other", None, "default"]
+    alone = [expected(prompt, name) for prompt, name in zip(tiny.PROMPTS, names, strict=True)]
+    asked = {"persona": history, "query": "sea", **NEW}
+    rows = [{"text": prompt, "plug": name} for prompt, name in zip(tiny.PROMPTS[:2], names, strict=False)]
+    for got in (
+        pipe(tiny.PROMPTS, plug=names, batch_size=3, **asked),
+        pipe(tiny.PROMPTS, plug=names, **asked),
+        pipe([*rows, tiny.PROMPTS[2]], batch_size=3, **asked),  # the last one has the active plug
+        pipe([*rows, tiny.PROMPTS[2]], batch_size=3, plug="default", **asked),
+        list(pipe((row for row in [*rows, tiny.PROMPTS[2]]), batch_size=2, **asked)),
+    ):
+        assert [texts(r, p, several_plugs.causal) for r, p in zip(got, tiny.PROMPTS, strict=True)] == alone
+    whole = pipe(tiny.PROMPTS[1], plug="other", **asked)
+    assert texts(whole, tiny.PROMPTS[1], several_plugs.causal) == expected(tiny.PROMPTS[1], "other") != alone[1]
+    assert pipeline(TASK, model=model, persona=history, plug="other")(tiny.PROMPTS[1], query="sea", **NEW) == whole
+    with pytest.raises(MismatchError, match="Got 2 for plug and 3 prompts"):
+        pipe(tiny.PROMPTS, plug=names[:2], **asked)
+    with pytest.raises(ConfigurationError, match=r"no plug 'none'.*default, other"):
+        pipe(tiny.PROMPTS, plug=["none"] * 3, **asked)
 
 
 def test_one_persona_and_query_for_all(made, monkeypatch):

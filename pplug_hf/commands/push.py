@@ -27,6 +27,9 @@ class PushSettings:
     )
     results: str | None = field(default=None, metadata={"help": "Folder of `pplug-hf bench`, for the card."})
     license: str | None = field(default=None, metadata={"help": "Of the plug, for the card, e.g. apache-2.0."})
+    datasets: list[str] | None = field(default=None, metadata={"help": "Hub ids of its data, for the card."})
+    language: list[str] | None = field(default=None, metadata={"help": "Codes of its data's languages, e.g. en."})
+    tags: list[str] | None = field(default=None, metadata={"help": "More tags for the card."})
 
 
 def push(settings: PushSettings) -> str:
@@ -43,6 +46,9 @@ def push(settings: PushSettings) -> str:
         token=settings.token,
         results=settings.results,
         license=settings.license,
+        datasets=settings.datasets or (),
+        language=settings.language or (),
+        tags=settings.tags or (),
     )
     url = commit.pr_url or commit.commit_url
     print(url)
