@@ -18,7 +18,17 @@ import page
 from harness import machine
 
 HERE = Path(__file__).parent
-SCRIPTS = ("train_step", "memory", "persona", "generation", "first_token", "encoding", "loading", "imports")
+SCRIPTS = (
+    "train_step",
+    "memory",
+    "persona",
+    "generation",
+    "first_token",
+    "compile",
+    "encoding",
+    "loading",
+    "imports",
+)
 
 
 def main() -> None:
