@@ -529,6 +529,26 @@ def test_code_of_a_backbone_is_run_only_if_the_user_says_so_and_of_no_other_part
     assert {path.name for path in tmp_path.glob("run-*")} == {"run-modeling"}
 
 
+def test_a_tokenizer_that_is_code_is_not_saved_and_must_be_passed(custom, places, tmp_path, caplog):
+    trust = {"trust_remote_code": True}
+    with (custom / "tokenizing.py").open("a") as file:
+        file.write("class Own(Tokens):\n    pass\n")
+    own = {"auto_map": {"AutoTokenizer": [None, "tokenizing.Own"]}, "tokenizer_class": "Own"}
+    change(custom / "tokenizer_config.json", **own)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(custom, **trust)
+    assert type(tokenizer).__module__.startswith("transformers_modules.")
+    kwargs = {"backbone_kwargs": trust, "tokenizer": tokenizer}
+    model = PPlugForConditionalGeneration.from_backbone(str(custom), str(places / "encoder"), **kwargs)
+    model.save_pretrained(tmp_path / "plug")
+    assert set(os.listdir(tmp_path / "plug")) == {"config.json", "generation_config.json", "model.safetensors"}
+    assert "Own is code of its repository and is not saved" in caplog.text
+    again = PPlugModel.from_pretrained(tmp_path / "plug", backbone_kwargs=trust)
+    with pytest.raises(ConfigurationError, match=r"No tokenizer was found .*tokenizer="):
+        PPlugProcessor.from_model(again)
+    inputs = PPlugProcessor.from_model(again, tokenizer)("the sea", persona=[tiny.HISTORY])
+    assert torch.equal(again.generate(**inputs, max_new_tokens=4), model.generate(**inputs, max_new_tokens=4))
+
+
 def test_trust_reaches_the_backbone_alone(saved, places, monkeypatch):
     seen = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..errors import ConfigurationError, DataError
 from ..hub.place import Place
 from ..hub.plug_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 from .plug import PersonaPlug
+
+logger = logging.getLogger(__name__)
 
 
 def absolute_if_local(name: str | None) -> str | None:
@@ -185,6 +188,18 @@ def load_tokenizer(name: str | os.PathLike | Place, **arguments: Any) -> PreTrai
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # some classes of transformers hold two
         raise _damaged(place, TOKENIZER_CONFIG, f"it is a {type(tokenizer).__name__}")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
+    """Put the backbone's tokenizer beside a plug; not one whose class is a repository's code, which no load would run."""
+    if type(tokenizer).__module__.startswith("transformers_modules."):
+        logger.warning(
+            "The tokenizer %s is code of its repository and is not saved with the plug: whoever loads the plug passes it, as "
+            "PPlugProcessor.from_model(model, tokenizer=...).",
+            type(tokenizer).__name__,
+        )
+    else:
+        tokenizer.save_pretrained(folder)
 
 
 def check_tokenizer(place: Place) -> bool:

@@ -64,7 +64,7 @@ class SavingMixin:
         with replacing(save_directory) as staging:
             super().save_pretrained(staging, state_dict=weights)  # type: ignore[misc]
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(staging)
+                files.save_tokenizer(self.tokenizer, staging)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
 
