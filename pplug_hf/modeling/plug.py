@@ -37,7 +37,7 @@ from ..configuration import PPlugConfig
 from .aggregators import AGGREGATORS
 
 GROUP = 16  # rows whose items are weighted together; the products outside of a row's own items cost about 3 %
-CHUNK = 2048  # items projected at a time; where no gradient is needed, only one chunk's hidden layer is in memory
+CHUNK = 2048  # items projected at a time; where nothing is kept for later, only one chunk's hidden layer is in memory
 
 
 class Group(NamedTuple):
@@ -95,10 +95,10 @@ class PersonaPlug(nn.Module):
     def project(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """What becomes of items [N, D] whatever the request: the vectors to weigh [N, D], their hidden layer [N, M]."""
         items = self._unit(items)
-        return items, torch.cat([self._hidden(h) for h in items.split(CHUNK)])
+        return items, self._hidden(items)
 
     def _hidden(self, items: Tensor) -> Tensor:
-        return F.gelu(self.projector.hidden(items))  # [C, D] -> [C, M]
+        return F.gelu(self.projector.hidden(items))  # [N, D] -> [N, M]
 
     def weights(self, queries: Tensor | None, histories: Histories) -> list[Tensor]:
         """Equation (3).
