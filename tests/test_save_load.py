@@ -329,8 +329,14 @@ def test_a_backbone_with_another_vocabulary_is_refused(saved):
         PPlugModel.from_pretrained(saved, backbone=backbone)
 
 
-def test_a_finetuned_backbone_of_the_same_shape_fits(saved):
-    assert PPlugModel.from_pretrained(saved, backbone=tiny.backbone("gpt2", seed=1))
+def test_a_finetuned_backbone_of_the_same_shape_fits_and_is_told_of(saved, places, tmp_path, caplog):
+    same = PPlugModel.from_pretrained(saved).backbone
+    PPlugModel.from_pretrained(saved, backbone=same)
+    assert "was trained on" not in caplog.text
+    assert PPlugModel.from_pretrained(saved, backbone=tiny.backbone("gpt2", seed=1))  # which has no name
+    tiny.backbone("gpt2", seed=1).save_pretrained(tmp_path / "tuned")
+    PPlugModel.from_pretrained(saved, backbone=tmp_path / "tuned")
+    assert f"was trained on the backbone {places / 'gpt2'} at None and is put on {tmp_path / 'tuned'}" in caplog.text
 
 
 @pytest.mark.parametrize(

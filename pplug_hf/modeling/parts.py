@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -9,6 +10,8 @@ from ..configuration import PPlugConfig
 from ..errors import ConfigurationError
 from ..hub.place import Place, is_hub_id
 from .persona import describe
+
+logger = logging.getLogger(__name__)
 
 
 def locate(kind: str, given: Any, config: PPlugConfig, place: Place) -> Any:
@@ -39,6 +42,22 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Place) -> Any:
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
         )
     return place.part(recorded, revision, kind)
+
+
+def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | None) -> None:
+    """Warn if a backbone that fits is, by its name or commit, another than the plug was trained on.
+
+    Args:
+        config: of the plug.
+        name, commit: of the backbone, as far as it knows.
+    """
+    known = (config.backbone, name), (config.backbone_revision, commit)
+    if any(recorded and got and recorded != got for recorded, got in known):
+        logger.warning(
+            "The plug was trained on the backbone %s at %s and is put on %s at %s. It fits, but its answers may be worse, "
+            "unless the weights are the same: measure them.",
+            *(config.backbone, config.backbone_revision, name, commit),
+        )
 
 
 def check_attention(place: Place) -> None:

@@ -22,7 +22,7 @@ from ..hub.writing import replacing
 from . import backbone as backbones
 from . import encoders, files
 from .encoding import check_part
-from .parts import locate
+from .parts import locate, note_other_backbone
 
 if TYPE_CHECKING:
     from .pplug import PPlugForConditionalGeneration
@@ -185,6 +185,8 @@ class SavingMixin:
         encoder = encoders.load_encoder(parts[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
         check_part(config, "backbone", backbones.fingerprint(backbone))
+        name, commit = backbones.source_of(backbone)
+        note_other_backbone(config, files.absolute_if_local(name), commit)
         check_part(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
         model: Any = cls(config)  # type: ignore[call-arg]
         model._put_on(backbone, encoder, files.load_tokenizer(place) or backbones.find_tokenizer(backbone, place))
