@@ -178,7 +178,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         """Compile the plug and the backbone in place, each one graph: between them texts are read, outside of any graph.
 
         Args:
-            *args, **kwargs: as of `torch.compile`.
+            *args: as of `torch.compile`.
+            **kwargs: likewise.
 
         Raises:
             ConfigurationError: the model has no backbone yet.
@@ -191,7 +192,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         """The backbone's method. The encoders keep what they were loaded with: they compute in a dtype of their own.
 
         Args:
-            *args, **kwargs: as of the backbone's: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
+            *args: as of the backbone's: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
+            **kwargs: likewise.
 
         Raises:
             ConfigurationError: the model has no backbone yet.
