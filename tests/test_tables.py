@@ -211,7 +211,9 @@ def test_missing_values_of_pandas_are_null(tmp_path):
 def test_histories_that_are_arrays_are_lists():
     rows = [plant(0), plant(1, profile=[])]
     expected = read_table(rows, task=PLANTS).rows[:]
-    arrays = [{**row, "profile": np.array(row["profile"], dtype=object)} for row in rows]  # parquet files, read by pandas
+    arrays = [
+        {**row, "profile": np.array(row["profile"], dtype=object)} for row in rows
+    ]  # parquet files, read by pandas
     assert read_table(arrays, task=PLANTS).rows[:] == expected
     assert read_table(datasets.Dataset.from_list(rows).with_format("numpy"), task=PLANTS).rows[:] == expected
 
