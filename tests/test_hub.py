@@ -247,6 +247,7 @@ def test_a_second_load_asks_for_no_file(hub, pushed, requests, me):
     hub.requests.clear()
     load(me)
     assert not [line for line in requests() if line.startswith("GET") and "/resolve/" in line]
+    assert not [line for line in requests() if "/me/gpt2" in line]  # nothing at all of what is at a known commit
 
 
 def test_force_download_reaches_every_part(hub, pushed, requests, me):

@@ -225,16 +225,17 @@ class Place:
             MissingFileError, HubError: see `sizes`.
             DataError: it is no JSON, or a file that is read whole is larger than such files are.
         """
-        cached = {} if self.force_download else self._cached_sizes()
-        sizes = self._folder_sizes(Path(self.name, self.subfolder)) if self.is_local else cached
-        if CONFIG not in sizes and not self.is_local:
+        folder = Path(self.name, self.subfolder) if self.is_local else self._snapshot
+        sizes = self._folder_sizes(folder)
+        is_here = self.is_local or (CONFIG in sizes and not self.force_download)
+        if not is_here:
             sizes = self.sizes
         for filename in PART_FILES:
             if filename in sizes:
                 self._check_size(filename, sizes[filename])
         if CONFIG not in sizes:
             return {}
-        path = Path(self.name, self.subfolder, CONFIG) if self.is_local else self.file(CONFIG)
+        path = folder / CONFIG if is_here else self.file(CONFIG)
         try:
             values = json.loads(path.read_text(encoding="utf-8")) if path else {}
         except (ValueError, RecursionError) as error:
@@ -250,7 +251,7 @@ class Place:
             HubError: the Hub refuses.
         """
         prefix = f"{self.subfolder}/" if self.subfolder else ""
-        cached = self._cached_sizes()
+        cached = self._folder_sizes(self._snapshot)
         if self.local_files_only:
             return cached
         try:
@@ -263,10 +264,9 @@ class Place:
             raise self.refused(error) from error
         return {entry.path.removeprefix(prefix): entry.size for entry in entries if isinstance(entry, RepoFile)}
 
-    def _cached_sizes(self) -> dict[str, int]:
-        if self.is_local:
-            return {}
-        return self._folder_sizes(_snapshots(self.name, self.cache_dir) / (self.revision or "") / self.subfolder)
+    @property
+    def _snapshot(self) -> Path:
+        return _snapshots(self.name, self.cache_dir) / (self.revision or "") / self.subfolder
 
     @staticmethod
     def _folder_sizes(folder: Path) -> dict[str, int]:
