@@ -89,7 +89,9 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(
         default=True,
-        metadata={"help": "Stays on: where nobody of a process's batch has a history, its input encoder is not asked."},
+        metadata={
+            "help": "Stays on: where nobody of a process's batch has a history, its input encoder is not asked."
+        },
     )
     remove_unused_columns: bool = field(
         default=False,
@@ -144,6 +146,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         if self.args.label_smoothing_factor:
             raise ConfigurationError("label_smoothing_factor must be 0: a plug learns from the loss of its model.")
         self.add_callback(_SetEpoch)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.model.plug.always_asks = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As the Trainer's, over the plug.
@@ -200,6 +204,11 @@ class PPlugTrainer(Seq2SeqTrainer):
         inputs = {key: value for key, value in inputs.items() if key not in (_PROMPT_IDS, _PROMPT_MASK)}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Seq2SeqTrainer's own also keeps the rows that are repeated so that every process has a last batch.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None, **gen_kwargs: Any
     ) -> tuple[Any, Tensor | None, Tensor | None]:
@@ -235,6 +244,12 @@ class PPlugTrainer(Seq2SeqTrainer):
                 self.processing_class.save_pretrained(folder)
             arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
             (folder / "training_args.json").write_text(arguments + "\n", encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:  # its own state would hold the backbone, too
+            engine: Any = self.model_wrapped
+            engine.save_checkpoint = partial(type(engine).save_checkpoint, engine, exclude_frozen_parameters=True)
+        super()._save_optimizer_and_scheduler(output_dir)
 
     # ---- sharing -------------------------------------------------------------------------------------------
 

@@ -165,3 +165,11 @@ def test_no_texts_at_all(encoder, tmp_path):
     assert encoder.asked == [] and not (tmp_path / "not").exists()
     store(TEXTS[:1], show_progress=False)
     assert store([]).shape == (0, 12)
+
+
+@pytest.mark.parametrize("rank, shown", [(None, True), ("0", True), ("1", False)])
+def test_one_process_of_a_training_shows_a_bar(rank, shown, encoder, tmp_path, monkeypatch, capsys):
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    store_of(encoder, tmp_path)(TEXTS)
+    assert ("Encoding texts" in capsys.readouterr().err) == shown

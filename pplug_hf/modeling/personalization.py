@@ -74,7 +74,8 @@ class PersonaMixin:
         labels: Any,
     ) -> Any:
         """Equation (2): the requests' vectors [B, D], or None where nothing would look at them."""
-        if not AGGREGATORS[self.config.aggregator].needs_query or not any(map(len, personas)):
+        asks = self.plug.always_asks or any(map(len, personas))
+        if not AGGREGATORS[self.config.aggregator].needs_query or not asks:
             return None
         if query is None:
             query = self._decode_queries(input_ids, mask, labels)

@@ -88,6 +88,7 @@ class PersonaPlug(nn.Module):
         self.projector = Projector(config)
         self.aggregator = AGGREGATORS[config.aggregator](config)
         self.input_encoder: SentenceTransformer | None = None  # Enc_input, attached once the encoder is loaded
+        self.always_asks = False  # also where nobody has a history: processes that share weights must stay in step
 
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
@@ -128,8 +129,8 @@ class PersonaPlug(nn.Module):
     def _weighted(self, queries: Tensor | None, group: Group) -> tuple[Tensor, Tensor]:
         """Items [S, D] of a group of rows as they are weighed, and their weights [B, S]."""
         items = self._unit(group.items) if group.hidden is None else group.items
-        if not len(items):  # nobody has a history, so nobody needed to ask
-            return items, items.new_zeros(group.own.shape)
+        if queries is None and self.aggregator.needs_query and not len(items):
+            return items, items.new_zeros(group.own.shape)  # nobody has a history, so nobody needed to ask
         return items, self.aggregator(None if queries is None else self._unit(queries), items, group.own)
 
     def _pooled(self, queries: Tensor | None, group: Group) -> Tensor:

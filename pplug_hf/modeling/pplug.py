@@ -200,6 +200,14 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         """
         self._attached()[0].set_attn_implementation(*args, **kwargs)
 
+    def get_input_embeddings(self) -> Any:
+        """The backbone's, for what looks for them in any model of transformers; None before there is one."""
+        return None if self.backbone is None else self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> Any:
+        """Likewise the layer that gives the logits."""
+        return None if self.backbone is None else self.backbone.get_output_embeddings()
+
     # ---- training ------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
