@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo, run_as_future
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import SequentialSampler
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
@@ -146,6 +147,10 @@ class PPlugTrainer(Seq2SeqTrainer):
         if self.args.label_smoothing_factor:
             raise ConfigurationError("label_smoothing_factor must be 0: a plug learns from the loss of its model.")
         self.add_callback(_SetEpoch)
+        # Every process has loaded the frozen parts itself: sending them would take long, and quantised ones break.
+        weights = [*self.model.named_parameters(), *self.model.named_buffers()]
+        frozen = [name for name, _ in weights if not name.startswith("plug.")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.model.plug.always_asks = True
 

@@ -15,7 +15,7 @@ import tiny
 import torch
 from reference import close
 from safetensors.torch import load_file
-from test_training import make_examples, make_model, plug_of, sentence
+from test_training import make_examples, make_model, make_trainer, plug_of, sentence
 
 from pplug_hf import PPlugProcessor
 from pplug_hf.cli import main
@@ -154,6 +154,14 @@ def test_embeddings_are_found_where_transformers_looks_for_them():
     assert model.get_output_embeddings() is model.backbone.get_output_embeddings()
     bare = type(model)(model.config)
     assert bare.get_input_embeddings() is None and bare.get_output_embeddings() is None
+
+
+def test_frozen_weights_are_not_sent_about(tmp_path):
+    model = make_model("t5")
+    make_trainer(model, tmp_path)
+    synced = {name for name, _ in model.named_parameters()} - set(model._ddp_params_and_buffers_to_ignore)
+    assert synced == {f"plug.{name}" for name, _ in model.plug.named_parameters()}
+    assert {name for name, _ in model.named_buffers()} & set(model._ddp_params_and_buffers_to_ignore)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
