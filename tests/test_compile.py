@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import transformers
+from packaging.version import Version
 from reference import close
 from test_plug import plug, rows
 from torch import _dynamo as dynamo
@@ -169,6 +171,8 @@ def learned(model) -> Any:
 
 @pytest.mark.parametrize("family", ["bart", "llama"])
 def test_a_compiled_model_trains_and_answers_as_before(family):
+    if family == "bart" and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("seen with transformers 5.20: BART itself breaks its graph to draw whether a layer is dropped")
     plain, compiled = tiny.model(family), tiny.model(family)
     compiled.compile(fullgraph=True, backend="eager")
     assert list(compiled.state_dict()) == list(plain.state_dict())
