@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import random
+import shutil
 from pathlib import Path
 
 import tiny
@@ -111,3 +112,21 @@ def settings_for(world, output, *rows, **more):
 
 def predictions(folder):
     return {path.name: json.loads(path.read_text()) for path in (Path(folder) / "predictions").iterdir()}
+
+
+def golden_settings(release, folder, rows, output="bench"):
+    """The settings that the golden bench of a release was made with; its plug is copied, with its encoder's place."""
+    plug = folder / "plug"
+    if not plug.exists():
+        shutil.copytree(release / "llama" / "plug", plug)
+        config = json.loads((plug / "config.json").read_text())
+        config |= {"encoder": str(release / "encoder"), "item_template": "{tag} {text}"}
+        (plug / "config.json").write_text(json.dumps(config))
+    return BenchSettings(
+        data=str(release / "bench" / "data"),
+        output=str(folder / output),
+        rows=list(rows),
+        plugs=[f"pplug={plug}", f"instruction-only={plug}"],
+        backbone=str(release / "llama" / "backbone"),
+        vectors=str(folder / "vectors"),
+    )

@@ -1,0 +1,67 @@
+"""A bench folder of a released version: its files stay valid, and its answers are those of today."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from bench_data import SHELVES, golden_settings, predictions, quietly
+
+from pplug_hf.evaluation import keys as keys_module
+
+RELEASES = [path.parent for path in sorted((Path(__file__).parent / "golden").glob("*/bench"))]
+
+
+def rows_of(release):
+    """In the table's order."""
+    return [record["row"] for record in json.loads((release / "bench" / "results.json").read_text())["rows"]]
+
+
+@pytest.fixture(params=RELEASES, ids=lambda path: path.name)
+def release(request, monkeypatch):
+    """As if torch, transformers and the serialised backbone were what they were then: only our own part may differ."""
+    (key, *_) = [made["key"] for made in predictions(request.param / "bench").values()]
+    monkeypatch.setattr(keys_module, "versions", lambda _: key["versions"])
+    monkeypatch.setattr(keys_module, "__version__", key["versions"]["pplug-hf"])
+    monkeypatch.setattr(keys_module, "backbone_digest", lambda *_: key["backbone"])
+    return request.param
+
+
+def test_a_bench_of_a_release_is_continued_and_not_answered_anew(release, tmp_path):
+    there, output = predictions(release / "bench"), tmp_path / "bench"
+    shutil.copytree(release / "bench" / "predictions", output / "predictions")
+    _, printed = quietly(golden_settings(release, tmp_path, rows_of(release)), task=SHELVES)
+    assert f"{len(there)} of {len(there)} runs are there already" in printed
+    assert "Again" not in printed and predictions(output) == there
+
+
+def test_its_answers_and_keys_are_made_again_to_the_letter(release, tmp_path):
+    there = predictions(release / "bench")
+    quietly(golden_settings(release, tmp_path, rows_of(release)), task=SHELVES)
+    made = predictions(tmp_path / "bench")
+    assert made.keys() == there.keys()
+    for name, content in made.items():
+        assert content["golds"] == there[name]["golds"], name
+        assert {part: content[part] for part in ("row", "run", "key")} == {
+            part: there[name][part] for part in ("row", "run", "key")
+        }, name
+
+
+def test_its_results_are_written_again_to_the_letter(release, tmp_path):
+    there = json.loads((release / "bench" / "results.json").read_text())
+    shutil.copytree(release / "bench" / "predictions", tmp_path / "bench" / "predictions")
+    quietly(golden_settings(release, tmp_path, rows_of(release)), task=SHELVES)
+    made = json.loads((tmp_path / "bench" / "results.json").read_text())
+    for part in (
+        "task",
+        "examples",
+        "users",
+        "reference",
+        "rows",
+        "by_history_length",
+        "style_of_golds",
+        "weights",
+        "runs",
+    ):
+        assert made[part] == there[part], part
+    assert made.keys() == there.keys()
