@@ -26,9 +26,9 @@ import torch
 from pplug_hf import PPlugForConditionalGeneration, PPlugProcessor, read_lamp
 from pplug_hf.commands.bench import BenchSettings, bench
 from pplug_hf.data.lamp import Example
-from pplug_hf.evaluation.bench import Bench
-from pplug_hf.evaluation.metrics import score
-from pplug_hf.evaluation.rows import parse_row
+from pplug_hf.evaluation.runner import Bench
+from pplug_hf.methods.names import parse_row
+from pplug_hf.tasks.metrics import score
 
 ROWS = ["no-persona", "bm25@1", "pplug:wrong-user", "pplug"]
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch.nn import functional as F
 
-from pplug_hf.configuration.tasks import Task
 from pplug_hf.data.examples import Example
 from pplug_hf.data.histories import normal
 from pplug_hf.modeling.encoders import embed, load_encoder
+from pplug_hf.tasks.task import Task
 
 CANDIDATES = re.compile(r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"')
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, BartConfig, BertModel, PreTrainedTokeniz
 from transformers import BartForConditionalGeneration as Bart
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from pplug_hf.configuration.tasks import TASKS
+from pplug_hf.tasks.task import TASKS
 
 
 def minilm_bart(folder: str, encoder_layers: int, decoder_layers: int, dropout: float) -> tuple[Bart, Tokenizer]:

@@ -32,10 +32,10 @@ from rank_bm25 import BM25Okapi
 from sentence_transformers import SentenceTransformer, util
 from tqdm import tqdm
 
-from pplug_hf.baselines.retrieval import DenseRanker, get_ranker
-from pplug_hf.configuration.tasks import get_task
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
+from pplug_hf.methods.retrievers import DenseRanker, get_ranker
+from pplug_hf.tasks.task import get_task
 
 TASK = get_task("LaMP-4")
 

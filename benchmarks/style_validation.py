@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pplug_hf.configuration.tasks import get_task
 from pplug_hf.data.lamp import read_lamp
 from pplug_hf.evaluation.bootstrap import bootstrap_mean
 from pplug_hf.evaluation.style import Style, user_means
+from pplug_hf.tasks.task import get_task
 
 
 def main() -> None:

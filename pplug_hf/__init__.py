@@ -14,19 +14,19 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .configuration import PPlugConfig
-    from .configuration.tasks import TASKS, Task, get_task
     from .data.lamp import Example, read_lamp
     from .data.vectors import VectorStore
     from .modeling import Persona, PersonaEncoder, PPlugForConditionalGeneration, PPlugModel
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
+    from .tasks.task import TASKS, Task, get_task
     from .training import PPlugCollator, PPlugTrainer
 
 _WHERE = {
     "PPlugConfig": "configuration",
-    "TASKS": "configuration.tasks",
-    "Task": "configuration.tasks",
-    "get_task": "configuration.tasks",
+    "TASKS": "tasks.task",
+    "Task": "tasks.task",
+    "get_task": "tasks.task",
     "Example": "data.lamp",
     "read_lamp": "data.lamp",
     "VectorStore": "data.vectors",

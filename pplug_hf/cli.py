@@ -121,7 +121,7 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
     name = parser.parse_known_args(arguments)[0].recipe
     if name is None:
         return []
-    from .configuration.recipes import get_recipe
+    from .tasks.recipes import get_recipe
 
     recipe = get_recipe(name)
     settings = [pair for part in _RECIPE_PARTS[command] for pair in getattr(recipe, part).items()]

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
-from .hub.place import HUB_ARGUMENTS
-from .hub.plug_files import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
-from .modeling.files import check_tokenizer, load_config, open_place
 from .modeling.persona import Persona, is_history
+from .modeling.plug_folder import check_tokenizer, load_config, open_place
+from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
+from .storage.location import HUB_ARGUMENTS
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration

@@ -26,7 +26,7 @@ from .errors import ConfigurationError, DataError, HubError
 from .hub.cards import write_card
 from .hub.push import push_folder
 from .modeling import backbone as backbones
-from .modeling import files
+from .modeling import plug_folder as files
 from .processing import PPlugProcessor
 
 logger = logging.getLogger(__name__)

@@ -21,12 +21,12 @@ from transformers import BertConfig, BertModel
 
 from pplug_hf.commands.train import TrainSettings, training_arguments
 from pplug_hf.configuration import PPlugConfig
-from pplug_hf.configuration.recipes import get_recipe
-from pplug_hf.configuration.tasks import TASKS, get_task
 from pplug_hf.hub.cards import TRAIN_SETTINGS, TRAINING_ARGS, write_card
-from pplug_hf.modeling import files
+from pplug_hf.modeling import plug_folder as files
 from pplug_hf.modeling.encoders import is_unused
 from pplug_hf.modeling.plug import PersonaPlug
+from pplug_hf.tasks.recipes import get_recipe
+from pplug_hf.tasks.task import TASKS, get_task
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))

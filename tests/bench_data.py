@@ -11,7 +11,7 @@ import tiny
 
 from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.commands.bench import BenchSettings, bench
-from pplug_hf.configuration.tasks import PromptFormat, Task
+from pplug_hf.tasks.task import PromptFormat, Task
 
 USERS, SECRET = 5, "fortyseven"
 SHELVES = Task(

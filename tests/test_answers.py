@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.evaluation.answers import answer, evaluating, wrong_users
+from pplug_hf.methods.decoding import answer, evaluating, wrong_users
 from pplug_hf.processing import PPlugProcessor
 
 PROMPTS = [*tiny.PROMPTS, "like rain", "write a long story about two fish in the cold sea", "what is it like"]

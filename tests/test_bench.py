@@ -26,13 +26,13 @@ from bench_data import (
 
 from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
-from pplug_hf.evaluation.bench import Bench
+from pplug_hf.evaluation.attention_profile import weight_profile
 from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap
-from pplug_hf.evaluation.metrics import per_example, score
+from pplug_hf.evaluation.runner import Bench
 from pplug_hf.evaluation.style import Style, own_texts, user_means
-from pplug_hf.evaluation.weights import weight_profile
+from pplug_hf.tasks.metrics import per_example, score
+from pplug_hf.tasks.task import TASKS
 
 
 @pytest.fixture(scope="module")

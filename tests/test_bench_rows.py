@@ -8,9 +8,9 @@ from bench_data import SHELVES, make_world
 from pplug_hf import PPlugProcessor
 from pplug_hf.data.histories import newest
 from pplug_hf.data.lamp import Example, read_lamp
-from pplug_hf.evaluation.answers import wrong_users
-from pplug_hf.evaluation.bench import Bench, Decoding
-from pplug_hf.evaluation.rows import parse_row
+from pplug_hf.evaluation.runner import Bench, Decoding
+from pplug_hf.methods.decoding import wrong_users
+from pplug_hf.methods.names import parse_row
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.cli import main
-from pplug_hf.configuration.tasks import TASKS
+from pplug_hf.tasks.task import TASKS
 
 ROWS = ["no-persona", "bm25@1", "pplug:wrong-user", "pplug"]
 INPUTS = {

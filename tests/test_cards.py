@@ -21,7 +21,7 @@ from pplug_hf import PPlugModel
 from pplug_hf.cli import main
 from pplug_hf.configuration import PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
-from pplug_hf.evaluation.keys import plug_digest
+from pplug_hf.evaluation.provenance import plug_digest
 from pplug_hf.hub.card_edits import Card, edit_metadata
 from pplug_hf.hub.cards import FILES_OF_SETTINGS, write_card
 
@@ -646,7 +646,7 @@ def test_committed_examples_are_what_the_script_makes(script, n):
 def test_the_demos_card_is_of_the_demos_plug(script, tmp_path):
     from pplug_hf import PPlugForConditionalGeneration
     from pplug_hf.commands.demo import PLUG
-    from pplug_hf.configuration.tasks import TASKS
+    from pplug_hf.tasks.task import TASKS
 
     assets = files("pplug_hf.demo") / "assets"
     parts = {kind: str(assets / kind) for kind in ("backbone", "encoder")}

@@ -5,11 +5,11 @@ import statistics
 
 import pytest
 
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import MismatchError
 from pplug_hf.evaluation.bootstrap import paired_bootstrap
 from pplug_hf.evaluation.compare import Comparison, write
+from pplug_hf.tasks.task import TASKS
 
 USERS = ["u1", "u1", "u2", "u3", "u3", "u3"]
 SECRET = "what nobody but the user shall read"

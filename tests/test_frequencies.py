@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from pplug_hf.baselines.frequencies import LabelFrequencies, history_labels, label_log_probs
-from pplug_hf.configuration.tasks import get_task
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
+from pplug_hf.methods.label_frequencies import LabelFrequencies, history_labels, label_log_probs
 from pplug_hf.processing import PPlugProcessor
+from pplug_hf.tasks.task import get_task
 
 PROMPTS = [*tiny.PROMPTS, "like rain", "write a long story about two fish in the cold sea"]
 LABELS = ["sea", "the dark moon", "rain and snow", "cat"]  # of one to three tokens

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.data.histories import history_examples, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks.task import TASKS
 
 REAL = Path(os.environ.get("PPLUG_LAMP") or Path(__file__).resolve().parents[1] / ".." / "shared" / "lamp")
 MOVIES, NEWS = TASKS["LaMP-2"], TASKS["LaMP-4"]

@@ -362,7 +362,9 @@ def test_the_token_is_told_to_nobody(hub, pushed, me, stranger, tmp_path):
     """Neither in what is printed, with all errors and their causes, nor by the objects, nor to another host."""
     refused(stranger, LOAD, name="me/none", given={"token": TOKEN})
     refused(stranger, "model.push_to_hub('you/plug', token=token)", token=TOKEN)
-    text = stranger("from pplug_hf.hub.place import Place; result = repr(Place('me/plug', token=token))", token=TOKEN)
+    text = stranger(
+        "from pplug_hf.storage.location import Place; result = repr(Place('me/plug', token=token))", token=TOKEN
+    )
     stranger("model.save_pretrained(folder)", folder=str(tmp_path / "plug"))
     texts = [text, me.log.read_text(), stranger.log.read_text()]
     texts += [path.read_text() for path in (tmp_path / "plug").glob("*.json")]

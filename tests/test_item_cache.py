@@ -14,10 +14,10 @@ from reference import close
 from torch import nn
 
 from pplug_hf import Persona, PPlugConfig
-from pplug_hf.modeling import item_cache
 from pplug_hf.modeling import plug as plugs
-from pplug_hf.modeling.item_cache import known_items
+from pplug_hf.modeling import projection_cache as item_cache
 from pplug_hf.modeling.plug import PersonaPlug, grouped
+from pplug_hf.modeling.projection_cache import known_items
 
 D, M, H = 12, 16, 10
 QUERIES = tiny.vectors(3, D, seed=1)

@@ -16,13 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from pplug_hf import PPlugForConditionalGeneration
-from pplug_hf.baselines.frequencies import label_log_probs
 from pplug_hf.cli import main
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.evaluation.answers import answer
-from pplug_hf.evaluation.labels import LabelsOnly, label_ids, only_labels
+from pplug_hf.methods.constrained import LabelsOnly, label_ids, only_labels
+from pplug_hf.methods.decoding import answer
+from pplug_hf.methods.label_frequencies import label_log_probs
 from pplug_hf.processing import PPlugProcessor
+from pplug_hf.tasks.task import TASKS
 
 # Of one to three tokens; one begins another, two share their first token.
 LABELS = ["sea", "the dark", "the dark moon", "the cat", "rain and snow", "book"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.data.lamp import read_lamp
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
+from pplug_hf.tasks.task import TASKS
 
 REAL = Path(os.environ.get("PPLUG_LAMP") or Path(__file__).resolve().parents[1] / ".." / "shared" / "lamp")
 SECRET = "a line of a diary"  # must never be in a message

@@ -16,9 +16,9 @@ from pplug_hf.commands.encode import EncodeSettings, encode
 from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.commands.report import ReportSettings, report
 from pplug_hf.commands.train import TrainSettings, choose_examples, train
-from pplug_hf.configuration.tasks import Task
 from pplug_hf.data.examples import has_split, is_one_split, read_examples, read_others
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
+from pplug_hf.tasks.task import Task
 
 TASK = Task(
     name="shelves",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pplug_hf import plots
+from pplug_hf.evaluation import plots
 
 pytest.importorskip("matplotlib")
 

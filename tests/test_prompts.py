@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pplug_hf.baselines.prompts import RetrievalPrompt, persona_positions, retrieval_prompt
-from pplug_hf.configuration.tasks import TASKS, PromptFormat, Task, get_task
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.methods.prompts import RetrievalPrompt, persona_positions, retrieval_prompt
 from pplug_hf.processing import PPlugProcessor
+from pplug_hf.tasks.task import TASKS, PromptFormat, Task, get_task
 
 GPT2, T5 = tiny.tokenizer("gpt2"), tiny.tokenizer("t5")  # T5's adds <eos>
 TEN = "a dark film about the sea in winter and snow"

@@ -14,9 +14,9 @@ from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.evaluate import EvaluateSettings
 from pplug_hf.commands.train import TrainSettings
 from pplug_hf.configuration.pplug import PPlugConfig, choices
-from pplug_hf.configuration.recipes import RECIPES, get_recipe
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks.recipes import RECIPES, get_recipe
+from pplug_hf.tasks.task import TASKS
 
 NAMES = [f"{whose}/lamp-{number}" for whose in ("paper", "ours") for number in range(1, 8)]
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.data.lamp import Example
-from pplug_hf.data.recombined import recombined_examples
+from pplug_hf.data.synthetic import recombined_examples
 from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.tasks.task import TASKS
 
 MOVIES = TASKS["LaMP-2"]
 ASK = "Which tag? description: "

@@ -8,9 +8,9 @@ import pytest
 from test_lamp import SECRET, gold, item, question, write
 
 from pplug_hf.cli import main
-from pplug_hf.configuration.tasks import TASKS
+from pplug_hf.data.records import Example
 from pplug_hf.data.report import FINDINGS, OTHER, Spread, describe, jaccard
-from pplug_hf.data.rows import Example
+from pplug_hf.tasks.task import TASKS
 
 TASK = TASKS["LaMP-2"]
 

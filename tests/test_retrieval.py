@@ -14,11 +14,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import okapi
 
-from pplug_hf.baselines.retrieval import RANKERS, DenseRanker, Okapi, get_ranker, retrieve
-from pplug_hf.configuration.tasks import TASKS, get_task
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.methods.retrievers import RANKERS, DenseRanker, Okapi, get_ranker, retrieve
+from pplug_hf.tasks.task import TASKS, get_task
 
 TASK = get_task("LaMP-3")
 

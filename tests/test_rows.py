@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplug_hf.baselines.retrieval import RANKERS
-from pplug_hf.configuration.tasks import TASKS
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.evaluation.rows import Row, canonical, default_rows, parse_plugs, parse_row, parse_rows
+from pplug_hf.methods.names import Row, canonical, default_rows, parse_plugs, parse_row, parse_rows
+from pplug_hf.methods.retrievers import RANKERS
+from pplug_hf.tasks.task import TASKS
 
 PLUGS = ("pplug", "mean", "no-instruction", "instruction-only", "v1.2_b")
 

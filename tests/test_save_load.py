@@ -18,8 +18,8 @@ from sentence_transformers import SentenceTransformer
 
 from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
-from pplug_hf.hub.writing import replacing
 from pplug_hf.modeling import backbone, encoders
+from pplug_hf.storage.replace import replacing
 
 ASKED = {"persona": tiny.HISTORIES, "query": tiny.PROMPTS}
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

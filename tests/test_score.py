@@ -19,9 +19,9 @@ from test_cli import fails
 
 import pplug_hf.metrics
 from pplug_hf.cli import main
-from pplug_hf.configuration.tasks import MOVIE_TAGS, get_task
 from pplug_hf.errors import ConfigurationError, MismatchError
-from pplug_hf.evaluation.metrics import score, score_labels, score_ratings, score_texts
+from pplug_hf.tasks.metrics import score, score_labels, score_ratings, score_texts
+from pplug_hf.tasks.task import MOVIE_TAGS, get_task
 
 evaluate = pytest.importorskip("evaluate")
 

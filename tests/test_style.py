@@ -6,7 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from pplug_hf.data.rows import Example
+from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 from pplug_hf.evaluation.style import FEATURES, FUNCTION_WORDS, Style, features, own_texts, user_means
 

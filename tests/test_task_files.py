@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pplug_hf.configuration.task_files import find_task, read_task
-from pplug_hf.configuration.tasks import TASKS, get_task
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError, PPlugError
+from pplug_hf.tasks.task import TASKS, get_task
+from pplug_hf.tasks.task_files import find_task, read_task
 
 SHELVES = {
     "name": "shelves",

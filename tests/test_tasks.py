@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.configuration.tasks import TASKS, Task, get_task
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks.task import TASKS, Task, get_task
 
 PROMPTS = {  # one input per task, with {} where the query stands
     "LaMP-1": 'For an author who has written the paper with the title "{}", which reference is related? '

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplug_hf.data.lamp import Example
+from pplug_hf.evaluation.attention_profile import mean_profile, weight_profile
 from pplug_hf.evaluation.bootstrap import bootstrap_mean
-from pplug_hf.evaluation.weights import mean_profile, weight_profile
 
 
 def make(lengths, seed=0, users=3):

@@ -27,10 +27,11 @@ from safetensors.torch import load
 from transformers import PreTrainedTokenizerFast
 
 from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel
-from pplug_hf.hub.place import Place
 from pplug_hf.modeling import backbone as backbones
-from pplug_hf.modeling import encoders, files
+from pplug_hf.modeling import encoders
+from pplug_hf.modeling import plug_folder as files
 from pplug_hf.modeling.plug import PersonaPlug
+from pplug_hf.storage.location import Place
 
 # The parts of a load, none inside another: what they are for, and the functions that take their time.
 PARTS: dict[str, list[tuple[Any, str]]] = {

@@ -16,7 +16,7 @@ import pplug_hf
 from pplug_hf import PPlugConfig, cli
 from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.train import TrainSettings
-from pplug_hf.configuration.recipes import RECIPES
+from pplug_hf.tasks.recipes import RECIPES
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

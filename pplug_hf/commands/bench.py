@@ -12,30 +12,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..configuration.pplug import choices
-from ..configuration.tasks import Task
 from ..data.examples import Source, has_split, read_examples
 from ..data.histories import newest, split_users
-from ..data.rows import Example, some
+from ..data.records import Example, some
 from ..data.vectors import DEFAULT_FOLDER
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
-from ..evaluation.bench import Bench, Decoding
+from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison, to_json, write
-from ..evaluation.keys import data_digest, versions
-from ..evaluation.metrics import main_metric
-from ..evaluation.rows import (
-    FREQUENCIES,
-    INSTRUCTION_ONLY,
-    NO_PERSONA,
-    canonical,
-    default_rows,
-    parse_plugs,
-    parse_rows,
-)
-from ..evaluation.weights import mean_profile
+from ..evaluation.plots import plot_history_length, plot_rows, plot_weight_profiles, plot_weights
+from ..evaluation.provenance import data_digest, versions
+from ..evaluation.runner import Bench, Decoding
+from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, NO_PERSONA, canonical, default_rows, parse_plugs, parse_rows
 from ..modeling.persona import item_texts
-from ..plots import plot_history_length, plot_rows, plot_weight_profiles, plot_weights
+from ..tasks.metrics import main_metric
+from ..tasks.task import Task
 from ..version import __version__
-from .notes import say_cut_prompts, say_short_histories
+from .data_warnings import say_cut_prompts, say_short_histories
 from .train import TASK, DType
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MissingFileError
-from ..evaluation.keys import plug_digest
+from ..evaluation.provenance import plug_digest
 from ..hub.cards import write_card
-from ..modeling import files
+from ..modeling import plug_folder as files
 
 
 @dataclass

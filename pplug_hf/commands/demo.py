@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ..data.lamp import Example
 from ..errors import PPlugError
-from ..evaluation.answers import answer
 from ..evaluation.compare import write
+from ..evaluation.plots import plot_weights
+from ..methods.decoding import answer
 from ..modeling import PPlugForConditionalGeneration
-from ..plots import plot_weights
 from ..processing import PPlugProcessor
 from .evaluate import INSTRUCTION, PPLUG, WRONG, EvaluateSettings, evaluate
 from .train import TrainSettings, train

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..configuration.tasks import Task
 from ..data.examples import Source, has_split, is_one_split, read_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError
 from ..modeling import PersonaEncoder
 from ..modeling.encoders import freeze_encoder, load_encoder
+from ..tasks.task import Task
 from .generate import read_history
 from .train import TASK
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from ..configuration.tasks import Task
 from ..data.examples import Source, has_split, read_examples
 from ..data.histories import newest, split_users
 from ..data.vectors import DEFAULT_FOLDER
 from ..errors import ConfigurationError
-from ..evaluation.bench import Bench, Decoding
 from ..evaluation.compare import Comparison
-from ..evaluation.rows import INSTRUCTION_ONLY, Row
-from .notes import say_cut_prompts, say_short_histories
+from ..evaluation.runner import Bench, Decoding
+from ..methods.names import INSTRUCTION_ONLY, Row
+from ..tasks.task import Task
+from .data_warnings import say_cut_prompts, say_short_histories
 from .train import TASK, DType
 
 PPLUG, BARE, INSTRUCTION, WRONG, FREQUENCIES = (

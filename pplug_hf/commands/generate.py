@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, DataError, MissingFileError
-from ..evaluation.answers import answer
+from ..evaluation.plots import plot_weights
+from ..methods.decoding import answer
 from ..modeling import Persona, PPlugModel
 from ..modeling.persona import item_texts
-from ..plots import plot_weights
 from ..processing import PPlugProcessor
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..modeling import files
+from ..modeling import plug_folder as files
 from ..modeling.persona import describe
 
 

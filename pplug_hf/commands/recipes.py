@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..configuration.recipes import RECIPES, Recipe, get_recipe
+from ..tasks.recipes import RECIPES, Recipe, get_recipe
 
 
 @dataclass

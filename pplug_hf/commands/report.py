@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..configuration.task_files import find_task
-from ..configuration.tasks import Task
 from ..data.examples import Source
 from ..data.report import HistoryReport, describe
 from ..data.tables import stream
 from ..errors import DataError
 from ..evaluation.compare import write
+from ..tasks.task import Task
+from ..tasks.task_files import find_task
 from .train import TASK
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..configuration.task_files import find_task
-from ..configuration.tasks import Task, get_task
-from ..data import rows, sources
+from ..data import records as rows
+from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..evaluation.compare import write
-from ..evaluation.metrics import Fallback, score
+from ..tasks.metrics import Fallback, score
+from ..tasks.task import Task, get_task
+from ..tasks.task_files import find_task
 
 
 @dataclass

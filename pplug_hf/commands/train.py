@@ -15,21 +15,21 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from ..configuration.pplug import choices
-from ..configuration.tasks import Task
 from ..data.dataset import PersonaDataset
 from ..data.examples import Source, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
-from ..data.recombined import recombined_examples
-from ..data.rows import Example
+from ..data.records import Example
+from ..data.synthetic import recombined_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json, write
 from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
-from ..hub.writing import check_writable
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
+from ..storage.replace import check_writable
+from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .notes import say_cut_prompts, say_short_histories
+from .data_warnings import say_cut_prompts, say_short_histories
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 

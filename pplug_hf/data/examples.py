@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ..configuration.task_files import find_task
-from ..configuration.tasks import Task
 from ..errors import ConfigurationError, DataError, MissingFileError
+from ..tasks.task import Task
+from ..tasks.task_files import find_task
 from . import sources
 from .lamp import read_lamp
-from .rows import Example, some
+from .records import Example, some
 from .tables import stream
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
@@ -36,7 +36,7 @@ def read_examples(
     Args:
         source: see above.
         split: which split of a folder or a mapping.
-        task: the task, its name, or a JSON file with one (see `configuration/task_files.py`). LaMP's outputs files name
+        task: the task, its name, or a JSON file with one (see `tasks/task_files.py`). LaMP's outputs files name
             it themselves.
         require_outputs: whether a question without an answer is an error.
 

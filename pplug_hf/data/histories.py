@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pplug_hf.configuration.tasks import Task, get_task
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks.task import Task, get_task
 
 # What the benchmark's dates look like (YYYY, YYYY-MM, YYYY-MM-DD), and the same with a time of day.
 _DATE = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2})?)?)?)?")

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pplug_hf.configuration.tasks import Task
-from pplug_hf.data import rows, sources
-from pplug_hf.data.rows import Example
+from pplug_hf.data import records as rows
+from pplug_hf.data import sources
+from pplug_hf.data.records import Example
 from pplug_hf.errors import MissingFileError
+from pplug_hf.tasks.task import Task
 
 __all__ = ["Example", "read_lamp"]
 

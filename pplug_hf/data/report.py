@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pplug_hf.configuration.tasks import Task, get_task
-from pplug_hf.data.rows import DATE, Example, Findings, Repairs
+from pplug_hf.data.records import DATE, Example, Findings, Repairs
+from pplug_hf.tasks.task import Task, get_task
 
 FINDINGS = {
     "unanswered": "questions without an answer",

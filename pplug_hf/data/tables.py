@@ -21,10 +21,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pplug_hf.configuration.tasks import Task, get_task
-from pplug_hf.data import lamp, rows, sources
-from pplug_hf.data.rows import Example, Repairs
+from pplug_hf.data import lamp, sources
+from pplug_hf.data import records as rows
+from pplug_hf.data.records import Example, Repairs
 from pplug_hf.errors import ConfigurationError, MissingFileError
+from pplug_hf.tasks.task import Task, get_task
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

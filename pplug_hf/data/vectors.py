@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError
-from ..hub.writing import locked
 from ..modeling import encoders
+from ..storage.replace import locked
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
 

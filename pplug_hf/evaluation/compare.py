@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration.tasks import Task
-from ..data.rows import Example, some
+from ..data.records import Example, some
 from ..errors import DataError
+from ..tasks.metrics import higher_is_better, main_metric, per_example, score
+from ..tasks.task import Task
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
-from .metrics import higher_is_better, main_metric, per_example, score
 from .style import Style, own_texts, user_means
 
 BINS = 4  # of history lengths, with about as many examples each

@@ -30,9 +30,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..configuration.tasks import Task, get_task
-from ..data.rows import Example
+from ..data.records import Example
 from ..errors import ConfigurationError, DataError, MismatchError
+from ..tasks.task import Task, get_task
 
 # Groups of words that hold a sentence together, whatever it is about.
 FUNCTION_WORDS = {

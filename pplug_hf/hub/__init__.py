@@ -1,1 +1,1 @@
-"""Where plugs are shared: finding the files of a plug on disk, in the cache or on the Hub, and pushing them."""
+"""Sharing plugs: pushing them to the Hub, and their model cards."""

@@ -22,11 +22,11 @@ from jinja2 import Environment, StrictUndefined
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError
+from ..storage.layout import CARD, WEIGHTS
+from ..storage.location import is_hub_id
 from ..version import __version__
 from .card_edits import Card
 from .card_results import read_results
-from .place import is_hub_id
-from .plug_files import CARD, WEIGHTS
 
 LIBRARY = "pplug-hf"
 

@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, HubError, PPlugError
+from ..storage.hub_errors import FAILURES, refusal, status_of
+from ..storage.layout import CARD, CONFIG, PLUG_FILES, WEIGHTS
+from ..storage.location import Place, is_hub_id
 from ..version import __version__
-from .place import Place, is_hub_id
-from .plug_files import CARD, CONFIG, PLUG_FILES, WEIGHTS
-from .refusals import FAILURES, refusal, status_of
 from .stub import add_stub
 
 # Read for the card and not uploaded: they hold places of this machine.

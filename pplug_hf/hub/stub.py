@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .plug_files import CONFIG
+from ..storage.layout import CONFIG
 
 STUB = "modeling_pplug.py"
 _TEXT = '''"""This plug needs the package pplug-hf: run `pip install pplug-hf`, and `import pplug_hf` before you load it.

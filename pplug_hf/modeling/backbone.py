@@ -25,9 +25,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import ConfigurationError, PPlugError
-from ..hub.patience import patiently
-from ..hub.place import Place, cached_commit
-from .parts import check_attention
+from ..storage.location import Place, cached_commit
+from ..storage.retry import patiently
+from .frozen import check_attention
 
 
 def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

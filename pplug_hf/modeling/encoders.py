@@ -18,9 +18,9 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from ..hub.patience import patiently
-from ..hub.place import Place, cached_commit
-from .parts import check_attention
+from ..storage.location import Place, cached_commit
+from ..storage.retry import patiently
+from .frozen import check_attention
 from .tensor_state import state_of
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..configuration import PPlugConfig
 from ..errors import DataError, MismatchError
-from . import encoders, files
-from .parts import locate
+from . import encoders
+from . import plug_folder as files
+from .frozen import locate
 from .persona import History, Persona, check_fingerprint, describe, is_history, item_texts
 
 

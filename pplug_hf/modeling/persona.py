@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, MismatchError, MissingFileError
-from . import files
+from . import plug_folder as files
 
 PERSONA_FILE = "persona.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -16,9 +16,9 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from . import encoders
 from .aggregators import AGGREGATORS
 from .encoding import encode, is_one_user, users_of
-from .item_cache import known_items
 from .persona import History, Persona
 from .plug import Group, PersonaPlug, grouped
+from .projection_cache import known_items
 
 
 class PersonaMixin:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, MismatchError
-from . import files
+from . import plug_folder as files
 from .backbone import word_embeddings
 from .personalization import PersonaMixin, users_of
 from .plug import PersonaPlug

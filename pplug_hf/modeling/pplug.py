@@ -31,7 +31,8 @@ from transformers.utils import ModelOutput
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, MismatchError
 from . import backbone as backbones
-from . import encoders, files
+from . import encoders
+from . import plug_folder as files
 from .aggregators import AGGREGATORS
 from .encoding import check_part
 from .generation import generate_with_prefix

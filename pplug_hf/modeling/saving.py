@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
 from ..hub.push import push_folder
-from ..hub.writing import replacing
+from ..storage.replace import replacing
 from . import backbone as backbones
-from . import encoders, files
+from . import encoders
+from . import plug_folder as files
 from .encoding import check_part
-from .parts import locate, note_other_backbone
+from .frozen import locate, note_other_backbone
 
 if TYPE_CHECKING:
     from .pplug import PPlugForConditionalGeneration

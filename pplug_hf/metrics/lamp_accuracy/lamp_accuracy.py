@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from pplug_hf.configuration.tasks import get_task
-from pplug_hf.evaluation.metrics import score_labels
+from pplug_hf.tasks.metrics import score_labels
+from pplug_hf.tasks.task import get_task
 
 _DESCRIPTION = """\
 Answers, without white space around them, must equal a label; anything else is wrong. F1 is the mean over all labels of

@@ -3,8 +3,8 @@
 import datasets
 import evaluate
 
-from pplug_hf.configuration.tasks import get_task
-from pplug_hf.evaluation.metrics import Fallback, score_ratings
+from pplug_hf.tasks.metrics import Fallback, score_ratings
+from pplug_hf.tasks.task import get_task
 
 _DESCRIPTION = """\
 An answer is what float() reads; what it cannot read, and nan and inf, count as the end of the scale farthest from the

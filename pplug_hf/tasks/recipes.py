@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigurationError
-from .tasks import TASKS, Task
+from .task import TASKS, Task
 
 _BGE_PROMPT = "Represent this sentence for searching relevant passages: "
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError
-from ..hub.place import Place, is_hub_id
+from ..storage.location import Place, is_hub_id
 from .persona import describe
 
 logger = logging.getLogger(__name__)

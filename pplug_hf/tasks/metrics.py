@@ -18,8 +18,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..configuration.tasks import Task, get_task
 from ..errors import ConfigurationError, MismatchError
+from .task import Task, get_task
 
 Fallback = Literal["farthest", "first-digit"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import DataError, MissingFileError
-from .tasks import PromptFormat, Task, get_task
+from .task import PromptFormat, Task, get_task
 
 
 def find_task(task: Task | str | None) -> Task | None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from ..configuration.tasks import Task, get_task
 from ..errors import ConfigurationError, DataError
+from ..tasks.task import Task, get_task
 from .histories import item_id, normal
-from .rows import Example
+from .records import Example
 
 
 def recombined_examples(

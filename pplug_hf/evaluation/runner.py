@@ -24,24 +24,25 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..baselines.frequencies import LabelFrequencies, history_labels, label_log_probs
-from ..baselines.prompts import persona_positions, retrieval_prompt
-from ..baselines.retrieval import Ranker, RecencyRanker, get_ranker
 from ..configuration import PPlugConfig
-from ..configuration.tasks import Task
 from ..data.dataset import PersonaDataset
 from ..data.lamp import Example
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
-from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders, files
+from ..methods.decoding import answer, wrong_users
+from ..methods.label_frequencies import LabelFrequencies, history_labels, label_log_probs
+from ..methods.names import Row
+from ..methods.prompts import persona_positions, retrieval_prompt
+from ..methods.retrievers import Ranker, RecencyRanker, get_ranker
+from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
+from ..modeling import plug_folder as files
 from ..modeling.aggregators import AGGREGATORS
 from ..modeling.backbone import find_tokenizer
 from ..modeling.persona import Persona
 from ..processing import PPlugProcessor
-from .answers import answer, wrong_users
-from .keys import Keys
-from .rows import Row
-from .weights import weight_profile
+from ..tasks.task import Task
+from .attention_profile import weight_profile
+from .provenance import Keys
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 
 from ..configuration import PPlugConfig
-from ..configuration.tasks import Task
-from ..data.rows import Example
-from ..modeling import encoders, files
+from ..data.records import Example
+from ..methods.names import Row
+from ..modeling import encoders
+from ..modeling import plug_folder as files
+from ..tasks.task import Task
 from ..version import __version__
-from .rows import Row
 
 if TYPE_CHECKING:
-    from .bench import Bench
+    from .runner import Bench
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers")
 _PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")

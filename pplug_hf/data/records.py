@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from pplug_hf.configuration.tasks import TASKS, Task, get_task
 from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.tasks.task import TASKS, Task, get_task
 
 SHOWN = 5  # ids in a message
 DATE = re.compile(r"(\d{4})(-\d{2}-\d{2})?")

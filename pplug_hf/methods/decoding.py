@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from .labels import only_labels
+from .constrained import only_labels
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor
@@ -43,12 +43,12 @@ def answer(
         prompts: n of them.
         personas: One history, `Persona` or None per prompt.
         queries: What weights each history: n texts, or vectors [n, D]. Default: the prompts.
-        persona_positions: [n] tokens of each prompt in front of the persona, cut as here; see `baselines/prompts.py`.
+        persona_positions: [n] tokens of each prompt in front of the persona, cut as here; see `methods/prompts.py`.
         batch_size: Prompts per batch.
         max_length: Cut prompts to this many tokens.
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
-        labels: Answer with one of these and nothing else, see `evaluation/labels.py`. Default: with anything.
+        labels: Answer with one of these and nothing else, see `methods/constrained.py`. Default: with anything.
         description: Title of the progress bar.
 
     Returns:

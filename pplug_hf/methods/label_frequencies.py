@@ -26,10 +26,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from ..configuration.tasks import Metric, Task, get_task
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..evaluation.answers import batches_by_length, evaluating
+from ..tasks.task import Metric, Task, get_task
+from .decoding import batches_by_length, evaluating
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor

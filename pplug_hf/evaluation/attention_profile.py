@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.histories import newest_first
-from ..data.rows import Example
+from ..data.records import Example
 from .bootstrap import bootstrap_mean
 
 

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration.tasks import PromptFormat, Task, fill, get_task
 from ..errors import ConfigurationError
+from ..tasks.task import PromptFormat, Task, fill, get_task
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor

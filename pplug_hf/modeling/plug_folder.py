@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError
-from ..hub.place import Place
-from ..hub.plug_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from ..storage.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from ..storage.location import Place
 from .plug import PersonaPlug
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 
 def plot_weights(
@@ -135,7 +135,7 @@ def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | 
     """Which items speak, over all users, as a PNG: by age (left) and by place among the weights (right). It shows no text.
 
     Args:
-        profiles: row -> what `evaluation/weights.py` says.
+        profiles: row -> what `evaluation/attention_profile.py` says.
         path: where the picture goes.
 
     Raises:

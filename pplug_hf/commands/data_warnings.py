@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.rows import Example
+from ..data.records import Example
 
 
 def say_cut_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:

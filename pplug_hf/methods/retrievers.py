@@ -30,12 +30,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..configuration.tasks import Task, get_task
 from ..data.histories import newest_first
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling.persona import item_texts
+from ..tasks.task import Task, get_task
 
 Similarity = Literal["dot", "cosine"]
 

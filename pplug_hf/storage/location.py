@@ -28,10 +28,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
-from .patience import patiently
-from .plug_files import CONFIG, PART_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
-from .refusals import FAILURES, refusal
-from .writing import finish, stamp
+from .hub_errors import FAILURES, refusal
+from .layout import CONFIG, PART_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
+from .replace import finish, stamp
+from .retry import patiently
 
 _MB = 2**20
 # Bytes at most. The largest vocabularies in use have about 40 MB; settings have some thousand bytes.

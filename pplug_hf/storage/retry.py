@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .refusals import FAILURES, chain_of, header_of, is_torn, status_of
+from .hub_errors import FAILURES, chain_of, header_of, is_torn, status_of
 
 _WAITS = (1, 4)  # seconds
 _LONGEST = 60  # seconds that the Hub may ask to wait for

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ConfigurationError, DataError
-from .plug_files import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from .layout import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 
 _WRITING = ".pplug-saving-"
 _SAVED = ".pplug-saved"

@@ -25,9 +25,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from ..baselines.retrieval import RANKERS
-from ..configuration.tasks import Task
 from ..errors import ConfigurationError
+from ..tasks.task import Task
+from .retrievers import RANKERS
 
 Shown = Literal["whole", "wrong-user", "no-history", "top", "last"]
 

@@ -1,0 +1,1 @@
+"""Tasks: what is asked of a user, how an answer is judged, and the settings that suit it."""
