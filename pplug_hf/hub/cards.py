@@ -61,7 +61,7 @@ FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
     TRAIN_SETTINGS: {  # TrainSettings of `pplug-hf train`, as far as it is not above
         "backbone_dtype": "auto",
         "train_on_histories": True,
-        "recombined": 0,
+        "synthetic_users": 0,
         "labelled_items": True,
         "use_history": True,
         "max_items": None,

@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, HubError, PPlugError
-from ..storage.hub_errors import FAILURES, refusal, status_of
+from ..storage.hub_errors import FAILURES, hub_error, status_of
 from ..storage.layout import CARD, CONFIG, PLUG_FILES, WEIGHTS
-from ..storage.location import Place, is_hub_id
+from ..storage.location import Location, is_hub_id
 from ..version import __version__
 from .stub import add_stub
 
@@ -74,12 +74,12 @@ def push_folder(
         MissingFileError, DataError, ConfigurationError: the folder holds no whole plug.
         HubError: the Hub refuses, or the connection broke.
     """
-    target = Place(repo_id, revision, subfolder, token)
+    target = Location(repo_id, revision, subfolder, token)
     if not is_hub_id(repo_id):
         raise ConfigurationError(f"repo_id must be 'name' or 'owner/name', got {repo_id!r}.")
     api = HfApi(token=token, library_name="pplug-hf", library_version=__version__)
     with tempfile.TemporaryDirectory(prefix="pplug-push-") as staging:
-        config = _stage(Place(os.fspath(folder)), Path(staging), api)
+        config = _stage(Location(os.fspath(folder)), Path(staging), api)
         if not subfolder:  # where transformers does not look for it
             add_stub(Path(staging))
         trainable = _count(Path(staging))
@@ -102,7 +102,7 @@ def push_folder(
             raise _failed(error, repo_id) from error
 
 
-def _stage(place: Place, staging: Path, api: HfApi) -> PPlugConfig:
+def _stage(place: Location, staging: Path, api: HfApi) -> PPlugConfig:
     """The files of a plug, without what they say of this machine, and those that the card is written from."""
     for name in (CONFIG, WEIGHTS):
         place.require(name)
@@ -149,7 +149,7 @@ def _write_card(
     staging: Path,
     config: PPlugConfig,
     trainable: int,
-    target: Place,
+    target: Location,
     tags: Sequence[str],
     options: dict[str, Any],
 ) -> None:
@@ -174,7 +174,7 @@ def _write_card(
             (staging / name).unlink(missing_ok=True)
 
 
-def _commit(api: HfApi, staging: Path, target: Place, **options: Any) -> CommitInfo:
+def _commit(api: HfApi, staging: Path, target: Location, **options: Any) -> CommitInfo:
     """One commit of all files. (The client's upload_folder may make several, and transformers' knows no folders.)"""
     prefix = f"{target.subfolder}/" if target.subfolder else ""
     # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
@@ -202,7 +202,7 @@ def _failed(error: BaseException, repo_id: str) -> PPlugError:
     task = f"Cannot push to {repo_id!r}, where nothing is half-written"
     if status_of(error) is None:
         return HubError(f"{task}: the connection broke ({type(error).__name__}). Check it, and push again.")
-    return HubError(str(refusal(error, task)))
+    return HubError(str(hub_error(error, task)))
 
 
 def _count(staging: Path) -> int:
