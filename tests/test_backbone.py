@@ -16,9 +16,9 @@ from pplug_hf.modeling.backbone import (
     freeze_backbone,
     hidden_size,
     load_backbone,
+    origin,
     prefix_order,
     reorder,
-    origin,
 )
 
 

@@ -27,7 +27,7 @@ from ..modeling.persona import item_texts
 from ..tasks.metrics import main_metric
 from ..tasks.task import Task
 from ..version import __version__
-from .data_warnings import warn_truncated_prompts, warn_short_histories
+from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .train import TASK, DType
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")

@@ -12,7 +12,7 @@ from ..evaluation.compare import Comparison
 from ..evaluation.runner import Bench, Decoding
 from ..methods.names import INSTRUCTION_ONLY, Row
 from ..tasks.task import Task
-from .data_warnings import warn_truncated_prompts, warn_short_histories
+from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .train import TASK, DType
 
 PPLUG, BARE, INSTRUCTION, WRONG, FREQUENCIES = (

@@ -29,7 +29,7 @@ from ..processing import PPlugProcessor
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import warn_truncated_prompts, warn_short_histories
+from .data_warnings import warn_short_histories, warn_truncated_prompts
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
