@@ -28,9 +28,11 @@ from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.evaluation.attention_profile import weight_profile
-from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap
-from pplug_hf.evaluation.runner import Bench
-from pplug_hf.evaluation.style import Style, own_texts, user_means
+from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, user_means
+from pplug_hf.evaluation.provenance import git_commit
+from pplug_hf.evaluation.runner import Runner
+from pplug_hf.evaluation.style import Style, own_texts
+from pplug_hf.methods.resources import Resources
 from pplug_hf.tasks.metrics import per_example, score
 from pplug_hf.tasks.task import TASKS
 
@@ -131,8 +133,9 @@ def test_which_items_spoke(finished, world):
     output, made, _ = finished
     results = json.loads((output / "results.json").read_text())
     assert list(results["weights"]) == ["pplug"]
-    asked = Bench(SHELVES, made.examples, {"a": [str(world / "plug0")]}, vectors=str(world / "vectors"))
-    model = asked.load(str(world / "plug0"))
+    model = Resources(SHELVES, {"a": [str(world / "plug0")]}, vectors=str(world / "vectors")).plug(
+        str(world / "plug0")
+    )
     weights = []
     for e in made.examples:
         if not e.history:
@@ -158,16 +161,18 @@ def test_runs_say_what_plug_they_are_of(finished):
 
 def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
     asked = settings_for(world, tmp_path, "no-persona", "pplug", show_history="241")
-    drawn = []
+    drawn, real = [], command.plot_weights
     monkeypatch.setattr(
-        command, "plot_weights", lambda weights, texts, path, title: drawn.append((weights, texts, path))
+        command,
+        "plot_weights",
+        lambda weights, texts, title: drawn.append((weights, texts)) or real(weights, texts, title),
     )
     made, printed = quietly(asked, task=SHELVES)
-    ((weights, texts, path),) = drawn
+    ((weights, texts),) = drawn
     (example,) = [e for e in made.examples if e.id == "241"]
     assert texts == [f"{item['tag']} {item['text']}" for item in example.history]
     assert len(weights) == len(texts) and weights.sum().item() == pytest.approx(1, abs=1e-5)
-    assert path == tmp_path / "history-241.png" and "Private, with the user's texts" in printed
+    assert (tmp_path / "history-241.png").is_file() and "Private, with the user's texts" in printed
     for change, message in (
         ({"show_history": "no such"}, "There is no question with the id 'no such'"),
         ({"plugs": None, "backbone": "x"}, "show_history needs a plug"),
@@ -181,7 +186,7 @@ def test_nothing_is_done_twice(finished, world, monkeypatch):
     output, _, _ = finished
     before = {path.name: path.stat().st_mtime_ns for path in (output / "predictions").iterdir()}
     table = (output / "table.md").read_text()
-    monkeypatch.setattr(Bench, "answer", None)
+    monkeypatch.setattr(Runner, "_answer", None)
     _, printed = quietly(settings_for(world, output, *ROWS, num_beams=2, batch_size=3), task=SHELVES)
     assert "10 of 10 runs are there already." in printed and (output / "table.md").read_text() == table
     assert {path.name: path.stat().st_mtime_ns for path in (output / "predictions").iterdir()} == before
@@ -193,7 +198,8 @@ def test_the_tables_come_back_from_the_predictions_alone(finished, world, tmp_pa
     copy.mkdir(parents=True)
     for path in (output / "predictions").iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(Bench, "__init__", None)  # no model is loaded
+    monkeypatch.setattr(Runner, "__init__", None)
+    monkeypatch.setattr(Resources, "__init__", None)  # no model is loaded
     asked = settings_for(world, copy.parent, plugs=None, tables_only=True, num_beams=2)
     quietly(asked, task=SHELVES)
     assert (copy.parent / "table.md").read_text() == (output / "table.md").read_text()
@@ -206,15 +212,15 @@ def test_the_tables_come_back_from_the_predictions_alone(finished, world, tmp_pa
 
 def count_answers(monkeypatch, stop_after=None):
     """The rows that are answered from now on; with `stop_after`, an error behind so many."""
-    done, real = [], Bench.answer
+    done, real = [], Runner._answer
 
-    def counted(self, row, model=None, title=""):
+    def counted(self, run, key):
         if stop_after is not None and len(done) == stop_after:
             raise KeyboardInterrupt
-        done.append(str(row))
-        return real(self, row, model, title)
+        done.append(run.row)
+        return real(self, run, key)
 
-    monkeypatch.setattr(Bench, "answer", counted)
+    monkeypatch.setattr(Runner, "_answer", counted)
     return done
 
 
@@ -473,4 +479,4 @@ def test_the_commit_is_that_of_the_checkout():
     root = Path(__file__).parent.parent
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
     expected = done.stdout.strip() if done.returncode == 0 and (root / ".git").exists() else None
-    assert (command.git_commit() or "").rstrip("+") == (expected or "")
+    assert (git_commit() or "").rstrip("+") == (expected or "")

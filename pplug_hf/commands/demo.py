@@ -19,9 +19,10 @@ from ..errors import PPlugError
 from ..evaluation.compare import write
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
+from ..methods.names import INSTRUCTION_ONLY, titles_of
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
-from .evaluate import INSTRUCTION, PPLUG, WRONG, EvaluateSettings, evaluate
+from .evaluate import PPLUG, EvaluateSettings, evaluate
 from .train import TrainSettings, train
 
 PLUG = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperature": True}
@@ -82,8 +83,9 @@ def demo(settings: DemoSettings) -> dict[str, float]:
             print(f"   reader {reader.user}, {len(reader.history)} books shelved before: {text}")
         texts = [f"{item['tag']}: {item['text']}" for item in first.history]
         weights = model.persona_weights(model.encode_persona(first.history), query=first.query)[0]
-        plot_weights(weights, texts, output / "who-speaks.png", title=f"Who speaks for: {first.query}")
-        print(f"   which of {first.user}'s books spoke: {output / 'who-speaks.png'}")
+        picture = output / "weights.png"
+        plot_weights(weights, texts, title=f"Weights of history items for: {first.query}").savefig(picture)
+        print(f"   the weights of {first.user}'s books: {picture}")
 
         print("\n5. The saved plug in a new process\n")
         for reader, expected in zip((first, second), answers, strict=True):
@@ -92,10 +94,10 @@ def demo(settings: DemoSettings) -> dict[str, float]:
             if again != expected:
                 raise PPlugError(f"The reloaded plug answers {again!r}, the trained one {expected!r}.")
         print("   identical")
-    rows = {record["row"]: record["accuracy"] for record in comparison.rows()}
+    rows, titles = {record["row"]: record["accuracy"] for record in comparison.rows()}, titles_of(PPLUG)
     print(
         f"\nOf 100 held-out questions {100 * rows[PPLUG]:.0f} are answered as the reader would; "
-        f"{100 * rows[INSTRUCTION]:.0f} without a history, {100 * rows[WRONG]:.0f} with another reader's."
+        f"{100 * rows[titles[INSTRUCTION_ONLY]]:.0f} without a history, {100 * rows[titles[f'{PPLUG}:wrong-user']]:.0f} with another reader's."
     )
     return rows
 

@@ -62,7 +62,7 @@ def generate(settings: GenerateSettings) -> str:
         Path(settings.picture).parent.mkdir(parents=True, exist_ok=True)
         weights = model.persona_weights(persona, query=query)[0]
         texts = item_texts(history, model.config.item_template) or [f"item {i + 1}" for i in range(len(persona))]
-        plot_weights(weights, texts, settings.picture, title=f"Who speaks for: {query}")
+        plot_weights(weights, texts, title=f"Weights of history items for: {query}").savefig(settings.picture)
     return text
 
 

@@ -1,4 +1,4 @@
-"""How close answers are to their user's own style, which ROUGE cannot see: it ignores case and punctuation.
+"""Closeness of answers to their user's own style, which ROUGE cannot see: it ignores case and punctuation.
 
     style = Style.fit({"ann": anns_titles, "bob": bobs_titles, ...})
     scores = style.score(answers, users)          # [n], each in [0, 1]
@@ -17,7 +17,7 @@ of what other users' texts get, or users with an ordinary style would be close t
 is the share of **other** users to whom it is less close than to its own. So 1 is a text that nobody else would have
 written like that, and 0 one that everybody else would rather. Another user's text gets about 0.5 on average, and one
 answer for all users exactly 0.5: blandness earns nothing. That holds for means over users, not over questions, of
-which some users have more: see `user_means`. What the users' real answers get is what can be reached.
+which some users have more: see `bootstrap.user_means`. What the users' real answers get is what can be reached.
 
 U users, F features, n answers.
 """
@@ -264,15 +264,6 @@ class Style:
         if len(answers) != len(users):
             raise MismatchError(f"There are {len(answers)} answers and {len(users)} users; give one user per answer.")
         return np.array([self.users.get(user, -1) for user in users], dtype=np.int64)
-
-
-def user_means(scores: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Each user's mean score, and their names, in order of first appearance; users without a score are left out."""
-    per_user: dict[str, list[float]] = {}
-    for score, user in zip(scores.tolist(), users, strict=True):
-        if not np.isnan(score):
-            per_user.setdefault(user, []).append(score)
-    return np.array([np.mean(own) for own in per_user.values()]), list(per_user)
 
 
 def own_texts(examples: Sequence[Example], task: Task | str) -> dict[str, list[str]]:

@@ -1,0 +1,215 @@
+"""`Plug`: answers of a plug, with a user's whole history, a part of it, another user's, or none.
+
+n examples, N items of one user, D encoder width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..configuration import PPlugConfig
+from ..configuration.pplug import choices
+from ..data.dataset import PersonaDataset
+from ..data.histories import newest_first
+from ..data.records import Example
+from ..modeling import PPlugForConditionalGeneration
+from ..modeling import plug_folder as files
+from ..modeling.aggregators import AGGREGATORS
+from ..modeling.persona import Persona
+from ..processing import PPlugProcessor
+from .base import Answers, Method, ModelInputs, Need
+from .decoding import shuffle_histories
+from .plain import Plain, Retrieval
+from .resources import Resources
+
+HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last"]
+INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
+_PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")
+
+
+@dataclass(frozen=True)
+class Plug(Method):
+    """A plug's soft prompt, then the prompt.
+
+    Args:
+        name: what the user calls it.
+        folder: plug folder or Hub id.
+        history: what the persona is made of: the user's whole history, another user's, none, the top items by
+            weight, or the last ones.
+        items: how many, for "top" and "last".
+        retrieval: also put retrieved items of the user's own history into the prompt.
+        paper_order: put them before the soft prompt instead of behind it.
+    """
+
+    name: str
+    folder: str = ""
+    history: HistoryVariant = "whole"
+    items: int = 0
+    retrieval: Retrieval | None = None
+    paper_order: bool = False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.retrieval.needs if self.retrieval else frozenset()
+
+    @property
+    def ignores_history(self) -> bool:
+        """Whether it answers without anybody's history."""
+        return self.history == "no-history" or self.name == INSTRUCTION_ONLY
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether anything but the user's whole history is used."""
+        return self.history != "whole" or self.retrieval is not None
+
+    def check(self, examples: Sequence[Example], resources: Resources) -> None:
+        if self.history == "wrong-user":
+            shuffle_histories(examples, resources.seed)
+        if self.retrieval:
+            self.retrieval.check(examples, resources)
+
+    def inputs(self, examples: Sequence[Example], resources: Resources) -> ModelInputs:
+        model = resources.plug(self.folder)
+        if self.retrieval:
+            processor = PPlugProcessor.from_model(model)
+            inputs = self.retrieval.inputs(examples, resources, processor, positions=self.paper_order)
+        else:
+            inputs = Plain().inputs(examples, resources)
+        if self.ignores_history:
+            return inputs
+        personas = _personas(model, examples, resources)
+        if self.history == "wrong-user":
+            personas = [personas[donor] for donor in shuffle_histories(examples, resources.seed)]
+        elif self.history == "last":
+            kept = [newest_first(e.history)[: self.items] for e in examples]
+            personas = list(map(_part, personas, kept))
+        elif self.history == "top":
+            scores = (
+                self.weights(examples, resources)
+                if _needs_query(model)
+                else _similarities(model, personas, examples, resources)
+            )
+            personas = [_part(p, _largest(s, self.items)) for p, s in zip(personas, scores, strict=True)]
+        queries = _queries(model, examples, resources) if _needs_query(model) else None
+        return inputs._replace(personas=personas, queries=queries)
+
+    def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
+        model = resources.plug(self.folder)
+        answers = resources.generate(self.inputs(examples, resources), str(self), model)
+        if self.is_variant or self.ignores_history or not _needs_query(model):
+            return answers
+        return answers._replace(weights=self.weights(examples, resources))
+
+    def weights(self, examples: Sequence[Example], resources: Resources) -> list[Tensor]:
+        """Return the weight of each item of each example's whole history, n vectors [N].
+
+        Raises:
+            ConfigurationError: this plug's aggregator has no weights.
+        """
+        model = resources.plug(self.folder)
+        personas, queries = _personas(model, examples, resources), _queries(model, examples, resources)
+        found: list[Tensor] = []
+        for start in range(0, len(personas), resources.batch_size):
+            part = personas[start : start + resources.batch_size]
+            weights = model.persona_weights(part, query=queries[start : start + resources.batch_size])  # [B, N]
+            found += [w[: len(p)] for p, w in zip(part, weights, strict=True)]
+        return found
+
+    def key(self, resources: Resources) -> dict[str, Any]:
+        def digest() -> str:
+            return plug_digest(self.folder, resources.config(self.folder))
+
+        key: dict[str, Any] = {"plug": resources.once(("digest", self.folder), digest)}
+        if self.history == "wrong-user":
+            key["seed"] = resources.seed
+        return key | (self.retrieval.key(resources) if self.retrieval else {})
+
+    def about(self, resources: Resources) -> dict[str, Any]:
+        config = resources.config(self.folder)
+        about: dict[str, Any] = {"plug": {name: getattr(config, name) for name in choices()}}
+        seed = _training_seed(self.folder)
+        return about if seed is None else about | {"training_seed": seed}
+
+
+def plug_digest(place: str, config: PPlugConfig) -> str:
+    """Return a fingerprint of a plug: weights and settings, not where anything is."""
+    digest = digest_of_tensors(files.load_weights(place))
+    known = {k: v for k, v in config.to_dict().items() if k not in _PLACES}
+    digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
+    """Return a hash over names, types, shapes and values, to which more can be added."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest
+
+
+def _training_seed(place: str) -> int | None:
+    """Return the seed that a plug was trained with, as far as its folder says."""
+    try:
+        return json.loads((Path(place) / "training_args.json").read_text(encoding="utf-8")).get("seed")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _personas(
+    model: PPlugForConditionalGeneration, examples: Sequence[Example], resources: Resources
+) -> list[Persona]:
+    """Return the whole history of each example, as this plug encodes it; shared by plugs that encode alike."""
+    config, encoder = model.config, model.history_encoder
+
+    def encode() -> list[Persona]:
+        dataset = PersonaDataset(examples, resources.store(encoder, config.history_prompt), config.item_template)
+        return [dataset.persona(i) for i in range(len(dataset))]
+
+    return resources.once(("personas", id(encoder), config.history_prompt, config.item_template), encode, examples)
+
+
+def _queries(
+    model: PPlugForConditionalGeneration, examples: Sequence[Example], resources: Resources
+) -> list[str] | Tensor:
+    """Return vectors [n, D] of the frozen encoder, or texts for a plug that trained an encoder of its own."""
+    texts = [e.query for e in examples]
+    if model.plug.input_encoder is not None:
+        return texts
+    return resources.store(model.history_encoder, model.config.query_prompt)(texts)
+
+
+def _needs_query(model: PPlugForConditionalGeneration) -> bool:
+    return AGGREGATORS[model.config.aggregator].needs_query
+
+
+def _similarities(
+    model: PPlugForConditionalGeneration, personas: list[Persona], examples: Sequence[Example], resources: Resources
+) -> list[Tensor]:
+    """Return the cosine of each item with the query, n vectors [N], for plugs that weight all items the same."""
+    queries = resources.store(model.history_encoder, model.config.query_prompt)([e.query for e in examples])
+    return [
+        F.normalize(persona.embeddings, dim=-1) @ F.normalize(query, dim=-1)
+        for persona, query in zip(personas, queries, strict=True)
+    ]
+
+
+def _part(persona: Persona, places: Sequence[int]) -> Persona:
+    """Return some of a persona's items, in their order."""
+    return persona if len(places) == len(persona) else Persona(persona.embeddings[sorted(places)], persona.fingerprint)
+
+
+def _largest(scores: Tensor, most: int) -> list[int]:
+    """Return the positions of the largest scores; of equal ones the later."""
+    return np.argsort(scores.float().cpu().numpy(), kind="stable")[::-1][:most].tolist()
