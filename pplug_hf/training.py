@@ -28,6 +28,7 @@ from .hub.push import push_folder
 from .modeling import backbone as backbones
 from .modeling import plug_folder as files
 from .processing import PPlugProcessor
+from .storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +249,7 @@ class PPlugTrainer(Seq2SeqTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
-            (folder / "training_args.json").write_text(arguments + "\n", encoding="utf-8")
+            write_text(folder / "training_args.json", arguments + "\n")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:  # its own state would hold the backbone, too

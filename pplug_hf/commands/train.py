@@ -22,10 +22,11 @@ from ..data.records import Example
 from ..data.synthetic import synthetic_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
-from ..evaluation.compare import to_json, write
+from ..evaluation.compare import to_json
 from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
+from ..storage.files import write_text
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
@@ -179,7 +180,7 @@ def _train(
     if processes.is_main_process:
         # For the plug's card: what determines the weights, and no place of this machine.
         recorded = {name: getattr(settings, name) for name in FILES_OF_SETTINGS[TRAIN_SETTINGS]}
-        write(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
+        write_text(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
     print(f"Plug saved in {settings.output}")
     return model.eval()
 

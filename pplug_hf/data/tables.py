@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +24,7 @@ from pplug_hf.data import lamp, sources
 from pplug_hf.data import records as rows
 from pplug_hf.data.records import Example, Repairs
 from pplug_hf.errors import ConfigurationError, MissingFileError
+from pplug_hf.storage.files import atomic_write
 from pplug_hf.tasks.task import Task, get_task
 
 if TYPE_CHECKING:
@@ -192,24 +192,22 @@ def _write(
         _temporary.append(tempfile.TemporaryDirectory(prefix="pplug-hf-", ignore_cleanup_errors=True))
         folder = str(_temporary[-1].name)
     path = Path(folder) / f"{name}.arrow"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     schema, fields = features(task).arrow_schema, _item_fields(task)
-    try:
-        with pa.OSFile(str(staging), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            batch: list[dict[str, Any]] = []
-            size = 0
-            for example in examples:
-                row = _row(example, fields, repairs)
-                batch.append(row)
-                size += len(row["input"]) + sum(len(text) for item in row["profile"] for text in item.values())
-                if size >= _BATCH:
-                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                    batch, size = [], 0
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with (
+        atomic_write(path) as staging,
+        pa.OSFile(str(staging), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
+        batch: list[dict[str, Any]] = []
+        size = 0
+        for example in examples:
+            row = _row(example, fields, repairs)
+            batch.append(row)
+            size += len(row["input"]) + sum(len(text) for item in row["profile"] for text in item.values())
+            if size >= _BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch, size = [], 0
+        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     return datasets.Dataset.from_file(str(path))
 
 

@@ -12,7 +12,6 @@ read, and a link in a local folder may not lead out of it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
+from .files import read_json_object
 from .hub_errors import FAILURES, hub_error
 from .layout import CONFIG, FROZEN_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
 from .replace import finish, stamp
@@ -243,11 +243,7 @@ class Location:
         if CONFIG not in sizes:
             return {}
         path = folder / CONFIG if is_here else self.file(CONFIG)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self._task(CONFIG)}: it is damaged ({error}). Download or save it again.") from error
-        return values if isinstance(values, dict) else {}
+        return read_json_object(path, f"{self._task(CONFIG)}: it") if path else {}
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ConfigurationError, DataError
+from .files import read_json_object
 from .layout import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 
 _WRITING = ".pplug-saving-"
@@ -35,10 +36,9 @@ def check_writable(folder: str | os.PathLike) -> None:
     if folder.is_file():
         raise ConfigurationError(f"{str(folder)!r} is a file; a plug is saved as a folder.")
     if (folder / CONFIG).is_file():
-        try:
-            model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError):
-            model_type = None
+        model_type = None
+        with contextlib.suppress(DataError):
+            model_type = read_json_object(folder / CONFIG, CONFIG).get("model_type")
         if model_type == MODEL_TYPE:
             return
         raise ConfigurationError(
