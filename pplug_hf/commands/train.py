@@ -27,6 +27,7 @@ from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
+from ..storage.layout import HIDDEN
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
@@ -188,7 +189,7 @@ def _train(
 def check_output(output: Path) -> None:
     """Refuse a folder that holds something else than a plug or this command's checkpoints."""
     check_writable(output)
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and any(not path.name.startswith(HIDDEN) for path in output.iterdir()):
         known = (output / "config.json").is_file() or any(output.glob("checkpoint-*"))
         if not known:
             raise ConfigurationError(

@@ -3,6 +3,7 @@
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
 
 # The vocabularies of transformers' tokenizers.
 VOCABULARIES = (
