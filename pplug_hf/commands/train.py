@@ -25,6 +25,7 @@ from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
 from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
 from ..modeling import PPlugForConditionalGeneration
+from ..optional import require
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
 from ..storage.layout import HIDDEN
@@ -121,9 +122,7 @@ def train(
     Raises:
         PPlugError: settings, data or folders that cannot be used; nothing is written then.
     """
-    from accelerate import PartialState
-
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes = require("accelerate", "train", "Training").PartialState(cpu=not torch.accelerator.is_available())
     if settings.batch_size % processes.num_processes:
         raise ConfigurationError(
             f"batch_size {settings.batch_size} cannot be shared evenly by {processes.num_processes} processes: choose a "
