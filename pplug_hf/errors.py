@@ -26,5 +26,9 @@ class ConfigurationError(PPlugError, ValueError):
     """A setting has a value that cannot work."""
 
 
+class MissingPackageError(ConfigurationError, ImportError):
+    """An optional package is not installed."""
+
+
 class MismatchError(PPlugError, ValueError):
     """Two things that must belong together do not."""

@@ -77,7 +77,9 @@ class PPlugConfig(PreTrainedConfig):
     num_persona_tokens: int = _choice(1, "K: soft tokens the personal embedding is spread over (paper: 1).")
     projector_size: int | None = _choice(None, "M: width of the projector's hidden layer (default: H).")
     instruction: bool = _choice(True, "Put a trained instruction embedding in front of the personal embedding.")
-    aggregator: str = _choice("attention", "How items become one embedding: attention (paper) or mean.")
+    aggregator: str = _choice(
+        "attention", "How items become one embedding: attention (paper), mean, or a registered name."
+    )
     attention_temperature: float = _choice(
         1.0, "Temperature of the attention's softmax (paper: 1); the start value if it is learned."
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..modeling import encoders
+from ..storage.files import atomic_write
 from ..storage.replace import locked
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
@@ -135,10 +135,8 @@ class VectorStore:
     def _write(self, vectors: Tensor, hashes: list[bytes]) -> Path:
         keys = torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 32).copy())
         written = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        with tempfile.TemporaryDirectory(dir=self.folder) as staging:
-            path = os.path.join(staging, "part")
-            save_file({"vectors": vectors.contiguous(), "sha256": keys}, path)
-            os.replace(path, written)
+        with atomic_write(written) as staging:
+            save_file({"vectors": vectors.contiguous(), "sha256": keys}, staging)
         return written
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,14 +165,3 @@ def to_json(value: Any, indent: int = 2) -> str:
 def _plain(interval: Interval) -> list[float | None]:
     """Return [mean, low, high]; None where nothing is known, because JSON has no NaN."""
     return [value if math.isfinite(value) else None for value in interval]
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a text file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
     plot_rows(comparison.rows(), "accuracy", "pplug").savefig("rows.png")
 
-Every function raises a `ConfigurationError` if matplotlib is not installed.
+Every function raises a `MissingPackageError` if matplotlib is not installed.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..errors import ConfigurationError
 from ..methods.names import read_name
 from ..methods.persona import Plug
+from ..optional import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,13 +189,8 @@ def _cut(text: str, most: int) -> str:
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """Make a figure and its axes, drawn without a screen."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigurationError("Pictures need matplotlib: pip install 'pplug-hf[viz]'.") from None
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = require("matplotlib.figure", "viz", "Drawing").Figure((width, height), dpi=120, layout="constrained")
+    require("matplotlib.backends.backend_agg", "viz", "Drawing").FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns)
     for each in axes if columns > 1 else [axes]:
         each.spines[["top", "right"]].set_visible(False)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from ..data.records import Example
 from ..errors import MismatchError
+from ..storage.files import write_text
 from ..tasks.task import Task
-from .compare import to_json, write
+from .compare import to_json
 
 
 class Prediction(NamedTuple):
@@ -38,7 +39,7 @@ def file_name(row: str, run: int | None) -> str:
 def write_prediction(folder: Path, task: Task, made: Prediction) -> None:
     """Write a prediction to its file."""
     content = {"row": made.row, "run": made.run, "key": made.key, "about": made.about}
-    write(folder / made.file, official(task, made.answers.items(), **content))
+    write_text(folder / made.file, official(task, made.answers.items(), **content))
 
 
 def read_predictions(folder: Path) -> Iterator[Prediction]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..storage.files import write_text
 from ..tasks.metrics import main_metric, score
-from .compare import Comparison, to_json, write
+from .compare import Comparison, to_json
 from .plots import plot_history_length, plot_rows, plot_weight_profiles
 from .predictions import official
 
@@ -107,8 +108,8 @@ def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None
 
 def save_results(results: Mapping[str, Any], table: str, folder: str | os.PathLike) -> None:
     """Write results.json and table.md. No history enters."""
-    write(Path(folder) / "results.json", to_json(results))
-    write(Path(folder) / "table.md", table)
+    write_text(Path(folder) / "results.json", to_json(results))
+    write_text(Path(folder) / "table.md", table)
 
 
 def save(comparison: Comparison, folder: str | os.PathLike, **settings: Any) -> None:
@@ -122,4 +123,4 @@ def save(comparison: Comparison, folder: str | os.PathLike, **settings: Any) -> 
                 file += "_"
             used.add(file)
             pairs = zip((e.id for e in comparison.examples), answers, strict=True)
-            write(Path(folder) / "predictions" / f"{file}.json", official(comparison.task, pairs))
+            write_text(Path(folder) / "predictions" / f"{file}.json", official(comparison.task, pairs))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import PPlugConfig
+from ..errors import ConfigurationError
 
 
 class Attention(nn.Module):
@@ -53,3 +54,14 @@ class Mean(nn.Module):
 
 
 AGGREGATORS: dict[str, type[Attention] | type[Mean]] = {"attention": Attention, "mean": Mean}
+
+
+def get_aggregator(name: str) -> type[Attention] | type[Mean]:
+    """Return the aggregator of that name.
+
+    Raises:
+        ConfigurationError: none is registered under it.
+    """
+    if name not in AGGREGATORS:
+        raise ConfigurationError(f"aggregator must be one of {', '.join(AGGREGATORS)}; got {name!r}.")
+    return AGGREGATORS[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, MismatchError, MissingFileError
+from ..storage.files import atomic_write
 from . import plug_folder as files
 
 PERSONA_FILE = "persona.safetensors"
@@ -83,13 +83,9 @@ class Persona:
         path = Path(save_directory)
         if path.suffix != ".safetensors":
             path = path / PERSONA_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same file system, because only a rename within one is atomic.
-        with tempfile.TemporaryDirectory(prefix=".persona-", dir=path.parent) as staging:
-            written = Path(staging) / path.name
-            vectors = self.embeddings.detach().cpu().contiguous()
-            save_file({"embeddings": vectors}, written, {"fingerprint": json.dumps(self.fingerprint, sort_keys=True)})
-            os.replace(written, path)
+        vectors = self.embeddings.detach().cpu().contiguous()
+        with atomic_write(path) as staging:
+            save_file({"embeddings": vectors}, staging, {"fingerprint": json.dumps(self.fingerprint, sort_keys=True)})
 
     @classmethod
     def from_pretrained(

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration import PPlugConfig
-from .aggregators import AGGREGATORS
+from .aggregators import get_aggregator
 
 GROUP = 16  # rows whose items are weighted together; the products outside of a row's own items cost about 3 %
 CHUNK = 2048  # items projected at a time; where nothing is kept for later, only one chunk's hidden layer is in memory
@@ -86,7 +86,7 @@ class PersonaPlug(nn.Module):
         self.instruction = nn.Parameter(torch.randn(H) * config.output_init) if config.instruction else None  # I
         self.no_persona = nn.Parameter(torch.zeros(K, H))
         self.projector = Projector(config)
-        self.aggregator = AGGREGATORS[config.aggregator](config)
+        self.aggregator = get_aggregator(config.aggregator)(config)
         self.input_encoder: SentenceTransformer | None = None  # Enc_input, attached once the encoder is loaded
         self.sync_query_encoder = (
             False  # also where nobody has a history: processes that share weights must stay in step
