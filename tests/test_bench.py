@@ -214,11 +214,11 @@ def count_answers(monkeypatch, stop_after=None):
     """The rows that are answered from now on; with `stop_after`, an error behind so many."""
     done, real = [], Runner._answer
 
-    def counted(self, run, key):
+    def counted(self, row, *rest):
         if stop_after is not None and len(done) == stop_after:
             raise KeyboardInterrupt
-        done.append(run.row)
-        return real(self, run, key)
+        done.append(row)
+        return real(self, row, *rest)
 
     monkeypatch.setattr(Runner, "_answer", counted)
     return done

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.methods.label_frequencies import LabelFrequencies
-from pplug_hf.methods.names import canonical, default_rows, method_of, methods_of, parse_plugs
+from pplug_hf.methods.names import canonical, default_rows, method_of, methods_of, name_of, parse_plugs
 from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.plain import Plain, Retrieval
 from pplug_hf.methods.retrievers import RANKERS
@@ -51,7 +51,7 @@ def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
     else:
         change = "" if plug == "instruction-only" else change
         text = plug + change + (f"+{ranker}@{k}" + ":paper-order" * paper if ranker else "")
-    assert str(method_of(text, PLUGS)) == text
+    assert name_of(method_of(text, PLUGS)) == text
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..data.examples import Source, has_split, read_examples
 from ..data.histories import newest, split_users
 from ..data.records import Example, some
-from ..data.vectors import DEFAULT_FOLDER
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison
@@ -31,81 +30,37 @@ from ..tasks.metrics import main_metric
 from ..tasks.task import Task
 from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
-from .train import TASK, DType
+from .options import AnsweringSettings, option, required
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
-
-
-@dataclass(kw_only=True)
-class AnsweringSettings:
-    """What is answered, by which language model, and how; the same for every row."""
-
-    data: str = field(
-        metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."}
-    )
-    task: str | None = field(default=None, metadata={"help": TASK})
-    split: str = field(default="dev", metadata={"help": "Split of a folder to answer."})
-    backbone: str | None = field(default=None, metadata={"help": "Language model (default: the first plug's)."})
-    backbone_dtype: DType = field(default="auto", metadata={"help": "Data type of the backbone."})
-    num_beams: int = field(default=1, metadata={"help": "Beams."})
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Maximum answer length in tokens (default: the task's)."}
-    )
-    max_length: int = field(
-        default=256, metadata={"help": "Maximum prompt length in tokens, retrieved items included."}
-    )
-    constrained: bool = field(default=False, metadata={"help": "On label tasks, answer with the task's labels only."})
-    max_items: int | None = field(
-        default=None, metadata={"help": "Keep at most this many of the newest items of a history (default: all)."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Prompts per batch."})
-    leave_out_users: float = field(
-        default=0.0, metadata={"help": "As in training; label frequencies are fitted on the remaining users."}
-    )
-    split_seed: int = field(default=0, metadata={"help": "As in training."})
-    seed: int = field(default=0, metadata={"help": "Seed of the wrong users and of random retrieval."})
-    vectors: str = field(default=DEFAULT_FOLDER, metadata={"help": "Folder of the vector store."})
 
 
 @dataclass(kw_only=True)
 class BenchSettings(AnsweringSettings):
     """Answer a split with many rows and compare them. Rows that are in the folder already are not answered again."""
 
-    output: str = field(metadata={"help": "Folder for predictions, results.json, table.md and pictures."})
-    rows: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
-            "(default: those that show what a persona is worth)."
-        },
+    output: str = required("Folder for predictions, results.json, table.md and pictures.")
+    rows: list[str] | None = option(
+        None,
+        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
+        "(default: those that show what a persona is worth).",
     )
-    plugs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name "
-            "instruction-only is for plugs trained with --use_history False."
-        },
+    plugs: list[str] | None = option(
+        None,
+        "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name instruction-only is for "
+        "plugs trained with --use_history False.",
     )
-    reference: str | None = field(
-        default=None, metadata={"help": "Row that the others are compared with (default: the first plug's own)."}
+    reference: str | None = option(None, "Row that the others are compared with (default: the first plug's own).")
+    device: str | None = option(None, "Device of the language model (default: an accelerator, else the CPU).")
+    retriever: str | None = option(
+        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
     )
-    device: str | None = field(
-        default=None, metadata={"help": "Device of the language model (default: an accelerator, else the CPU)."}
+    show_history: str | None = option(
+        None,
+        "Also draw the weight of each history item of the question with this id, with the user's texts: keep that "
+        "picture private.",
     )
-    retriever: str | None = field(
-        default=None,
-        metadata={"help": "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."},
-    )
-    show_history: str | None = field(
-        default=None,
-        metadata={
-            "help": "Also draw the weight of each history item of the question with this id, with the user's texts: "
-            "keep that picture private."
-        },
-    )
-    tables_only: bool = field(
-        default=False, metadata={"help": "Load no model: make tables and pictures of the predictions that are there."}
-    )
+    tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
 
 
 def bench(settings: BenchSettings, task: Task | None = None, data: Source | None = None) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from ..data.examples import Source
 from ..errors import ConfigurationError
@@ -10,7 +10,8 @@ from ..evaluation.compare import Comparison
 from ..evaluation.rendering import markdown, save_results
 from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, methods_of, titles_of
 from ..tasks.task import Task
-from .bench import AnsweringSettings, answer_rows, read_questions, read_training
+from .bench import answer_rows, read_questions, read_training
+from .options import AnsweringSettings, option, required
 
 PPLUG = "PPlug"
 
@@ -19,17 +20,15 @@ PPLUG = "PPlug"
 class EvaluateSettings(AnsweringSettings):
     """Compare a plug with: no persona, instruction only, the history of another user, the user's label frequencies."""
 
-    plug: list[str] = field(metadata={"help": "Plug folder or Hub id; several are seeds of one row."})
-    instruction_only: list[str] | None = field(
-        default=None, metadata={"help": "Plugs trained with --use_history False, for the row of that name."}
+    plug: list[str] = required("Plug folder or Hub id; several are seeds of one row.")
+    instruction_only: list[str] | None = option(
+        None, "Plugs trained with --use_history False, for the row of that name."
     )
-    frequencies: bool = field(
-        default=True,
-        metadata={"help": "On label tasks, add a baseline: label probabilities mixed with the user's frequencies."},
+    frequencies: bool = option(
+        True, "On label tasks, add a baseline: label probabilities mixed with the user's label frequencies."
     )
-    output: str | None = field(
-        default=None,
-        metadata={"help": "Folder for results.json, table.md and predictions, which are not made again."},
+    output: str | None = option(
+        None, "Folder for results.json, table.md and predictions; those that it has are not answered again."
     )
 
 

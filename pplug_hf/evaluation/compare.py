@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,6 @@ class Comparison:
     _judged: dict[tuple[str, ...], tuple[dict[str, float], np.ndarray]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _style: Any = field(default=None, init=False, repr=False, compare=False)  # a Style; False if there is none
 
     def __post_init__(self) -> None:
         if missing := [e.id for e in self.examples if not (e.target or "").strip()]:
@@ -79,7 +79,7 @@ class Comparison:
                     record[f"{metric}_sd"] = float(np.std(values, ddof=1))
             if self.full:
                 record["interval"] = _plain(bootstrap_mean(means[name], users))[1:]
-                if (style := self._styles()) is not None:
+                if (style := self._style) is not None:
                     mean = np.mean([style.score(answers, users) for answers in runs], axis=0)
                     record["style"] = _plain(bootstrap_mean(*user_means(mean, users)))
                     gaps = [style.gaps(answers, users) for answers in runs]
@@ -120,8 +120,7 @@ class Comparison:
 
     def style_of_golds(self) -> list[float | None] | None:
         """Return the style score of the users' real answers, which is what can be reached; None for labels."""
-        style = self._styles()
-        if style is None:
+        if (style := self._style) is None:
             return None
         users = [e.user for e in self.examples]
         return _plain(bootstrap_mean(*user_means(style.score([str(e.target) for e in self.examples], users), users)))
@@ -148,13 +147,13 @@ class Comparison:
             self._judged[key] = score(self.task, answers, golds), per_example(self.task, answers, golds)
         return self._judged[key]
 
-    def _styles(self) -> Style | None:
-        if self._style is None:
-            self._style = False
-            if self.task.metric == "rouge":
-                with contextlib.suppress(DataError):  # too few users or texts: no style to compare with
-                    self._style = Style.fit(own_texts(self.examples, self.task))
-        return self._style or None
+    @cached_property
+    def _style(self) -> Style | None:
+        """The users' styles; None for labels, and where users or texts are too few."""
+        if self.task.metric == "rouge":
+            with contextlib.suppress(DataError):
+                return Style.fit(own_texts(self.examples, self.task))
+        return None
 
 
 def to_json(value: Any, indent: int = 2) -> str:

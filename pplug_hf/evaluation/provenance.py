@@ -11,6 +11,7 @@ import json
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,18 +74,13 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
+@cache
 def git_commit() -> str | None:
     """Return the commit of this package's own checkout, with a + if files were changed since; None if installed."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
-        commit, changed = (
-            subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, capture_output=True, text=True) if (root / ".git").exists() else None
+    except OSError:
         return None
-    return commit + ("+" if changed else "")
+    return done.stdout.strip() or None if done else None

@@ -11,11 +11,11 @@ With a folder, every finished run is kept there, and none is answered again as l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,14 +26,6 @@ from ..methods.resources import Resources
 from .attention_profile import weight_profile
 from .predictions import Prediction, differences, file_name, read_predictions, write_prediction
 from .provenance import data_digest, git_commit, shared_key
-
-
-class Run(NamedTuple):
-    """One seed of a row."""
-
-    row: str
-    number: int
-    method: Method
 
 
 @dataclass
@@ -97,48 +89,46 @@ class Runner:
         Returns:
             The predictions of all seeds of all rows, in their order.
         """
-        runs = [Run(row, i, method) for row, seeds in methods.items() for i, method in enumerate(seeds)]
-        keys = {run[:2]: self._key(run) for run in runs} if self.folder else {}
+        runs = {(row, i): method for row, seeds in methods.items() for i, method in enumerate(seeds)}
+        keys = {run: self._key(run[0], method) for run, method in runs.items()} if self.folder else {}
         saved = {(made.row, made.run): made for made in read_predictions(self.folder)} if self.folder else {}
-        done: dict[tuple[str, int], Prediction] = {}
-        for run in runs:
-            made = saved.pop(run[:2], None)
-            if made and made.key == keys[run[:2]]:
-                done[run[:2]] = made
-            elif made:
-                print(f"Again: {made.file} was made with another {', '.join(differences(made.key, keys[run[:2]]))}.")
+        done = {run: saved[run] for run in runs if run in saved and saved[run].key == keys[run]}
+        for run in [run for run in runs if run in saved and run not in done]:
+            names = ", ".join(differences(saved[run].key, keys[run]))
+            print(f"Again: {saved[run].file} was made with another {names}.")
         if done:
             print(f"{len(done)} of {len(runs)} runs are there already.")
-        if saved:
-            files = ", ".join(sorted(made.file for made in saved.values()))
-            print(f"In the folder and not in the table, because they were not asked for: {files}.")
-        todo = [run for run in runs if run[:2] not in done]
+        if others := [made.file for run, made in saved.items() if run not in runs]:
+            print(f"In the folder and not in the table, because they were not asked for: {', '.join(sorted(others))}.")
+        todo = {run: method for run, method in runs.items() if run not in done}
+        folders = list(dict.fromkeys(["", *(method.folder for method in todo.values())]))
         with tqdm(total=len(todo), desc="Rows", unit="row", disable=len(todo) < 2) as bar:
-            for run in _by_folder(todo):
-                done[run[:2]] = made = self._answer(run, keys.get(run[:2], {}))
+            # Each plug is loaded once; what needs none comes first.
+            for run, method in sorted(todo.items(), key=lambda pair: folders.index(pair[1].folder)):
+                bar.set_postfix_str(run[0])
+                done[run] = self._answer(*run, method, keys.get(run, {}))
                 if self.folder:
-                    write_prediction(self.folder, self.resources.task, made)
+                    write_prediction(self.folder, self.resources.task, done[run])
                 bar.update()
-        return [done[run[:2]] for run in runs]
+        return [done[run] for run in runs]
 
-    def _answer(self, run: Run, key: dict[str, Any]) -> Prediction:
-        row, number, method = run
+    def _answer(self, row: str, number: int, method: Method, key: dict[str, Any]) -> Prediction:
         start = time.monotonic()
         if "training" in method.needs:
             method.fit(self.training, self.resources)
         texts, counts, weights = method.answer(self.examples, self.resources)
         about: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
-        about |= {"device": str(self.resources.language_model.device.type), "git_commit": self._commit}
+        about |= {"device": str(self.resources.language_model.device.type), "git_commit": git_commit()}
         about |= {**({"prompts": counts} if counts else {}), **method.about(self.resources)}
         if weights is not None and (profile := weight_profile(weights, self.examples)) is not None:
             about["weights"] = profile
         answers = {e.id: text for e, text in zip(self.examples, texts, strict=True)}
         return Prediction(row, number, key, about, answers, file_name(row, number if method.folder else None))
 
-    def _key(self, run: Run) -> dict[str, Any]:
-        """Return everything that determines the answers of a run, as JSON takes it."""
-        key = {"row": run.row, **self._shared_key, **run.method.key(self.resources)}
-        return key | ({"training": self._training_digest} if "training" in run.method.needs else {})
+    def _key(self, row: str, method: Method) -> dict[str, Any]:
+        """Return everything that determines the answers of a method, as JSON takes it."""
+        key = {"row": row, **self._shared_key, **method.key(self.resources)}
+        return key | ({"training": self._training_digest} if "training" in method.needs else {})
 
     @cached_property
     def _shared_key(self) -> dict[str, Any]:
@@ -147,13 +137,3 @@ class Runner:
     @cached_property
     def _training_digest(self) -> str:
         return data_digest(self.resources.task, self.training, answers=True)
-
-    @cached_property
-    def _commit(self) -> str | None:
-        return git_commit()
-
-
-def _by_folder(runs: Iterable[Run]) -> list[Run]:
-    """Sort runs so that each plug is loaded once; what needs none comes first."""
-    folders = list(dict.fromkeys(["", *(run.method.folder for run in runs)]))
-    return sorted(runs, key=lambda run: folders.index(run.method.folder))

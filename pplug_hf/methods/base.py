@@ -8,44 +8,20 @@
 
 A method that only changes what the language model reads defines `inputs`; one that does more (chooses between the
 answers of other methods, changes the model for each example) defines `answer`.
-
-n examples, N items of one user, D encoder width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from torch import Tensor
+from typing import Any, Literal
 
 from ..data.records import Example
-from ..modeling.persona import Persona
-
-if TYPE_CHECKING:
-    from .resources import Resources
+from .decoding import Answers, ModelInputs
+from .resources import Resources
 
 # "training": examples of the train split, which `fit` gets; "labels": a task whose history items carry one of a list of
 # labels; "encoder": a sentence encoder besides those of its own folder.
 Need = Literal["training", "labels", "encoder"]
-
-
-class ModelInputs(NamedTuple):
-    """Inputs of the language model for n examples."""
-
-    prompts: list[str]
-    personas: list[Persona] | None = None
-    queries: list[str] | Tensor | None = None  # texts, or vectors [n, D] for a plug with a frozen input encoder
-    positions: Tensor | None = None  # [n] tokens before the soft prompt, where that is not its usual place
-    counts: dict[str, int] = {}  # noqa: RUF012 - of retrieved items; never written to
-
-
-class Answers(NamedTuple):
-    """Answers to n examples."""
-
-    texts: list[str]
-    counts: dict[str, int] = {}  # noqa: RUF012 - of retrieved items; never written to
-    weights: list[Tensor] | None = None  # n vectors [N]: how much each history item counted, where that is of interest
 
 
 class Method:
@@ -57,11 +33,6 @@ class Method:
     def needs(self) -> frozenset[Need]:
         """What has to be there before it can answer."""
         return frozenset()
-
-    def __str__(self) -> str:
-        from .names import name_of  # which knows all methods
-
-        return name_of(self)
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
         """Raise a `PPlugError` for what would fail later; nothing may be loaded for that."""
@@ -75,7 +46,7 @@ class Method:
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         """Return an answer to each example, in their order."""
-        return resources.generate(self.inputs(examples, resources), str(self))
+        return resources.generate(self.inputs(examples, resources))
 
     def key(self, resources: Resources) -> dict[str, Any]:
         """Return what else than data, language model and decoding determines the answers, as JSON takes it."""

@@ -31,8 +31,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..tasks.task import Metric, Task, get_task
-from .base import Answers, Method, Need
-from .decoding import batches_by_length, evaluating
+from .base import Method, Need
+from .decoding import Answers, batches_by_length, evaluating
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor

@@ -94,9 +94,11 @@ def methods_of(names: Iterable[str], plugs: Mapping[str, Sequence[str]] | None =
     methods: dict[str, list[Method]] = {}
     for text in names:
         method = _parse(text, plugs or {})
-        folders = plugs[method.name] if plugs and isinstance(method, Plug) else ()
-        name = text if text in METHODS else str(method)  # which may have been written as bm25@04
-        methods[name] = [replace(method, folder=folder) for folder in folders] or [method]
+        seeds: list[Method] = [method]
+        if isinstance(method, Plug) and plugs:
+            seeds = [replace(method, folder=folder) for folder in plugs[method.name]]
+        name = text if text in METHODS else name_of(method)  # which may have been written as bm25@04
+        methods[name] = seeds
     return methods
 
 

@@ -27,8 +27,8 @@ from ..modeling import plug_folder as files
 from ..modeling.aggregators import AGGREGATORS
 from ..modeling.persona import Persona
 from ..processing import PPlugProcessor
-from .base import Answers, Method, ModelInputs, Need
-from .decoding import shuffle_histories
+from .base import Method, Need
+from .decoding import Answers, ModelInputs, shuffle_histories
 from .plain import Plain, Retrieval
 from .resources import Resources
 
@@ -105,7 +105,7 @@ class Plug(Method):
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         model = resources.plug(self.folder)
-        answers = resources.generate(self.inputs(examples, resources), str(self), model)
+        answers = resources.generate(self.inputs(examples, resources), model)
         if self.is_variant or self.ignores_history or not _needs_query(model):
             return answers
         return answers._replace(weights=self.weights(examples, resources))

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from ..data.records import Example
 from ..processing import PPlugProcessor
-from .base import Method, ModelInputs, Need
+from .base import Method, Need
+from .decoding import ModelInputs
 from .prompts import persona_positions, retrieval_prompt
 from .resources import Resources
 from .retrievers import get_ranker

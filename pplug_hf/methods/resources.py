@@ -27,8 +27,7 @@ from ..modeling import plug_folder as files
 from ..modeling.backbone import find_tokenizer
 from ..processing import PPlugProcessor
 from ..tasks.task import Task
-from .base import Answers, ModelInputs
-from .decoding import answer
+from .decoding import Answers, ModelInputs, answer
 from .retrievers import get_ranker
 
 T = TypeVar("T")
@@ -216,18 +215,12 @@ class Resources:
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: ModelInputs, title: str, model: PPlugForConditionalGeneration | None = None) -> Answers:
-        """Answer prompts with the decoding that all methods share.
-
-        Args:
-            inputs: of n examples.
-            title: of the progress bar.
-            model: a plug (default: the language model alone).
-        """
+    def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
         decoding = self.decoding
         texts = answer(
-            self.language_model.generate if model is None else model.generate,
-            self.processor if model is None else PPlugProcessor.from_model(model),
+            (model or self.language_model).generate,
+            PPlugProcessor.from_model(model) if model else self.processor,
             inputs.prompts,
             personas=inputs.personas,
             queries=inputs.queries,
@@ -237,6 +230,5 @@ class Resources:
             max_new_tokens=decoding.max_new_tokens or self.task.max_new_tokens,
             num_beams=decoding.num_beams,
             labels=self.task.labels if decoding.constrained else None,
-            description=title,
         )
         return Answers(texts, inputs.counts)
