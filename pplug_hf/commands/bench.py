@@ -21,7 +21,7 @@ from ..evaluation.provenance import data_digest, git_commit, versions
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method
-from ..methods.names import FREQUENCIES, canonical, default_rows, methods_of, parse_plugs, reference_of
+from ..methods.names import canonical, default_rows, methods_of, parse_plugs, reference_of
 from ..methods.persona import Plug
 from ..methods.plain import Retrieval
 from ..methods.resources import Decoding, Resources
@@ -86,20 +86,16 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     if settings.tables_only:
         return _tables(settings, task, examples)
 
-    training: list[Example] = []
-    if settings.rows is None or FREQUENCIES in settings.rows:
-        training = read_training(settings, task, source)
-    rows = settings.rows
+    has_labels = bool(task.labels and task.answer_field)
+    rows, training = settings.rows, []
     if rows is None:
-        rows = default_rows(
-            task,
-            list(plugs),
-            users=len({e.user for e in examples}),
-            frequencies=bool(training),
-            dense=bool(settings.retriever or plugs),
-            reference=settings.reference,
-        )
+        training = read_training(settings, task, source) if has_labels else []
+        options = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
+        users = len({e.user for e in examples})
+        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), **options)
     methods = methods_of(rows, plugs)
+    if not training and any("training" in method.needs for method, *_ in methods.values()):
+        training = read_training(settings, task, source)
     reference = reference_of(settings.reference, list(methods), plugs)
     resources, made = answer_rows(settings, task, examples, plugs, methods, training)
     comparison = _finish(settings, task, examples, made, reference)
@@ -125,8 +121,8 @@ def read_questions(settings: AnsweringSettings, task: Task | None, source: Sourc
 
 
 def read_training(settings: AnsweringSettings, task: Task, source: Source) -> list[Example]:
-    """Read what label frequencies are fitted on; nothing if there is no train split, or the task has no labels."""
-    if not (task.labels and task.answer_field and has_split(source, "train")):
+    """Read the examples that methods are fitted on; nothing if there is no train split."""
+    if not has_split(source, "train"):
         return []
     _, training = read_examples(source, "train", task)
     training, _ = split_users(training, settings.leave_out_users, settings.split_seed)

@@ -51,7 +51,8 @@ def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source 
         raise ConfigurationError("plug is empty: name at least one plug folder.")
     source = settings.data if data is None else data
     task, examples = read_questions(settings, task, source)
-    training = read_training(settings, task, source) if settings.frequencies else []
+    has_labels = bool(task.labels and task.answer_field)
+    training = read_training(settings, task, source) if settings.frequencies and has_labels else []
     plugs = {PPLUG: settings.plug, INSTRUCTION_ONLY: settings.instruction_only or []}
     titles = titles_of(PPLUG)
     left_out = {*([] if settings.instruction_only else [INSTRUCTION_ONLY]), *([] if training else [FREQUENCIES])}

@@ -56,12 +56,16 @@ def register_method(name: str, factory: Callable[[], Method]) -> None:
     Raises:
         ConfigurationError: the name cannot be one, or is taken.
     """
-    if not _NAME.fullmatch(name) or name in METHODS or name in RANKERS:
+    _check_name(name, "register_method")
+    METHODS[name] = factory
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name) or name in (*METHODS, *RANKERS):
         raise ConfigurationError(
-            f"The method's name is {name!r}: use letters, digits, '.', '_' and '-', and none of "
+            f"{where} got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
             f"{', '.join((*METHODS, *RANKERS))}."
         )
-    METHODS[name] = factory
 
 
 def name_of(method: Method) -> str:
@@ -102,31 +106,21 @@ def methods_of(names: Iterable[str], plugs: Mapping[str, Sequence[str]] | None =
     return methods
 
 
-class _AnyPlug(dict[str, Any]):
-    """Stands for the plugs of files, whose names are not known."""
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _NAME.fullmatch(name) is not None
-
-
 def read_name(name: str) -> Method | None:
     """Return the method of a name as files have it, where plugs are unknown; None if it is not one of this version."""
+    plug = re.split("[:+]", name)[0]
     with suppress(ConfigurationError):
-        return _parse(name, _AnyPlug())
+        return _parse(name, [plug] if _NAME.fullmatch(plug) else [])
     return None
 
 
 def _parse(text: str, plugs: Collection[str]) -> Method:
     def wrong(at: str, why: str) -> ConfigurationError:
-        known = (
-            f"; of the plugs {', '.join(plugs)}: NAME, NAME:CHANGE with {_VARIANTS}, NAME+RANKER@K and "
-            if plugs
-            else ""
-        )
-        known += f"NAME+RANKER@K:{PAPER_ORDER}" if plugs else "; of plugs, once they are named"
+        forms = f"NAME, NAME:CHANGE with {_VARIANTS}, NAME+RANKER@K and NAME+RANKER@K:{PAPER_ORDER}"
+        known = f"of the plugs {', '.join(plugs)}: {forms}" if plugs else "of plugs, once they are named"
         return ConfigurationError(
             f"There is no row {text!r}, at {at!r}: {why}. Rows are {', '.join(METHODS)}, and RANKER@K with "
-            f"{', '.join(RANKERS)}{known}."
+            f"{', '.join(RANKERS)}; {known}."
         )
 
     if text in METHODS:
@@ -191,11 +185,7 @@ def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
             raise ConfigurationError(
                 f"--plugs got {text!r}: write NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one row."
             )
-        if not _NAME.fullmatch(name) or name in (*METHODS, *RANKERS):
-            raise ConfigurationError(
-                f"--plugs got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
-                f"{', '.join((*METHODS, *RANKERS))}."
-            )
+        _check_name(name, "--plugs")
         own = plugs.setdefault(name, [])
         if twice := [place for place in found if place in own or found.count(place) > 1]:
             raise ConfigurationError(f"--plugs {name} names {twice[0]!r} twice; a seed counts once.")
@@ -276,11 +266,9 @@ def canonical(names: Collection[str]) -> list[str]:
         retrieval = plug.retrieval if plug else method if isinstance(method, Retrieval) else None
         group = 3 if plug or method is None else 2 if retrieval else int(name != NO_PERSONA)
         number, k = (list(RANKERS).index(retrieval.retriever), retrieval.k) if retrieval else (-1, 0)
+        variant = plug.history if plug and plug.history != "whole" else ""
         # A plug's own row stands below its variants: it is what they are compared with.
-        own: tuple[Any, ...] = ()
-        if plug:
-            history = plug.history if plug.history != "whole" else ""
-            own = (plug.name, not plug.is_variant, bool(retrieval), history, plug.items)
+        own = (plug.name, not plug.is_variant, bool(retrieval), variant, plug.items) if plug else ()
         return group, own, number, k, name
 
     return sorted(names, key=place)

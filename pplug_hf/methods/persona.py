@@ -22,7 +22,6 @@ from ..configuration.pplug import choices
 from ..data.dataset import PersonaDataset
 from ..data.histories import newest_first
 from ..data.records import Example
-from ..modeling import PPlugForConditionalGeneration
 from ..modeling import plug_folder as files
 from ..modeling.aggregators import AGGREGATORS
 from ..modeling.persona import Persona
@@ -87,26 +86,22 @@ class Plug(Method):
             inputs = Plain().inputs(examples, resources)
         if self.ignores_history:
             return inputs
-        personas = _personas(model, examples, resources)
+        personas = self._personas(examples, resources)
         if self.history == "wrong-user":
             personas = [personas[donor] for donor in shuffle_histories(examples, resources.seed)]
         elif self.history == "last":
             kept = [newest_first(e.history)[: self.items] for e in examples]
             personas = list(map(_part, personas, kept))
         elif self.history == "top":
-            scores = (
-                self.weights(examples, resources)
-                if _needs_query(model)
-                else _similarities(model, personas, examples, resources)
-            )
-            personas = [_part(p, _largest(s, self.items)) for p, s in zip(personas, scores, strict=True)]
-        queries = _queries(model, examples, resources) if _needs_query(model) else None
+            score = self.weights if self._needs_query(resources) else self._similarities
+            kept = [_largest(scores, self.items) for scores in score(examples, resources)]
+            personas = list(map(_part, personas, kept))
+        queries = self._queries(examples, resources) if self._needs_query(resources) else None
         return inputs._replace(personas=personas, queries=queries)
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
-        model = resources.plug(self.folder)
-        answers = resources.generate(self.inputs(examples, resources), model)
-        if self.is_variant or self.ignores_history or not _needs_query(model):
+        answers = resources.generate(self.inputs(examples, resources), resources.plug(self.folder))
+        if self.is_variant or self.ignores_history or not self._needs_query(resources):
             return answers
         return answers._replace(weights=self.weights(examples, resources))
 
@@ -117,13 +112,43 @@ class Plug(Method):
             ConfigurationError: this plug's aggregator has no weights.
         """
         model = resources.plug(self.folder)
-        personas, queries = _personas(model, examples, resources), _queries(model, examples, resources)
+        personas, queries = self._personas(examples, resources), self._queries(examples, resources)
         found: list[Tensor] = []
         for start in range(0, len(personas), resources.batch_size):
-            part = personas[start : start + resources.batch_size]
-            weights = model.persona_weights(part, query=queries[start : start + resources.batch_size])  # [B, N]
-            found += [w[: len(p)] for p, w in zip(part, weights, strict=True)]
+            batch = slice(start, start + resources.batch_size)
+            weights = model.persona_weights(personas[batch], query=queries[batch])  # [B, N]
+            found += [w[: len(p)] for p, w in zip(personas[batch], weights, strict=True)]
         return found
+
+    def _similarities(self, examples: Sequence[Example], resources: Resources) -> list[Tensor]:
+        """Return the cosine of each item with the query, n vectors [N], for plugs that weight all items the same."""
+        model = resources.plug(self.folder)
+        queries = resources.store(model.history_encoder, model.config.query_prompt)([e.query for e in examples])
+        return [
+            F.normalize(persona.embeddings, dim=-1) @ F.normalize(query, dim=-1)
+            for persona, query in zip(self._personas(examples, resources), queries, strict=True)
+        ]
+
+    def _personas(self, examples: Sequence[Example], resources: Resources) -> list[Persona]:
+        """Return the whole history of each example, as this plug encodes it; shared by plugs that encode alike."""
+        model = resources.plug(self.folder)
+        config, encoder = model.config, model.history_encoder
+
+        def encode() -> list[Persona]:
+            dataset = PersonaDataset(examples, resources.store(encoder, config.history_prompt), config.item_template)
+            return [dataset.persona(i) for i in range(len(dataset))]
+
+        return resources.once(("personas", id(encoder), config.history_prompt, config.item_template), encode, examples)
+
+    def _queries(self, examples: Sequence[Example], resources: Resources) -> list[str] | Tensor:
+        """Return vectors [n, D] of the frozen encoder, or texts for a plug that trained an encoder of its own."""
+        model, texts = resources.plug(self.folder), [e.query for e in examples]
+        if model.plug.input_encoder is not None:
+            return texts
+        return resources.store(model.history_encoder, model.config.query_prompt)(texts)
+
+    def _needs_query(self, resources: Resources) -> bool:
+        return AGGREGATORS[resources.config(self.folder).aggregator].needs_query
 
     def key(self, resources: Resources) -> dict[str, Any]:
         def digest() -> str:
@@ -165,44 +190,6 @@ def _training_seed(place: str) -> int | None:
         return json.loads((Path(place) / "training_args.json").read_text(encoding="utf-8")).get("seed")
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _personas(
-    model: PPlugForConditionalGeneration, examples: Sequence[Example], resources: Resources
-) -> list[Persona]:
-    """Return the whole history of each example, as this plug encodes it; shared by plugs that encode alike."""
-    config, encoder = model.config, model.history_encoder
-
-    def encode() -> list[Persona]:
-        dataset = PersonaDataset(examples, resources.store(encoder, config.history_prompt), config.item_template)
-        return [dataset.persona(i) for i in range(len(dataset))]
-
-    return resources.once(("personas", id(encoder), config.history_prompt, config.item_template), encode, examples)
-
-
-def _queries(
-    model: PPlugForConditionalGeneration, examples: Sequence[Example], resources: Resources
-) -> list[str] | Tensor:
-    """Return vectors [n, D] of the frozen encoder, or texts for a plug that trained an encoder of its own."""
-    texts = [e.query for e in examples]
-    if model.plug.input_encoder is not None:
-        return texts
-    return resources.store(model.history_encoder, model.config.query_prompt)(texts)
-
-
-def _needs_query(model: PPlugForConditionalGeneration) -> bool:
-    return AGGREGATORS[model.config.aggregator].needs_query
-
-
-def _similarities(
-    model: PPlugForConditionalGeneration, personas: list[Persona], examples: Sequence[Example], resources: Resources
-) -> list[Tensor]:
-    """Return the cosine of each item with the query, n vectors [N], for plugs that weight all items the same."""
-    queries = resources.store(model.history_encoder, model.config.query_prompt)([e.query for e in examples])
-    return [
-        F.normalize(persona.embeddings, dim=-1) @ F.normalize(query, dim=-1)
-        for persona, query in zip(personas, queries, strict=True)
-    ]
 
 
 def _part(persona: Persona, places: Sequence[int]) -> Persona:
