@@ -26,6 +26,7 @@ from bench_data import (
 
 from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
+from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.evaluation.attention_profile import weight_profile
 from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, user_means
@@ -273,6 +274,35 @@ def test_a_damaged_file_is_done_again(world, tmp_path, monkeypatch):
     done = count_answers(monkeypatch)
     _, printed = quietly(asked, task=SHELVES)
     assert done == ["bm25@1"] and "Passed over bm25@1.json" in printed
+
+
+def test_evaluate_is_a_preset_that_resumes(world, tmp_path, monkeypatch):
+    """Its rows have titles; its predictions are a bench's, so they are made once."""
+    asked = EvaluateSettings(
+        plug=[str(world / "plug0"), str(world / "plug1")],
+        instruction_only=[str(world / "plug1")],
+        data=str(world / "shelves"),
+        vectors=str(world / "vectors"),
+        output=str(tmp_path),
+    )
+    done = count_answers(monkeypatch)
+    made, _ = quietly(asked, command=evaluate, task=SHELVES)
+    rows = ["no persona", "instruction only", "wrong user's history", "user's label frequencies", "PPlug"]
+    assert list(made.predictions) == rows and len(done) == 7
+    files = {
+        "no-persona",
+        "instruction-only,0",
+        "frequencies",
+        *(f"PPlug{row},{i}" for row in ("", ",wrong-user") for i in (0, 1)),
+    }
+    assert set(predictions(tmp_path)) == {f"{name}.json" for name in files}
+    again, printed = quietly(asked, command=evaluate, task=SHELVES)
+    assert len(done) == 7 and "7 of 7 runs are there already." in printed
+    assert again.predictions == made.predictions
+    in_memory, _ = quietly(replace(asked, output=None), command=evaluate, task=SHELVES)
+    assert len(done) == 14 and in_memory.predictions == made.predictions
+    with pytest.raises(ConfigurationError, match="is a file: name a folder"):
+        quietly(replace(asked, output=str(tmp_path / "results.json")), command=evaluate, task=SHELVES)
 
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------
