@@ -92,7 +92,7 @@ class PPlugProcessor(ProcessorMixin):
         except PPlugError:
             raise
         except OSError as error:
-            raise place.refused(error, TOKENIZER_CONFIG) from error
+            raise place.load_error(error, TOKENIZER_CONFIG) from error
         except Exception as error:  # tokenizers raises nothing more special
             raise DataError(
                 f"The processor of {place.name!r} is damaged ({type(error).__name__}: {error}): download or save it again."

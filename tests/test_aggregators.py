@@ -30,6 +30,12 @@ def alone(aggregator, query=QUERY, items=ITEMS):
     )[0]
 
 
+def test_the_configuration_takes_the_name_of_any_aggregator():
+    """It does not know which are registered: that is found out when a plug is built."""
+    for name in (*AGGREGATORS, "newest-first", "mine_2"):
+        assert PPlugConfig.from_dict(PPlugConfig(aggregator=name).to_dict()).aggregator == name
+
+
 @pytest.mark.parametrize("aggregator", [attention(), attention(attention_temperature=0.01), Mean(PPlugConfig())])
 def test_weights_are_a_distribution(aggregator):
     weights = alone(aggregator)
@@ -157,3 +163,5 @@ def test_an_aggregator_of_ones_own_is_named_on_the_command_line(halving, places,
         del TASKS["shelves"]
     assert "aggregator must be one of attention, mean, halving; got 'median'" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+    with pytest.raises(ConfigurationError, match=r"attention, mean.*'median'"):
+        PersonaPlug(PPlugConfig(aggregator="median", hidden_size=4, encoder_size=4))

@@ -22,7 +22,7 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 6
+    assert len(errors) == 7
     assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError))
     assert issubclass(HubError, OSError)
     assert issubclass(MissingFileError, FileNotFoundError)

@@ -76,7 +76,7 @@ def _load(place: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
-        raise place.refused(error) from error
+        raise place.load_error(error) from error
     except Exception as error:  # nonsense in a file, options that do not go together, a package that it needs
         raise ConfigurationError(
             f"The backbone {place.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."

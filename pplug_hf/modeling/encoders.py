@@ -55,7 +55,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
             place.refresh()
         encoder = with_retries(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
     except OSError as error:
-        raise place.refused(error) from error
+        raise place.load_error(error) from error
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a module that is code of the repository, a pickle, nonsense in one of its files

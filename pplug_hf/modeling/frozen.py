@@ -27,7 +27,7 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
         ConfigurationError: neither says it, or a repository names a folder of this machine.
     """
     if given is not None:
-        return place.part(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
+        return place.frozen_module(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
     recorded, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
     wanted = describe(getattr(config, f"{kind}_fingerprint") or {})
     if recorded is None:
@@ -41,7 +41,7 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
             f"The plug {place.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
         )
-    return place.part(recorded, revision, kind)
+    return place.frozen_module(recorded, revision, kind)
 
 
 def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | None) -> None:

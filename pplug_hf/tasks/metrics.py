@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
+from ..optional import require
 from .task import Task, get_task
 
 Fallback = Literal["farthest", "first-digit"]
@@ -223,10 +224,6 @@ def _errors(
 
 def _rouge(predictions: list[str], golds: list[str]) -> np.ndarray:
     """ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ImportError("ROUGE needs rouge-score; install it with: pip install 'pplug-hf[eval]'") from error
-    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
     scores = [scorer.score(gold, prediction) for prediction, gold in zip(predictions, golds, strict=True)]
     return np.array([[each["rouge1"].fmeasure, each["rougeL"].fmeasure] for each in scores])
