@@ -140,11 +140,24 @@ def test_logits_of_the_answer_are_enough_to_train_on(family, labels):
     torch.testing.assert_close(answers.loss, whole.loss, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     L = answers.logits.shape[1]
+    end = -4 if labels == "one token in the middle" else -1  # the last position predicts nothing
     if labels == "answers":
-        longest = (batch["labels"] != -100).sum(dim=1).max().item()
-        assert longest + 1 == L  # the last position predicts nothing
+        assert (batch["labels"] != -100).sum(dim=1).max().item() == L
+    elif labels == "one token in the middle":
+        assert L == 1
+    rows = slice(1) if labels == "one token in the middle" else slice(None)  # elsewhere the prefix stands there
     visible = min(L, 2)  # of every row, behind its prefix
-    torch.testing.assert_close(answers.logits[:, -visible:], whole.logits[:, -visible:], rtol=1e-4, atol=1e-4)
+    expected = whole.logits[:, :end][rows, -visible:]
+    torch.testing.assert_close(answers.logits[rows, -visible:], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny.CAUSAL)
+def test_a_training_step_without_any_label_teaches_nothing(family):
+    model = tiny.model(family, train_input_encoder=False)
+    batch = PPlugProcessor.from_model(model)(tiny.PROMPTS, tiny.HISTORIES, tiny.PROMPTS, tiny.ANSWERS)
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    output, got = gradients(model.train(), **batch, num_items_in_batch=4)
+    assert output.loss == 0 and not got.any()
 
 
 def test_a_user_who_comes_twice_in_a_batch_is_encoded_and_projected_once(gpt2):

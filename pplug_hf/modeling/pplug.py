@@ -283,8 +283,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
 
         Returns:
             The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`. In training,
-            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V] at the end
-            of the rows, from the first position that predicts an answer on.
+            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V], from the
+            first position of the batch that predicts a label to the last.
         """
         backbone, _ = self._attached()
         embeds, mask, order, _ = self._prefixed(
@@ -301,21 +301,25 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
                 output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
             return output
 
-        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if labels is None:
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-        else:
+        targets, first, end = None, 0, order.shape[1]
+        if labels is not None:
             targets = backbones.reorder(order, labels.new_full((len(labels), P), -100), labels)
             targets = targets[:, 1:].masked_fill(mask[:, :-1] == 0, -100)  # nothing stands in front of a first token
             targets = F.pad(targets, (0, 1), value=-100)  # [B, P + T], what each position has to predict
-            # Padding is in front, so answers end together: only the last L positions need logits, the widest layer.
-            L = targets.shape[1] - int((targets != -100).any(dim=0).int().argmax())
-            learning = self.training and torch.is_grad_enabled()
-            if learning and "logits_to_keep" in inspect.signature(backbone.forward).parameters:
-                kwargs["logits_to_keep"] = L
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-            logits = output.logits[:, -L:]  # [B, L, V]
-            output["loss"] = _token_loss(logits, targets[:, -L:], num_items_in_batch)
+            if labelled := (targets != -100).any(dim=0).nonzero().flatten().tolist():
+                first, end = labelled[0], labelled[-1] + 1
+        learning = targets is not None and self.training and torch.is_grad_enabled()
+        if learning:
+            # Padding is in front, so answers end together: what follows them is in no loss, and only the L = end - first
+            # positions between the first label and the last need logits, the widest layer.
+            embeds, mask = embeds[:, :end].contiguous(), mask[:, :end]
+            if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
+                kwargs["logits_to_keep"] = end - first
+        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        if targets is not None:
+            logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
+            output["loss"] = _token_loss(logits, targets[:, first:end], num_items_in_batch)
             if learning:
                 output["logits"] = logits
                 return output
