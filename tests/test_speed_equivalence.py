@@ -12,8 +12,10 @@ import torch
 from torch.nn import functional as F
 
 from pplug_hf import PPlugConfig, PPlugProcessor
+from pplug_hf.baselines.frequencies import label_log_probs
 from pplug_hf.modeling import encoders
 from pplug_hf.modeling import plug as plugs
+from pplug_hf.modeling.backbone import freeze_backbone
 from pplug_hf.modeling.plug import PersonaPlug
 
 D, H = 12, 10
@@ -158,6 +160,43 @@ def test_a_training_step_without_any_label_teaches_nothing(family):
     batch["labels"] = torch.full_like(batch["labels"], -100)
     output, got = gradients(model.train(), **batch, num_items_in_batch=4)
     assert output.loss == 0 and not got.any()
+
+
+def seen(layer):
+    """Inputs of a layer from now on, as the hooks that were there before hand them over."""
+    inputs = []
+    layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    return inputs
+
+
+@pytest.mark.parametrize("family", tiny.CAUSAL)
+def test_the_output_layer_multiplies_whole_batches(family):
+    """torch copies a frozen weight once per row of an input that is not contiguous."""
+    model = tiny.model(family)
+    inputs = seen(model.backbone.get_output_embeddings())
+    processor = PPlugProcessor.from_model(model)
+    batch = processor(tiny.PROMPTS, tiny.HISTORIES, tiny.PROMPTS, tiny.ANSWERS)
+    model.train()(**batch).loss.backward()
+    model.eval().generate(**processor(tiny.PROMPTS, tiny.HISTORIES, tiny.PROMPTS), max_new_tokens=2)
+    label_log_probs(model.backbone, processor, tiny.PROMPTS, ["sea", "the dark moon"])
+    lengths = [given.shape[:2] for given in inputs]
+    assert lengths[:3] == [(3, batch["labels"].ne(-100).sum(dim=1).max()), (3, 1), (3, 1)] and len(lengths) > 3
+    assert all(given.is_contiguous() for given in inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.CAUSAL)
+def test_freezing_changes_no_logits(family):
+    model, ids = tiny.backbone(family), torch.tensor([[5, 6, 7, 8]] * 3)
+    expected = [model(ids, logits_to_keep=L).logits for L in (1, 2, 0)]
+    for _ in range(3):  # every plug on it freezes it
+        freeze_backbone(model)
+    copied = copy.deepcopy(model)
+    freeze_backbone(copied)
+    for frozen in (model, copied):
+        assert len(frozen.get_output_embeddings()._forward_pre_hooks) == 1
+        for L, logits in zip((1, 2, 0), expected, strict=True):
+            torch.testing.assert_close(frozen(ids, logits_to_keep=L).logits, logits, rtol=1e-6, atol=1e-6)
 
 
 def test_a_user_who_comes_twice_in_a_batch_is_encoded_and_projected_once(gpt2):
