@@ -208,6 +208,39 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         """Likewise the layer that gives the logits."""
         return None if self.backbone is None else self.backbone.get_output_embeddings()
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Tie again what is tied in the backbone, and nothing else.
+
+        transformers would go by the configuration, which says "tied" for FlanT5 although the checkpoint is not, and would
+        overwrite the output layer.
+
+        Args:
+            missing_keys: ignored, no weights of the backbone are loaded here.
+            recompute_mapping: likewise.
+        """
+        if self.backbone is not None:
+            self.backbone.tie_weights(recompute_mapping=False)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Return the backbone's input embeddings; another size is refused, for a plug fits one vocabulary.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of: None.
+            mean_resizing: ignored.
+
+        Raises:
+            ConfigurationError: a size is given.
+        """
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()
+        raise ConfigurationError(
+            f"A plug fits the vocabulary that its backbone had when it was made, got new_num_tokens={new_num_tokens}, "
+            f"pad_to_multiple_of={pad_to_multiple_of}: resize and save the backbone alone, then make a new plug on it "
+            "with PPlugForConditionalGeneration.from_backbone."
+        )
+
     # ---- training ------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
