@@ -41,7 +41,7 @@ class Setup:
     backbone: str
     passes: float  # over the examples; one divided by a whole number, so that the end is validated
     kinds: tuple[str, ...] = ("pplug", "instruction-only")
-    recombined: int = 0
+    synthetic_users: int = 0
     train_on_histories: bool = True
     plug: dict[str, Any] = field(default_factory=dict)
     max_new_tokens: int | None = None  # of an answer; None: the task's
@@ -55,7 +55,7 @@ SETUPS = {
         "backbone-23",
         passes=1,
         kinds=("pplug", "instruction-only", "mean", "no-instruction"),
-        recombined=3000,
+        synthetic_users=3000,
         plug={"item_template": "tag: {tag}. tag: {tag}. {description}"},
     ),
     "LaMP_3": Setup("backbone-23", passes=1 / 2),
@@ -134,7 +134,7 @@ def main() -> None:
                 encoder=encoder,
                 epochs=setup.passes,
                 batch_size=args.batch_size,
-                recombined=setup.recombined,
+                synthetic_users=setup.synthetic_users,
                 train_on_histories=setup.train_on_histories,
                 evaluations_per_epoch=round(1 / setup.passes),  # the whole schedule: seeds differ less at its end
                 learning_rate=args.learning_rate,

@@ -15,7 +15,7 @@ from transformers import set_seed
 from pplug_hf import PPlugCollator, PPlugForConditionalGeneration, PPlugProcessor, PPlugTrainer, VectorStore, read_lamp
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.histories import history_examples, split_users
-from pplug_hf.methods.decoding import answer, wrong_users
+from pplug_hf.methods.decoding import answer, shuffle_histories
 from pplug_hf.training import PPlugTrainingArguments
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
@@ -80,7 +80,7 @@ def main() -> None:
         personas = [encoded.persona(i) for i in range(len(encoded))]
 
     # Right answers that another user's history gives as well are no personalisation.
-    for name, rows in (("their own history", range(len(unseen))), ("another's", wrong_users(unseen))):
+    for name, rows in (("their own history", range(len(unseen))), ("another's", shuffle_histories(unseen))):
         texts = answer(
             model.generate,
             processor,

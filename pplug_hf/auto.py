@@ -17,13 +17,13 @@ from typing import Any
 from .errors import ConfigurationError
 
 
-def _tell_config(auto: ModuleType) -> None:
+def _register_config(auto: ModuleType) -> None:
     from .configuration import PPlugConfig
 
     auto.AutoConfig.register(PPlugConfig.model_type, PPlugConfig, exist_ok=True)
 
 
-def _tell_models(auto: ModuleType) -> None:
+def _register_models(auto: ModuleType) -> None:
     from .configuration import PPlugConfig
 
     for name, seq2seq in (("AutoModel", None), ("AutoModelForSeq2SeqLM", True), ("AutoModelForCausalLM", False)):
@@ -32,22 +32,22 @@ def _tell_models(auto: ModuleType) -> None:
         getattr(auto, name).register(PPlugConfig, stand_in, exist_ok=True)
 
 
-def _tell_processor(auto: ModuleType) -> None:
+def _register_processor(auto: ModuleType) -> None:
     from .configuration import PPlugConfig
 
     # A processor's folder names the class, and AutoProcessor finds it by that name.
     auto.AutoProcessor.register(PPlugConfig, type("PPlugProcessor", (_Processor,), {}), exist_ok=True)
 
 
-def _tell_pipelines(pipelines: ModuleType) -> None:
+def _register_pipelines(pipelines: ModuleType) -> None:
     from . import pipeline  # noqa: F401 - registers itself
 
 
-_TELL = {
-    "transformers.models.auto.configuration_auto": _tell_config,
-    "transformers.models.auto.modeling_auto": _tell_models,
-    "transformers.models.auto.processing_auto": _tell_processor,
-    "transformers.pipelines": _tell_pipelines,
+_REGISTER = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.processing_auto": _register_processor,
+    "transformers.pipelines": _register_pipelines,
 }
 
 
@@ -90,7 +90,7 @@ class _Processor:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the modules of `_TELL` as the other finders do, and has them told once they have run."""
+    """Finds the modules of `_REGISTER` as the other finders do, and has them told once they have run."""
 
     def __init__(self) -> None:
         self.busy: set[str] = set()
@@ -98,7 +98,7 @@ class _AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in _TELL or fullname in self.busy:
+        if fullname not in _REGISTER or fullname in self.busy:
             return None
         self.busy.add(fullname)
         try:
@@ -111,7 +111,7 @@ class _AfterImport(MetaPathFinder):
             def run_and_tell(module: ModuleType) -> None:
                 run(module)
                 if module.__name__ == fullname:  # a loader may be that of other modules too
-                    _TELL[fullname](module)
+                    _REGISTER[fullname](module)
 
             spec.loader.exec_module = run_and_tell
         return spec
@@ -120,6 +120,6 @@ class _AfterImport(MetaPathFinder):
 def register() -> None:
     """Have transformers know plugs: now, where it is imported already, or as soon as it is."""
     sys.meta_path.insert(0, _AfterImport())
-    for name, tell in _TELL.items():
+    for name, tell in _REGISTER.items():
         if name in sys.modules:
             tell(sys.modules[name])

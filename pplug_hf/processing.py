@@ -12,7 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
 from .modeling.persona import Persona, is_history
-from .modeling.plug_folder import check_tokenizer, load_config, open_place
+from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
 
@@ -83,7 +83,9 @@ class PPlugProcessor(ProcessorMixin):
             MissingFileError: there is none.
             HubError: the Hub refuses, or fails.
         """
-        place = open_place(pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs})
+        place = open_location(
+            pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs}
+        )
         check_tokenizer(place)
         try:
             return super().from_pretrained(place.folder((CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES)), **kwargs)

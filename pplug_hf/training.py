@@ -152,7 +152,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         frozen = [name for name, _ in weights if not name.startswith("plug.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.model.plug.always_asks = True
+            self.model.plug.sync_query_encoder = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As the Trainer's, over the plug.

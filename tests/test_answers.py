@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.methods.decoding import answer, evaluating, wrong_users
+from pplug_hf.methods.decoding import answer, evaluating, shuffle_histories
 from pplug_hf.processing import PPlugProcessor
 
 PROMPTS = [*tiny.PROMPTS, "like rain", "write a long story about two fish in the cold sea", "what is it like"]
@@ -134,7 +134,7 @@ several_users = (
 @given(several_users, st.integers(0, 5))
 @settings(deadline=None)
 def test_everybody_gets_the_history_of_another_user(examples, seed):
-    given_ = wrong_users(examples, seed)
+    given_ = shuffle_histories(examples, seed)
     assert all(examples[other].user != own.user for own, other in zip(examples, given_, strict=True))
     assert len({(own.user, other) for own, other in zip(examples, given_, strict=True)}) == len(
         {own.user for own in examples}
@@ -149,7 +149,7 @@ def test_everybody_gets_the_history_of_another_user(examples, seed):
 def test_pairs_depend_on_the_seed_and_not_on_the_order(examples, seed, shuffler):
     shuffled = shuffler.sample(examples, len(examples))
     pairs, again = (
-        {own.id: each[other].id for own, other in zip(each, wrong_users(each, seed), strict=True)}
+        {own.id: each[other].id for own, other in zip(each, shuffle_histories(each, seed), strict=True)}
         for each in (examples, shuffled)
     )
     assert pairs == again
@@ -157,11 +157,11 @@ def test_pairs_depend_on_the_seed_and_not_on_the_order(examples, seed, shuffler)
 
 def test_another_seed_pairs_others():
     examples = make_examples([(user, 1) for user in "abcdefgh"])
-    assert len({tuple(wrong_users(examples, seed)) for seed in range(20)}) > 10
-    assert sorted(wrong_users(examples, 0)) == list(range(8))  # nobody's history is used twice
+    assert len({tuple(shuffle_histories(examples, seed)) for seed in range(20)}) > 10
+    assert sorted(shuffle_histories(examples, 0)) == list(range(8))  # nobody's history is used twice
 
 
 @pytest.mark.parametrize("rows", [[], [("a", 1), ("a", 2)]])
 def test_one_user_alone_is_an_error(rows):
     with pytest.raises(DataError, match="at least 2 users"):
-        wrong_users(make_examples(rows))
+        shuffle_histories(make_examples(rows))

@@ -294,7 +294,7 @@ def hook(monkeypatch, tmp_path):
     (tmp_path / "made_up_too.py").write_text("value = 2\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, auto._AfterImport)])
-    monkeypatch.setattr(auto, "_TELL", {"made_up": lambda module: told.append((module.__name__, module.value))})
+    monkeypatch.setattr(auto, "_REGISTER", {"made_up": lambda module: told.append((module.__name__, module.value))})
     yield SimpleNamespace(told=told, file=tmp_path / "made_up.py")
     for name in ("made_up", "made_up_too"):
         sys.modules.pop(name, None)

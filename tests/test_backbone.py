@@ -16,9 +16,9 @@ from pplug_hf.modeling.backbone import (
     freeze_backbone,
     hidden_size,
     load_backbone,
+    origin,
     prefix_order,
     reorder,
-    source_of,
 )
 
 
@@ -35,7 +35,7 @@ def test_a_folder_loads_as_the_model_it_holds(family, places):
     assert type(loaded) is type(tiny.backbone(family))
     for name, weight in tiny.backbone(family).state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name]), name
-    assert source_of(loaded) == (str(places / family), None)
+    assert origin(loaded) == (str(places / family), None)
 
 
 def test_arguments_reach_the_loader(places):

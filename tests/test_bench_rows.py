@@ -9,7 +9,7 @@ from pplug_hf import PPlugProcessor
 from pplug_hf.data.histories import newest
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.evaluation.runner import Bench, Decoding
-from pplug_hf.methods.decoding import wrong_users
+from pplug_hf.methods.decoding import shuffle_histories
 from pplug_hf.methods.names import parse_row
 
 
@@ -68,7 +68,7 @@ def test_a_plug_sees_the_whole_history_and_the_request(asked):
 
 def test_another_users_history(asked):
     made, _, examples = asked
-    others = wrong_users(examples, made.seed)
+    others = shuffle_histories(examples, made.seed)
     expect_personas(asked, shown(asked, "pplug:wrong-user"), [examples[other].history for other in others])
     assert all(examples[other].user != e.user for other, e in zip(others, examples, strict=True))
 

@@ -17,7 +17,7 @@ from torch import _dynamo as dynamo
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, GenerationConfig
 
-from pplug_hf.modeling.plug import grouped
+from pplug_hf.modeling.plug import batch_histories
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ def test_batches_of_any_length_share_three_graphs(choices):
     compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
     for B in (20, 20, 18, 31):
         queries, histories = random_rows(B, rng)
-        got, gradients = with_gradients(compiled, made, queries, grouped(histories))
+        got, gradients = with_gradients(compiled, made, queries, batch_histories(histories))
         expected, wanted = with_gradients(made, made, queries, histories)
         close(got, expected)
         close(gradients, wanted)
@@ -73,7 +73,7 @@ def test_what_is_known_of_a_persona_shares_graphs_too():
     with torch.no_grad():
         for n in (90, 7, 300, 2):
             queries, (items,) = rows([n])
-            close(compiled(queries, grouped(*([x] for x in made.project(items)))), made(queries, [items]))
+            close(compiled(queries, batch_histories(*([x] for x in made.project(items)))), made(queries, [items]))
     assert graphs() <= 2
 
 
@@ -90,7 +90,7 @@ def test_long_histories_do_not_make_graphs_of_their_own():
     compiled = torch.compile(made, fullgraph=True, backend="eager")
     for n in (10, 20, 3000, 9000):  # chunks of 2,048 would be 1, 1, 2 and 5 loops
         queries, histories = rows([n, 3])
-        close(compiled(queries, grouped(histories)), made(queries, histories))
+        close(compiled(queries, batch_histories(histories)), made(queries, histories))
     assert graphs() <= 2
 
 
@@ -100,7 +100,7 @@ def test_the_real_compiler_computes_the_same():
     compiled = torch.compile(made, fullgraph=True, dynamic=True)
     for lengths in ([3, 0, 7, 1], [8, 2, 9]):
         queries, histories = rows(lengths)
-        close(compiled(queries, grouped(histories)), made(queries, histories))
+        close(compiled(queries, batch_histories(histories)), made(queries, histories))
     assert graphs() == 1
 
 

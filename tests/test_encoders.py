@@ -16,7 +16,7 @@ from pplug_hf.modeling.encoders import (
     fingerprint,
     freeze_encoder,
     load_encoder,
-    source_of,
+    origin,
     trainable_copy,
 )
 
@@ -170,7 +170,7 @@ def test_a_fingerprint_says_what_it_is_of(minilm):
 
 def test_loading(places):
     encoder = load_encoder(str(places / "encoder"))
-    assert source_of(encoder) == (str(places / "encoder"), None)
+    assert origin(encoder) == (str(places / "encoder"), None)
     assert load_encoder(encoder) is encoder
 
 

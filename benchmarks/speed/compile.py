@@ -21,7 +21,7 @@ from harness import difference, figure, ratios, run, spread, take_turns
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from pplug_hf.modeling.plug import grouped
+from pplug_hf.modeling.plug import batch_histories
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def plug(model: Any, args: argparse.Namespace) -> dict[str, Any]:
     batches = []
     for seed in range(4):
         histories = [shapes.items(n, seed) for n in shapes.lengths(16, rng, 100 if args.small else shapes.MAX_HISTORY)]
-        batches.append((shapes.items(16, seed=9 + seed), grouped(histories)))
+        batches.append((shapes.items(16, seed=9 + seed), batch_histories(histories)))
 
     def trained(module: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         model.plug.zero_grad()

@@ -31,7 +31,7 @@ from pplug_hf.modeling import backbone as backbones
 from pplug_hf.modeling import encoders
 from pplug_hf.modeling import plug_folder as files
 from pplug_hf.modeling.plug import PersonaPlug
-from pplug_hf.storage.location import Place
+from pplug_hf.storage.location import Location
 
 # The parts of a load, none inside another: what they are for, and the functions that take their time.
 PARTS: dict[str, list[tuple[Any, str]]] = {
@@ -46,7 +46,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
         (PPlugForConditionalGeneration, "eval"),
     ],
     "do the weights fit the configuration": [(files, "weight_shapes"), (files, "check_sizes")],
-    "are the folder's files what they should be": [(Place, "folder"), (files, "open_place")],
+    "are the folder's files what they should be": [(Location, "folder"), (files, "open_location")],
 }
 
 

@@ -27,7 +27,7 @@ from ..modeling.persona import item_texts
 from ..tasks.metrics import main_metric
 from ..tasks.task import Task
 from ..version import __version__
-from .data_warnings import say_cut_prompts, say_short_histories
+from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .train import TASK, DType
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
@@ -135,8 +135,8 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     bench_, rows, reference = plan(settings, task, examples, plugs, source)
     runs = [(row, run) for row in rows for run in range(len(plugs[row.plug]) if row.plug else 1)]
     print(f"{task.name}, {settings.split}: {len(examples)} questions of {len({e.user for e in examples})} users")
-    say_short_histories(examples, max(row.k for row in rows))
-    say_cut_prompts(bench_.processor.tokenizer, examples, settings.max_length)
+    warn_short_histories(examples, max(row.k for row in rows))
+    warn_truncated_prompts(bench_.processor.tokenizer, examples, settings.max_length)
     folder = output / "predictions"
     saved = {(s.row, s.run): s for s in read_predictions(folder)}
     keys = {(row, run): bench_.key(row, run) for row, run in runs}

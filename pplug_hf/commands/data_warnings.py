@@ -8,7 +8,7 @@ from typing import Any
 from ..data.records import Example
 
 
-def say_cut_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
+def warn_truncated_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
     """Print how many inputs are longer than the budget: their end is lost."""
     encoded = tokenizer([e.prompt for e in examples], truncation=True, max_length=max_length + 1)
     cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
@@ -16,7 +16,7 @@ def say_cut_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int
         print(f"{cut} of {len(examples)} inputs have more than max_length={max_length} tokens and lose their end.")
 
 
-def say_short_histories(examples: Sequence[Example], k: int = 1) -> None:
+def warn_short_histories(examples: Sequence[Example], k: int = 1) -> None:
     """Print how many histories are empty, and how many have fewer items than are asked for."""
     lengths = [len(e.history) for e in examples]
     if empty := lengths.count(0):

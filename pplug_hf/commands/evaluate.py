@@ -12,7 +12,7 @@ from ..evaluation.compare import Comparison
 from ..evaluation.runner import Bench, Decoding
 from ..methods.names import INSTRUCTION_ONLY, Row
 from ..tasks.task import Task
-from .data_warnings import say_cut_prompts, say_short_histories
+from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .train import TASK, DType
 
 PPLUG, BARE, INSTRUCTION, WRONG, FREQUENCIES = (
@@ -109,8 +109,8 @@ def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source 
         vectors=settings.vectors,
     )
     bench.check(titles)
-    say_short_histories(examples)
-    say_cut_prompts(bench.processor.tokenizer, examples, settings.max_length)
+    warn_short_histories(examples)
+    warn_truncated_prompts(bench.processor.tokenizer, examples, settings.max_length)
     comparison = Comparison(task, examples, reference=PPLUG, predictions={title: [] for title in titles.values()})
     runs = [(row, run) for row in titles for run in range(len(plugs[row.plug]) if row.plug else 1)]
     for done in bench.run(runs, titles):

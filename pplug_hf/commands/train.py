@@ -19,7 +19,7 @@ from ..data.dataset import PersonaDataset
 from ..data.examples import Source, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
 from ..data.records import Example
-from ..data.synthetic import recombined_examples
+from ..data.synthetic import synthetic_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json, write
@@ -29,7 +29,7 @@ from ..processing import PPlugProcessor
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import say_cut_prompts, say_short_histories
+from .data_warnings import warn_short_histories, warn_truncated_prompts
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -57,8 +57,8 @@ class TrainSettings:
     task: str | None = _option(None, TASK)
     backbone_dtype: DType = _option("auto", "Data type of the backbone. The plug is float32.")
     train_on_histories: bool = _option(True, "Make every answered history item one more example.")
-    recombined: int = _option(
-        0, "Label tasks: this many more examples, of made-up users with one user's label frequencies and items of all."
+    synthetic_users: int = _option(
+        0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
     )
     labelled_items: bool = _option(True, "Items are encoded with the user's own tag, score or title (paper: without).")
     use_history: bool = _option(True, "If not, everybody's history is empty: an instruction-only plug, the control.")
@@ -127,12 +127,12 @@ def train(
             f"batch_size {settings.batch_size} cannot be shared evenly by {processes.num_processes} processes: choose a "
             "multiple of their number."
         )
-    with _one_speaks(processes.is_main_process):
+    with main_process_only(processes.is_main_process):
         return _train(settings, task, data, plug, processes)
 
 
 @contextmanager
-def _one_speaks(me: bool) -> Iterator[None]:
+def main_process_only(me: bool) -> Iterator[None]:
     """What a command says and shows is said and shown by one of its processes."""
     if me:
         yield
@@ -158,7 +158,7 @@ def _train(
     processor = PPlugProcessor.from_model(model)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    say_cut_prompts(processor.tokenizer, [*examples, *validation], settings.max_length)
+    warn_truncated_prompts(processor.tokenizer, [*examples, *validation], settings.max_length)
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
@@ -214,17 +214,17 @@ def choose_examples(
     if settings.train_on_histories:
         examples = examples + history_examples(examples, task, exclude)
     users, own = len({e.user for e in examples}), len(examples)
-    if settings.recombined:
+    if settings.synthetic_users:
         # Of the training users alone: nothing of a validation user may enter.
-        examples = examples + recombined_examples(examples, task, settings.recombined, settings.seed, exclude)
+        examples = examples + synthetic_examples(examples, task, settings.synthetic_users, settings.seed, exclude)
     if settings.max_items is not None:
         examples, validation = newest(examples, settings.max_items), newest(validation, settings.max_items)
-    made_up = f", {len(examples) - own} made-up users" if settings.recombined else ""
+    synthetic = f", {len(examples) - own} synthetic users" if settings.synthetic_users else ""
     print(
-        f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{made_up}, "
+        f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{synthetic}, "
         f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
     )
-    say_short_histories(examples)
+    warn_short_histories(examples)
     return task, examples, validation
 
 

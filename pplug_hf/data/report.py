@@ -279,9 +279,9 @@ def _labels(
     order = {name: rank for rank, name in enumerate(names)}
     hits = [min(favourites, key=order.__getitem__) == gold for gold, favourites in golds]
     shown: dict[str, float] = {}
-    for name, share, givers in zip(names, everybody.tolist(), (counts > 0).sum(axis=0), strict=True):
+    for name, share, donors in zip(names, everybody.tolist(), (counts > 0).sum(axis=0), strict=True):
         # What one user alone wrote is no label but a text of theirs.
-        name = name if name in known or (not known and givers > 1) else OTHER
+        name = name if name in known or (not known and donors > 1) else OTHER
         shown[name] = shown.get(name, 0.0) + share
     return Labels(
         everybody=shown,

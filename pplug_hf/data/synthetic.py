@@ -1,4 +1,4 @@
-"""Users who never were, to learn from when real ones are few.
+"""Synthetic users, to learn from when real ones are few.
 
 A plug has to learn two things: to read from item vectors which answers a user prefers, and to move the backbone's answer
 accordingly. Both can be learned from histories that nobody has: take the proportions in which one real user gives the
@@ -19,10 +19,10 @@ from .histories import item_id, normal
 from .records import Example
 
 
-def recombined_examples(
+def synthetic_examples(
     examples: Sequence[Example], task: Task | str, count: int, seed: int = 0, exclude: Iterable[Example] = ()
 ) -> list[Example]:
-    """Makes examples of made-up users.
+    """Make examples of synthetic users.
 
     Each takes the labels of a real user's items with their frequencies, and the length of some example's history; draws
     that many labels and one more; for each of them draws an item of anybody that has this label; and is asked for the
@@ -36,7 +36,7 @@ def recombined_examples(
         exclude: Examples, as of dev and test: items that they ask the item's own user are not used.
 
     Returns:
-        `count` examples of as many users, with ids `"made-up/0"`, `"made-up/1"`, ...; items are shared, not copied.
+        `count` examples of as many users, with ids `"synthetic/0"`, `"synthetic/1"`, ...; items are shared, not copied.
 
     Raises:
         ConfigurationError: The task's items carry no label, or `count` is negative.
@@ -45,11 +45,11 @@ def recombined_examples(
     task = get_task(task)
     if not (task.labels and task.answer_field):
         raise ConfigurationError(
-            f"Recombining histories needs items with one of a list of labels, and those of {task.name} have none: "
+            f"Synthetic users need items with one of a list of labels, and those of {task.name} have none: "
             "leave it out."
         )
     if count < 0:
-        raise ConfigurationError(f"The number of recombined examples is {count}; give 0 or more.")
+        raise ConfigurationError(f"The number of synthetic users is {count}; give 0 or more.")
     if count == 0:
         return []
     asked = {(e.user, normal(e.query)) for e in exclude}
@@ -68,18 +68,18 @@ def recombined_examples(
         if labels:
             users.append(labels)
     if len({normal(item[task.query_field]) for found in pool.values() for item in found}) < 2:
-        raise DataError("Recombining histories needs labelled items of at least two texts: leave it out.")
+        raise DataError("Synthetic users need labelled items of at least two texts: leave them out.")
 
     lengths = [len(e.history) for e in examples if e.history]
     like = next((e.prompt for e in examples if task.query_marker in e.prompt), examples[0].prompt)
-    rng = random.Random(f"recombined/{seed}")
+    rng = random.Random(f"recombined/{seed}")  # the name it had first: the draws stay the same
     made = []
     for number in range(count):
         labels = rng.choice(users)
         drawn = [rng.choice(pool[rng.choice(labels)]) for _ in range(rng.choice(lengths) + 1)]
         target = drawn.pop()
         text = normal(target[task.query_field])
-        name = f"made-up/{number}"
+        name = f"synthetic/{number}"
         made.append(
             Example(
                 id=name,

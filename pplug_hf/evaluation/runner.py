@@ -29,7 +29,7 @@ from ..data.dataset import PersonaDataset
 from ..data.lamp import Example
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
-from ..methods.decoding import answer, wrong_users
+from ..methods.decoding import answer, shuffle_histories
 from ..methods.label_frequencies import LabelFrequencies, history_labels, label_log_probs
 from ..methods.names import Row
 from ..methods.prompts import persona_positions, retrieval_prompt
@@ -152,7 +152,7 @@ class Bench:
                     "out, or choose another leave_out_users."
                 )
             if row.shown == "wrong-user":
-                wrong_users(self.examples, self.seed)
+                shuffle_histories(self.examples, self.seed)
             if row.ranker and row.ranker != "dense":
                 get_ranker(row.ranker, self.task)
             if row.ranker:
@@ -309,12 +309,12 @@ class Bench:
             }
             positions = persona_positions(processor, shown, budget) if row.paper_order else None
             inputs = Inputs([prompt.text for prompt in shown], positions=positions, counts=counts)
-        if model is None or row.asks_nobody:
+        if model is None or row.ignores_history:
             return inputs
         personas = self.personas(model)
         queries = self.queries(model) if AGGREGATORS[model.config.aggregator].needs_query else None
         if row.shown == "wrong-user":
-            personas = [personas[other] for other in wrong_users(self.examples, self.seed)]
+            personas = [personas[other] for other in shuffle_histories(self.examples, self.seed)]
         elif row.shown == "last":
             newest = RecencyRanker(self.task)
             personas = [_part(p, newest.rank(e)[: row.items]) for p, e in zip(personas, self.examples, strict=True)]
@@ -413,7 +413,7 @@ class Bench:
 
     def _profile(self, row: Row, model: PPlugForConditionalGeneration | None) -> dict[str, Any] | None:
         """Which items spoke, for a plug's own row; there is nothing to say where all items weigh the same."""
-        if model is None or row != Row(plug=row.plug) or row.asks_nobody:
+        if model is None or row != Row(plug=row.plug) or row.ignores_history:
             return None
         if not AGGREGATORS[model.config.aggregator].needs_query:
             return None

@@ -18,9 +18,9 @@ from huggingface_hub.repocard import RepoCard
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, HubError, PPlugError
 from ..modeling.plug_folder import load_config, weight_shapes
-from ..storage.hub_errors import FAILURES, chain_of, refusal, status_of
-from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS, TRAINING_ARGS, WEIGHTS
-from ..storage.location import Place, is_hub_id
+from ..storage.hub_errors import FAILURES, chain_of, hub_error, status_of
+from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS, TRAINING_ARGS
+from ..storage.location import Location, is_hub_id
 from ..version import __version__
 from .cards import write_card
 from .stub import add_stub
@@ -70,13 +70,13 @@ def push_folder(
         MissingFileError, DataError, ConfigurationError: the folder does not hold a complete plug.
         HubError: the Hub refuses, or the connection broke.
     """
-    target = Place(repo_id, revision, subfolder, token)
+    target = Location(repo_id, revision, subfolder, token)
     if not is_hub_id(repo_id):
         raise ConfigurationError(f"repo_id must be 'name' or 'owner/name', got {repo_id!r}.")
     api = HfApi(token=token, library_name="pplug-hf", library_version=__version__)
     with tempfile.TemporaryDirectory(prefix="pplug-push-") as temporary:
         staging = Path(temporary)
-        config = _stage(Place(os.fspath(folder)), staging, api)
+        config = _stage(Location(os.fspath(folder)), staging, api)
         if not subfolder:  # where transformers does not look for it
             add_stub(staging)
         try:
@@ -99,7 +99,7 @@ def push_folder(
             raise _failed(error, repo_id) from error
 
 
-def _stage(place: Place, staging: Path, api: HfApi) -> PPlugConfig:
+def _stage(place: Location, staging: Path, api: HfApi) -> PPlugConfig:
     """Copy the files of a plug without what they say of this machine, and those that its card is written from."""
     config = load_config(place)
     weight_shapes(place)  # damaged weights are refused here
@@ -139,7 +139,7 @@ def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | Non
     return name, commit
 
 
-def _write_card(staging: Path, config: PPlugConfig, target: Place, options: dict[str, Any]) -> None:
+def _write_card(staging: Path, config: PPlugConfig, target: Location, options: dict[str, Any]) -> None:
     """Write README.md into the staging folder. Whatever goes wrong, the plug is pushed, if need be without it."""
     try:
         # The card that is there now; one in the cache may be of yesterday.
@@ -154,7 +154,7 @@ def _write_card(staging: Path, config: PPlugConfig, target: Place, options: dict
         (staging / CARD).unlink(missing_ok=True)
 
 
-def _operations(staging: Path, target: Place) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _operations(staging: Path, target: Location) -> list[CommitOperationAdd | CommitOperationDelete]:
     prefix = f"{target.subfolder}/" if target.subfolder else ""
     paths = {path.name: path for path in sorted(staging.iterdir()) if path.name not in (TRAINING_ARGS, TRAIN_SETTINGS)}
     # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
@@ -170,4 +170,4 @@ def _failed(error: BaseException, repo_id: str) -> HubError:
     if status_of(error) is None:
         reason = f"the connection broke ({type(error).__name__})"
         return HubError(f"{task}: {reason}. The repository holds all of the new plug or none of it: push again.")
-    return HubError(f"{refusal(error, task)} The repository is unchanged.")
+    return HubError(f"{hub_error(error, task)} The repository is unchanged.")

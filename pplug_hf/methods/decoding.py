@@ -93,7 +93,7 @@ def answer(
     return [answers[row] for row in range(len(prompts))]
 
 
-def wrong_users(examples: Sequence[Example], seed: int = 0) -> list[int]:
+def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
     """For the control: if another user's history helps as much, it is not personalisation.
 
     Args:
@@ -122,11 +122,11 @@ def wrong_users(examples: Sequence[Example], seed: int = 0) -> list[int]:
         shown[user] = rng.choice([row for row in rows if examples[row].history] or rows)
 
     users.sort(key=lambda user: not examples[shown[user]].history)  # stable: those without a history go last
-    givers = [user for user in users if examples[shown[user]].history] or users
+    donors = [user for user in users if examples[shown[user]].history] or users
     given = {}
     for place, user in enumerate(users, start=1):
-        giver = givers[place % len(givers)]
-        given[user] = shown[users[1] if giver == user else giver]  # equal only if a single user has a history
+        donor = donors[place % len(donors)]
+        given[user] = shown[users[1] if donor == user else donor]  # equal only if a single user has a history
     return [given[example.user] for example in examples]
 
 

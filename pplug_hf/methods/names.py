@@ -57,7 +57,7 @@ class Row:
         return f"{self.plug}{shown}" + (f"+{found}" if self.plug and found else found) or NO_PERSONA
 
     @property
-    def asks_nobody(self) -> bool:
+    def ignores_history(self) -> bool:
         """Whether a plug answers without anybody's history."""
         return self.shown == "no-history" or self.plug == INSTRUCTION_ONLY
 

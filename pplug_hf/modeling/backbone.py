@@ -25,16 +25,16 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import ConfigurationError, PPlugError
-from ..storage.location import Place, cached_commit
-from ..storage.retry import patiently
+from ..storage.location import Location, cached_commit
+from ..storage.retry import with_retries
 from .frozen import check_attention
 
 
-def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
     """The language model of a Hub id or local folder; a loaded model is returned as it is.
 
     Args:
-        source: what to load. All its files come from one commit, which `source_of` tells afterwards.
+        source: what to load. All its files come from one commit, which `origin` tells afterwards.
         **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, ...).
 
     Raises:
@@ -43,8 +43,8 @@ def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs:
         HubError: the Hub refuses.
     """
     if isinstance(source, str | os.PathLike):
-        source = Place(os.fspath(source), kind="backbone")
-    if isinstance(source, Place):
+        source = Location(os.fspath(source), kind="backbone")
+    if isinstance(source, Location):
         source = _load(*source.updated(kwargs))
     if not isinstance(source, PreTrainedModel) or not source.can_generate():
         raise ConfigurationError(
@@ -54,7 +54,7 @@ def load_backbone(source: str | os.PathLike | Place | PreTrainedModel, **kwargs:
     return source
 
 
-def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _load(place: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
     place = place.pinned()
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
@@ -71,7 +71,7 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         kwargs |= place.hub_arguments
-        model, report = patiently(lambda: auto.from_pretrained(place.name, output_loading_info=True, **kwargs))
+        model, report = with_retries(lambda: auto.from_pretrained(place.name, output_loading_info=True, **kwargs))
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
@@ -89,7 +89,7 @@ def _load(place: Place, kwargs: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _load_config(place: Place, kwargs: dict[str, Any]) -> Any:
+def _load_config(place: Location, kwargs: dict[str, Any]) -> Any:
     check_attention(place)
     trusted = {"trust_remote_code": kwargs["trust_remote_code"]}  # the user's choice alone
     try:
@@ -159,14 +159,14 @@ def hidden_size(backbone: PreTrainedModel) -> int:
     return _embed_ids(backbone, torch.zeros(1, dtype=torch.long)).shape[-1]
 
 
-def source_of(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
+def origin(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
     """(Hub id or folder, commit) a backbone was loaded from, as far as it, or else the cache, knows."""
     name = backbone.config.name_or_path or None
     return name, getattr(backbone.config, "_commit_hash", None) or cached_commit(name)
 
 
 def find_tokenizer(
-    backbone: PreTrainedModel, place: Place | None = None, **kwargs: Any
+    backbone: PreTrainedModel, place: Location | None = None, **kwargs: Any
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded.
 
@@ -175,10 +175,10 @@ def find_tokenizer(
         place: of the plug, whose token, cache and choices serve for the tokenizer too.
         **kwargs: those that `load_backbone` had, otherwise.
     """
-    name, commit = source_of(backbone)
+    name, commit = origin(backbone)
     if name is None:
         return None
-    place = place or Place(name).updated(kwargs)[0]
+    place = place or Location(name).updated(kwargs)[0]
     place = replace(place, name=name, revision=commit, subfolder=kwargs.get("subfolder") or "")
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place.hub_arguments)

@@ -18,17 +18,17 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from ..errors import ConfigurationError
-from ..storage.location import Place, cached_commit
-from ..storage.retry import patiently
+from ..storage.location import Location, cached_commit
+from ..storage.retry import with_retries
 from .frozen import check_attention
 from .tensor_state import state_of
 
 
-def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
+def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
     """The encoder of a Hub id or local folder; a finished encoder is returned as it is.
 
     Args:
-        source: what to load. All its files come from one commit, which `source_of` tells afterwards.
+        source: what to load. All its files come from one commit, which `origin` tells afterwards.
         **kwargs: for `SentenceTransformer` (device, model_kwargs, ...), and where it is to be found, as transformers
             calls it (revision, token, cache_dir, local_files_only, force_download).
 
@@ -39,8 +39,8 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
     """
     if isinstance(source, SentenceTransformer):
         return source
-    if not isinstance(source, Place):
-        source = Place(os.fspath(source), kind="encoder")
+    if not isinstance(source, Location):
+        source = Location(os.fspath(source), kind="encoder")
     if "cache_folder" in kwargs:  # as SentenceTransformer calls it
         kwargs["cache_dir"] = kwargs.pop("cache_folder")
     place, kwargs = source.updated(kwargs)
@@ -50,7 +50,7 @@ def load_encoder(source: str | os.PathLike | Place | SentenceTransformer, **kwar
     try:
         if place.force_download:
             place.refresh()
-        encoder = patiently(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
+        encoder = with_retries(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
     except OSError as error:
         raise place.refused(error) from error
     except torch.OutOfMemoryError:
@@ -85,7 +85,7 @@ def is_unused(parameter_name: str) -> bool:
 
 def encoder_size(encoder: SentenceTransformer) -> int:
     """D, measured: a Dense head or a truncation may have changed what the configuration says."""
-    return _measured(encoder)[1]
+    return _digest_and_dim(encoder)[1]
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[
     The digest covers every weight and the settings of every module (pooling, normalisation, lengths). Weights are
     read as bfloat16, so that the same encoder loaded in fp32 and in bf16 counts as one.
     """
-    digest, size = _measured(encoder)
+    digest, size = _digest_and_dim(encoder)
     model_config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
     return {
         "model_type": getattr(model_config, "model_type", type(encoder[0]).__name__),
@@ -148,7 +148,7 @@ def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[
 _known: WeakKeyDictionary[SentenceTransformer, tuple[Any, tuple[str, int]]] = WeakKeyDictionary()
 
 
-def _measured(encoder: SentenceTransformer) -> tuple[str, int]:
+def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
     """Digest and width D, from memory if nothing has been done to the encoder since."""
     settings = [[type(module).__name__, _settings(module)] for module in encoder]
     weights = sorted((name, weight) for name, weight in encoder.state_dict().items() if not is_unused(name))
@@ -170,7 +170,7 @@ def _settings(module: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
 
 
-def source_of(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
+def origin(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
     """(Hub id or folder, commit) an encoder was loaded from, as far as it, or else the cache, knows."""
     if "_source" in vars(encoder):
         return vars(encoder)["_source"]

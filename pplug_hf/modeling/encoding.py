@@ -73,7 +73,7 @@ class PersonaEncoder:
             "cache_dir": cache_dir,
         }
         arguments |= {"local_files_only": local_files_only, "force_download": force_download}
-        place = files.open_place(pretrained_model_name_or_path, **arguments)
+        place = files.open_location(pretrained_model_name_or_path, **arguments)
         config = files.load_config(place)
         source = locate("encoder", encoder, config, place)
         return cls(config, encoders.load_encoder(source, **(encoder_kwargs or {})))

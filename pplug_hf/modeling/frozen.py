@@ -8,13 +8,13 @@ from typing import Any
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError
-from ..storage.location import Place, is_hub_id
+from ..storage.location import Location, is_hub_id
 from .persona import describe
 
 logger = logging.getLogger(__name__)
 
 
-def locate(kind: str, given: Any, config: PPlugConfig, place: Place) -> Any:
+def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
     """A frozen part, as `load_backbone` and `load_encoder` take it: what the user says, else what the plug recorded.
 
     Args:
@@ -60,7 +60,7 @@ def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | Non
         )
 
 
-def check_attention(place: Place) -> None:
+def check_attention(place: Location) -> None:
     """Refuse a backbone or encoder whose settings name a repository of kernels: only its user may have code fetched.
 
     Args:

@@ -17,8 +17,8 @@ from . import encoders
 from .aggregators import AGGREGATORS
 from .encoding import encode, is_one_user, users_of
 from .persona import History, Persona
-from .plug import Group, PersonaPlug, grouped
-from .projection_cache import known_items
+from .plug import Group, PersonaPlug, batch_histories
+from .projection_cache import get_or_compute
 
 
 class PersonaMixin:
@@ -74,7 +74,7 @@ class PersonaMixin:
         labels: Any,
     ) -> Any:
         """Equation (2): the requests' vectors [B, D], or None where nothing would look at them."""
-        asks = self.plug.always_asks or any(map(len, personas))
+        asks = self.plug.sync_query_encoder or any(map(len, personas))
         if not AGGREGATORS[self.config.aggregator].needs_query or not asks:
             return None
         if query is None:
@@ -148,4 +148,4 @@ class PersonaMixin:
 
     def _groups(self, personas: Sequence[Persona]) -> Sequence[Group]:
         """Personas as the plug takes them, with what is known of them already."""
-        return grouped(*known_items(self.plug, personas))
+        return batch_histories(*get_or_compute(self.plug, personas))

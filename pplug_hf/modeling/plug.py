@@ -15,7 +15,7 @@ Choices:
 - Histories are ragged: the items of a batch are one [S, D] matrix without padding, a mask says whose they are, and
   rows that share a history share its items. Rows go through in groups of `GROUP` and items in chunks of `CHUNK`, so
   work and memory grow with the number of items alone: never with the longest history, nor with B times S.
-- `grouped` does all that looks at single histories; what follows is tensors in, tensors out, and one graph under
+- `batch_histories` does all that looks at single histories; what follows is tensors in, tensors out, and one graph under
   `torch.compile`, of batches of any length. Lists of histories compile too, but each pattern of lengths on its own.
 - The module computes in units of the root mean square component of a token embedding (`config.scale`) and
   multiplies at the end. The optimiser then sees numbers of order 1 for every backbone.
@@ -88,7 +88,9 @@ class PersonaPlug(nn.Module):
         self.projector = Projector(config)
         self.aggregator = AGGREGATORS[config.aggregator](config)
         self.input_encoder: SentenceTransformer | None = None  # Enc_input, attached once the encoder is loaded
-        self.always_asks = False  # also where nobody has a history: processes that share weights must stay in step
+        self.sync_query_encoder = (
+            False  # also where nobody has a history: processes that share weights must stay in step
+        )
 
     def _unit(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1) if self.config.normalize else vectors
@@ -106,7 +108,7 @@ class PersonaPlug(nn.Module):
 
         Args:
             queries: [B, D] vectors of the requests; None for an aggregator that does not look at them.
-            histories: B matrices [N_b, D] of item vectors, rows may share one; or what `grouped` makes of them.
+            histories: B matrices [N_b, D] of item vectors, rows may share one; or what `batch_histories` makes of them.
 
         Returns:
             B vectors [N_b] that sum to 1; an empty one for an empty history.
@@ -154,7 +156,7 @@ class PersonaPlug(nn.Module):
         return torch.cat([instruction.expand(len(persona), 1, -1), persona], dim=1)
 
 
-def grouped(histories: Histories, hidden: Sequence[Tensor] | None = None) -> Sequence[Group]:
+def batch_histories(histories: Histories, hidden: Sequence[Tensor] | None = None) -> Sequence[Group]:
     """Histories of a batch as the groups of rows that a plug works on; groups come back as they are.
 
     Args:
@@ -183,6 +185,6 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _asked(queries: Tensor | None, histories: Histories) -> list[tuple[Tensor | None, Group]]:
     """Every group of rows with its requests [B, D]."""
-    groups = grouped(histories)
+    groups = batch_histories(histories)
     parts = [None] * len(groups) if queries is None else queries.split([len(group.own) for group in groups])
     return list(zip(parts, groups, strict=True))

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError
 from ..storage.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
-from ..storage.location import Place
+from ..storage.location import Location
 from .plug import PersonaPlug
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def absolute_if_local(name: str | None) -> str | None:
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
-def open_place(name: str | os.PathLike | Place, kind: str = "plug", **arguments: Any) -> Place:
+def open_location(name: str | os.PathLike | Location, kind: str = "plug", **arguments: Any) -> Location:
     """A folder or repository at one commit: read all files of one load from one such place.
 
     Args:
@@ -41,12 +41,12 @@ def open_place(name: str | os.PathLike | Place, kind: str = "plug", **arguments:
         MissingFileError: no such folder, repository or revision.
         HubError: the Hub refuses.
     """
-    if isinstance(name, Place):
+    if isinstance(name, Location):
         return name
-    return Place(os.fspath(name), kind=kind).updated(arguments)[0].pinned()
+    return Location(os.fspath(name), kind=kind).updated(arguments)[0].pinned()
 
 
-def find(name: str | os.PathLike | Place, filename: str, kind: str = "plug", **arguments: Any) -> str:
+def find(name: str | os.PathLike | Location, filename: str, kind: str = "plug", **arguments: Any) -> str:
     """The path of a file of a plug (or of another kind of thing) in a folder, the cache or on the Hub.
 
     Raises:
@@ -54,10 +54,10 @@ def find(name: str | os.PathLike | Place, filename: str, kind: str = "plug", **a
         HubError: the Hub refuses.
         DataError: it cannot be such a file: too large, or a link out of its folder.
     """
-    return str(open_place(name, kind, **arguments).require(filename))
+    return str(open_location(name, kind, **arguments).require(filename))
 
 
-def load_config(name: str | os.PathLike | Place, **arguments: Any) -> PPlugConfig:
+def load_config(name: str | os.PathLike | Location, **arguments: Any) -> PPlugConfig:
     """The configuration of a plug.
 
     Raises:
@@ -65,7 +65,7 @@ def load_config(name: str | os.PathLike | Place, **arguments: Any) -> PPlugConfi
         DataError: it is damaged, or too large to be one.
         ConfigurationError: it is another kind of model's.
     """
-    place = open_place(name, **arguments)
+    place = open_location(name, **arguments)
     values = _read_json(place, place.require(CONFIG))
     model_type = values.get("model_type")
     if model_type != PPlugConfig.model_type:
@@ -78,14 +78,14 @@ def load_config(name: str | os.PathLike | Place, **arguments: Any) -> PPlugConfi
     return config
 
 
-def weight_shapes(name: str | os.PathLike | Place, **arguments: Any) -> dict[str, list[int]]:
+def weight_shapes(name: str | os.PathLike | Location, **arguments: Any) -> dict[str, list[int]]:
     """Names and shapes of the trained tensors of a plug, of which none is read.
 
     Raises:
         MissingFileError: there are none.
         DataError: the file is truncated or damaged, or holds something else than floating point numbers.
     """
-    place = open_place(name, **arguments)
+    place = open_location(name, **arguments)
     path = place.require(WEIGHTS)
     try:
         with safe_open(path, framework="pt") as file:
@@ -104,7 +104,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_weights(
-    name: str | os.PathLike | Place, expected: Mapping[str, Tensor] | None = None, **arguments: Any
+    name: str | os.PathLike | Location, expected: Mapping[str, Tensor] | None = None, **arguments: Any
 ) -> dict[str, Tensor]:
     """The trained tensors of a plug, on the CPU.
 
@@ -117,7 +117,7 @@ def load_weights(
         MissingFileError: there are none.
         DataError: the file is damaged, does not fit what is expected, or holds NaN or infinity.
     """
-    place = open_place(name, **arguments)
+    place = open_location(name, **arguments)
     shapes = weight_shapes(place)
     if expected is not None:
         _check_shapes(shapes, {key: list(tensor.shape) for key, tensor in expected.items()}, place.name)
@@ -154,13 +154,13 @@ def _check_shapes(got: Mapping[str, list[int]], expected: Mapping[str, list[int]
             )
 
 
-def load_generation_config(name: str | os.PathLike | Place, **arguments: Any) -> GenerationConfig | None:
+def load_generation_config(name: str | os.PathLike | Location, **arguments: Any) -> GenerationConfig | None:
     """The generation configuration saved with a plug, if there is one.
 
     Raises:
         DataError: it is damaged.
     """
-    place = open_place(name, **arguments)
+    place = open_location(name, **arguments)
     path = place.file(GENERATION_CONFIG)
     if path is None:
         return None
@@ -171,13 +171,13 @@ def load_generation_config(name: str | os.PathLike | Place, **arguments: Any) ->
         raise _damaged(place, GENERATION_CONFIG, error) from error
 
 
-def load_tokenizer(name: str | os.PathLike | Place, **arguments: Any) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(name: str | os.PathLike | Location, **arguments: Any) -> PreTrainedTokenizerBase | None:
     """The backbone's tokenizer saved with a plug, if there is one.
 
     Raises:
         DataError: it is damaged, or needs code of its own.
     """
-    place = open_place(name, **arguments)
+    place = open_location(name, **arguments)
     if not check_tokenizer(place):
         return None
     folder = place.folder((CONFIG, *TOKENIZER_FILES))
@@ -202,7 +202,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
         tokenizer.save_pretrained(folder)
 
 
-def check_tokenizer(place: Place) -> bool:
+def check_tokenizer(place: Location) -> bool:
     """Whether a plug has a tokenizer. Its files are found by their names, never by what one of them says.
 
     Raises:
@@ -215,7 +215,7 @@ def check_tokenizer(place: Place) -> bool:
     return path is not None
 
 
-def _read_json(place: Place, path: Path) -> dict[str, Any]:
+def _read_json(place: Location, path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -225,6 +225,6 @@ def _read_json(place: Place, path: Path) -> dict[str, Any]:
     return values
 
 
-def _damaged(place: Place, filename: str, why: Any) -> DataError:
+def _damaged(place: Location, filename: str, why: Any) -> DataError:
     state = "truncated or damaged" if filename == WEIGHTS else "damaged"
     return DataError(f"The {filename} of {place.name!r} is {state} ({why}): download or save it again.")

@@ -92,7 +92,7 @@ class PlugsMixin(PersonaMixin):
             )
         # Opened once: configuration and weights are of one commit.
         where = {argument: kwargs.pop(argument) for argument in _PLACE if argument in kwargs}
-        place = files.open_place(pretrained_model_name_or_path, **where)
+        place = files.open_location(pretrained_model_name_or_path, **where)
         if kwargs.get("encoder") is None:
             fingerprint = files.load_config(place).encoder_fingerprint or {}
             kwargs["encoder"] = self._loaded_encoder(fingerprint.get("digest"))

@@ -38,7 +38,7 @@ from .encoding import check_part
 from .generation import generate_with_prefix
 from .plug import PersonaPlug
 from .plugs import DEFAULT, PlugsMixin
-from .saving import SavingMixin, drop_frozen, forgive_frozen
+from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 
 
 class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, GenerationMixin):
@@ -67,7 +67,7 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         self.tokenizer: Any = None  # the backbone's; decodes prompts into queries
         self._slots = {DEFAULT: None}
         self.register_state_dict_post_hook(drop_frozen)
-        self.register_load_state_dict_post_hook(forgive_frozen)
+        self.register_load_state_dict_post_hook(ignore_missing_frozen)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -115,8 +115,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
         (backbone_name, backbone_commit), (encoder_name, encoder_commit) = (
-            backbones.source_of(backbone),
-            encoders.source_of(encoder),
+            backbones.origin(backbone),
+            encoders.origin(encoder),
         )
         config = PPlugConfig(
             backbone=files.absolute_if_local(backbone_name),

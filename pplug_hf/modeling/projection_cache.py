@@ -26,8 +26,8 @@ from .tensor_state import state_of
 LIMIT = 2**28  # bytes; a batch that needs more is computed piece by piece, and nothing of it is kept
 
 
-def known_items(plug: PersonaPlug, personas: Sequence[Persona]) -> tuple[list[Tensor], list[Tensor] | None]:
-    """The items of personas as `grouped` takes them.
+def get_or_compute(plug: PersonaPlug, personas: Sequence[Persona]) -> tuple[list[Tensor], list[Tensor] | None]:
+    """The items of personas as `batch_histories` takes them.
 
     Args:
         plug: which will weigh them.

@@ -175,7 +175,7 @@ class SavingMixin:
             "cache_dir": cache_dir,
         }
         arguments |= {"local_files_only": local_files_only, "force_download": force_download}
-        place = files.open_place(pretrained_model_name_or_path, **arguments)
+        place = files.open_location(pretrained_model_name_or_path, **arguments)
         config = config or files.load_config(place)
         place.folder()  # all of it, so that whatever breaks below, the cache has the whole plug or no weights
         # What does not fit is found out before a large backbone is loaded.
@@ -186,7 +186,7 @@ class SavingMixin:
         encoder = encoders.load_encoder(parts[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
         check_part(config, "backbone", backbones.fingerprint(backbone))
-        name, commit = backbones.source_of(backbone)
+        name, commit = backbones.origin(backbone)
         note_other_backbone(config, files.absolute_if_local(name), commit)
         check_part(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
         model: Any = cls(config)  # type: ignore[call-arg]
@@ -218,7 +218,7 @@ def _is_frozen(path: list[str]) -> bool:
     return "backbone" in path or "history_encoder" in path
 
 
-def forgive_frozen(module: Any, incompatible: Any) -> None:
+def ignore_missing_frozen(module: Any, incompatible: Any) -> None:
     """... so loading one must not ask for the rest, under a wrapper's prefix either."""
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if not _is_frozen(key.split("."))]

@@ -18,7 +18,7 @@ from ..errors import HubError, MissingFileError
 FAILURES = (OSError, HTTPError, RevisionResolutionError, HFValidationError, EntryNotFoundError)
 
 
-def refusal(error: BaseException, task: str, remedy: str = "") -> MissingFileError | HubError:
+def hub_error(error: BaseException, task: str, remedy: str = "") -> MissingFileError | HubError:
     """The error to raise instead of the client's, which is not quoted: it may hold addresses signed for one user.
 
     Args:
@@ -68,7 +68,7 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
             False,
             f"the Hub cannot be reached, or the connection broke ({kinds[0].__name__}). Check it and try again",
         )
-    if is_torn(chain[0]):
+    if is_incomplete_download(chain[0]):
         return False, "the connection broke, for the file has not the length that the Hub says. Try again"
     if own := next((e for e in chain if isinstance(e, OSError) and e.errno is not None and e.strerror), None):
         return False, f"this machine cannot keep it ({own.strerror}). Check its disk and cache_dir="
@@ -90,7 +90,7 @@ def header_of(error: BaseException, name: str) -> str:
     return headers.get(name) or ""
 
 
-def is_torn(error: BaseException) -> bool:
+def is_incomplete_download(error: BaseException) -> bool:
     """Whether a file came with another length than the Hub had said, which the client tells in words only."""
     return any(isinstance(e, OSError) and "Consistency check failed" in str(e) for e in chain_of(error))
 

@@ -28,10 +28,10 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
-from .hub_errors import FAILURES, refusal
+from .hub_errors import FAILURES, hub_error
 from .layout import CONFIG, PART_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
 from .replace import finish, stamp
-from .retry import patiently
+from .retry import with_retries
 
 _MB = 2**20
 # Bytes at most. The largest vocabularies in use have about 40 MB; settings have some thousand bytes.
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A folder or a repository, and how to get at it."""
 
     name: str
@@ -79,12 +79,12 @@ class Place:
                 "force_download=True and local_files_only=True contradict each other: choose one."
             )
 
-    def updated(self, arguments: Mapping[str, Any]) -> tuple[Place, dict[str, Any]]:
+    def updated(self, arguments: Mapping[str, Any]) -> tuple[Location, dict[str, Any]]:
         """This place as a `from_pretrained`'s arguments say otherwise, and the arguments that say something else."""
         where = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
         return replace(self, **where), {key: value for key, value in arguments.items() if key not in HUB_ARGUMENTS}
 
-    def part(self, name: str, revision: str | None, kind: str) -> Place:
+    def part(self, name: str, revision: str | None, kind: str) -> Location:
         """Another repository or folder, with the same token, cache and choices."""
         return replace(self, name=name, revision=revision, subfolder="", kind=kind)
 
@@ -115,7 +115,7 @@ class Place:
             wanted = {"allow_patterns": _ENCODER_FILES, "ignore_patterns": _ENCODER_COPIES}
             snapshot_download(self.name, **wanted, **{k: v for k, v in self.hub_arguments.items() if k != "subfolder"})
 
-    def pinned(self) -> Place:
+    def pinned(self) -> Location:
         """The same place at the commit that its revision is now. Offline, at the one that the cache knows.
 
         Raises:
@@ -134,7 +134,7 @@ class Place:
         ask: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir}
         local = self.local_files_only
         try:
-            return patiently(lambda: self._api.resolve_revision(self.name, **ask, local_files_only=local)).resolved
+            return with_retries(lambda: self._api.resolve_revision(self.name, **ask, local_files_only=local)).resolved
         except HfHubHTTPError as error:
             # As the client does for single files: what is in the cache stays usable when the Hub refuses.
             if self.force_download or isinstance(error, RevisionNotFoundError):
@@ -163,7 +163,7 @@ class Place:
                 f"{self._task(filename)}: it is no complete model folder ({type(error).__name__}). Save or download it "
                 f"again{_REMEDIES.get(self.kind, '')}."
             )
-        return refusal(error, self._task(filename), _REMEDIES.get(self.kind, ""))
+        return hub_error(error, self._task(filename), _REMEDIES.get(self.kind, ""))
 
     def _task(self, filename: str = "") -> str:
         filename = filename or (CONFIG if self.kind == "plug" else "")
@@ -190,7 +190,7 @@ class Place:
             return None
         self._check_size(filename, self.sizes[filename])
         try:
-            path = Path(patiently(lambda: hf_hub_download(self.name, filename, **self._download_arguments)))
+            path = Path(with_retries(lambda: hf_hub_download(self.name, filename, **self._download_arguments)))
         except (*FAILURES, ValueError) as error:  # the latter: force_download while offline
             raise self.refused(error, filename) from error
         self._check_size(filename, path.stat().st_size)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .hub_errors import FAILURES, chain_of, header_of, is_torn, status_of
+from .hub_errors import FAILURES, chain_of, header_of, is_incomplete_download, status_of
 
 _WAITS = (1, 4)  # seconds
 _LONGEST = 60  # seconds that the Hub may ask to wait for
@@ -17,7 +17,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def patiently(call: Callable[[], T]) -> T:
+def with_retries(call: Callable[[], T]) -> T:
     """What `call` gives, tried up to three times while what fails may pass."""
     for wait in _WAITS:
         try:
@@ -36,4 +36,4 @@ def _passes(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in (408, 429) or status >= 500
-    return is_torn(error) or any(type(e).__name__ in _BREAKS for e in chain_of(error))
+    return is_incomplete_download(error) or any(type(e).__name__ in _BREAKS for e in chain_of(error))

@@ -119,7 +119,7 @@ _OF_TASK: dict[str, dict[str, tuple[Any, str]]] = {
     "LaMP-2": {
         **_LABELLED,
         "batch_size": (16, "Smaller batches make more steps of few examples, and this task has the fewest."),
-        "recombined": (3000, "Made-up users: the hundred or so of a small data set are learned by heart."),
+        "synthetic_users": (3000, "Synthetic users: a plug memorises the hundred or so of a small data set."),
         "item_template": (
             "tag: {tag}. tag: {tag}. {description}",
             "In the vector of a long description one mention of the tag drowns.",

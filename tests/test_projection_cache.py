@@ -16,8 +16,8 @@ from torch import nn
 from pplug_hf import Persona, PPlugConfig
 from pplug_hf.modeling import plug as plugs
 from pplug_hf.modeling import projection_cache as item_cache
-from pplug_hf.modeling.plug import PersonaPlug, grouped
-from pplug_hf.modeling.projection_cache import known_items
+from pplug_hf.modeling.plug import PersonaPlug, batch_histories
+from pplug_hf.modeling.projection_cache import get_or_compute
 
 D, M, H = 12, 16, 10
 QUERIES = tiny.vectors(3, D, seed=1)
@@ -39,7 +39,7 @@ def user(n=5, seed=0):
 @torch.no_grad()
 def asked(plug, personas, queries=QUERIES):
     """Soft prompts as the model computes them."""
-    return plug(queries, grouped(*known_items(plug, personas)))
+    return plug(queries, batch_histories(*get_or_compute(plug, personas)))
 
 
 @torch.no_grad()
@@ -162,7 +162,7 @@ def test_what_is_remembered_takes_no_gradient_away():
 
     def gradient():
         plug.zero_grad()
-        plug(QUERIES, grouped(*known_items(plug, [one] * 3))).sum().backward()
+        plug(QUERIES, batch_histories(*get_or_compute(plug, [one] * 3))).sum().backward()
         return plug.projector.hidden.weight.grad
 
     expected = gradient()
@@ -175,7 +175,7 @@ def test_what_is_remembered_takes_no_gradient_away():
 def test_it_goes_with_the_persona_and_with_the_plug():
     plug, one, other = made(), user(), user(seed=2)
     with torch.no_grad():
-        of_one, of_other = (weakref.ref(known_items(plug, [u])[1][0]) for u in (one, other))
+        of_one, of_other = (weakref.ref(get_or_compute(plug, [u])[1][0]) for u in (one, other))
     assert of_one() is not None and of_other() is not None
     del one
     gc.collect()
