@@ -58,7 +58,7 @@ class CardText:
             self._opening, self._yaml, self._closing = found.groups()[:3]
             self._body = text[found.end() :]
         self.metadata = _read_metadata(self._yaml)
-        self.parts = {part[1]: part[2] for part in _PART.finditer(self._body)}
+        self.parts = {part[1]: part[2].replace("\r\n", "\n") for part in _PART.finditer(self._body)}
         self.own_text = _PART.sub("", self._body).strip()
         self.is_by_hand = bool(self.own_text) and not self.parts
 

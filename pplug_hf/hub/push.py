@@ -19,7 +19,7 @@ from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, HubError, PPlugError
 from ..modeling.plug_folder import load_config, weight_shapes
 from ..storage.hub_errors import FAILURES, chain_of, hub_error, status_of
-from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS, TRAINING_ARGS
+from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS
 from ..storage.location import Location, is_hub_id
 from ..version import __version__
 from .cards import write_card
@@ -103,7 +103,7 @@ def _stage(place: Location, staging: Path, api: HfApi) -> PPlugConfig:
     """Copy the files of a plug without what they say of this machine, and those that its card is written from."""
     config = load_config(place)
     weight_shapes(place)  # damaged weights are refused here
-    for name in (*PLUG_FILES, TRAINING_ARGS, TRAIN_SETTINGS, CARD):
+    for name in (*PLUG_FILES, TRAIN_SETTINGS, CARD):
         if (path := place.file(name)) is not None:
             shutil.copyfile(path, staging / name)
     for path in staging.glob("*config.json"):
@@ -156,7 +156,7 @@ def _write_card(staging: Path, config: PPlugConfig, target: Location, options: d
 
 def _operations(staging: Path, target: Location) -> list[CommitOperationAdd | CommitOperationDelete]:
     prefix = f"{target.subfolder}/" if target.subfolder else ""
-    paths = {path.name: path for path in sorted(staging.iterdir()) if path.name not in (TRAINING_ARGS, TRAIN_SETTINGS)}
+    paths = {path.name: path for path in sorted(staging.iterdir()) if path.name != TRAIN_SETTINGS}
     # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
     stale = [name for name in PLUG_FILES if name in target.sizes and name not in paths]
     added = [CommitOperationAdd(prefix + name, path) for name, path in paths.items()]

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
-from ..hub.push import push_folder
 from ..storage.replace import replacing
 from . import backbone as backbones
 from . import encoders
@@ -106,6 +105,8 @@ class SavingMixin:
         Raises:
             HubError: the Hub refuses, or the connection broke; the repository is as it was.
         """
+        from ..hub.push import push_folder  # on top of this module
+
         with tempfile.TemporaryDirectory(prefix="pplug-push-") as folder:
             self.save_pretrained(folder)
             return push_folder(

@@ -23,5 +23,5 @@ PART_FILES = (
     *(CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES),
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
 )
-# What was trained with, for the card: it holds paths of this machine and is never uploaded.
-TRAINING_ARGS, TRAIN_SETTINGS = "training_args.json", "train_settings.json"
+# How it was trained: {"task": ..., "settings": {name: value}, "defaults": {name: value}}. The card says which differ.
+TRAIN_SETTINGS = "train_settings.json"
