@@ -715,7 +715,7 @@ def test_the_demos_card_is_of_the_demos_plug(script, tmp_path):
     made = parts(script.demo_card(tmp_path))  # untrained, so without settings and results
     same = [part for part in PARTS if part not in ("training", "results")]
     assert {part: parts(committed)[part] for part in same} == {part: made[part] for part in same}
-    assert script.DEMO_NOTE in committed and "| **PPlug** |" in committed and "`num_train_epochs`" not in committed
+    assert script.DEMO_NOTE in committed and "| **PPlug** |" in committed and "| `epochs` | 3 | 10 |" in committed
     printed, names = run_snippet(
         committed,
         {"me/pplug-demo": tmp_path / "plug"} | {f"path/to/{kind}": place for kind, place in frozen.items()},

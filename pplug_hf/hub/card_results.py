@@ -27,6 +27,7 @@ CONTROLS = {
     "instruction-only": "instruction only",
     "{}:wrong-user": "wrong user's history",
 }
+_NUMBERS = {"seeds", "unparsed", *METRICS, *(f"{metric}_sd" for metric in METRICS)}
 _NAME = re.compile(r"[\w .,'=+@:-]{1,60}")
 
 
@@ -71,15 +72,14 @@ def model_index(results: dict[str, Any], name: str, dataset: str | None) -> list
         name: of the model.
         dataset: Hub id of the data; None if it is not on the Hub.
     """
-    shared: dict[str, Any] = {
-        **{"task_type": "text-generation", "task_name": "Personalized text generation"},
-        **{"dataset_type": dataset or results["task"].lower(), "dataset_name": results["task"]},
-        "dataset_split": results["split"],
-    }
+    task, own = results["task"], results["rows"][0]
+    common: dict[str, Any] = {"task_name": "Personalized text generation", "dataset_split": results["split"]}
     scores = [
-        EvalResult(metric_type=metric.split("-")[0], metric_name=title, metric_value=round(value, 4), **shared)
+        EvalResult(
+            "text-generation", dataset or task.lower(), task, kind, round(own[metric], 4), metric_name=title, **common
+        )
         for metric, title in results["metrics"].items()
-        for value in [results["rows"][0]["scores"][metric]]
+        for kind in [metric.split("-")[0]]
     ]
     return eval_results_to_model_index(name, scores)
 
@@ -88,42 +88,36 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     settings, reference = content["settings"], _name(content["reference"])
     rows = {row["name"]: row for row in map(_row, content["rows"])}
     own = _own_row(list(rows), settings, reference)
-    metrics = [metric for metric in METRICS if all(metric in row["scores"] for row in rows.values())]
+    metrics = {metric: title for metric, title in METRICS.items() if all(metric in row for row in rows.values())}
     if not metrics:
         raise KeyError(f"one of the metrics {', '.join(METRICS)} in every row")
     controls = {name.format(own): other for name, other in CONTROLS.items()}
     order = sorted(rows, key=lambda name: (name != own, name not in {*controls, *controls.values()}))
     return {
-        "task": _name(content["task"]),
-        "split": _name(settings["split"]),
-        "examples": round(_number(content["examples"])),
-        "users": round(_number(content["users"])),
-        "metrics": {metric: METRICS[metric] for metric in metrics},
-        "rows": [rows[name] for name in order],
-        "reference": reference,
+        **{"task": _name(content["task"]), "split": _name(settings["split"]), "reference": reference},
+        **{key: _number(content[key]) for key in ("examples", "users")},
+        **{
+            key: _number(settings.get(key) or 0)
+            for key in ("num_beams", "max_length", "max_new_tokens", "constrained")
+        },
+        **{"metrics": metrics, "rows": [rows[name] for name in order]},
         "missing": [name for name, other in controls.items() if not {name, other} & rows.keys()],
         "style_of_golds": _number(golds[0]) if (golds := content.get("style_of_golds")) else None,
-        "constrained": settings.get("constrained") is True,
-        **{key: round(_number(settings.get(key) or 0)) for key in ("num_beams", "max_length", "max_new_tokens")},
     }
 
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the name and numbers of a row, and its intervals as [mean and] bounds."""
+    numbers = {key: _number(value) for key, value in record.items() if key in _NUMBERS}
     intervals = {key: record.get(key) or () for key in ("interval", "style", "gain")}
-    return {
-        "name": _name(record["row"]),
-        "seeds": round(_number(record.get("seeds", 1))),
-        "unparsed": round(_number(record.get("unparsed", 0))),
-        "scores": {metric: _number(record[metric]) for metric in METRICS if metric in record},
-        "deviations": {metric: _number(record[f"{metric}_sd"]) for metric in METRICS if f"{metric}_sd" in record},
-        **{key: [None if value is None else _number(value) for value in found] for key, found in intervals.items()},
-    }
+    bounds = {key: [None if x is None else _number(x) for x in values] for key, values in intervals.items()}
+    return {"name": _name(record["row"]), "seeds": 1, "unparsed": 0, **numbers, **bounds}
 
 
 def _own_row(rows: list[str], settings: dict[str, Any], reference: str) -> str:
     """Return the plug's own row: the reference, or the first plug that was trained with histories."""
-    plugs = settings.get("plugs")
-    names = [str(plug).partition("=")[0] for plug in plugs] if plugs else ["PPlug"]  # evaluate has no names
+    plugs = settings.get("plugs") or ["PPlug"]  # evaluate has no names
+    names = [str(plug).partition("=")[0] for plug in plugs]
     own = [name for name in names if name in rows and name != "instruction-only"]
     if not own:
         raise ConfigurationError(

@@ -30,7 +30,7 @@ from .card_results import model_index, read_results
 from .card_text import CardText
 
 _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
-_TEMPLATE = files("pplug_hf.hub") / "model_card.md"
+_TEMPLATE = _ENVIRONMENT.from_string((files("pplug_hf.hub") / "model_card.md").read_text(encoding="utf-8"))
 _TAGS = ["pplug", "personalization", "soft-prompt", "persona"]
 _DERIVED = ("base_model", "base_model_relation", "model-index")  # metadata that follow from the plug
 _PLAIN = re.compile(r"[A-Za-z0-9][\w.+-]{0,39}")
@@ -88,51 +88,54 @@ def write_card(
     card, other = (here, there) if here.own_text or not published else (there, here)
     if repo_id is None and (known := _SNIPPET.search(card.parts.get("use", ""))):
         repo_id, subfolder = known[1], known[2] or ""
-    stated = {"license": license, "datasets": list(datasets), "language": list(language), "tags": list(tags)}
-    metadata = _metadata(card, other, _frozen(config, "backbone")["id"], stated)
+    stated = {
+        "license": license,
+        "datasets": list(datasets),
+        "language": language[0] if len(language) == 1 else list(language),
+    }
+    metadata = _metadata(card, other, _frozen(config, "backbone")["id"], stated, list(tags))
 
     # What was said of the same weights stays unless it is said anew.
     mark = f"<!-- weights {_digest(Path(folder, WEIGHTS))} -->"
-    said = {
-        name: next((c for c in (card, other) if mark in c.parts.get(name, "")), None)
-        for name in ("results", "training")
-    }
-    values = _facts(Path(folder), config, trainable) | {"mark": mark, "results": bench}
-    values |= {"repo": repo_id, "subfolder": subfolder if re.fullmatch(_SUBFOLDER, subfolder) else ""}
-    values |= {"data": [name for name in _many(metadata.get("datasets")) if is_hub_id(name)]}
-    values |= {"said": {name: source.parts[name].strip() if source else "" for name, source in said.items()}}
+    said = {name: _first_with(mark, name, card, other) for name in ("results", "training")}
+    data = [name for name in _many(metadata.get("datasets")) if is_hub_id(name)]
     if bench is not None:
-        data = values["data"][0] if len(values["data"]) == 1 else None
-        metadata["model-index"] = model_index(bench, (repo_id or "persona plug").split("/")[-1], data)
+        name = (repo_id or "persona-plug").split("/")[-1]
+        metadata["model-index"] = model_index(bench, name, data[0] if len(data) == 1 else None)
     elif not card.is_by_hand:
-        told = said["results"].metadata if said["results"] else {}
-        metadata["model-index"] = told.get("model-index")
+        metadata["model-index"] = said["results"] and said["results"].metadata.get("model-index")
+    text = _TEMPLATE.render(
+        **_facts(Path(folder), config, trainable),
+        **{"repo": repo_id, "subfolder": subfolder if re.fullmatch(_SUBFOLDER, subfolder) else ""},
+        **{"data": data, "results": bench, "mark": mark},
+        said={name: source.parts[name].strip() for name, source in said.items() if source},
+    )
     metadata = {key: value for key, value in metadata.items() if value is not None or key not in _DERIVED}
     with atomic_write(path) as staging:
-        staging.write_bytes(card.updated(metadata, _render(values)))
+        staging.write_bytes(card.updated(metadata, text))
     return metadata
 
 
-def _metadata(card: CardText, other: CardText, base: str | None, stated: dict[str, Any]) -> dict[str, Any]:
+def _metadata(
+    card: CardText, other: CardText, base: str | None, stated: dict[str, Any], tags: list[str]
+) -> dict[str, Any]:
     """Return a card's metadata: what is stated now, else what is there, else what is generated."""
     derived = {"base_model": base, "base_model_relation": base and "adapter"}
-    made = {"library_name": "pplug-hf", **derived, "pipeline_tag": "text-generation", "tags": _TAGS}
-    there = {key: value for key, value in other.metadata.items() if key not in _DERIVED} | card.metadata
-    stated = {key: value for key, value in stated.items() if value}
-    if "tags" in stated:
-        stated["tags"] = list(dict.fromkeys([*_many(there.get("tags", _TAGS)), *stated["tags"]]))
-    if len(stated.get("language", ())) == 1:
-        stated["language"] = stated["language"][0]
-    metadata = made | there | ({} if card.is_by_hand else derived) | stated
-    ignored = ["text"] * (other.own_text not in ("", card.own_text))
-    ignored += [
-        key
-        for key in ("license", "datasets", "language")
-        if key not in stated and other.metadata.get(key, metadata.get(key)) != metadata.get(key)
+    metadata = {"library_name": "pplug-hf", **derived, "pipeline_tag": "text-generation", "tags": _TAGS}
+    metadata |= {key: value for key, value in other.metadata.items() if key not in _DERIVED} | card.metadata
+    differing = [
+        key for key in stated if not stated[key] and other.metadata.get(key, metadata.get(key)) != metadata.get(key)
     ]
-    if ignored:
+    differing += ["text"] * (other.own_text not in ("", card.own_text))
+    if differing:
         kept = "folder" if card.own_text else "repository"
-        logger.warning("README.md differs in folder and repository (%s): the %s's is kept.", ", ".join(ignored), kept)
+        logger.warning(
+            "README.md differs in folder and repository (%s): the %s's is kept.", ", ".join(differing), kept
+        )
+    metadata |= {} if card.is_by_hand else derived
+    metadata |= {key: value for key, value in stated.items() if value}
+    if tags:
+        metadata["tags"] = list(dict.fromkeys([*_many(metadata["tags"]), *tags]))
     return metadata
 
 
@@ -182,13 +185,13 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float) else _plain(value) or ""
 
 
-def _render(values: dict[str, Any]) -> str:
-    return _ENVIRONMENT.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(values)
+def _first_with(mark: str, part: str, *cards: CardText) -> CardText | None:
+    return next((card for card in cards if mark in card.parts.get(part, "")), None)
 
 
-def _digest(path: Path) -> str | None:
+def _digest(path: Path) -> str:
     if not path.is_file():
-        return None
+        return "none"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
