@@ -34,7 +34,7 @@ _PROMPT_IDS, _PROMPT_MASK = "prompt_input_ids", "prompt_attention_mask"
 _SETTINGS = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("encoder_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
-    *("adam_epsilon", "max_grad_norm", "bf16", "fp16", "gradient_checkpointing", "neftune_noise_alpha"),
+    *("adam_epsilon", "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha"),
     *("load_best_model_at_end", "metric_for_best_model", "seed", "data_seed"),
 }
 

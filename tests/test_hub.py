@@ -560,6 +560,19 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(hub, pushed, me, requ
     assert "cut" in fault or hub.repos["me/plug"].refs["main"] == before
 
 
+def test_a_push_offline_says_so(hub, pushed, me, requests):
+    load(me)
+    hub.requests.clear()
+    offline = "from huggingface_hub import constants; constants.HF_HUB_OFFLINE = {}"
+    me(offline.format(True))
+    try:
+        text, kinds = refused(me, "model.push_to_hub('me/plug')")
+    finally:
+        me(offline.format(False))
+    assert text == "Could not push to 'me/plug': HF_HUB_OFFLINE is set. The repository is unchanged."
+    assert "HubError" in kinds and not requests()
+
+
 # ---- hostile repositories ---------------------------------------------------------------------------------------
 
 
