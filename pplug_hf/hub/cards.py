@@ -86,29 +86,26 @@ def write_card(
     path = Path(folder, CARD)
     here, there = CardText(path.read_bytes() if path.is_file() else b""), CardText(published)
     card, other = (here, there) if here.own_text or not published else (there, here)
-    if repo_id is None and (known := _SNIPPET.search(card.parts.get("use", ""))):
-        repo_id, subfolder = known[1], known[2] or ""
-    stated = {
-        "license": license,
-        "datasets": list(datasets),
-        "language": language[0] if len(language) == 1 else list(language),
-    }
+    if repo_id is None and (place := _SNIPPET.search(card.parts.get("use", ""))):
+        repo_id, subfolder = place[1], place[2] or ""
+    languages = language[0] if len(language) == 1 else list(language)
+    stated = {"license": license, "datasets": list(datasets), "language": languages}
     metadata = _metadata(card, other, _frozen(config, "backbone")["id"], stated, list(tags))
 
-    # What was said of the same weights stays unless it is said anew.
+    # What a card said of the same weights stays unless it is made anew.
     mark = f"<!-- weights {_digest(Path(folder, WEIGHTS))} -->"
-    said = {name: _first_with(mark, name, card, other) for name in ("results", "training")}
+    known = {name: _first_with(mark, name, card, other) for name in ("results", "training")}
     data = [name for name in _many(metadata.get("datasets")) if is_hub_id(name)]
     if bench is not None:
         name = (repo_id or "persona-plug").split("/")[-1]
         metadata["model-index"] = model_index(bench, name, data[0] if len(data) == 1 else None)
     elif not card.is_by_hand:
-        metadata["model-index"] = said["results"] and said["results"].metadata.get("model-index")
+        metadata["model-index"] = known["results"] and known["results"].metadata.get("model-index")
     text = _TEMPLATE.render(
         **_facts(Path(folder), config, trainable),
         **{"repo": repo_id, "subfolder": subfolder if re.fullmatch(_SUBFOLDER, subfolder) else ""},
         **{"data": data, "results": bench, "mark": mark},
-        said={name: source.parts[name].strip() for name, source in said.items() if source},
+        known={name: source.parts[name].strip() for name, source in known.items() if source},
     )
     metadata = {key: value for key, value in metadata.items() if value is not None or key not in _DERIVED}
     with atomic_write(path) as staging:
@@ -123,15 +120,11 @@ def _metadata(
     derived = {"base_model": base, "base_model_relation": base and "adapter"}
     metadata = {"library_name": "pplug-hf", **derived, "pipeline_tag": "text-generation", "tags": _TAGS}
     metadata |= {key: value for key, value in other.metadata.items() if key not in _DERIVED} | card.metadata
-    differing = [
-        key for key in stated if not stated[key] and other.metadata.get(key, metadata.get(key)) != metadata.get(key)
-    ]
-    differing += ["text"] * (other.own_text not in ("", card.own_text))
-    if differing:
+    ignored = [key for key in stated if not stated[key] and other.metadata.get(key) not in (None, metadata.get(key))]
+    ignored += ["text"] * (other.own_text not in ("", card.own_text))
+    if ignored:
         kept = "folder" if card.own_text else "repository"
-        logger.warning(
-            "README.md differs in folder and repository (%s): the %s's is kept.", ", ".join(differing), kept
-        )
+        logger.warning("README.md differs in folder and repository (%s): the %s's is kept.", ", ".join(ignored), kept)
     metadata |= {} if card.is_by_hand else derived
     metadata |= {key: value for key, value in stated.items() if value}
     if tags:
@@ -140,7 +133,7 @@ def _metadata(
 
 
 def _facts(folder: Path, config: PPlugConfig, trainable: int | None) -> dict[str, Any]:
-    """Return what the template says of a plug."""
+    """Return what the template shows of a plug's folder and configuration."""
     weights, names = folder / WEIGHTS, [name for _, name, _, _ in Formatter().parse(config.item_template or "")]
     return {
         **{"config": config, "backbone": _frozen(config, "backbone"), "encoder": _frozen(config, "encoder")},

@@ -25,7 +25,7 @@ from ..version import __version__
 from .cards import write_card
 from .stub import add_stub
 
-# What transformers and its tokenizers may write of where they were loaded from.
+# Where something was loaded from, as transformers and its tokenizers may record it.
 _ORIGINS = {
     *("name_or_path", "_name_or_path", "is_local", "local_files_only", "cache_dir", "token"),
     *("vocab_file", "merges_file", "tokenizer_file", "spm_file", "special_tokens_map_file"),
@@ -47,7 +47,7 @@ def push_folder(
     token: str | bool | None = None,
     **card: Any,
 ) -> CommitInfo:
-    """Upload a plug folder in one commit: the repository holds the plug of before or this one, never a mixture.
+    """Upload a plug folder in one commit: the repository holds the previous plug or this one, never a mixture.
 
     A backbone or encoder that is not on the Hub is recorded by its fingerprint alone. The card in the repository is
     brought up to date and keeps what a person wrote; if that fails, the plug is pushed without a card.
@@ -100,7 +100,7 @@ def push_folder(
 
 
 def _stage(place: Location, staging: Path, api: HfApi) -> PPlugConfig:
-    """Copy the files of a plug without what they say of this machine, and those that its card is written from."""
+    """Copy the files of a plug without any trace of this machine, and those that its card is written from."""
     config = load_config(place)
     weight_shapes(place)  # damaged weights are refused here
     for name in (*PLUG_FILES, TRAIN_SETTINGS, CARD):
@@ -145,9 +145,9 @@ def _write_card(staging: Path, config: PPlugConfig, target: Location, options: d
         # The card that is there now; one in the cache may be of yesterday.
         there = replace(target, force_download=True).file(CARD)
         options = {**options, "published": there.read_bytes() if there else b""}
-        told = write_card(staging, config, repo_id=target.name, subfolder=target.subfolder, **options)
+        metadata = write_card(staging, config, repo_id=target.name, subfolder=target.subfolder, **options)
         RepoCard.load(staging / CARD).validate()
-        if not told.get("license"):
+        if not metadata.get("license"):
             logger.warning("The card names no licence: others may not use the plug.")
     except Exception as error:
         logger.warning("The plug is pushed without a new card: %s", error)
