@@ -123,7 +123,6 @@ WRONG = [
     ("query_prompt", ["a"] * 1000, r"query_prompt must be a text, got \['a', .{,100}\.\.\.\."),
     ("backbone", 3, "backbone must be a text or nothing, got 3"),
     ("backbone_fingerprint", "t5", "backbone_fingerprint must be a mapping or nothing, got 't5'"),
-    ("aggregator", "median", "aggregator must be one of attention, mean; got 'median'"),
     ("aggregator", {}, "aggregator must be a text, got {}"),
     ("is_encoder_decoder", "no", "is_encoder_decoder must be true or false, got 'no'"),
     ("dtype", "float33", "dtype must be one of float32, .*got 'float33'"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..errors import ConfigurationError
 
-AGGREGATORS = ("attention", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _COUNTS = ("config_version", "num_persona_tokens", "projector_size", "hidden_size", "encoder_size")
@@ -35,8 +34,6 @@ def checked(field: Field, value: Any) -> Any:
         raise ConfigurationError(f"{name} must be a whole number of {limit}, got {shown(value)}.")
     if name in _POSITIVE and not 0 < value < float("inf"):
         raise ConfigurationError(f"{name} must be a number greater than 0, got {shown(value)}.")
-    if name == "aggregator" and value not in AGGREGATORS:
-        raise ConfigurationError(f"aggregator must be one of {', '.join(AGGREGATORS)}; got {shown(value)}.")
     if name in _REVISIONS and (".." in value or not re.fullmatch(r"\w[\w./-]*", value)):
         raise ConfigurationError(f"{name} must be a commit, as in 'a0d99c2e', got {shown(value)}.")
     if name == "item_template":
