@@ -118,8 +118,8 @@ def test_a_fresh_process_gives_the_same_answers_bit_for_bit(hub, pushed, strange
     assert {"MissingFileError", "FileNotFoundError"} <= set(kinds)
     load(stranger, token=TOKEN)
     assert stranger(ANSWER) == answers
-    sources = "from pplug_hf.modeling import backbone, encoders; result = [backbone.source_of(model.backbone)]"
-    found = stranger(sources + "; result.append(encoders.source_of(model.history_encoder))")
+    sources = "from pplug_hf.modeling import backbone, encoders; result = [backbone.origin(model.backbone)]"
+    found = stranger(sources + "; result.append(encoders.origin(model.history_encoder))")
     assert found == [["me/gpt2", commits["gpt2"]], ["me/encoder", commits["encoder"]]]
     stranger("processor = PPlugProcessor.from_pretrained('me/plug', token=token)", token=TOKEN)
     stranger("encoder = PersonaEncoder.from_pretrained('me/plug', token=token)", token=TOKEN)
@@ -363,7 +363,7 @@ def test_the_token_is_told_to_nobody(hub, pushed, me, stranger, tmp_path):
     refused(stranger, LOAD, name="me/none", given={"token": TOKEN})
     refused(stranger, "model.push_to_hub('you/plug', token=token)", token=TOKEN)
     text = stranger(
-        "from pplug_hf.storage.location import Place; result = repr(Place('me/plug', token=token))", token=TOKEN
+        "from pplug_hf.storage.location import Location; result = repr(Location('me/plug', token=token))", token=TOKEN
     )
     stranger("model.save_pretrained(folder)", folder=str(tmp_path / "plug"))
     texts = [text, me.log.read_text(), stranger.log.read_text()]
