@@ -372,7 +372,7 @@ def run_with_drop_out(family, store, folder, checkpoint=None, **arguments):
     collate, seen = trainer.data_collator, []
 
     def noted(rows):
-        seen.append([row["persona"].embeddings for row in rows])
+        seen.append([row["persona"].vectors for row in rows])
         return collate(rows)
 
     trainer.data_collator = noted

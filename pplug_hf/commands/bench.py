@@ -23,7 +23,7 @@ from ..evaluation.plots import plot_history_length, plot_rows, plot_weight_profi
 from ..evaluation.provenance import data_digest, versions
 from ..evaluation.runner import Bench, Decoding
 from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, NO_PERSONA, canonical, default_rows, parse_plugs, parse_rows
-from ..modeling.persona import item_texts
+from ..modeling.encoders import item_texts
 from ..storage.files import write_text
 from ..tasks.metrics import main_metric
 from ..tasks.task import Task
