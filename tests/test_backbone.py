@@ -10,16 +10,14 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, V
 
 from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.modeling.backbone import (
-    default_position,
     embedding_norm,
     fingerprint,
     freeze_backbone,
     hidden_size,
     load_backbone,
     origin,
-    prefix_order,
-    reorder,
 )
+from pplug_hf.modeling.prefix import default_position, prefix_order, reorder
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)
@@ -116,8 +114,8 @@ def test_measures(family):
     assert hidden_size(model) == 16
     assert embedding_norm(model) / 4 == pytest.approx(reference.scale(model), rel=1e-5)
     assert fingerprint(model) == {
-        "model_type": family,
-        "is_encoder_decoder": family in ("t5", "bart"),
+        "model_type": family.removeprefix("flan-"),
+        "is_encoder_decoder": family not in tiny.CAUSAL,
         "hidden_size": 16,
         "vocab_size": len(tiny.VOCABULARY),
     }

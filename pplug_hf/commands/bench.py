@@ -25,7 +25,7 @@ from ..methods.names import canonical, default_rows, methods_of, parse_plugs, re
 from ..methods.persona import Plug
 from ..methods.plain import Retrieval
 from ..methods.resources import Decoding, Resources
-from ..modeling.persona import item_texts
+from ..modeling.encoders import item_texts
 from ..tasks.metrics import main_metric
 from ..tasks.task import Task
 from ..version import __version__

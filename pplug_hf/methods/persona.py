@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,10 +19,8 @@ from torch.nn import functional as F
 from ..configuration import PPlugConfig
 from ..configuration.pplug import choices
 from ..data.dataset import PersonaDataset
-from ..data.histories import newest_first
 from ..data.records import Example
 from ..modeling import plug_folder as files
-from ..modeling.aggregators import AGGREGATORS
 from ..modeling.persona import Persona
 from ..processing import PPlugProcessor
 from .base import Method, Need
@@ -90,12 +87,11 @@ class Plug(Method):
         if self.history == "wrong-user":
             personas = [personas[donor] for donor in shuffle_histories(examples, resources.seed)]
         elif self.history == "last":
-            kept = [newest_first(e.history)[: self.items] for e in examples]
-            personas = list(map(_part, personas, kept))
+            personas = [persona.last(self.items) for persona in personas]
         elif self.history == "top":
             score = self.weights if self._needs_query(resources) else self._similarities
-            kept = [_largest(scores, self.items) for scores in score(examples, resources)]
-            personas = list(map(_part, personas, kept))
+            scores = score(examples, resources)
+            personas = [persona.top(self.items, each) for persona, each in zip(personas, scores, strict=True)]
         queries = self._queries(examples, resources) if self._needs_query(resources) else None
         return inputs._replace(personas=personas, queries=queries)
 
@@ -125,7 +121,7 @@ class Plug(Method):
         model = resources.plug(self.folder)
         queries = resources.store(model.history_encoder, model.config.query_prompt)([e.query for e in examples])
         return [
-            F.normalize(persona.embeddings, dim=-1) @ F.normalize(query, dim=-1)
+            F.normalize(persona.vectors, dim=-1) @ F.normalize(query, dim=-1)
             for persona, query in zip(self._personas(examples, resources), queries, strict=True)
         ]
 
@@ -148,7 +144,7 @@ class Plug(Method):
         return resources.store(model.history_encoder, model.config.query_prompt)(texts)
 
     def _needs_query(self, resources: Resources) -> bool:
-        return AGGREGATORS[resources.config(self.folder).aggregator].needs_query
+        return resources.plug(self.folder).plug.aggregator.needs_query
 
     def key(self, resources: Resources) -> dict[str, Any]:
         def digest() -> str:
@@ -190,13 +186,3 @@ def _training_seed(place: str) -> int | None:
         return json.loads((Path(place) / "training_args.json").read_text(encoding="utf-8")).get("seed")
     except (OSError, ValueError, AttributeError):
         return None
-
-
-def _part(persona: Persona, places: Sequence[int]) -> Persona:
-    """Return some of a persona's items, in their order."""
-    return persona if len(places) == len(persona) else Persona(persona.embeddings[sorted(places)], persona.fingerprint)
-
-
-def _largest(scores: Tensor, most: int) -> list[int]:
-    """Return the positions of the largest scores; of equal ones the later."""
-    return np.argsort(scores.float().cpu().numpy(), kind="stable")[::-1][:most].tolist()

@@ -33,7 +33,7 @@ from ..data.histories import newest_first
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
-from ..modeling.persona import item_texts
+from ..modeling.encoders import item_texts
 from ..optional import require
 from ..tasks.task import Task, get_task
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, MismatchError
 from ..storage.location import Location, is_hub_id
-from .persona import describe
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +78,27 @@ def check_attention(place: Location) -> None:
             f"The {place.kind} {place.name!r} wants the attention of a repository of kernels, which is code and is not "
             f"fetched: if you trust it, load it yourself and pass {place.kind}=<a loaded one>."
         )
+
+
+def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
+    """Raise a `MismatchError` unless a frozen module is the one that the plug was made for.
+
+    Args:
+        config: of the plug.
+        kind: "backbone" or "encoder".
+        got: its fingerprint.
+    """
+    width = ("hidden_size", config.hidden_size) if kind == "backbone" else ("embedding_size", config.encoder_size)
+    expected = {**(getattr(config, f"{kind}_fingerprint") or {}), width[0]: width[1]}
+    # Another version of the package may record more, or less.
+    if any(got[key] != expected[key] for key in got.keys() & expected.keys()):
+        raise MismatchError(
+            f"This plug was made for the {kind} {getattr(config, kind)!r} {describe(expected)}, and got "
+            f"{describe(got)}. Load that one, or train a plug for this one with from_backbone."
+        )
+
+
+def describe(fingerprint: Mapping[str, Any]) -> str:
+    """Return a fingerprint in words, for messages."""
+    known = {key: value for key, value in fingerprint.items() if value not in (None, "")}
+    return "(" + ", ".join(f"{key}={value}" for key, value in known.items()) + ")"
