@@ -6,19 +6,18 @@ what and where. Both name ids, fields and labels, never a text of a user's histo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.tasks.dates import parse_date
 from pplug_hf.tasks.task import TASKS, Task, get_task
+from pplug_hf.tasks.text import is_null, text_of
 
 SHOWN = 5  # ids in a message
-DATE = re.compile(r"(\d{4})(-\d{2}-\d{2})?")
 
 # What a reader may have to say about data it accepts, and what it did.
 REPAIRS = {
@@ -31,7 +30,7 @@ REPAIRS = {
     "empty_history": "empty histories: kept",
     "undated": "history items without a date: kept",
     "year_only": "history items with a year for a date: kept",
-    "odd_date": "history items whose date is neither YYYY nor YYYY-MM-DD: kept as they are",
+    "odd_date": "history items whose date is not YYYY, YYYY-MM or YYYY-MM-DD, with or without a time: kept as they are",
     "unordered": "histories that are not oldest first: kept in their order",
     "extra_fields": "fields that are not the task's: left out",
     "broken_text": "texts with half a surrogate pair: the half became U+FFFD",
@@ -244,16 +243,6 @@ def check_list(data: Any, where: str) -> None:
         raise DataError(f"{where} must hold a list of objects, not {type(data).__name__}.")
 
 
-def text_of(value: Any) -> str:
-    """A JSON value as text; null is empty. A stream's numbers are Decimal, and 3.50 must read as 3.5 in both."""
-    return "" if is_null(value) else str(float(value)) if isinstance(value, Decimal) else str(value)
-
-
-def is_null(value: Any) -> bool:
-    """Null, or NaN, which is what pandas makes of a missing text."""
-    return value is None or (isinstance(value, float) and value != value)
-
-
 def some(values: Iterable[Any]) -> str:
     """Up to five of some ids, for a message."""
     values = list(values)
@@ -325,18 +314,17 @@ def _note_nulls_and_dates(row: Mapping[str, Any], items: list[Mapping[str, Any]]
     repairs.add("null", id_, count, [*top, *null])
     repairs.add("empty_history", id_, not items)
     undated = years = odd = 0
-    ordered, last = True, ""
+    ordered, last = True, ()
     for item in items:
-        date = text_of(item.get("date")).strip()
+        date = parse_date(item.get("date"))
         if not date:
-            undated += 1
-        elif not (found := DATE.fullmatch(date)):
-            odd += 1
-        else:
-            years += found[2] is None
-            shared = min(len(last), len(date))  # a year is compared with years
-            ordered = ordered and last[:shared] <= date[:shared]
-            last = date
+            given = bool(text_of(item.get("date")).strip())
+            odd, undated = odd + given, undated + (not given)
+            continue
+        years += len(date) == 1
+        shared = min(len(last), len(date))  # a year is compared with years
+        ordered = ordered and last[:shared] <= date[:shared]
+        last = date
     repairs.add("undated", id_, undated)
     repairs.add("year_only", id_, years)
     repairs.add("odd_date", id_, odd)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import ConfigurationError, DataError
 from ..tasks.task import Task, get_task
-from .histories import item_id, normal
+from ..tasks.text import field_text, item_id, normalise, text_of
 from .records import Example
 
 
@@ -52,7 +52,7 @@ def synthetic_examples(
         raise ConfigurationError(f"The number of synthetic users is {count}; give 0 or more.")
     if count == 0:
         return []
-    asked = {(e.user, normal(e.query)) for e in exclude}
+    asked = {(e.user, normalise(e.query)) for e in exclude}
     items: dict[str, dict[str, dict[str, str]]] = {}  # user -> id -> item
     for e in examples:
         items.setdefault(e.user, {}).update((item_id(item), item) for item in e.history)
@@ -61,13 +61,13 @@ def synthetic_examples(
     for user, own in items.items():
         labels = []
         for item in own.values():
-            label, text = str(item.get(task.answer_field) or ""), normal(str(item.get(task.query_field) or ""))
+            label, text = text_of(item.get(task.answer_field)), normalise(field_text(item, task.query_field))
             if label in task.labels and text and (user, text) not in asked:
                 pool.setdefault(label, []).append(item)
                 labels.append(label)
         if labels:
             users.append(labels)
-    if len({normal(item[task.query_field]) for found in pool.values() for item in found}) < 2:
+    if len({normalise(item[task.query_field]) for found in pool.values() for item in found}) < 2:
         raise DataError("Synthetic users need labelled items of at least two texts: leave them out.")
 
     lengths = [len(e.history) for e in examples if e.history]
@@ -78,7 +78,7 @@ def synthetic_examples(
         labels = rng.choice(users)
         drawn = [rng.choice(pool[rng.choice(labels)]) for _ in range(rng.choice(lengths) + 1)]
         target = drawn.pop()
-        text = normal(target[task.query_field])
+        text = normalise(target[task.query_field])
         name = f"synthetic/{number}"
         made.append(
             Example(
@@ -87,7 +87,7 @@ def synthetic_examples(
                 prompt=task.prompt_for(target, like),
                 query=str(target[task.query_field]).strip(),
                 target=str(target[task.answer_field]),
-                history=[item for item in drawn if normal(item[task.query_field]) != text],
+                history=[item for item in drawn if normalise(item[task.query_field]) != text],
             )
         )
     return made

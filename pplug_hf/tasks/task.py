@@ -12,11 +12,10 @@ shows items has defaults, so a task of your own needs none of it.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from string import Formatter
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pplug_hf.errors import ConfigurationError
+from ..errors import ConfigurationError
+from .text import fields_of, item_text, text_of
 
 Metric = Literal["accuracy", "mae", "rouge"]
 
@@ -59,7 +58,7 @@ class PromptFormat:
     @property
     def fields(self) -> frozenset[str]:
         """The fields of an item that are shown or counted."""
-        return _names(self.item) | _names(self.item_tokens if isinstance(self.item_tokens, str) else "")
+        return fields_of(self.item) | fields_of(self.item_tokens if isinstance(self.item_tokens, str) else "")
 
     def split(self, input_text: str) -> tuple[str, str] | None:
         """An input as (head, rest), joined the input again; None if retrieved items have no place in it."""
@@ -144,7 +143,7 @@ class Task:
     @property
     def fields(self) -> frozenset[str]:
         """The fields that every history item of this task has (`id` and `date` come on top, where known)."""
-        named = _names(self.item_template + self.item_template_unlabelled + self.retrieval_template)
+        named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
         named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
         return named | (self.prompt.fields if self.prompt else frozenset())
 
@@ -181,18 +180,21 @@ class Task:
         found = re.search(self.retrieval_query_pattern, input_text) if self.retrieval_query_pattern else None
         return " ".join(group or "" for group in found.groups()) if found else self.query(input_text)
 
-    def retrieval_text(self, item: Mapping[str, str]) -> str:
+    def retrieval_text(self, item: Mapping[str, Any]) -> str:
         """What a ranker of words reads of one item; the benchmark shows it no tags and scores.
 
         Args:
-            item: A history item; a missing or null field counts as empty.
+            item: A history item.
 
         Returns:
-            The filled template.
-        """
-        return fill(self.retrieval_template or self.item_template_unlabelled, item)
+            The filled template; a null field is empty.
 
-    def prompt_for(self, item: Mapping[str, str], like: str) -> str:
+        Raises:
+            DataError: The item lacks a field of the template.
+        """
+        return item_text(item, self.retrieval_template or self.item_template_unlabelled)
+
+    def prompt_for(self, item: Mapping[str, Any], like: str) -> str:
         """An input that asks for the answer of a history item; used to train on histories.
 
         Args:
@@ -203,19 +205,22 @@ class Task:
             `like` with its query replaced by the item's `query_field`.
         """
         before, _, after = self._split(like)
-        return before + _text(item, self.query_field).strip() + after
+        return before + text_of(item[self.query_field]).strip() + after
 
-    def item_text(self, item: Mapping[str, str], labelled: bool = True) -> str:
+    def item_text(self, item: Mapping[str, Any], labelled: bool = True) -> str:
         """What the history encoder reads of one item.
 
         Args:
-            item: A history item; a missing or null field counts as empty.
+            item: A history item.
             labelled: With the user's tag or score (ours), or without (the paper).
 
         Returns:
-            The filled template.
+            The filled template; a null field is empty.
+
+        Raises:
+            DataError: The item lacks a field of the template.
         """
-        return fill(self.item_template if labelled else self.item_template_unlabelled, item)
+        return item_text(item, self.item_template if labelled else self.item_template_unlabelled)
 
     def _split(self, input_text: str) -> tuple[str, str, str]:
         """An input as (instruction, query, rest); joined they are the input again."""
@@ -228,21 +233,6 @@ class Task:
         query = body.strip()
         start = len(body) - len(body.lstrip())
         return head + marker + body[:start], query, body[start + len(query) :] + rest
-
-
-@lru_cache  # asked once per history item
-def _names(template: str) -> frozenset[str]:
-    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
-
-
-def fill(template: str, item: Mapping[str, str]) -> str:
-    """A template with an item's fields; a missing or null field counts as empty."""
-    return template.format_map({name: _text(item, name) for name in _names(template)})
-
-
-def _text(item: Mapping[str, str], name: str) -> str:
-    value = item.get(name)
-    return "" if value is None else str(value)
 
 
 def _is_number(text: str) -> bool:
