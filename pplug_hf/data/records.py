@@ -6,6 +6,7 @@ what and where. Both name ids, fields and labels, never a text of a user's histo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,27 +214,34 @@ def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]
     return data.get("task"), golds
 
 
-def decide_task(task: Task | str | None, declared: str | None, where: str) -> Task:
-    """The task that was asked for, or the one that an outputs file declares; they must be the same.
+_NO_TASK = "No outputs file names the task of {where}; pass task=, one of {tasks}."
+_OTHER_TASK = "The outputs beside {where} are of task {declared!r}, but task={task!r} was asked for; pass task={known!r} or no task."
+
+
+def decide_task(
+    task: Task | str | None, declared: str | None, where: str, unnamed: str = _NO_TASK, other: str = _OTHER_TASK
+) -> Task:
+    """Return the task that was asked for, or the one that a file declares; they must be the same.
+
+    Args:
+        task: the task, its name, or None.
+        declared: the name in the file. A name that is not registered is the user's own: the fields decide.
+        where: the file, for messages.
+        unnamed, other: the messages for neither of them and for two that differ.
 
     Raises:
-        DataError: Neither is there, or they differ.
-        ConfigurationError: There is no such task.
+        DataError: neither is there, or they differ.
+        ConfigurationError: there is no such task.
     """
-    if task is None:
-        if declared is None:
-            raise DataError(f"No outputs file names the task of {where}; pass task=, one of {', '.join(TASKS)}.")
-        return get_task(declared)
-    task = get_task(task)
-    try:
-        known = get_task(declared) if declared is not None else task
-    except ConfigurationError:
-        known = task  # a name of the user's own; the fields decide
+    wanted = declared if task is None else task
+    if wanted is None:
+        raise DataError(unnamed.format(where=where, tasks=", ".join(TASKS)))
+    task = known = get_task(wanted)
+    if declared is not None:
+        with contextlib.suppress(ConfigurationError):
+            known = get_task(declared)
     if known.name != task.name:
-        raise DataError(
-            f"The outputs beside {where} are of task {declared!r}, but task={task.name!r} was asked for; pass "
-            f"task={known.name!r} or no task."
-        )
+        raise DataError(other.format(where=where, declared=declared, task=task.name, known=known.name))
     return task
 
 
