@@ -11,7 +11,9 @@ from ..data import records as rows
 from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..evaluation.compare import write
-from ..tasks.metrics import Fallback, score
+from ..tasks.lamp_metrics import Fallback
+from ..tasks.metric import get_metric
+from ..tasks.metrics import score
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
 
@@ -65,7 +67,7 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
         fallback=settings.fallback,
     )
     result = {"task": task.name, "examples": len(golds), **numbers}
-    if task.metric == "mae":
+    if get_metric(task.metric).fallbacks:
         result["fallback"] = settings.fallback
     text = json.dumps(result, indent=2)
     if settings.output:

@@ -39,7 +39,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
         return []
     exclude = list(exclude)
     asked = {(example.user, normalise(example.query)) for example in (*examples, *exclude)}
-    asked_anybody = {normalise(example.query) for example in exclude} if task.metric == "rouge" else set()
+    asked_anybody = {normalise(example.query) for example in exclude} if task.is_free_text else set()
 
     places: dict[tuple[str, str], tuple[Example, int]] = {}
     for example in examples:

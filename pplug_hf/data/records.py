@@ -15,6 +15,7 @@ import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.tasks.dates import parse_date
+from pplug_hf.tasks.metric import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
 from pplug_hf.tasks.text import is_null, text_of
 
@@ -49,6 +50,7 @@ class Example:
     query: str  # the part of it that is the user's own, as the input encoder reads it
     target: str | None  # None where answers are withheld
     history: Sequence[dict[str, str]]  # the user's earlier items, oldest first
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the row, those that the metric reads
 
 
 @dataclass(slots=True)
@@ -121,7 +123,8 @@ def examples(
         repairs: Takes notes.
 
     Yields:
-        Examples in the order of the rows. History items keep all their fields, as text.
+        Examples in the order of the rows. History items keep all their fields, as text; of the row's further fields
+        those that the task's metric reads are kept as they are.
 
     Raises:
         DataError: A row is no object with those keys, what must be text is none, or its history items are not the
@@ -134,6 +137,7 @@ def examples(
     repeated: dict[str, None] = {}
     unanswered: dict[str, None] = {}  # not in golds, or without an output
     wrong: dict[str, str] = {}
+    fields = get_metric(task.metric).fields
     for position, row in enumerate(raw):
         _check_keys(row, keys, where, position)
         id_ = _row_id(row, position, keys, where, repairs)
@@ -168,6 +172,7 @@ def examples(
             query=query,
             target=target,
             history=[{name: text_of(value) for name, value in item.items()} for item in items],
+            extra={name: row[name] for name in fields if name in row},
         )
     if repeated:
         raise DataError(f"{where}: ids must occur once; these repeat: {some(repeated)}.")

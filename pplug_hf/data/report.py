@@ -178,7 +178,7 @@ def describe(
         ConfigurationError: There is no such task.
     """
     task = get_task(task)
-    labelled = task.answer_field is not None and (bool(task.labels) or task.metric != "rouge")
+    labelled = task.has_labelled_items
     report = HistoryReport(task.name)
     users: dict[str, _User] = {}
     lengths, words, years, golds = array("i"), array("i"), array("d"), []

@@ -133,7 +133,8 @@ class Comparison:
     def markdown(self) -> str:
         """The table as people read it."""
         records = self.rows()
-        metrics = [key for key in score(self.task, ["x"], [str(self.examples[0].target)])]
+        first = self.examples[0]
+        metrics = list(score(self.task, ["x"], [str(first.target)], extra=[first.extra]))
         styled = self.full and self._styles() is not None
         head = ["row", *metrics, *(["style [95 %]"] if styled else []), f"{self.reference} is better by [95 %]"]
         head += ["for users: better, equal, worse"] if self.full else []
@@ -194,13 +195,15 @@ class Comparison:
         key = tuple(answers)
         if key not in self._judged:
             golds = [str(e.target) for e in self.examples]
-            self._judged[key] = score(self.task, answers, golds), per_example(self.task, answers, golds)
+            extra = [e.extra for e in self.examples]
+            scores = score(self.task, answers, golds, extra=extra)
+            self._judged[key] = scores, per_example(self.task, answers, golds, extra=extra)
         return self._judged[key]
 
     def _styles(self) -> Style | None:
         if self._style is None:
             self._style = False
-            if self.task.metric == "rouge":
+            if self.task.is_free_text:
                 with contextlib.suppress(DataError):  # too few users or texts: no style to compare with
                     self._style = Style.fit(own_texts(self.examples, self.task))
         return self._style or None

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ConfigurationError
+from ..tasks.metrics import score_titles
 
 
 def plot_weights(
@@ -183,7 +184,8 @@ def _look(place: int, is_reference: bool) -> dict[str, Any]:
 
 def _named(metric: str) -> str:
     """A metric for an axis. Of errors, unlike all others, fewer are better."""
-    return f"{metric}, less is better" if metric in ("mae", "rmse") else metric
+    _, _, higher_is_better = score_titles().get(metric, ("", "", True))
+    return metric if higher_is_better else f"{metric}, less is better"
 
 
 def _cut(text: str, most: int) -> str:

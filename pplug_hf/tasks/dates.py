@@ -9,6 +9,7 @@ from typing import Any
 from .text import text_of
 
 _DATE = re.compile(r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:[T ](\d{1,2}):(\d{2})(?::(\d{2}))?)?)?)?")
+_FIRST = (1, 1, 1, 0, 0, 0)
 _MIDDLE = {1: (7, 1), 2: (15,), 3: ()}  # of a year and of a month
 
 
@@ -26,7 +27,8 @@ def parse_date(value: Any) -> tuple[int, ...]:
         return ()
     numbers = tuple(int(number) for number in found.groups() if number)
     try:
-        datetime(*(*numbers, 1, 1)[: max(3, len(numbers))])
+        year, month, day, hour, minute, second = (*numbers, *_FIRST[len(numbers) :])
+        datetime(year, month, day, hour, minute, second)
     except ValueError:
         return ()
     return numbers

@@ -12,12 +12,11 @@ shows items has defaults, so a task of your own needs none of it.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..errors import ConfigurationError
+from .metric import METRICS, get_metric
 from .text import fields_of, item_text, text_of
-
-Metric = Literal["accuracy", "mae", "rouge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +102,19 @@ class Task:
         default=(),
         metadata={"help": "All possible answers; () for free text, or for 'the labels seen in the golds'."},
     )
-    metric: Metric = field(metadata={"help": "How answers are judged: accuracy, mae or rouge."})
+    metric: str = field(
+        metadata={
+            "help": "How answers are judged: accuracy, mae, rouge, or a metric of your own that you registered.",
+            "choices": METRICS,
+        }
+    )
     max_new_tokens: int = field(metadata={"help": "Most tokens an answer may have."})
 
     def __post_init__(self) -> None:
-        if self.metric not in get_args(Metric):
+        if self.metric not in METRICS:
             raise ConfigurationError(
-                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(get_args(Metric))}."
+                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric "
+                "one of your own first."
             )
         labels: object = self.labels
         if isinstance(labels, str) or not all(
@@ -134,9 +139,10 @@ class Task:
                 f"Task {self.name!r}: retrieval_query_pattern {self.retrieval_query_pattern!r} has no group: put what "
                 "rankers look for in parentheses."
             )
-        if self.metric == "mae" and not (self.labels and all(_is_number(label) for label in self.labels)):
+        numbers = bool(self.labels) and all(map(_is_number, self.labels))
+        if get_metric(self.metric).needs_numbers and not numbers:
             raise ConfigurationError(
-                f"Task {self.name!r}: labels are {self.labels!r}; metric 'mae' needs numbers as labels, "
+                f"Task {self.name!r}: labels are {self.labels!r}; metric {self.metric!r} needs numbers as labels, "
                 "as in ('1', '2', '3', '4', '5')."
             )
 
@@ -146,6 +152,16 @@ class Task:
         named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
         named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
         return named | (self.prompt.fields if self.prompt else frozenset())
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether answers are texts, not labels."""
+        return get_metric(self.metric).is_free_text
+
+    @property
+    def has_labelled_items(self) -> bool:
+        """Whether history items carry a label of their own."""
+        return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
 
     @property
     def prompt_format(self) -> PromptFormat:

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pplug_hf.tasks.metrics import Fallback, score_ratings
+from pplug_hf.tasks.lamp_metrics import Fallback, score_ratings
 from pplug_hf.tasks.task import get_task
 
 _DESCRIPTION = """\

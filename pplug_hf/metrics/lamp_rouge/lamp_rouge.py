@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pplug_hf.tasks.metrics import score_texts
+from pplug_hf.tasks.lamp_metrics import score_texts
 
 _DESCRIPTION = """\
 F-measure of ROUGE-1 and ROUGE-L by rouge-score, without stemming, mean over examples. Its tokens are made of a-z and
