@@ -14,7 +14,7 @@ import pytest
 from pplug_hf import PPlugModel
 from pplug_hf.cli import _COMMANDS, main
 from pplug_hf.configuration.pplug import choices
-from pplug_hf.tasks.task import MOVIE_TAGS
+from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.version import __version__
 
 ASSETS = files("pplug_hf.demo") / "assets"

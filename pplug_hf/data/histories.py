@@ -57,16 +57,16 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     made = []
     for (user, name), (example, position) in places.items():
         item = example.history[position]
-        query, answer = field_text(item, task.query_field), field_text(item, task.answer_field)
-        text = normalise(query)
+        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
+        prompt, query = task.question(item, like)
+        answer, text = field_text(item, task.answer_field), normalise(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
             continue
-        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
         made.append(
             Example(
                 id=f"{user}/{name}",
                 user=user,
-                prompt=task.prompt_for(item, like),
+                prompt=prompt,
                 query=query,
                 target=answer,
                 history=example.history[:position],

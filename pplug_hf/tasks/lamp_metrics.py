@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
+from .metric import METRICS as METRICS
 from .metric import Metric, Texts, register_metric
 
 if TYPE_CHECKING:

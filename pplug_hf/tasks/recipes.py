@@ -1,4 +1,4 @@
-"""Recipes: named settings for each task of LaMP. `paper/lamp-4` is the paper's, `ours/lamp-4` ours.
+"""Recipes: named settings for a task. `paper/lamp-4` is the paper's, `ours/lamp-4` ours; each stands beside its task.
 
     pplug-hf train --recipe paper/lamp-4 --data LaMP_4 --output my-plug     what is given explicitly wins
     pplug-hf recipes --name ours/lamp-4                                     what is in it, and why
@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import ConfigurationError
-from .task import TASKS, Task
 
-_BGE_PROMPT = "Represent this sentence for searching relevant passages: "
+if TYPE_CHECKING:
+    from .task import Task
 
 _NOT_REPRODUCED = (
     "The soft prompt's fixed scale (539.9738, and a seventh of it for I) is FlanT5-XXL's: here the scale is measured "
@@ -31,8 +31,6 @@ _NOT_REPRODUCED = (
     "The checkpoint is the one with the best loss on a tenth of the training users, who are held out for that.",
     "The plug is computed in float32 on a bfloat16 backbone.",
 )
-
-_NOT_IN_THE_PAPER = ("The paper has no LaMP-6, whose corpus is licensed: these are its settings for the other tasks.",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,50 +48,37 @@ class Recipe:
     not_reproduced: tuple[str, ...] = field(default=(), metadata={"help": "What of the paper's way is not in it."})
 
 
-def _paper(task: Task) -> Recipe:
-    rating = task.name == "LaMP-3"
-    shared = {"task": task.name, "backbone_dtype": "bfloat16", "max_length": 256, "max_items": 512}
-    training = {
-        "backbone": "google/flan-t5-xxl",
-        "encoder": "BAAI/bge-base-en-v1.5",
-        "train_on_histories": False,
-        "history_dropout": 0.5,
-        "history_repeats": 10,
-        "epochs": 1 if rating else 2,
-        "patience": 100,
-        "batch_size": 64,
-        "learning_rate": 1e-4,
-        "encoder_learning_rate": 1e-4,
-        "weight_decay": 1e-4,
-        "warmup": 0.05,
-        "max_target_length": 128,
-    }
-    if task.name in ("LaMP-2", "LaMP-3"):
-        training["labelled_items"] = False
-    plug = {
-        "num_persona_tokens": 1,
-        "instruction": True,
-        "aggregator": "attention",
-        "attention_temperature": 1.0,
-        "learn_temperature": False,
-        "normalize": True,
-        "train_input_encoder": True,
-        "query_prompt": _BGE_PROMPT,
-        "history_prompt": "",
-    }
-    answering = {"num_beams": 4, "max_new_tokens": 10 if rating else 128}
-    return Recipe(
-        name=f"paper/{task.name.lower()}",
-        task=task.name,
-        training=shared | training,
-        plug=plug,
-        answering=shared | answering,
-        not_reproduced=_NOT_REPRODUCED + (_NOT_IN_THE_PAPER if task.name == "LaMP-6" else ()),
-    )
+Changes: TypeAlias = Mapping[str, tuple[Any, str]]
 
-
+_SHARED = {"backbone_dtype": "bfloat16", "max_length": 256, "max_items": 512}
+_PAPER_TRAINING = {
+    "backbone": "google/flan-t5-xxl",
+    "encoder": "BAAI/bge-base-en-v1.5",
+    "train_on_histories": False,
+    "history_dropout": 0.5,
+    "history_repeats": 10,
+    "epochs": 2,
+    "patience": 100,
+    "batch_size": 64,
+    "learning_rate": 1e-4,
+    "encoder_learning_rate": 1e-4,
+    "weight_decay": 1e-4,
+    "warmup": 0.05,
+    "max_target_length": 128,
+}
+_PAPER_PLUG = {
+    "num_persona_tokens": 1,
+    "instruction": True,
+    "aggregator": "attention",
+    "attention_temperature": 1.0,
+    "learn_temperature": False,
+    "normalize": True,
+    "train_input_encoder": True,
+    "query_prompt": "Represent this sentence for searching relevant passages: ",
+    "history_prompt": "",
+}
 # Setting -> (value, why it is not the paper's); None leaves the setting to its default.
-_TRAINING: dict[str, tuple[Any, str]] = {
+_TRAINING: Changes = {
     "backbone": ("google/flan-t5-base", "It trains on one small GPU; pass --backbone for any other."),
     "max_items": (None, "An item costs one vector that is encoded once, so none need be left out."),
     "train_on_histories": (True, "Every answered item becomes an example: a plug needs many more than there are."),
@@ -104,7 +89,7 @@ _TRAINING: dict[str, tuple[Any, str]] = {
     "weight_decay": (0.01, "Small data sets have few users, whom a plug soon knows by heart."),
     "evaluations_per_epoch": (8, "Passes are few, and the best checkpoint may lie within one."),
 }
-_PLUG: dict[str, tuple[Any, str]] = {
+_PLUG: Changes = {
     "num_persona_tokens": (4, "A user is more than one vector, and three more tokens cost next to nothing."),
     "projector_size": (256, "Fewer parameters for as few users as small data sets have."),
     "attention_temperature": (0.1, "At 1, unit vectors get almost the same weight each."),
@@ -113,50 +98,74 @@ _PLUG: dict[str, tuple[Any, str]] = {
     "query_prompt": (None, "An encoder's own prompts are used, so that another encoder needs no other recipe."),
     "history_prompt": (None, "As query_prompt."),
 }
-_LABELLED = {"labelled_items": (True, "Without the user's tag or score an item does not say how this user judges.")}
-_OF_TASK: dict[str, dict[str, tuple[Any, str]]] = {
-    "LaMP-1": {"epochs": (5, "Its items carry no answers to learn from, so examples are few.")},
-    "LaMP-2": {
-        **_LABELLED,
-        "batch_size": (16, "Smaller batches make more steps of few examples, and this task has the fewest."),
-        "synthetic_users": (3000, "Synthetic users: a plug memorises the hundred or so of a small data set."),
-        "item_template": (
-            "tag: {tag}. tag: {tag}. {description}",
-            "In the vector of a long description one mention of the tag drowns.",
-        ),
-    },
-    "LaMP-3": _LABELLED,
-    "LaMP-4": {"epochs": (1, "Every item is an example, so a pass is long.")},
-    "LaMP-5": {"epochs": (1, "Every item is an example, so a pass is long.")},
-    "LaMP-6": {"epochs": (1, "Every item is an example, so a pass is long.")},
-    "LaMP-7": {"epochs": (5, "Its items carry no answers to learn from, so examples are few.")},
-}
+# Reasons that several tasks share.
+LABELLED_ITEMS = (True, "Without the user's tag or score an item does not say how this user judges.")
+FEW_EXAMPLES = "Its items carry no answers to learn from, so examples are few."
+MANY_EXAMPLES = "Every item is an example, so a pass is long."
 
 
-def _ours(paper: Recipe) -> Recipe:
-    own = _OF_TASK[paper.task]
-    plug_changes = _PLUG | {name: change for name, change in own.items() if name == "item_template"}
-    training_changes = _TRAINING | {name: change for name, change in own.items() if name not in plug_changes}
-    if paper.task in ("LaMP-1", "LaMP-7"):
-        del training_changes["train_on_histories"]  # there is nothing in the items to learn from
-    shared = {name: change for name, change in training_changes.items() if name in paper.answering}
+def paper_recipe(
+    task: Task,
+    training: dict[str, Any] | None = None,
+    answering: dict[str, Any] | None = None,
+    not_reproduced: tuple[str, ...] = (),
+) -> Recipe:
+    """Return the paper's recipe for a task: the settings that its tasks share, and those that differ here."""
+    shared = {"task": task.name, **_SHARED}
     return Recipe(
-        name=paper.name.replace("paper/", "ours/"),
-        task=paper.task,
-        training=_changed(paper.training, training_changes),
-        plug=_changed(paper.plug, plug_changes),
-        answering=_changed(paper.answering, shared),
-        reasons={name: why for name, (_, why) in (training_changes | plug_changes).items()},
+        name=f"paper/{spelled(task.name)}",
+        task=task.name,
+        training=shared | _PAPER_TRAINING | (training or {}),
+        plug=_PAPER_PLUG,
+        answering=shared | {"num_beams": 4, "max_new_tokens": 128} | (answering or {}),
+        not_reproduced=_NOT_REPRODUCED + not_reproduced,
     )
 
 
-def _changed(settings: Mapping[str, Any], changes: Mapping[str, tuple[Any, str]]) -> dict[str, Any]:
+def our_recipe(task: Task, paper: Recipe, training: Changes | None = None, plug: Changes | None = None) -> Recipe:
+    """Return our recipe for a task: the paper's with the changes that all of ours share, and those of this task.
+
+    Args:
+        task: the task.
+        paper: the paper's recipe for it.
+        training, plug: setting -> (value, why it is not the paper's); None leaves the setting to its default.
+    """
+    in_training, in_plug = {**_TRAINING, **(training or {})}, {**_PLUG, **(plug or {})}
+    if task.answer_field is None:
+        del in_training["train_on_histories"]  # there is nothing in the items to learn from
+    shared = {name: change for name, change in in_training.items() if name in paper.answering}
+    return Recipe(
+        name=f"ours/{spelled(task.name)}",
+        task=task.name,
+        training=_changed(paper.training, in_training),
+        plug=_changed(paper.plug, in_plug),
+        answering=_changed(paper.answering, shared),
+        reasons={name: why for name, (_, why) in (in_training | in_plug).items()},
+    )
+
+
+def _changed(settings: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     changed = {**settings, **{name: value for name, (value, _) in changes.items()}}
     return {name: value for name, value in changed.items() if value is not None}
 
 
-_PAPER = [_paper(task) for name, task in TASKS.items() if name.startswith("LaMP-")]
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in [*_PAPER, *map(_ours, _PAPER)]}
+RECIPES: dict[str, Recipe] = {}
+
+
+def spelled(name: str) -> str:
+    """Return a name as it is looked up: "LaMP_4" is "lamp-4"."""
+    return name.strip().lower().replace("_", "-")
+
+
+def register_recipe(recipe: Recipe, exist_ok: bool = False) -> None:
+    """Make a recipe known by its name.
+
+    Raises:
+        ConfigurationError: the name is taken, and `exist_ok` is not given.
+    """
+    if spelled(recipe.name) in RECIPES and not exist_ok:
+        raise ConfigurationError(f"There is a recipe {recipe.name!r} already: pass exist_ok=True to replace it.")
+    RECIPES[spelled(recipe.name)] = recipe
 
 
 def get_recipe(name: str) -> Recipe:
@@ -168,7 +177,6 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         ConfigurationError: there is no such recipe.
     """
-    wanted = name.strip().lower().replace("_", "-")
-    if wanted not in RECIPES:
+    if spelled(name) not in RECIPES:
         raise ConfigurationError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
-    return RECIPES[wanted]
+    return RECIPES[spelled(name)]
