@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .configuration import PPlugConfig
     from .data.lamp import Example, read_lamp
     from .data.vectors import VectorStore
-    from .modeling import Persona, PersonaEncoder, PPlugForConditionalGeneration, PPlugModel
+    from .modeling import EncoderSpec, Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
     from .tasks.task import TASKS, Task, get_task
@@ -31,7 +31,8 @@ _WHERE = {
     "read_lamp": "data.lamp",
     "VectorStore": "data.vectors",
     "Persona": "modeling",
-    "PersonaEncoder": "modeling",
+    "Personalizer": "modeling",
+    "EncoderSpec": "modeling",
     "PPlugForConditionalGeneration": "modeling",
     "PPlugModel": "modeling",
     "PersonalizedTextGenerationPipeline": "pipeline",

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in minutes"),
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
-    "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its controls and a rival"),
-    "bench": ("bench", "BenchSettings", "bench", "compare any rows, with and without plugs, and resume"),
-    "score": ("score", "ScoreSettings", "score_files", "judge a predictions file by LaMP's official rules"),
+    "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
+    "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
-    "info": ("info", "InfoSettings", "info", "say what is in a plug folder"),
+    "info": ("info", "InfoSettings", "info", "describe a plug folder"),
     "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
 
-# command -> the parts of a recipe that are its options
+# command -> the sections of a recipe that are its options
 _RECIPE_PARTS = {"train": ("training", "plug"), "evaluate": ("answering",), "bench": ("answering",)}
 
-# Options of any command that make no sense at or below zero.
+# Options, of any command, that must be greater than zero.
 _POSITIVE = (
     "batch_size",
     "epochs",
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-        # What was left at its default is left to the library, which may know better (an encoder's own prompts).
+        # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
         given = {
             f.name: getattr(part, f.name)
             for part in rest
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load_command(name: str) -> tuple[ModuleType, str, HfArgumentParser]:
-    """A command's module, the name of its function there, and the parser of its options."""
+    """Return a command's module, the name of its function and the parser of its options."""
     from transformers import HfArgumentParser
 
     module, settings, function, _ = _COMMANDS[name]
@@ -109,11 +109,11 @@ def load_command(name: str) -> tuple[ModuleType, str, HfArgumentParser]:
     return command, function, parser
 
 
-_RECIPE = "Named settings in the place of defaults, e.g. paper/lamp-4 (`pplug-hf recipes` lists them). What is given here wins."
+_RECIPE = "Named settings, e.g. paper/lamp-4 (`pplug-hf recipes` lists them); options you pass override them."
 
 
 def _recipe(command: str, arguments: list[str]) -> list[str]:
-    """The options that a recipe among the arguments stands for; they go in front, because the last one wins."""
+    """Return the settings of a `--recipe` as options; they go in front of the user's, because the last one counts."""
     if command not in _RECIPE_PARTS:
         return []
     parser = ArgumentParser(prog=f"pplug-hf {command}", add_help=False)

@@ -1,8 +1,7 @@
 """The errors of this package.
 
-Each one is also the built-in error that fits, so `except ValueError` and `except FileNotFoundError` keep
-working. A message says what we got, what to do, and which options there are; it never holds a text of a
-user's history.
+Each one is also the matching built-in error, so `except ValueError` and `except FileNotFoundError` work too. A message
+says what was given, what to do and which options there are; it never contains a text of a user's history.
 """
 
 
@@ -11,19 +10,23 @@ class PPlugError(Exception):
 
 
 class DataError(PPlugError, ValueError):
-    """A data file is not what it should be."""
+    """A data file is damaged, or its contents are not valid."""
 
 
 class MissingFileError(DataError, FileNotFoundError):
-    """A data file is not where it should be."""
+    """A file does not exist."""
 
 
 class HubError(PPlugError, OSError):
-    """The Hub refuses, or fails."""
+    """The Hub refuses a request, or fails."""
 
 
 class ConfigurationError(PPlugError, ValueError):
     """A setting has a value that cannot work."""
+
+
+class MissingPackageError(ConfigurationError, ImportError):
+    """An optional package is not installed."""
 
 
 class MismatchError(PPlugError, ValueError):

@@ -96,7 +96,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             ConfigurationError: no plug of that name is loaded.
             DataError: something that is no prompt or no history.
         """
-        from .modeling.encoding import is_one_user
+        from .modeling.personalizer import is_one_user
 
         single = isinstance(text_inputs, str | Mapping) or _is_chat(text_inputs)
         rows: Any = [text_inputs] if single else text_inputs
@@ -116,8 +116,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         before = _taken(parameters, "persona", "query", "tokenizer_encode_kwargs")
         after = _taken(parameters, "return_full_text", "skip_special_tokens")
-        ways = {(str(config.encoder_fingerprint), config.item_template) for config in self.model.plugs.values()}
-        if before.get("persona") is not None and len(ways) == 1:  # else each plug encodes it in its own
+        specs = {personalizer.spec for personalizer in self.model.personalizers.values()}
+        if before.get("persona") is not None and len(specs) == 1:  # else each plug encodes it in its own
             before["persona"] = self.model.encode_persona(before["persona"])
         if after.get("return_full_text") and self.model.config.is_encoder_decoder:
             raise ConfigurationError(

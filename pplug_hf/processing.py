@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
-from .modeling.persona import Persona, is_history
+from .modeling.personalizer import is_one_user
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
@@ -92,7 +92,7 @@ class PPlugProcessor(ProcessorMixin):
         except PPlugError:
             raise
         except OSError as error:
-            raise place.refused(error, TOKENIZER_CONFIG) from error
+            raise place.load_error(error, TOKENIZER_CONFIG) from error
         except Exception as error:  # tokenizers raises nothing more special
             raise DataError(
                 f"The processor of {place.name!r} is damaged ({type(error).__name__}: {error}): download or save it again."
@@ -143,7 +143,7 @@ class PPlugProcessor(ProcessorMixin):
         prompts = _rows(text, "text")
         if isinstance(persona, str):
             raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
-        single = isinstance(persona, Persona) or is_history(persona)
+        single = is_one_user(persona)
         rows = {
             "persona": None if persona is None else [persona] if single else list(persona),  # pyright: ignore[reportArgumentType]
             "query": None if query is None else _rows(query, "query"),

@@ -23,11 +23,10 @@ from transformers.trainer_utils import HubStrategy
 
 from .data.dataset import PersonaDataset
 from .errors import ConfigurationError, DataError, HubError
-from .hub.cards import write_card
-from .hub.push import push_folder
 from .modeling import backbone as backbones
 from .modeling import plug_folder as files
 from .processing import PPlugProcessor
+from .storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +247,7 @@ class PPlugTrainer(Seq2SeqTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
             arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
-            (folder / "training_args.json").write_text(arguments + "\n", encoding="utf-8")
+            write_text(folder / "training_args.json", arguments + "\n")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:  # its own state would hold the backbone, too
@@ -264,6 +263,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         Args:
             **options: for [`write_card`]: repo_id, results, license, datasets, language, tags.
         """
+        from .hub.cards import write_card
+
         if self.is_world_process_zero():
             folder = self.args.output_dir
             trainable = sum(math.prod(shape) for shape in files.weight_shapes(folder).values())
@@ -310,6 +311,8 @@ class PPlugTrainer(Seq2SeqTrainer):
             logger.warning("The training goes on without this push: %s", error)
 
     def _push(self, folder: str, commit_message: str | None, *, token: Any = None, **options: Any) -> CommitInfo:
+        from .hub.push import push_folder
+
         args = self.args
         options["revision"] = options.get("revision") or args.hub_revision
         if options.get("private") is None:

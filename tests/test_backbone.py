@@ -10,16 +10,14 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, V
 
 from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.modeling.backbone import (
-    default_position,
     embedding_norm,
     fingerprint,
     freeze_backbone,
     hidden_size,
     load_backbone,
     origin,
-    prefix_order,
-    reorder,
 )
+from pplug_hf.modeling.prefix import default_position, prefix_order, reorder
 
 
 @pytest.fixture(scope="module", params=tiny.FAMILIES)

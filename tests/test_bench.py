@@ -466,7 +466,7 @@ def test_without_matplotlib_there_are_no_pictures(world, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     _, printed = quietly(settings_for(world, tmp_path, "no-persona"), task=SHELVES)
-    assert "Pictures need matplotlib" in printed and (tmp_path / "table.md").is_file()
+    assert "Drawing needs matplotlib" in printed and (tmp_path / "table.md").is_file()
 
 
 def test_the_commit_is_that_of_the_checkout():

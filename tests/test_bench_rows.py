@@ -44,7 +44,7 @@ def expect_personas(asked, inputs, histories):
     for persona, history in zip(inputs.personas, histories, strict=True):
         assert len(persona) == len(history)
         if history:
-            reference.close(persona.embeddings, vectors_of(model, history))
+            reference.close(persona.vectors, vectors_of(model, history))
 
 
 def test_without_a_persona_there_is_the_input_alone(asked):

@@ -5,6 +5,7 @@ import gzip
 import importlib
 import io
 import json
+import sys
 from dataclasses import fields
 from importlib.resources import files
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import pytest
 from pplug_hf import PPlugModel
 from pplug_hf.cli import _COMMANDS, main
 from pplug_hf.configuration.pplug import choices
+from pplug_hf.errors import ConfigurationError, MissingPackageError
+from pplug_hf.optional import require
 from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.version import __version__
 
@@ -298,6 +301,40 @@ def train_arguments(place, *more, output="unused"):
 def test_training_that_cannot_start(place, capsys, more, message):
     fails(capsys, 1, message, *train_arguments(place, *more))
     assert not (place.root / "unused").exists()
+
+
+MISSING = [
+    ("rouge_score", "ROUGE needs rouge-score; install it with: pip install 'pplug-hf[eval]'"),
+    ("ijson", "Reading a JSON file row by row needs ijson; install it with: pip install 'pplug-hf[train]'"),
+    ("accelerate", "Training needs accelerate; install it with: pip install 'pplug-hf[train]'"),
+    ("bm25s", "The ranker 'bm25s' needs bm25s; install it with: pip install 'pplug-hf[retrieval]', or choose 'bm25'"),
+    ("matplotlib", "Drawing needs matplotlib; install it with: pip install 'pplug-hf[viz]'"),
+]
+
+
+@pytest.mark.parametrize("package, message", MISSING, ids=[package for package, _ in MISSING])
+def test_a_missing_package(place, tmp_path, capsys, monkeypatch, package, message):
+    (tmp_path / "golds.json").write_text(json.dumps({"task": "LaMP_4", "golds": [{"id": "1", "output": "a storm"}]}))
+    data = ["--data", place.data, "--vectors", place.store]
+    history = ["--history", place.root / "history.json", "--picture", tmp_path / "who.png"]
+    arguments = {
+        "rouge_score": ["score", "--predictions", tmp_path / "golds.json", "--golds", tmp_path / "golds.json"],
+        "ijson": ["report", "--data", place.data / "dev_questions.json", "--task", "demo"],
+        "accelerate": train_arguments(place),
+        "bm25s": ["bench", *data, "--plugs", f"a={place.plug}", "--rows", "bm25s@2", "--output", tmp_path / "bench"],
+        "matplotlib": ["generate", "--plug", place.plug, "--prompt", "book: a castle", *history],
+    }
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    fails(capsys, 1, message, *arguments[package])
+
+
+def test_a_missing_package_is_an_import_error_too(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    with pytest.raises(ImportError, match="rouge-score") as error:
+        require("rouge_score.rouge_scorer", "eval", "ROUGE")
+    assert isinstance(error.value, MissingPackageError) and isinstance(error.value, ConfigurationError)
 
 
 def test_items_of_another_task(place, capsys):

@@ -8,7 +8,8 @@ import pytest
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import MismatchError
 from pplug_hf.evaluation.bootstrap import paired_bootstrap
-from pplug_hf.evaluation.compare import Comparison, write
+from pplug_hf.evaluation.compare import Comparison
+from pplug_hf.storage.files import write_text
 from pplug_hf.tasks.task import TASKS
 
 USERS = ["u1", "u1", "u2", "u3", "u3", "u3"]
@@ -189,5 +190,5 @@ def test_saving_again_replaces(movies, tmp_path):
 def test_files_can_be_read_by_others(tmp_path):
     plain = tmp_path / "plain"
     plain.write_text("")
-    write(tmp_path / "ours", "é")
+    write_text(tmp_path / "ours", "é")
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode

@@ -17,7 +17,7 @@ from torch import _dynamo as dynamo
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, GenerationConfig
 
-from pplug_hf.modeling.plug import batch_histories
+from pplug_hf.modeling.plug_batched import batch_histories
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import close
 
+from pplug_hf import EncoderSpec
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
@@ -39,7 +40,7 @@ def numbered(*lengths, **kwargs):
 
 
 def items(dataset, index):
-    return dataset[index]["persona"].embeddings.flatten().int().tolist()
+    return dataset[index]["persona"].vectors.flatten().int().tolist()
 
 
 def everything(dataset):
@@ -57,11 +58,13 @@ def test_a_row_holds_an_example_and_its_encoded_history(tmp_path):
         row = dataset[i]
         assert set(row) == {"text", "query", "target", "persona"}
         assert (row["text"], row["query"], row["target"]) == (f"prompt {i}", f"query {i}", f"target {i}")
-        assert row["persona"].fingerprint == store.fingerprint and row["persona"].embeddings.shape == (
+        assert row["persona"].spec == EncoderSpec.from_fingerprint(store.fingerprint, None) and row[
+            "persona"
+        ].vectors.shape == (
             len(history),
             12,
         )
-        for vector, text in zip(row["persona"].embeddings, history, strict=True):
+        for vector, text in zip(row["persona"].vectors, history, strict=True):
             close(vector, torch.tensor(tiny.shared_encoder().encode(text)), 1e-5)
     assert store.encoded == len(set(tiny.HISTORY))
 
@@ -84,8 +87,8 @@ def test_without_histories_everybody_is_new():
     store = Numbers()
     dataset = PersonaDataset([example(["1", "2"]), example(["3"])], store, use_history=False, history_dropout=0.5)
     assert store.calls == [[]]
-    assert [row["persona"].embeddings.shape for row in dataset] == [(0, 1), (0, 1)]
-    assert dataset[1]["persona"].fingerprint == Numbers.fingerprint
+    assert [row["persona"].vectors.shape for row in dataset] == [(0, 1), (0, 1)]
+    assert dataset[1]["persona"].spec == EncoderSpec.from_fingerprint(Numbers.fingerprint, None)
 
 
 def test_vectors_of_requests_take_the_place_of_their_texts():

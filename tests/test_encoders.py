@@ -199,7 +199,7 @@ def test_a_dense_head_survives_attaching_and_loading(tmp_path, places):
     model.save_pretrained(tmp_path / "plug")
     for one in (model, PPlugModel.from_pretrained(tmp_path / "plug")):
         assert isinstance(one.plug.input_encoder[2], Dense)
-        close(one.encode_persona(tiny.HISTORY).embeddings, expected)
+        close(one.encode_persona(tiny.HISTORY).vectors, expected)
         close(embed_with_gradient(one.plug.input_encoder, tiny.HISTORY), expected)
 
 
@@ -208,7 +208,7 @@ def test_prompts_of_the_encoder_are_picked_up():
     model = on(encoder)
     assert (model.config.query_prompt, model.config.history_prompt) == ("what is ", "a film about ")
     expected = torch.tensor(encoder.encode(tiny.HISTORY, prompt_name="document"))
-    close(model.encode_persona(tiny.HISTORY).embeddings, expected)
+    close(model.encode_persona(tiny.HISTORY).vectors, expected)
     vector = torch.tensor(encoder.encode(["the sea"], prompt_name="query"))
     close(model.soft_prompt(tiny.HISTORY, query="the sea"), model.soft_prompt(tiny.HISTORY, query=vector))
 
@@ -219,7 +219,7 @@ def test_prompts_may_be_chosen_and_a_default_prompt_is_not_added():
     model = on(encoder)
     assert (model.config.query_prompt, model.config.history_prompt) == ("what is ", "")
     expected = torch.tensor(encoder.encode(tiny.HISTORY, prompt=""))
-    close(model.encode_persona(tiny.HISTORY).embeddings, expected)
+    close(model.encode_persona(tiny.HISTORY).vectors, expected)
 
 
 @pytest.mark.parametrize("choices", ENCODERS.values(), ids=ENCODERS)
@@ -227,7 +227,7 @@ def test_every_kind_of_encoder_carries_a_model(choices):
     encoder = tiny.encoder(**choices)
     model = on(encoder, history_prompt="a film about ")
     expected = torch.tensor(encoder.encode(tiny.HISTORY, prompt="a film about "))
-    close(model.encode_persona(tiny.HISTORY).embeddings, expected)
+    close(model.encode_persona(tiny.HISTORY).vectors, expected)
     vector = torch.tensor(encoder.encode(["the sea"]))
     close(model.soft_prompt(tiny.HISTORY, query="the sea"), model.soft_prompt(tiny.HISTORY, query=vector))
 
@@ -242,6 +242,6 @@ def test_a_real_encoder_carries_a_model_that_finds_the_item_that_fits(minilm):
 def test_a_half_precision_encoder_gives_full_precision_vectors(places):
     model = on(SentenceTransformer(str(places / "encoder"), model_kwargs={"dtype": "bfloat16"}))
     persona = model.encode_persona(tiny.HISTORY)
-    assert persona.embeddings.dtype == torch.float32
-    close(persona.embeddings, tiny.model().encode_persona(tiny.HISTORY).embeddings, 0.1)
+    assert persona.vectors.dtype == torch.float32
+    close(persona.vectors, tiny.model().encode_persona(tiny.HISTORY).vectors, 0.1)
     assert model.soft_prompt(persona, query="the sea").dtype == torch.float32

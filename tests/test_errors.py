@@ -1,5 +1,7 @@
 """What a user gets wrong is said in one clear error, which never holds a text of a history."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -20,7 +22,7 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 6
+    assert len(errors) == 7
     assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError))
     assert issubclass(HubError, OSError)
     assert issubclass(MissingFileError, FileNotFoundError)
@@ -29,21 +31,21 @@ def test_every_error_is_also_the_built_in_one():
 @pytest.mark.parametrize(
     "ids, arguments, error, message",
     [
-        (TWO, {"persona": [SECRET, "b"]}, MismatchError, "Got 1 personas for 2 prompts.*one history per prompt"),
+        (TWO, {"persona": [SECRET, "b"]}, MismatchError, "Got 1 personas for 2 prompts: pass one per prompt"),
         (TWO, {"persona": [[SECRET]] * 3}, MismatchError, "Got 3 personas for 2 prompts"),
         (IDS, {"persona": [[SECRET], ["b"]]}, MismatchError, "Got 2 personas for 1 prompts"),
-        (IDS, {"persona": SECRET}, DataError, r"a list of texts; got a single str: pass \[text\]"),
+        (IDS, {"persona": SECRET}, DataError, r"a list of texts, got a single str\. Wrap it: persona=\[text\]"),
         (TWO, {"persona": [SECRET, SECRET], "query": "a"}, MismatchError, "Got 1 personas for 2 prompts"),
         (TWO, {"persona": [[SECRET], SECRET]}, DataError, "got a single str"),
         (IDS, {"persona": [SECRET, 3]}, DataError, "History item 1 is a int, not a text"),
         (IDS, {"persona": [[SECRET, None]]}, DataError, "History item 1 is a NoneType, not a text"),
         (IDS, {"persona": [{"text": SECRET}]}, DataError, "has no item_template"),
-        (IDS, {"persona": 3}, DataError, "got a single int: pass"),
-        (IDS, {"persona": torch.zeros(1, 12)}, DataError, "got a single Tensor: pass .*or a Persona"),
+        (IDS, {"persona": 3}, DataError, "got a single int"),
+        (IDS, {"persona": torch.zeros(1, 12)}, DataError, "got a single Tensor.*or pass a Persona"),
         (IDS, {"persona": [SECRET], "query": ""}, DataError, "query of row 0 is empty.*Pass query="),
         (IDS, {"persona": [SECRET], "query": "  \n"}, DataError, "query of row 0 is empty"),
         (TWO, {"persona": [[SECRET]] * 2, "query": ["a", ""]}, DataError, "query of row 1 is empty"),
-        (TWO, {"persona": [[SECRET]] * 2, "query": ["a", 3]}, DataError, "query of row 1 is empty or no text"),
+        (TWO, {"persona": [[SECRET]] * 2, "query": ["a", 3]}, DataError, "query of row 1 is empty or not a text"),
         (TWO, {"persona": [[SECRET]] * 2, "query": ["a"]}, MismatchError, "Got 1 queries for 2 prompts"),
         (TWO, {"persona": [[SECRET]] * 2, "query": "a"}, MismatchError, "Got 1 queries for 2 prompts"),
         (IDS, {"persona": [SECRET], "query": torch.zeros(1, 5)}, MismatchError, r"must be \[1, 12\], got \[1, 5\]"),
@@ -83,17 +85,17 @@ def test_without_a_tokenizer_a_request_must_be_given():
 
 
 def test_a_persona_of_another_encoder(call, gpt2):
-    other = Persona(tiny.vectors(3), gpt2.config.encoder_fingerprint | {"digest": "0" * 16})
+    other = Persona(tiny.vectors(3), replace(gpt2.personalizer.spec, digest="0" * 16))
     with pytest.raises(MismatchError, match=r"digest=0{16}.*the model uses.*encode_persona"):
         call(IDS, persona=other)
-    prompted = Persona(tiny.vectors(3), gpt2.config.encoder_fingerprint | {"history_prompt": "a film "})
-    with pytest.raises(MismatchError, match="history_prompt=a film "):
+    prompted = Persona(tiny.vectors(3), replace(gpt2.personalizer.spec, prompt="a film "))
+    with pytest.raises(MismatchError, match="prompt=a film "):
         call(IDS, persona=[prompted])
 
 
 def test_a_persona_of_another_width(call, gpt2):
-    with pytest.raises(MismatchError, match=r"5 wide.*12"):
-        call(IDS, persona=Persona(tiny.vectors(3, 5), gpt2.config.encoder_fingerprint))
+    with pytest.raises(MismatchError, match=r"width=5.*width=12"):
+        call(IDS, persona=Persona(tiny.vectors(3, 5), replace(gpt2.personalizer.spec, width=5)))
 
 
 # ---- creating ---------------------------------------------------------------------------------------------------

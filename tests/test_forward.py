@@ -160,7 +160,7 @@ def test_no_persona_is_an_empty_history(model):
 @torch.no_grad()
 @pytest.mark.parametrize("n", [0, 1, 10_000])
 def test_histories_of_any_length(gpt2, n):
-    persona = Persona(tiny.vectors(n), gpt2.config.encoder_fingerprint)
+    persona = Persona(tiny.vectors(n), gpt2.personalizer.spec)
     weights = gpt2.persona_weights(persona, query="the sea")
     assert weights.shape == (1, n) and weights.sum().item() == pytest.approx(float(n > 0), abs=1e-4)
     assert gpt2(torch.tensor([[9, 10]]), persona=persona, query="the sea").logits.isfinite().all()

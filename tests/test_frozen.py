@@ -96,7 +96,7 @@ def test_backbone_and_history_encoder_have_no_dropout_in_training(fresh):
     fresh.train()
     assert fresh.training and fresh.backbone.training and not fresh.history_encoder.training
     for one, two in zip(fresh.encode_persona(tiny.HISTORIES), persona, strict=True):
-        assert torch.equal(one.embeddings, two.embeddings)
+        assert torch.equal(one.vectors, two.vectors)
     close(fresh(**batch).logits, quiet)
     assert fresh.plug.input_encoder.training  # what is trained keeps its dropout
     assert not torch.equal(fresh(**batch_of(fresh)).logits, fresh(**batch_of(fresh)).logits)

@@ -191,7 +191,7 @@ def test_a_persona_and_a_save_that_is_pushed(hub, pushed, me, tmp_path):
     hub.repo("me/persona", private=True).add(tmp_path / "persona")
     for given in ({}, {"local_files_only": True}):
         me("again = Persona.from_pretrained('me/persona', **given)", given=given)
-        assert me("result = torch.equal(again.embeddings, persona.embeddings)")
+        assert me("result = torch.equal(again.vectors, persona.vectors)")
 
 
 def test_all_files_of_a_load_come_from_one_commit(hub, pushed, requests, tmp_path, me):

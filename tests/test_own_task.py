@@ -16,7 +16,8 @@ from pplug_hf.data.lamp import read_lamp
 from pplug_hf.data.records import Example
 from pplug_hf.data.synthetic import synthetic_examples
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.tasks.recipes import RECIPES, Recipe, get_recipe, our_recipe, paper_recipe, register_recipe
+from pplug_hf.tasks.lamp.settings import our_recipe, paper_recipe
+from pplug_hf.tasks.recipes import RECIPES, Recipe, get_recipe, register_recipe
 from pplug_hf.tasks.task import TASKS, Task, get_task, register_task
 from pplug_hf.tasks.task_files import find_task
 

@@ -12,7 +12,13 @@ from test_processing import CHATS, TEMPLATES
 from torch.utils.data import Dataset
 from transformers import GenerationConfig, TextIteratorStreamer, pipeline
 
-from pplug_hf import Persona, PersonalizedTextGenerationPipeline, PPlugForConditionalGeneration, PPlugProcessor
+from pplug_hf import (
+    EncoderSpec,
+    Persona,
+    PersonalizedTextGenerationPipeline,
+    PPlugForConditionalGeneration,
+    PPlugProcessor,
+)
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 
 TASK = "personalized-text-generation"
@@ -338,7 +344,7 @@ SECRET = "my secret diary"
         (["the sea", "the moon"], {"query": ["sea"]}, MismatchError, "Got 1 for query and 2 prompts"),
         (["the sea", "the moon"], {"persona": SECRET}, DataError, "must be one for all prompts or a list .* a str"),
         ("the sea", {"persona": [SECRET, 3]}, DataError, "History item 1 is a int"),
-        ("the sea", {"persona": Persona(torch.zeros(1, 12), {"digest": "x"})}, MismatchError, "was encoded by"),
+        ("the sea", {"persona": Persona(torch.zeros(1, 12), EncoderSpec("x", 12))}, MismatchError, "was encoded by"),
         (3, {}, DataError, "A prompt is a text, a chat, or .*; got a int"),
         ([3], {}, DataError, r"text\[0\] is a int, not a text"),
         ([{"prompt": SECRET}], {}, DataError, r"has its text under 'text', got \['prompt'\]"),

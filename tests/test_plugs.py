@@ -68,7 +68,7 @@ def test_names_and_configurations(model, folders):
 
 def test_the_backbone_and_a_shared_encoder_are_in_memory_once(model, family):
     backbones = {id(model.backbone)} | {id(p) for p in model.backbone.parameters()}
-    parts = [model._holder(name) for name in model.plugs]
+    parts = [*model.personalizers.values()]
     assert all(not hasattr(part, "backbone") or id(part.backbone) in backbones for part in parts)
     encoders = [part.history_encoder for part in parts]
     assert encoders[0] is encoders[1] is encoders[2] and encoders[3] is not encoders[0]
@@ -131,7 +131,7 @@ def test_gradients_reach_the_plug_of_the_row_alone(model, family):
         **inputs, labels=labels, persona=tiny.HISTORIES, query=tiny.PROMPTS, plug=["wide", "default", None]
     ).loss
     loss.backward()
-    wide, bare = model._holder("wide").plug, model._holder("bare").plug
+    wide, bare = model.personalizers["wide"].plug, model.personalizers["bare"].plug
     assert wide.projector.output.weight.grad.abs().sum() > 0
     assert model.plug.projector.output.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in bare.parameters())

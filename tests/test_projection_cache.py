@@ -13,10 +13,11 @@ import torch
 from reference import close
 from torch import nn
 
-from pplug_hf import Persona, PPlugConfig
-from pplug_hf.modeling import plug as plugs
+from pplug_hf import EncoderSpec, Persona, PPlugConfig
+from pplug_hf.modeling import plug_batched as plugs
 from pplug_hf.modeling import projection_cache as item_cache
-from pplug_hf.modeling.plug import PersonaPlug, batch_histories
+from pplug_hf.modeling.plug import PersonaPlug
+from pplug_hf.modeling.plug_batched import batch_histories
 from pplug_hf.modeling.projection_cache import get_or_compute
 
 D, M, H = 12, 16, 10
@@ -33,7 +34,7 @@ def made(**choices):
 
 
 def user(n=5, seed=0):
-    return Persona(tiny.vectors(n, D, seed), {})
+    return Persona(tiny.vectors(n, D, seed), EncoderSpec(None, D))
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def asked(plug, personas, queries=QUERIES):
 @torch.no_grad()
 def by_hand(plug, personas, queries=QUERIES):
     rows = [
-        reference.prefix(plug, query.double(), list(one.embeddings.double()))
+        reference.prefix(plug, query.double(), list(one.vectors.double()))
         for query, one in zip(queries, personas, strict=True)
     ]
     return plug.config.scale * torch.stack(rows).float()
@@ -75,7 +76,7 @@ def test_every_request_gets_the_numbers_of_the_equations_and_the_first_one_pays(
 
 def step(optimizer, **options):
     def change(plug, one):
-        plug(QUERIES[:1], [one.embeddings]).sum().backward()
+        plug(QUERIES[:1], [one.vectors]).sum().backward()
         optimizer(plug.projector.parameters(), lr=0.3, **options).step()
 
     return change
@@ -106,8 +107,8 @@ CHANGES = {
     "other weights": other_weights(assign=False),
     "other tensors": other_weights(assign=True),
     "another layer": lambda plug, one: setattr(plug.projector, "hidden", nn.Linear(D, M)),
-    "another item": in_place(lambda plug, one: one.embeddings[2].neg_()),
-    "items by data": in_place(lambda plug, one: one.embeddings.data.mul_(torch.linspace(0.5, 2, D))),
+    "another item": in_place(lambda plug, one: one.vectors[2].neg_()),
+    "items by data": in_place(lambda plug, one: one.vectors.data.mul_(torch.linspace(0.5, 2, D))),
 }
 
 

@@ -1,5 +1,6 @@
 """A plug is a small folder; what is loaded from it is what was saved, or an error says why not."""
 
+import errno
 import json
 import os
 import pydoc
@@ -12,14 +13,16 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 from reference import close
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf.commands.train import check_output
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.modeling import backbone, encoders
-from pplug_hf.storage.replace import replacing
+from pplug_hf.storage.replace import locked, replacing
 
 ASKED = {"persona": tiny.HISTORIES, "query": tiny.PROMPTS}
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -456,6 +459,62 @@ def test_saves_at_the_same_time_wait_for_each_other(copy):
     later.join()
     assert {json.loads((copy / name).read_text())["n"] for name in ("config.json", "tokenizer_config.json")} == {2}
     assert not list(copy.glob(".pplug*"))
+
+
+def test_a_save_waits_for_a_lock_that_another_program_holds(saved, copy):
+    """A lock file that every system and every version of filelock knows, not a lock of the folder itself."""
+    model, done = PPlugModel.from_pretrained(saved), threading.Event()
+    later = threading.Thread(target=lambda: (model.save_pretrained(copy), done.set()))
+    with FileLock(copy / ".pplug-lock"):
+        later.start()
+        assert not done.wait(0.3)
+        assert PPlugModel.from_pretrained(copy)  # a reader does not wait
+    later.join()
+    assert done.is_set() and set(contents(copy)) == FILES
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_writer_holds_no_lock_and_its_lock_file_disturbs_nobody(saved, tmp_path):
+    folder = tmp_path / "plug"
+    if (child := os.fork()) == 0:
+        with replacing(folder):
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert (folder / ".pplug-lock").exists()
+    check_output(folder)  # as good as empty
+    PPlugModel.from_pretrained(saved).save_pretrained(folder)
+    assert set(contents(folder)) == FILES and len(list(folder.iterdir())) == len(FILES)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_one_writer_at_a_time_and_no_lock_file_afterwards(tmp_path):
+    """Although the lock file goes with every release: four processes count, and none overwrites another's number."""
+    count, children = tmp_path / "count", []
+    count.write_text("0")
+    for _ in range(4):
+        if (child := os.fork()) == 0:
+            for _ in range(40):
+                with locked(tmp_path):
+                    count.write_text(str(int(count.read_text()) + 1))
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert count.read_text() == "160" and list(tmp_path.iterdir()) == [count]
+
+
+def test_where_there_are_no_locks_nobody_waits(saved, copy, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    PPlugModel.from_pretrained(saved).save_pretrained(copy)
+    assert set(contents(copy)) == FILES
+
+
+def test_the_lock_file_leads_nowhere(saved, copy, tmp_path):
+    (copy / ".pplug-lock").symlink_to(tmp_path / "elsewhere")
+    PPlugModel.from_pretrained(saved).save_pretrained(copy)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("moment", ["load_encoder", "load_backbone"])

@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 
 from pplug_hf import Persona, PPlugConfig, PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError, PPlugError
-from pplug_hf.modeling.encoding import PersonaEncoder
+from pplug_hf.modeling.personalizer import Personalizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GB = 2**30
@@ -218,7 +218,7 @@ def test_a_plug_of_the_hub_names_no_folder_of_this_machine(name, part, plug, par
     assert repr(name) in str(e.value)
     if part == "encoder":
         with pytest.raises(ConfigurationError, match="comes from the Hub"):
-            PersonaEncoder.from_pretrained(**hub)
+            Personalizer.from_pretrained(**hub)
     assert PPlugModel.from_pretrained(**hub, **parts)  # the user's word counts
 
 

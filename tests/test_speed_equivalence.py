@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pplug_hf import PPlugConfig, PPlugProcessor
 from pplug_hf.modeling import encoders
-from pplug_hf.modeling import plug as plugs
+from pplug_hf.modeling import plug_batched as plugs
 from pplug_hf.modeling.plug import PersonaPlug
 
 D, H = 12, 10

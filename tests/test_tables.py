@@ -18,7 +18,7 @@ from pplug_hf.data.records import REPAIRS, Repairs
 from pplug_hf.data.report import describe
 from pplug_hf.data.tables import examples, features, read_splits, read_table, stream
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
-from pplug_hf.modeling.persona import item_texts
+from pplug_hf.modeling.encoders import item_texts
 from pplug_hf.tasks.metrics import score
 from pplug_hf.tasks.task import TASKS, Task
 

@@ -12,7 +12,7 @@ from pplug_hf.data.histories import newest_first
 from pplug_hf.data.records import Repairs, examples
 from pplug_hf.data.report import describe
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.modeling.persona import item_texts
+from pplug_hf.modeling.encoders import item_texts
 from pplug_hf.tasks.dates import day_number, parse_date
 from pplug_hf.tasks.task import TASKS, Task, get_task
 

@@ -372,7 +372,7 @@ def run_with_drop_out(family, store, folder, checkpoint=None, **arguments):
     collate, seen = trainer.data_collator, []
 
     def noted(rows):
-        seen.append([row["persona"].embeddings for row in rows])
+        seen.append([row["persona"].vectors for row in rows])
         return collate(rows)
 
     trainer.data_collator = noted
@@ -590,7 +590,7 @@ def test_causal_predictions_need_prompts_without_answers(dataset, tmp_path):
 def pushes(monkeypatch):
     """What would be pushed, as (folder, repository, options); the Trainer's own ways to the Hub are closed."""
     made = []
-    monkeypatch.setattr("pplug_hf.training.push_folder", lambda *args, **options: made.append((*args, options)))
+    monkeypatch.setattr("pplug_hf.hub.push.push_folder", lambda *args, **options: made.append((*args, options)))
     monkeypatch.setattr(PPlugTrainer, "init_hf_repo", lambda self, **_: setattr(self, "hub_model_id", "me/plug"))
     monkeypatch.setattr("transformers.trainer.hf_api", None)
     return made
@@ -626,7 +626,7 @@ def test_a_push_that_fails_stops_no_training(pushes, dataset, tmp_path, monkeypa
     def refused(*_, **__):
         raise HubError("no")
 
-    monkeypatch.setattr("pplug_hf.training.push_folder", refused)
+    monkeypatch.setattr("pplug_hf.hub.push.push_folder", refused)
     arguments = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "push_to_hub": True}
     trainer = make_trainer(make_model("t5"), tmp_path, dataset, **arguments)
     trainer.train()

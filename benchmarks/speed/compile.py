@@ -21,7 +21,7 @@ from harness import difference, figure, ratios, run, spread, take_turns
 from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
-from pplug_hf.modeling.plug import batch_histories
+from pplug_hf.modeling.plug_batched import batch_histories
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ Two of the backbone's own tokens more are what no soft prompt can avoid: "best p
 
 import argparse
 import random
+from dataclasses import replace
 from typing import Any
 
 import shapes
@@ -51,9 +52,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                     inputs_embeds=longer, attention_mask=mask, **one
                 ),
                 "package, request as vector": lambda: package(persona, query),
-                "package, a persona's first request": lambda: package(
-                    Persona(persona.embeddings, persona.fingerprint), query
-                ),
+                "package, a persona's first request": lambda: package(replace(persona), query),
             }
             seconds = take_turns(sides, args.repetitions, warm_up=2)
             asked = take_turns(

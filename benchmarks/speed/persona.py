@@ -10,6 +10,7 @@ layers.
 
 import argparse
 import math
+from dataclasses import replace
 from typing import Any
 
 import reference
@@ -25,7 +26,7 @@ GROWTH = (10, 100, 1_000, 10_000, 100_000)
 
 def stranger(persona: Persona) -> Persona:
     """The same vectors, of a user whom the model has not seen."""
-    return Persona(persona.embeddings, persona.fingerprint)
+    return replace(persona)
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     W1, W2 = model.plug.projector.hidden.weight.T, model.plug.projector.output.weight.T
     query = shapes.items(1, seed=3)
     persona = shapes.persona(model, N)
-    items = persona.embeddings
+    items = persona.vectors
 
     def products() -> Any:
         return items @ W1, items[:1].new_zeros(1, len(W2)) @ W2

@@ -120,4 +120,4 @@ def items(n: int, seed: int = 0, width: int = 768) -> torch.Tensor:
 
 def persona(model: PPlugForConditionalGeneration, n: int, seed: int = 0) -> Persona:
     """A user with n items that are encoded already."""
-    return Persona(items(n, seed, model.config.sizes[0]), model.config.encoder_fingerprint or {})
+    return Persona(items(n, seed, model.config.sizes[0]), model.personalizer.spec)

@@ -73,7 +73,7 @@ def batches_of(lengths: list[int], n: int, batch: int) -> list[list[int]]:
 def plain_rows(dataset: PersonaDataset) -> list[dict[str, Any]]:
     """The same examples, each with a table of vectors of its own."""
     rows = [dataset[i] for i in range(len(dataset))]
-    return [row | {"vectors": row["persona"].embeddings.clone()} for row in rows]
+    return [row | {"vectors": row["persona"].vectors.clone()} for row in rows]
 
 
 def ours_loader(model: Any, dataset: PersonaDataset, batch: int) -> DataLoader:
@@ -155,7 +155,7 @@ def plug_alone(
     starts = range(0, len(dataset), batch)
     batches = [[dataset[i] for i in range(start, start + batch)] for start in starts]
     inputs = [
-        (torch.stack([row["query"] for row in some]), [row["persona"].embeddings for row in some]) for some in batches
+        (torch.stack([row["query"] for row in some]), [row["persona"].vectors for row in some]) for some in batches
     ]
     collate = plain_loader(model, rows, batch).collate_fn
     tables = [collate(rows[start : start + batch]) for start in starts]

@@ -18,12 +18,13 @@ from ..data.records import Example, some
 from ..data.vectors import DEFAULT_FOLDER
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
-from ..evaluation.compare import Comparison, to_json, write
+from ..evaluation.compare import Comparison, to_json
 from ..evaluation.plots import plot_history_length, plot_rows, plot_weight_profiles, plot_weights
 from ..evaluation.provenance import data_digest, versions
 from ..evaluation.runner import Bench, Decoding
 from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, NO_PERSONA, canonical, default_rows, parse_plugs, parse_rows
-from ..modeling.persona import item_texts
+from ..modeling.encoders import item_texts
+from ..storage.files import write_text
 from ..tasks.metrics import main_metric
 from ..tasks.task import Task
 from ..version import __version__
@@ -166,7 +167,7 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
             about["weights"] = done.weights
         more = {"row": str(done.row), "run": done.run, "key": keys[done.row, done.run], "about": about}
         path = folder / file_name(str(done.row), done.run if done.row.plug else None)
-        write(path, shared.official(done.answers, **more))
+        write_text(path, shared.official(done.answers, **more))
 
     here = {(s.row, s.run): s for s in read_predictions(folder)}
     asked = [here[str(row), run] for row, run in runs]
@@ -339,8 +340,8 @@ def finish(
         "git_commit": git_commit(),
     }
     text = report(comparison, results, settings.split)
-    write(output / "results.json", to_json(results))
-    write(output / "table.md", text)
+    write_text(output / "results.json", to_json(results))
+    write_text(output / "table.md", text)
     draw(comparison, results, output)
     print(f"\n{text}\nIn {settings.output}: table.md, results.json, predictions.")
     return comparison

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from ..data.lamp import Example
 from ..errors import PPlugError
-from ..evaluation.compare import write
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
+from ..storage.files import write_text
 from .evaluate import INSTRUCTION, PPLUG, WRONG, EvaluateSettings, evaluate
 from .train import TrainSettings, train
 
@@ -125,7 +125,7 @@ def ask(model: PPlugForConditionalGeneration, question: Example, readers: list[E
 def ask_new_process(plug: Path, prompt: str, query: str, reader: Example, folder: Path) -> str:
     """What `pplug-hf generate` answers in a process of its own."""
     history = folder / f"history-{reader.user}.json"
-    write(history, json.dumps(list(reader.history)))
+    write_text(history, json.dumps(list(reader.history)))
     command = [sys.executable, "-m", "pplug_hf", "generate", "--plug", str(plug), "--prompt", prompt]
     command += ["--query", query, "--history", str(history), "--max_new_tokens", "6"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..data.examples import Source, has_split, is_one_split, read_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError
-from ..modeling import PersonaEncoder
+from ..modeling import Personalizer
 from ..modeling.encoders import freeze_encoder, load_encoder
 from ..tasks.task import Task
 from .generate import read_history
@@ -77,8 +77,8 @@ def _encode_one(settings: EncodeSettings, plug: str) -> None:
     if settings.history is None or settings.output is None:
         raise ConfigurationError("--plug encodes the --history of one user into --output: give all three.")
     history = read_history(settings.history)
-    encoder = PersonaEncoder.from_pretrained(plug, encoder=settings.encoder)
-    persona = encoder.encode(history, batch_size=settings.batch_size, show_progress=True)
+    personalizer = Personalizer.from_pretrained(plug, encoder=settings.encoder, encode_only=True)
+    persona = personalizer.encode(history, batch_size=settings.batch_size, show_progress=True)
     persona.save_pretrained(settings.output)
-    N, D = persona.embeddings.shape
+    N, D = persona.vectors.shape
     print(f"{N} items of {D} numbers each are in {settings.output}; their texts are not.")

@@ -11,7 +11,7 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
 from ..modeling import Persona, PPlugModel
-from ..modeling.persona import item_texts
+from ..modeling.encoders import item_texts
 from ..processing import PPlugProcessor
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..modeling import plug_folder as files
-from ..modeling.persona import describe
+from ..modeling.frozen import describe
 
 
 @dataclass

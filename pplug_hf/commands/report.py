@@ -10,7 +10,7 @@ from ..data.examples import Source
 from ..data.report import HistoryReport, describe
 from ..data.tables import stream
 from ..errors import DataError
-from ..evaluation.compare import write
+from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
 from .train import TASK
@@ -49,5 +49,5 @@ def report(settings: ReportSettings, task: Task | None = None, data: Source | No
         raise DataError(f"The split {settings.split!r} of {settings.data} holds no questions.")
     print(found)
     if settings.output:
-        write(Path(settings.output), json.dumps(found.to_dict(), indent=2) + "\n")
+        write_text(Path(settings.output), json.dumps(found.to_dict(), indent=2) + "\n")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 from ..data import records as rows
 from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
-from ..evaluation.compare import write
+from ..storage.files import write_text
 from ..tasks.lamp_metrics import Fallback
 from ..tasks.metric import get_metric
 from ..tasks.metrics import score
@@ -71,7 +71,7 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
         result["fallback"] = settings.fallback
     text = json.dumps(result, indent=2)
     if settings.output:
-        write(Path(settings.output), text + "\n")
+        write_text(Path(settings.output), text + "\n")
     print(text)
     return result
 

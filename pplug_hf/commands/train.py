@@ -22,10 +22,13 @@ from ..data.records import Example
 from ..data.synthetic import synthetic_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
-from ..evaluation.compare import to_json, write
+from ..evaluation.compare import to_json
 from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
 from ..modeling import PPlugForConditionalGeneration
+from ..optional import require
 from ..processing import PPlugProcessor
+from ..storage.files import write_text
+from ..storage.layout import HIDDEN
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
@@ -119,9 +122,7 @@ def train(
     Raises:
         PPlugError: settings, data or folders that cannot be used; nothing is written then.
     """
-    from accelerate import PartialState
-
-    processes = PartialState(cpu=not torch.accelerator.is_available())
+    processes = require("accelerate", "train", "Training").PartialState(cpu=not torch.accelerator.is_available())
     if settings.batch_size % processes.num_processes:
         raise ConfigurationError(
             f"batch_size {settings.batch_size} cannot be shared evenly by {processes.num_processes} processes: choose a "
@@ -179,7 +180,7 @@ def _train(
     if processes.is_main_process:
         # For the plug's card: what determines the weights, and no place of this machine.
         recorded = {name: getattr(settings, name) for name in FILES_OF_SETTINGS[TRAIN_SETTINGS]}
-        write(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
+        write_text(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
     print(f"Plug saved in {settings.output}")
     return model.eval()
 
@@ -187,7 +188,7 @@ def _train(
 def check_output(output: Path) -> None:
     """Refuse a folder that holds something else than a plug or this command's checkpoints."""
     check_writable(output)
-    if output.is_dir() and any(output.iterdir()):
+    if output.is_dir() and any(not path.name.startswith(HIDDEN) for path in output.iterdir()):
         known = (output / "config.json").is_file() or any(output.glob("checkpoint-*"))
         if not known:
             raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What a plug is, as data: the validated model configuration and the tasks it is trained on."""
+"""The validated configuration of a plug."""
 
 from .pplug import PPlugConfig
 

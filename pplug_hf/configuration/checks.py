@@ -1,6 +1,6 @@
-"""What the value of a field may be. A configuration may come from a stranger's plug, so everything in it is checked.
+"""Checks of the fields of a configuration. It may come from a stranger's plug, so every value is checked.
 
-Types come from the fields' declarations. A message names the field, the value and what was expected.
+Types come from the declarations of the fields. A message names the field, the value and what was expected.
 """
 
 import re
@@ -10,33 +10,32 @@ from typing import Any
 
 from ..errors import ConfigurationError
 
-AGGREGATORS = ("attention", "mean")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 _COUNTS = ("config_version", "num_persona_tokens", "projector_size", "hidden_size", "encoder_size")
-_MOST = 2**20  # above every width in use
+_MAX = 2**20  # above every width in use
 _POSITIVE = ("attention_temperature", "embedding_norm", "output_init")
 _REVISIONS = ("backbone_revision", "encoder_revision")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
-_MOST_FIELDS = 100  # an item's text is at most so many times its longest field
+_MAX_FIELDS = 100  # an item's text is at most so many times its longest field
 
 
 def checked(field: Field, value: Any) -> Any:
-    """The value as the field holds it: a whole number is a fine number.
+    """Return a value that a field may hold; a whole number is converted where a float is expected.
 
     Raises:
-        ConfigurationError: another type, or out of range.
+        ConfigurationError: the value has another type or is out of range.
     """
     name, value = field.name, _typed(field, value)
     if value is None:
         return None
-    if name in _COUNTS and not 1 <= value <= _MOST:
-        limit = "at least 1" if value < 1 else f"at most {_MOST}"
+    if name in _COUNTS and not 1 <= value <= _MAX:
+        limit = "at least 1" if value < 1 else f"at most {_MAX}"
         raise ConfigurationError(f"{name} must be a whole number of {limit}, got {shown(value)}.")
     if name in _POSITIVE and not 0 < value < float("inf"):
         raise ConfigurationError(f"{name} must be a number greater than 0, got {shown(value)}.")
-    if name == "aggregator" and value not in AGGREGATORS:
-        raise ConfigurationError(f"aggregator must be one of {', '.join(AGGREGATORS)}; got {shown(value)}.")
+    if name == "aggregator" and not re.fullmatch(r"[\w-]{1,64}", value):  # the plug checks that it is registered
+        raise ConfigurationError(f"aggregator must be a name, as in 'attention', got {shown(value)}.")
     if name in _REVISIONS and (".." in value or not re.fullmatch(r"\w[\w./-]*", value)):
         raise ConfigurationError(f"{name} must be a commit, as in 'a0d99c2e', got {shown(value)}.")
     if name == "item_template":
@@ -55,7 +54,7 @@ def _typed(field: Field, value: Any) -> Any:
 
 
 def _check_template(field: str, template: str) -> None:
-    """Only text, and names of fields in plain braces.
+    """Raise an error unless a template holds only text and names of fields in plain braces.
 
     Python's format strings can also reach into an object (`{text.__class__}`) and fill the memory
     (`{text:>999999999}`); the text of an item needs neither.
@@ -65,8 +64,8 @@ def _check_template(field: str, template: str) -> None:
     except ValueError as error:
         raise _no_template(field, template, f"is no format string ({error})") from None
     names = [name for _, name in parts if name is not None]
-    if len(names) > _MOST_FIELDS:
-        raise _no_template(field, template, f"has {len(names)} fields, more than {_MOST_FIELDS}")
+    if len(names) > _MAX_FIELDS:
+        raise _no_template(field, template, f"has {len(names)} fields, more than {_MAX_FIELDS}")
     for name in names:
         if not name or name.isdigit() or set(name) & set(".[]{}"):
             raise _no_template(field, template, f"has {shown(name)} in braces, which is no name of a field")
@@ -84,7 +83,7 @@ def _no_template(name: str, template: str, why: str) -> ConfigurationError:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut."""
+    """Return a value for a message, shortened."""
     try:
         text = repr(value)
     except ValueError:  # a whole number with more digits than Python writes

@@ -1,7 +1,6 @@
 """The configuration of a persona plug: everything but the weights, validated whenever a field is set.
 
-Each field is followed by the sentence that becomes the help of the command line, so that the code, the
-reference and the CLI cannot disagree.
+Each field carries the sentence that the command line and the reference show as its help.
 """
 
 from collections.abc import Mapping
@@ -16,12 +15,12 @@ from ..errors import ConfigurationError
 from ..version import __version__
 from .checks import DTYPES, checked, shown
 
-CONFIG_VERSION = 1  # of what the fields below mean; raise it with every renamed or removed field
+CONFIG_VERSION = 1  # of the fields below; raise it with every renamed or removed field
 
-# Fields of older versions, by the name they have today. A plug that is as old as that loads without a word.
+# Old name of a field -> its name today. Plugs with old names load without a warning.
 RENAMED: dict[str, str] = {}
 
-# What transformers writes beside them and a plug keeps, and what is there for readers without this package.
+# Fields of transformers that a plug keeps, and one for readers without this package.
 _INHERITED = {"architectures", "dtype", "model_type", "transformers_version"}
 _OF_OTHERS = {"auto_map"}
 
@@ -52,7 +51,7 @@ class PPlugConfig(PreTrainedConfig):
 
     config_version: int = _recorded(CONFIG_VERSION, "What the fields of this file mean; see CONFIG_VERSION.")
 
-    # The frozen parts, by name: their weights are never part of a plug.
+    # The frozen modules, by name: their weights are never saved with a plug.
     backbone: str | None = _recorded(None, "Frozen language model: Hub id or local folder.")
     backbone_revision: str | None = _recorded(None, "Commit of the backbone.")
     backbone_fingerprint: dict | None = _recorded(
@@ -77,7 +76,9 @@ class PPlugConfig(PreTrainedConfig):
     num_persona_tokens: int = _choice(1, "K: soft tokens the personal embedding is spread over (paper: 1).")
     projector_size: int | None = _choice(None, "M: width of the projector's hidden layer (default: H).")
     instruction: bool = _choice(True, "Put a trained instruction embedding in front of the personal embedding.")
-    aggregator: str = _choice("attention", "How items become one embedding: attention (paper) or mean.")
+    aggregator: str = _choice(
+        "attention", "How items become one embedding: attention (paper), mean, or a registered name."
+    )
     attention_temperature: float = _choice(
         1.0, "Temperature of the attention's softmax (paper: 1); the start value if it is learned."
     )
@@ -114,15 +115,14 @@ class PPlugConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration in a dictionary, as read from a config.json of this or another version of the package.
+        """Build a configuration from a dictionary, as read from a config.json of this or another version of the package.
 
-        Renamed fields get the name they have today. Unknown fields are warned about by name, once, and left out.
+        Renamed fields get their name of today. Unknown fields are left out, with one warning that names them.
 
         Args:
             config_dict: fields by name.
-            **kwargs: fields of the user's choice, which win. Everything else that transformers' Auto classes hand over
-                (dtype, device_map, backbone, ...) belongs to another part, and comes back with
-                `return_unused_kwargs=True`.
+            **kwargs: fields to override. Other arguments that transformers' Auto classes pass (dtype, device_map,
+                backbone, ...) are returned with `return_unused_kwargs=True`.
 
         Raises:
             ConfigurationError: a value that cannot work.
@@ -135,11 +135,11 @@ class PPlugConfig(PreTrainedConfig):
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:
-        """The configuration in a JSON file; see `from_dict`."""
+        """Read a configuration from a JSON file; see `from_dict`."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name. What other libraries have set on the object is theirs, and not part of a plug."""
+        """Return all fields by name, without attributes that other libraries have set on the object."""
         return {name: value for name, value in super().to_dict().items() if name in _declared().keys() | _INHERITED}
 
     @property
@@ -158,29 +158,29 @@ class PPlugConfig(PreTrainedConfig):
 
     @property
     def prefix_length(self) -> int:
-        """Soft tokens in front of a prompt: the instruction, if any, and K persona tokens."""
+        """Number of soft tokens in front of a prompt: the instruction, if any, and K persona tokens."""
         return int(self.instruction) + self.num_persona_tokens
 
     @property
     def scale(self) -> float:
-        """Root mean square component of a token embedding: what one unit of the plug's output is."""
+        """Root mean square component of a token embedding: the unit of the plug's output."""
         return self.embedding_norm / self.sizes[2] ** 0.5
 
 
 def choices() -> dict[str, Field]:
-    """The fields a user chooses, by name; the command line takes type, default and help from them."""
+    """Return the fields that a user chooses, by name; they are options of the command line."""
     return {f.name: f for f in fields(PPlugConfig) if f.metadata.get("choice")}
 
 
 @cache
 def _declared() -> dict[str, Field]:
-    """The fields of a plug by name."""
+    """Return the fields of a plug by name."""
     return {f.name: f for f in fields(PPlugConfig) if f.name in PPlugConfig.__annotations__}
 
 
 def _current(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The known ones of `values`, by the names they have today; warns about the others, and about a newer version."""
-    version = values.get("config_version", 1)  # plugs made before there were versions
+    """Return the known fields by their names of today; warn about unknown ones and about a newer version."""
+    version = values.get("config_version", 1)  # older plugs have no version
     if checked(_declared()["config_version"], version) > CONFIG_VERSION:
         logger.warning_once(
             f"This plug has config_version {version}, and pplug-hf {__version__} knows versions up to "

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ConfigurationError
-from ..modeling.persona import Persona, item_texts
+from ..modeling.encoders import item_texts
+from ..modeling.persona import Persona, item_facts
+from ..modeling.spec import EncoderSpec
 from .lamp import Example
 from .vectors import VectorStore
 
@@ -50,7 +52,8 @@ class PersonaDataset(Dataset):
                 f"history_repeats is {repeats} with history_dropout {history_dropout}: give at least 0 repeats, and a "
                 "share of items that they lose, or they are all the same."
             )
-        self.examples, self.fingerprint, self.queries = examples, store.fingerprint, queries
+        self.examples, self.queries = examples, queries
+        self.spec = EncoderSpec.from_fingerprint(store.fingerprint, item_template)
         self.history_dropout, self.seed, self.epoch = history_dropout, seed, 0
         number: dict[str, int] = {}
         self.rows = []  # per example, rows of self.vectors
@@ -71,11 +74,13 @@ class PersonaDataset(Dataset):
         """The history of a row, as it is in this epoch."""
         number, loses = self.views[index]
         rows = self.rows[number]
+        facts = item_facts(self.examples[number].history if len(rows) else ())
+        persona = Persona(self.vectors[torch.from_numpy(rows)], self.spec, *facts)
         if loses and len(rows):
             rng = np.random.default_rng((self.seed, self.epoch, index))
             kept = len(rows) - int(rng.uniform(0, self.history_dropout) * len(rows) + 0.5)
-            rows = np.sort(rng.choice(rows, kept, replace=False)) if kept < len(rows) else rows
-        return Persona(self.vectors[torch.from_numpy(rows)], self.fingerprint)
+            persona = persona.select(rng.choice(len(rows), kept, replace=False).tolist())
+        return persona
 
     def __len__(self) -> int:
         return len(self.views)

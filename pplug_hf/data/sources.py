@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
+from pplug_hf.errors import DataError, MissingFileError
+from pplug_hf.optional import require
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -63,15 +64,10 @@ def stream_array(path: Path) -> Iterator[Any]:
     """The elements of a JSON array, one at a time: in memory is one of them.
 
     Raises:
-        ConfigurationError: ijson is not installed.
+        MissingPackageError: ijson is not installed.
         DataError: As in `load`, or the file holds no array. It comes when the reader gets there.
     """
-    try:
-        import ijson
-    except ImportError as error:
-        raise ConfigurationError(
-            "Reading JSON as a stream needs ijson; install it with: pip install 'pplug-hf[train]'"
-        ) from error
+    ijson = require("ijson", "train", "Reading a JSON file row by row")
     count = 0
     with _opened(path) as file:
         start = _start(file)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +24,8 @@ from pplug_hf.data import lamp, sources
 from pplug_hf.data import records as rows
 from pplug_hf.data.records import Example, Repairs
 from pplug_hf.errors import ConfigurationError, MissingFileError
+from pplug_hf.optional import require
+from pplug_hf.storage.files import atomic_write
 from pplug_hf.tasks.task import Task, get_task
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ def read_table(
         MissingFileError: A file is not there.
         DataError: A file is broken, a row is no question of this task, ids repeat, answers are missing, have other ids
             or are no labels. Nothing is written then.
-        ConfigurationError: There is no such task or split, or datasets or ijson is not installed.
+        ConfigurationError: There is no such task or split.
+        MissingPackageError: datasets or ijson is not installed.
     """
     task, examples, repairs = stream(source, split, task, require_outputs=require_outputs)
     return Table(task, _write(examples, task, repairs, split or "rows", folder), repairs)
@@ -164,7 +166,7 @@ def _note_shared(examples: Iterable[Example], seen: set[str], ids: list[str], re
 
 def features(task: Task | str) -> Features:
     """The columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields."""
-    datasets = _datasets()
+    datasets = require("datasets", "train", "A table")
     text = datasets.Value("string")
     item = {name: text for name in _item_fields(get_task(task))}
     columns = {name: text for name in ("id", "user", "input", "query", "output")}
@@ -185,31 +187,29 @@ def _write(
     examples: Iterable[Example], task: Task, repairs: Repairs, name: str, folder: str | os.PathLike | None
 ) -> Dataset:
     """A data set of these examples, in a file of its own that appears when it is whole."""
-    datasets = _datasets()
+    datasets = require("datasets", "train", "A table")
     import pyarrow as pa
 
     if folder is None:
         _temporary.append(tempfile.TemporaryDirectory(prefix="pplug-hf-", ignore_cleanup_errors=True))
         folder = str(_temporary[-1].name)
     path = Path(folder) / f"{name}.arrow"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     schema, fields = features(task).arrow_schema, _item_fields(task)
-    try:
-        with pa.OSFile(str(staging), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            batch: list[dict[str, Any]] = []
-            size = 0
-            for example in examples:
-                row = _row(example, fields, repairs)
-                batch.append(row)
-                size += len(row["input"]) + sum(len(text) for item in row["profile"] for text in item.values())
-                if size >= _BATCH:
-                    writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-                    batch, size = [], 0
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
+    with (
+        atomic_write(path) as staging,
+        pa.OSFile(str(staging), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+    ):
+        batch: list[dict[str, Any]] = []
+        size = 0
+        for example in examples:
+            row = _row(example, fields, repairs)
+            batch.append(row)
+            size += len(row["input"]) + sum(len(text) for item in row["profile"] for text in item.values())
+            if size >= _BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch, size = [], 0
+        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
     return datasets.Dataset.from_file(str(path))
 
 
@@ -240,11 +240,3 @@ def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any
     }
     repairs.add("broken_text", row["id"], broken)
     return row
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ConfigurationError("Tables need datasets; install it with: pip install 'pplug-hf[train]'") from error
-    return datasets

@@ -1,16 +1,15 @@
-"""Item vectors on disk: a text is encoded once per encoder, ever.
+"""Text vectors on disk: each text is encoded once per encoder.
 
-A vector depends on its text, the encoder and the encoder's prompt alone. The store keeps safetensors files in one
-folder per encoder and prompt, each with vectors [n, D] and the SHA-256 of their texts [n, 32]; no text is stored.
-Files are written whole and never changed, so a killed run keeps what it had. Processes can share a store: while one
-encodes, the others wait, and read what it wrote.
+A vector depends only on its text, the encoder and the encoder's prompt. The store has one folder per encoder and
+prompt, with safetensors files that each hold vectors [n, D] and the SHA-256 of their texts [n, 32]; no text is stored.
+A file is written as a whole and never changed, so a killed run keeps its finished files. Processes can share a store:
+while one encodes, the others wait, and then read its vectors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..modeling import encoders
+from ..storage.files import atomic_write
 from ..storage.replace import locked
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
@@ -38,10 +38,10 @@ class VectorStore:
     Args:
         encoder: a frozen encoder.
         prompt: put in front of every text.
-        folder: where the files are (default: beside the Hugging Face cache).
+        folder: of the files (default: next to the Hugging Face cache).
 
     Attributes:
-        encoded: how many texts were encoded by this object; 0 when everything was on disk.
+        encoded: number of texts that this object has encoded; 0 when all vectors were on disk.
     """
 
     def __init__(self, encoder: SentenceTransformer, prompt: str = "", folder: str | os.PathLike = DEFAULT_FOLDER):
@@ -51,8 +51,8 @@ class VectorStore:
         self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.encoded = 0
         self._row: dict[bytes, int] = {}
-        self._parts = [torch.zeros(0, self.fingerprint["embedding_size"])]  # of `vectors`, joined when it is read
-        self._files: set[Path] = set()  # that are in memory
+        self._chunks = [torch.zeros(0, self.fingerprint["embedding_size"])]  # of `vectors`, joined when it is read
+        self._files: set[Path] = set()  # files that are in memory
         self._read_new()
 
     def __len__(self) -> int:
@@ -61,13 +61,13 @@ class VectorStore:
     def __call__(
         self, texts: Sequence[str], batch_size: int = 64, chunk_size: int = 4096, show_progress: bool = True
     ) -> Tensor:
-        """The vectors of texts, encoding those that are new.
+        """Return the vectors of texts, encoding new ones.
 
         Args:
-            texts: may repeat.
+            texts: in any order, with repetitions.
             batch_size: texts per forward pass.
-            chunk_size: texts per file; what a killed run loses at most.
-            show_progress: show a progress bar over new texts.
+            chunk_size: texts per file, and the most that a killed run loses.
+            show_progress: show a progress bar for new texts.
 
         Returns:
             [len(texts), D] in fp32, on the CPU.
@@ -77,18 +77,18 @@ class VectorStore:
 
     @property
     def vectors(self) -> Tensor:
-        """[len(self), D] all vectors, in fp32; new ones come behind those that are there. Not to be written to."""
-        if len(self._parts) > 1:
-            self._parts = [torch.cat(self._parts)]
-        return self._parts[0]
+        """All vectors, [len(self), D] in fp32; new ones are appended. Read only."""
+        if len(self._chunks) > 1:
+            self._chunks = [torch.cat(self._chunks)]
+        return self._chunks[0]
 
     def rows(
         self, texts: Sequence[str], batch_size: int = 64, chunk_size: int = 4096, show_progress: bool = True
     ) -> list[int]:
-        """Where in `vectors` each text is, for who does not want a copy. Arguments as in `__call__`."""
+        """Return the index of each text in `vectors`, which saves a copy. Arguments as in `__call__`."""
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._row}
-        # Long texts first: batches are even, and the time left is never underestimated.
+        # Longest texts first: batches have even lengths, and the time left is never underestimated.
         todo = sorted(new.items(), key=lambda pair: len(pair[1]), reverse=True)
         if todo:
             self._encode(todo, batch_size, chunk_size, show_progress)
@@ -96,31 +96,31 @@ class VectorStore:
 
     def _encode(self, todo: list[tuple[bytes, str]], batch_size: int, chunk_size: int, show_progress: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes of a training, one shows a bar
-        with tqdm(total=len(todo), desc="Encoding texts", unit="text", disable=not (show_progress and first)) as bar:
+        is_main = os.environ.get("LOCAL_RANK", "0") == "0"  # one of several training processes shows a bar
+        with tqdm(total=len(todo), desc="Encoding texts", unit="text", disable=not (show_progress and is_main)) as bar:
             while todo:
                 with locked(self.folder):
-                    if self._read_new():  # what another process wrote meanwhile
+                    if self._read_new():  # from another process
                         left = [pair for pair in todo if pair[0] not in self._row]
                         bar.update(len(todo) - len(left))
                         todo = left
-                    part, todo = todo[:chunk_size], todo[chunk_size:]
-                    if part:
-                        self._encode_part(part, batch_size, bar)
+                    chunk, todo = todo[:chunk_size], todo[chunk_size:]
+                    if chunk:
+                        self._encode_chunk(chunk, batch_size, bar)
 
-    def _encode_part(self, part: list[tuple[bytes, str]], batch_size: int, bar: Any) -> None:
+    def _encode_chunk(self, chunk: list[tuple[bytes, str]], batch_size: int, bar: Any) -> None:
         found = []
-        for at in range(0, len(part), batch_size):
-            rows = [text for _, text in part[at : at + batch_size]]
-            found.append(encoders.embed(self.encoder, rows, self.prompt, batch_size).cpu())
-            bar.update(len(rows))
-        vectors, hashes = torch.cat(found), [key for key, _ in part]
+        for at in range(0, len(chunk), batch_size):
+            texts = [text for _, text in chunk[at : at + batch_size]]
+            found.append(encoders.embed(self.encoder, texts, self.prompt, batch_size).cpu())
+            bar.update(len(texts))
+        vectors, hashes = torch.cat(found), [key for key, _ in chunk]
         self._files.add(self._write(vectors, hashes))
         self._add(vectors, hashes)
-        self.encoded += len(part)
+        self.encoded += len(chunk)
 
     def _read_new(self) -> bool:
-        """Take in the files that have come since the last time; whether there were any."""
+        """Read the files that are new since the last call; return True if there were any."""
         new = sorted(set(self.folder.glob("*.safetensors")) - self._files)
         for path in new:
             self._add(*_read(path))
@@ -128,17 +128,15 @@ class VectorStore:
         return bool(new)
 
     def _add(self, vectors: Tensor, hashes: list[bytes]) -> None:
-        start = sum(map(len, self._parts))
-        self._parts.append(vectors)
+        start = sum(map(len, self._chunks))
+        self._chunks.append(vectors)
         self._row.update({key: start + i for i, key in enumerate(hashes)})
 
     def _write(self, vectors: Tensor, hashes: list[bytes]) -> Path:
         keys = torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, 32).copy())
         written = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        with tempfile.TemporaryDirectory(dir=self.folder) as staging:
-            path = os.path.join(staging, "part")
-            save_file({"vectors": vectors.contiguous(), "sha256": keys}, path)
-            os.replace(path, written)
+        with atomic_write(written) as staging:
+            save_file({"vectors": vectors.contiguous(), "sha256": keys}, staging)
         return written
 
 

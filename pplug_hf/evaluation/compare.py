@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from ..data.records import Example, some
 from ..errors import DataError
+from ..storage.files import write_text
 from ..tasks.metrics import higher_is_better, main_metric, per_example, score
 from ..tasks.task import Task
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap
@@ -174,8 +174,8 @@ class Comparison:
 
     def save(self, folder: str | os.PathLike, **settings: Any) -> None:
         """Write results.json, table.md, and each row's answers in the benchmark's own format. No history enters."""
-        write(Path(folder) / "results.json", to_json({**self.results(), "settings": settings}))
-        write(Path(folder) / "table.md", self.markdown() + "\n")
+        write_text(Path(folder) / "results.json", to_json({**self.results(), "settings": settings}))
+        write_text(Path(folder) / "table.md", self.markdown() + "\n")
         used = set()
         for name, runs in self.predictions.items():
             for i, answers in enumerate(runs):
@@ -183,7 +183,7 @@ class Comparison:
                 while file in used:  # two names that look alike as file names
                     file += "_"
                 used.add(file)
-                write(Path(folder) / "predictions" / f"{file}.json", self.official(answers))
+                write_text(Path(folder) / "predictions" / f"{file}.json", self.official(answers))
 
     def official(self, answers: Sequence[str], **more: Any) -> str:
         """A predictions file in the benchmark's format; `more` are further keys, which its scorers do not look at."""
@@ -222,14 +222,3 @@ def _plain(interval: Interval) -> list[float | None]:
 def _cell(interval: Sequence[float | None], sign: str) -> str:
     mean, *bounds = (f"{value:{sign}.3f}" if value is not None else "?" for value in interval)
     return f"{mean} [{', '.join(bounds)}]"
-
-
-def write(path: Path, text: str) -> None:
-    """Replace a text file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        staging.write_text(text, encoding="utf-8")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)

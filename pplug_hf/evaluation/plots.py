@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..optional import require
 from ..tasks.metrics import score_titles
 
 
@@ -27,7 +27,7 @@ def plot_weights(
         most: show this many items.
 
     Raises:
-        ConfigurationError: matplotlib is not installed.
+        MissingPackageError: matplotlib is not installed.
     """
     order = weights.argsort(descending=True)[:most].tolist()
     shown = [_cut(str(texts[i]), 70) for i in order]
@@ -53,7 +53,7 @@ def plot_rows(records: Sequence[Mapping[str, Any]], metric: str, reference: str,
         path: where the picture goes.
 
     Raises:
-        ConfigurationError: matplotlib is not installed.
+        MissingPackageError: matplotlib is not installed.
     """
     figure, axes = _figure(9, 1.2 + 0.36 * len(records))
     for place, record in enumerate(records):
@@ -82,7 +82,7 @@ def plot_history_length(results: Mapping[str, Any], metric: str, path: str | os.
         path: where the picture goes.
 
     Raises:
-        ConfigurationError: matplotlib is not installed.
+        MissingPackageError: matplotlib is not installed.
     """
     rows = {record["row"]: record for record in results["rows"]}
     looks = {row: _look(place, row == results["reference"]) for place, row in enumerate(rows)}
@@ -140,7 +140,7 @@ def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | 
         path: where the picture goes.
 
     Raises:
-        ConfigurationError: matplotlib is not installed.
+        MissingPackageError: matplotlib is not installed.
     """
     figure, axes = _figure(11, 4.2, columns=2)
     from matplotlib.ticker import MaxNLocator
@@ -200,13 +200,8 @@ def _cut(text: str, most: int) -> str:
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
     """A figure and its axes, drawn without a screen."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigurationError("Pictures need matplotlib: pip install 'pplug-hf[viz]'.") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = require("matplotlib.figure", "viz", "Drawing").Figure(figsize=(width, height), layout="constrained")
+    require("matplotlib.backends.backend_agg", "viz", "Drawing").FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns)
     for each in axes if columns > 1 else [axes]:
         each.spines[["top", "right"]].set_visible(False)

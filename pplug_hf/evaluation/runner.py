@@ -36,7 +36,6 @@ from ..methods.prompts import persona_positions, retrieval_prompt
 from ..methods.retrievers import Ranker, RecencyRanker, get_ranker
 from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
 from ..modeling import plug_folder as files
-from ..modeling.aggregators import AGGREGATORS
 from ..modeling.backbone import find_tokenizer
 from ..modeling.persona import Persona
 from ..processing import PPlugProcessor
@@ -312,7 +311,7 @@ class Bench:
         if model is None or row.ignores_history:
             return inputs
         personas = self.personas(model)
-        queries = self.queries(model) if AGGREGATORS[model.config.aggregator].needs_query else None
+        queries = self.queries(model) if model.plug.aggregator.needs_query else None
         if row.shown == "wrong-user":
             personas = [personas[other] for other in shuffle_histories(self.examples, self.seed)]
         elif row.shown == "last":
@@ -330,7 +329,7 @@ class Bench:
         if queries is None:
             requests = self.store(model.history_encoder, model.config.query_prompt)([e.query for e in self.examples])
             for persona, request in zip(personas, requests, strict=True):
-                scores = F.normalize(persona.embeddings, dim=-1) @ F.normalize(request, dim=-1)
+                scores = F.normalize(persona.vectors, dim=-1) @ F.normalize(request, dim=-1)
                 kept.append(_part(persona, _best(scores, most)))
             return kept
         weights = self._weights(model, personas, queries)
@@ -415,14 +414,14 @@ class Bench:
         """Which items spoke, for a plug's own row; there is nothing to say where all items weigh the same."""
         if model is None or row != Row(plug=row.plug) or row.ignores_history:
             return None
-        if not AGGREGATORS[model.config.aggregator].needs_query:
+        if not model.plug.aggregator.needs_query:
             return None
         return weight_profile(self.weights(model), self.examples)
 
 
 def _part(persona: Persona, places: Sequence[int]) -> Persona:
     """Some of a persona's items, in their order."""
-    return persona if len(places) == len(persona) else Persona(persona.embeddings[sorted(places)], persona.fingerprint)
+    return persona if len(places) == len(persona) else persona.select(places)
 
 
 def _best(scores: Tensor, most: int) -> list[int]:

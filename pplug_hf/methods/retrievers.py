@@ -24,7 +24,6 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from itertools import chain
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,7 +33,8 @@ from ..data.histories import newest_first
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
-from ..modeling.persona import item_texts
+from ..modeling.encoders import item_texts
+from ..optional import require
 from ..tasks.task import Task, get_task
 
 Similarity = Literal["dot", "cosine"]
@@ -92,17 +92,12 @@ class BM25SRanker(Ranker):
     """Lucene's BM25 over lower-case words of two or more letters, by the library bm25s.
 
     Raises:
-        ConfigurationError: bm25s is not installed.
+        MissingPackageError: bm25s is not installed.
     """
 
     def __init__(self, task: Task | str):
         super().__init__(task)
-        try:
-            self._bm25s: Any = import_module("bm25s")
-        except ImportError as error:
-            raise ConfigurationError(
-                "The ranker 'bm25s' needs the package bm25s: pip install 'pplug-hf[retrieval]', or choose 'bm25'."
-            ) from error
+        self._bm25s = require("bm25s", "retrieval", "The ranker 'bm25s'", ", or choose 'bm25'")
 
     def rank(self, example: Example) -> list[int]:
         if not example.history:

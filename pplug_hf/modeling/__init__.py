@@ -1,8 +1,9 @@
 """The mathematics: encoders, aggregators, the plug, and the composite with a frozen backbone."""
 
-from .encoding import PersonaEncoder
 from .persona import Persona
+from .personalizer import Personalizer
 from .plug import PersonaPlug
 from .pplug import PPlugForConditionalGeneration, PPlugModel
+from .spec import EncoderSpec
 
-__all__ = ["PPlugForConditionalGeneration", "PPlugModel", "Persona", "PersonaEncoder", "PersonaPlug"]
+__all__ = ["EncoderSpec", "PPlugForConditionalGeneration", "PPlugModel", "Persona", "PersonaPlug", "Personalizer"]

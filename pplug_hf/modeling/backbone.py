@@ -28,6 +28,7 @@ from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
 from .frozen import check_attention
+from .prefix import word_embeddings
 
 
 def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -75,7 +76,7 @@ def _load(place: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
-        raise place.refused(error) from error
+        raise place.load_error(error) from error
     except Exception as error:  # nonsense in a file, options that do not go together, a package that it needs
         raise ConfigurationError(
             f"The backbone {place.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
@@ -202,50 +203,6 @@ def embedding_norm(backbone: PreTrainedModel, vocab_size: int | None = None) -> 
     return norms[norms > 0].mean().item()
 
 
-def word_embeddings(backbone: PreTrainedModel) -> Any:
-    """The module that embeds a prompt, scaling included: the encoder's own, which untied weights set apart from the
-    model's (BART with tie_word_embeddings=False)."""
-    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
-    return reader.get_input_embeddings()
-
-
 def _embed_ids(backbone: PreTrainedModel, ids: Tensor) -> Tensor:
     embeddings = word_embeddings(backbone)
     return embeddings(ids.to(next(embeddings.parameters()).device))
-
-
-def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B]: how many real tokens stay in front of the prefix: a causal model's BOS, else none (equation 5)."""
-    if backbone.config.is_encoder_decoder:
-        return attention_mask.new_zeros(len(input_ids))
-    bos = backbone.config.get_text_config().bos_token_id
-    first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True)).squeeze(1)
-    starts_with_bos = torch.isin(first, torch.as_tensor([] if bos is None else bos, device=first.device).to(first))
-    return (starts_with_bos & attention_mask.any(dim=1)).long()
-
-
-def prefix_order(attention_mask: Tensor, position: Tensor, prefix_mask: Tensor, pad_left: bool) -> Tensor:
-    """Where everything goes when a prefix is put among the real tokens and padding moves to one side.
-
-    Args:
-        attention_mask: [B, T], ones at real tokens, padding anywhere.
-        position: [B], number of real tokens in front of the prefix.
-        prefix_mask: [B, P], ones at what is there of each row's prefix; the rest becomes padding.
-        pad_left: padding in front (causal models) or behind (encoder-decoder models).
-
-    Returns:
-        [B, P + T] indices into the concatenation of prefix and text along the tokens, to `gather` with.
-    """
-    mask, shown = attention_mask.bool(), prefix_mask.bool()
-    rank = mask.cumsum(dim=1) - 1  # [B, T], number of a token among the row's real ones
-    rank = rank + shown.sum(dim=1, keepdim=True) * (rank >= position[:, None])
-    prefix = position[:, None] + shown.cumsum(dim=1) - 1  # [B, P]
-    padding = -1 if pad_left else mask.shape[1] + shown.shape[1]
-    key = torch.cat([prefix.masked_fill(~shown, padding), rank.masked_fill(~mask, padding)], dim=1)
-    return key.argsort(dim=1, stable=True)
-
-
-def reorder(order: Tensor, prefix: Tensor, text: Tensor) -> Tensor:
-    """Concatenate [B, P, ...] and [B, T, ...] along the tokens and bring them in `order` ([B, P + T])."""
-    both = torch.cat([prefix, text], dim=1)
-    return both.gather(1, order[(...,) + (None,) * (both.ndim - 2)].expand_as(both))

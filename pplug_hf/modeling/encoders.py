@@ -9,19 +9,23 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
+from ..tasks.text import item_text
 from .frozen import check_attention
 from .tensor_state import state_of
+
+Item: TypeAlias = str | Mapping[str, Any]
+History: TypeAlias = Sequence[Item]
 
 
 def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
@@ -52,7 +56,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
             place.refresh()
         encoder = with_retries(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
     except OSError as error:
-        raise place.refused(error) from error
+        raise place.load_error(error) from error
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a module that is code of the repository, a pickle, nonsense in one of its files
@@ -88,6 +92,36 @@ def encoder_size(encoder: SentenceTransformer) -> int:
     return _digest_and_dim(encoder)[1]
 
 
+def item_texts(history: History, template: str | None) -> list[str]:
+    """Return the text of every item, as the encoder reads it.
+
+    Args:
+        history: texts, or task items (mappings of fields) that `template` turns into texts.
+        template: a format string over the fields of an item.
+
+    Raises:
+        DataError: something that is not a text, or an item without a field of the template. Names the position
+            and the type or the field, never what the item says.
+    """
+    if isinstance(history, str) or not isinstance(history, Iterable):
+        raise DataError(f"A history is a list of texts or items, got a single {type(history).__name__}: pass [text].")
+    texts = []
+    for i, item in enumerate(history):
+        if isinstance(item, Mapping):
+            if template is None:
+                raise DataError(
+                    f"History item {i} is a mapping with the fields {sorted(map(str, item))}, and the model has no "
+                    "item_template to turn it into text: set config.item_template, or pass texts."
+                )
+            item = item_text(item, template, f"History item {i}")
+        if not isinstance(item, str):
+            raise DataError(
+                f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."
+            )
+        texts.append(item)
+    return texts
+
+
 @torch.no_grad()
 def embed(
     encoder: SentenceTransformer,
@@ -113,9 +147,22 @@ def embed(
         show_progress_bar=show_progress,
         convert_to_tensor=True,
     )
-    row = {text: i for i, text in enumerate(distinct)}
+    row = dict(zip(distinct, range(len(distinct)), strict=True))
     # Indexing copies, which also turns encode's inference tensors into ones that autograd may save.
-    return vectors.float()[[row[text] for text in texts]].clone()
+    return vectors.float()[list(map(row.__getitem__, texts))].clone()
+
+
+def check_finite(vectors: Tensor) -> None:
+    """Raise a `DataError` if a value of item vectors [N, D] is not finite."""
+    if vectors.sum().isfinite():  # then every value is, and one pass without a copy has told
+        return
+    finite = vectors.isfinite().all(dim=1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise DataError(
+            f"{len(bad)} of {len(vectors)} item vectors hold NaN or infinity (first at item {bad[0]}). "
+            "Encode the history again with model.encode_persona(history)."
+        )
 
 
 def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:

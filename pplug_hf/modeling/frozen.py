@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, MismatchError
 from ..storage.location import Location, is_hub_id
-from .persona import describe
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
         ConfigurationError: neither says it, or a repository names a folder of this machine.
     """
     if given is not None:
-        return place.part(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
+        return place.frozen_module(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
     recorded, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
     wanted = describe(getattr(config, f"{kind}_fingerprint") or {})
     if recorded is None:
@@ -41,7 +41,7 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
             f"The plug {place.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
         )
-    return place.part(recorded, revision, kind)
+    return place.frozen_module(recorded, revision, kind)
 
 
 def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | None) -> None:
@@ -78,3 +78,27 @@ def check_attention(place: Location) -> None:
             f"The {place.kind} {place.name!r} wants the attention of a repository of kernels, which is code and is not "
             f"fetched: if you trust it, load it yourself and pass {place.kind}=<a loaded one>."
         )
+
+
+def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
+    """Raise a `MismatchError` unless a frozen module is the one that the plug was made for.
+
+    Args:
+        config: of the plug.
+        kind: "backbone" or "encoder".
+        got: its fingerprint.
+    """
+    width = ("hidden_size", config.hidden_size) if kind == "backbone" else ("embedding_size", config.encoder_size)
+    expected = {**(getattr(config, f"{kind}_fingerprint") or {}), width[0]: width[1]}
+    # Another version of the package may record more, or less.
+    if any(got[key] != expected[key] for key in got.keys() & expected.keys()):
+        raise MismatchError(
+            f"This plug was made for the {kind} {getattr(config, kind)!r} {describe(expected)}, and got "
+            f"{describe(got)}. Load that one, or train a plug for this one with from_backbone."
+        )
+
+
+def describe(fingerprint: Mapping[str, Any]) -> str:
+    """Return a fingerprint in words, for messages."""
+    known = {key: value for key, value in fingerprint.items() if value not in (None, "")}
+    return "(" + ", ".join(f"{key}={value}" for key, value in known.items()) + ")"

@@ -1,14 +1,20 @@
-"""A user, as the model sees them: the vectors of their history and the encoder that made them."""
+"""A user, as the model sees them: the vectors of their history, and the spec of the encoder that made them.
+
+A file holds the vectors [N, D], a format number and the spec, never a text:
+
+    format 1 (0.1.0 before its release)  tensor `embeddings`; metadata `fingerprint`; no item template
+    format 2                             tensors `vectors`, `timestamps`?; metadata `persona_format`, `spec`, `item_ids`?
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,14 +22,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DataError, MismatchError, MissingFileError
-from ..tasks.text import item_text
-from . import plug_folder as files
+from ..storage.files import atomic_write
+from ..tasks.dates import parse_date, seconds
+from . import plug_folder
+from .encoders import check_finite
+from .spec import UNRECORDED, EncoderSpec
 
 PERSONA_FILE = "persona.safetensors"
+FORMAT = 2
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-Item: TypeAlias = str | Mapping[str, Any]
-History: TypeAlias = Sequence[Item]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,49 +40,82 @@ class Persona:
     """An encoded history. It holds no text, but it is personal data all the same.
 
     Args:
-        embeddings: [N, D] vectors in fp32, bf16, fp16 or fp64, oldest first, as the encoder gives them. N may be 0.
-        fingerprint: of the encoder that made them (see `encoders.fingerprint`).
+        vectors: [N, D] in fp32, bf16, fp16 or fp64, oldest first, as the encoder gives them. N may be 0.
+        spec: of the encoder that made them.
+        item_ids: N ids of the items, where the data have them: what deletes an item later.
+        timestamps: [N] seconds since 1970 (UTC) in fp64, where every item has a date.
 
     Raises:
-        DataError: not a floating point matrix, or a value that is not finite.
+        DataError: not a floating point matrix, a value that is not finite, or ids or times of another number.
     """
 
-    embeddings: Tensor
-    fingerprint: dict[str, Any]
+    vectors: Tensor
+    spec: EncoderSpec
+    item_ids: tuple[str, ...] | None = None
+    timestamps: Tensor | None = None
 
     def __post_init__(self) -> None:
-        vectors = self.embeddings
+        vectors = self.vectors
         if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.dtype not in DTYPES:
             got = f"{vectors.dtype} {list(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
             raise DataError(f"A persona needs a floating point tensor of shape [items, width], got {got}.")
-        if vectors.sum().isfinite():  # then every value is, and one pass without a copy has told
-            return
-        finite = vectors.isfinite().all(dim=1)
-        if not finite.all():
-            bad = (~finite).nonzero().flatten().tolist()
-            raise DataError(
-                f"{len(bad)} of {len(vectors)} item vectors hold NaN or infinity (first at item {bad[0]}). "
-                "Encode the history again with model.encode_persona(history)."
-            )
+        if self.spec.width not in (None, vectors.shape[1]):
+            raise DataError(f"These vectors are {vectors.shape[1]} wide, and their encoder's are {self.spec.width}.")
+        for name, values in (("item_ids", self.item_ids), ("timestamps", self.timestamps)):
+            if values is not None and len(values) != len(vectors):
+                raise DataError(f"A persona of {len(vectors)} items got {len(values)} {name}: give one per item.")
+        check_finite(vectors)
 
     def __len__(self) -> int:
-        return len(self.embeddings)
+        return len(self.vectors)
 
     def __repr__(self) -> str:
-        return f"Persona({len(self)} items x {self.embeddings.shape[1]})"
+        return f"Persona({len(self)} items x {self.vectors.shape[1]})"
 
     def __add__(self, newer: Persona) -> Persona:
-        """This history followed by newer items: how a user's vectors grow as they act."""
-        check_fingerprint(newer, self.fingerprint)
-        vectors = newer.embeddings.to(self.embeddings)
-        return Persona(torch.cat([self.embeddings, vectors]), self.fingerprint)
+        """Return this history followed by newer items, with ids and times if both have them."""
+        check_spec(newer, self.spec)
+        vectors = torch.cat([self.vectors, newer.vectors.to(self.vectors)])
+        ids = None if self.item_ids is None or newer.item_ids is None else self.item_ids + newer.item_ids
+        both = None if self.timestamps is None or newer.timestamps is None else [self.timestamps, newer.timestamps]
+        return Persona(vectors, self.spec, ids, None if both is None else torch.cat(both))
+
+    def select(self, positions: Sequence[int]) -> Persona:
+        """Return the items at these positions, in their order in the history."""
+        kept = sorted(positions)
+        ids = None if self.item_ids is None else tuple(self.item_ids[i] for i in kept)
+        times = None if self.timestamps is None else self.timestamps[kept]
+        return replace(self, vectors=self.vectors[kept], item_ids=ids, timestamps=times)
+
+    def without(self, item_ids: Collection[str]) -> Persona:
+        """Return the history without some items.
+
+        Args:
+            item_ids: of items to leave out; ids that are not there are no error.
+
+        Raises:
+            DataError: the items of this persona have no ids.
+        """
+        if self.item_ids is None:
+            raise DataError("The items of this persona have no ids: encode items that carry an 'id'.")
+        gone = {item_ids} if isinstance(item_ids, str) else set(item_ids)
+        return self.select([i for i, name in enumerate(self.item_ids) if name not in gone])
+
+    def last(self, n: int) -> Persona:
+        """Return the n newest items: by time where every item has one, else those at the end."""
+        newest = range(len(self)) if self.timestamps is None else self.timestamps.argsort(stable=True).tolist()
+        return self.select(newest[max(0, len(self) - n) :])
+
+    def top(self, k: int, weights: Tensor) -> Persona:
+        """Return the k items with the largest of some weights [N], of equal ones the later."""
+        return self.select(weights[: len(self)].float().cpu().argsort(stable=True)[max(0, len(self) - k) :].tolist())
 
     def to(self, *args: Any, **kwargs: Any) -> Persona:
-        """The same persona on another device or in another floating point type, as `Tensor.to`."""
-        return Persona(self.embeddings.to(*args, **kwargs), self.fingerprint)
+        """Return the same persona on another device or in another floating point type, as `Tensor.to`."""
+        return replace(self, vectors=self.vectors.to(*args, **kwargs))
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write the vectors, bit for bit, and the fingerprint of their encoder; never a text.
+        """Write the vectors, bit for bit, with ids, times and spec; never a text.
 
         A reader sees the file of before or the new one, never half of it.
 
@@ -82,15 +124,13 @@ class Persona:
                 folders with one file per user.
         """
         path = Path(save_directory)
-        if path.suffix != ".safetensors":
-            path = path / PERSONA_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # In the same file system, because only a rename within one is atomic.
-        with tempfile.TemporaryDirectory(prefix=".persona-", dir=path.parent) as staging:
-            written = Path(staging) / path.name
-            vectors = self.embeddings.detach().cpu().contiguous()
-            save_file({"embeddings": vectors}, written, {"fingerprint": json.dumps(self.fingerprint, sort_keys=True)})
-            os.replace(written, path)
+        path = path if path.suffix == ".safetensors" else path / PERSONA_FILE
+        tensors = {"vectors": self.vectors, "timestamps": self.timestamps}
+        header = {"persona_format": str(FORMAT), "spec": json.dumps(self.spec.to_dict(), sort_keys=True)}
+        if self.item_ids is not None:
+            header["item_ids"] = json.dumps(self.item_ids)
+        with atomic_write(path) as staging:
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items() if t is not None}, staging, header)
 
     @classmethod
     def from_pretrained(
@@ -104,18 +144,18 @@ class Persona:
         local_files_only: bool = False,
         force_download: bool = False,
     ) -> Persona:
-        """Read what `save_pretrained` wrote.
+        """Read what `save_pretrained` wrote, in this or an earlier version.
 
         Args:
             pretrained_persona_name_or_path: folder, file, or Hub id.
             revision, subfolder, token, cache_dir, local_files_only, force_download: of a repository on the Hub.
 
         Returns:
-            The persona, on the CPU. A model refuses it unless it has the same encoder.
+            The persona, on the CPU. A model refuses it unless it has the same spec.
 
         Raises:
             MissingFileError: there is none.
-            DataError: the file is damaged, no persona, or holds NaN or infinity.
+            DataError: the file is damaged, not a persona, or holds NaN or infinity.
         """
         name = str(pretrained_persona_name_or_path)
         if os.path.isfile(name):
@@ -123,71 +163,68 @@ class Persona:
         elif name.endswith(".safetensors"):
             raise MissingFileError(f"There is no persona file {name!r}.")
         else:
-            place = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
-            place |= {"local_files_only": local_files_only, "force_download": force_download}
-            path = files.find(name, PERSONA_FILE, kind="persona", **place)
+            where = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
+            where |= {"local_files_only": local_files_only, "force_download": force_download}
+            path = plug_folder.find(name, PERSONA_FILE, kind="persona", **where)
         try:
-            with safe_open(path, framework="pt") as file:
-                header, tensors = file.metadata() or {}, list(file.keys())
-                if tensors != ["embeddings"] or "fingerprint" not in header:
-                    raise DataError(f"expected embeddings and their fingerprint, got tensors {tensors[:3]}")
-                fingerprint = json.loads(header["fingerprint"])
-                if not isinstance(fingerprint, dict):
-                    raise DataError(f"its fingerprint is a {type(fingerprint).__name__}, not a mapping")
-                # A copy, which does not depend on the file any more.
-                return cls(file.get_tensor("embeddings").clone(), fingerprint)
-        except (SafetensorError, ValueError, RecursionError) as error:
+            return _read(path)
+        except (SafetensorError, ValueError, TypeError, RecursionError) as error:
             raise DataError(
-                f"{path!r} is damaged or no persona: {str(error).rstrip('.')}. Encode the history again, or copy the "
+                f"{path!r} is damaged or not a persona: {str(error).rstrip('.')}. Encode the history again, or copy the "
                 "file again from where it was saved."
             ) from error
 
 
-def check_fingerprint(persona: Persona, fingerprint: Mapping[str, Any]) -> None:
-    """Raise a `MismatchError` unless `persona` was made by the encoder of `fingerprint`, with its history prompt."""
-    if any(persona.fingerprint.get(key) != fingerprint.get(key) for key in ("digest", "history_prompt")):
-        raise MismatchError(
-            f"This persona was encoded by {describe(persona.fingerprint)}, the model uses {describe(fingerprint)}. "
-            "Vectors of two encoders cannot be mixed: encode the history with this model's encode_persona."
+def _read(path: str) -> Persona:
+    """Read a persona of any format; `ValueError` and `TypeError` say what is wrong with it."""
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        # Copies, which do not depend on the file any more.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    if "persona_format" not in header:  # format 1
+        if list(tensors) != ["embeddings"] or "fingerprint" not in header:
+            raise ValueError(f"expected vectors and the spec of their encoder, got tensors {list(tensors)[:3]}")
+        fingerprint = _mapping(header["fingerprint"], "fingerprint")
+        return Persona(tensors["embeddings"], EncoderSpec.from_fingerprint(fingerprint, UNRECORDED))
+    if not header["persona_format"].isdecimal() or "vectors" not in tensors or "spec" not in header:
+        raise ValueError(f"expected vectors and the spec of their encoder, got tensors {list(tensors)[:3]}")
+    surplus = sorted(tensors.keys() - {"vectors", "timestamps"})
+    if int(header["persona_format"]) > FORMAT or surplus:
+        logger.warning(
+            "The persona %r has format %s and this version of pplug-hf knows %d: what it does not know is left out%s. "
+            "Run pip install -U pplug-hf.",
+            *(path, header["persona_format"], FORMAT, f" ({', '.join(surplus[:3])})" if surplus else ""),
         )
+    ids = json.loads(header.get("item_ids", "null"))
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(one, str) for one in ids)):
+        raise ValueError("its item_ids are not a list of texts")
+    spec = EncoderSpec.from_dict(_mapping(header["spec"], "spec"))
+    return Persona(tensors["vectors"], spec, None if ids is None else tuple(ids), tensors.get("timestamps"))
 
 
-def describe(fingerprint: Mapping[str, Any]) -> str:
-    """A fingerprint in words, for messages."""
-    known = {key: value for key, value in fingerprint.items() if value not in (None, "")}
-    return "(" + ", ".join(f"{key}={value}" for key, value in known.items()) + ")"
+def _mapping(text: str, name: str) -> dict[str, Any]:
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError(f"its {name} is a {type(values).__name__}, not a mapping")
+    return values
 
 
-def is_history(value: Any) -> bool:
-    """Whether `value` is one history (a list of texts or task items), not a batch of them."""
-    return isinstance(value, list | tuple) and (not value or isinstance(value[0], str | Mapping))
+def item_facts(history: Sequence[Any]) -> tuple[tuple[str, ...] | None, Tensor | None]:
+    """Return the ids and the times [N] of a history's items; None unless every item has one."""
+    if not all(isinstance(item, Mapping) for item in history):
+        return None, None
+    ids = [item.get("id") for item in history]
+    dates = [parse_date(item.get("date")) for item in history]
+    return (
+        None if any(one in (None, "") for one in ids) else tuple(map(str, ids)),
+        torch.tensor([seconds(date) for date in dates], dtype=torch.float64) if all(dates) else None,
+    )
 
 
-def item_texts(history: History, template: str | None) -> list[str]:
-    """The text of every item, as the encoder gets it.
-
-    Args:
-        history: texts, or task items (mappings of fields) that `template` turns into texts.
-        template: a format string over the fields of an item.
-
-    Raises:
-        DataError: something that is not a text, or an item without a field of the template. Names the position
-            and the type or the field, never what the item says.
-    """
-    if isinstance(history, str) or not isinstance(history, Iterable):
-        raise DataError(f"A history is a list of texts or items, got a single {type(history).__name__}: pass [text].")
-    texts = []
-    for i, item in enumerate(history):
-        if isinstance(item, Mapping):
-            if template is None:
-                raise DataError(
-                    f"History item {i} is a mapping with the fields {sorted(map(str, item))}, and the model has no "
-                    "item_template to turn it into text: set config.item_template, or pass texts."
-                )
-            item = item_text(item, template, f"History item {i}")
-        if not isinstance(item, str):
-            raise DataError(
-                f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."
-            )
-        texts.append(item)
-    return texts
+def check_spec(persona: Persona, spec: EncoderSpec) -> None:
+    """Raise a `MismatchError` unless a persona was made by the encoder, prompt and template of `spec`."""
+    if not persona.spec.fits(spec):
+        raise MismatchError(
+            f"This persona was encoded by {persona.spec}, and the model uses {spec}. Vectors of two encoders, or of two "
+            "ways to write an item, cannot be mixed: encode the history with this model's encode_persona."
+        )

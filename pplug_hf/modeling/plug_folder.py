@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError
+from ..storage.files import read_json_object
 from ..storage.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 from ..storage.location import Location
 from .plug import PersonaPlug
@@ -216,13 +216,7 @@ def check_tokenizer(place: Location) -> bool:
 
 
 def _read_json(place: Location, path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _damaged(place, path.name, error) from error
-    if not isinstance(values, dict):
-        raise _damaged(place, path.name, f"it holds a {type(values).__name__}, not settings by name")
-    return values
+    return read_json_object(path, f"The {path.name} of {place.name!r}")
 
 
 def _damaged(place: Location, filename: str, why: Any) -> DataError:

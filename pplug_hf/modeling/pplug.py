@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -29,23 +31,46 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutpu
 from transformers.utils import ModelOutput
 
 from ..configuration import PPlugConfig
+from ..configuration.pplug import choices as known_choices
 from ..errors import ConfigurationError, DataError, MismatchError
+from ..storage.location import HUB_ARGUMENTS
 from . import backbone as backbones
-from . import encoders
-from . import plug_folder as files
-from .aggregators import AGGREGATORS
-from .encoding import check_part
-from .generation import generate_with_prefix
-from .plug import PersonaPlug
-from .plugs import DEFAULT, PlugsMixin
+from . import encoders, frozen, plug_folder
+from .encoders import History
+from .persona import Persona
+from .personalizer import Personalizer, histories_of
+from .plug import SoftPrompt
+from .prefix import default_position, generate_with_prefix, prefix_order, reorder, word_embeddings
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 
+DEFAULT = "default"  # the name of a model's first plug, as PEFT calls its first adapter
 
-class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, GenerationMixin):
+
+class _Loaded(NamedTuple):
+    """A plug and what belongs to it alone; the backbone is everybody's."""
+
+    personalizer: Personalizer
+    tokenizer: Any = None
+    generation_config: Any = None
+
+
+class PPlugForConditionalGeneration(SavingMixin, PreTrainedModel, GenerationMixin):
     """Any frozen seq2seq or causal language model, personalised by a plug (Liu et al., ACL 2025).
 
     Create one with [`from_backbone`], load one with [`from_pretrained`]. `model.backbone` is the frozen model and
     stays usable alone (its dropout rates are zero from then on); `model.plug` is everything that is trained.
+
+    Several plugs can share the backbone, which is in memory once:
+
+        model = PPlugModel.from_pretrained("me/movie-tags")                # this one is called "default"
+        model.load_plug("me/headlines", "headlines")
+        model.set_plug("headlines")                                         # from now on
+        model.generate(**inputs, persona=history, plug="default")           # for one call
+        model.generate(**inputs, persona=histories, plug=["default", "headlines", None])  # row by row; None: no plug
+
+    The active plug is what the attributes show (`plug`, `config`, `history_encoder`, `generation_config`), what is
+    trained and what is saved. The others wait outside of the module tree, so no optimiser, checkpoint or
+    `parameters()` sees them. A call that names a plug computes with it; nothing is swapped meanwhile.
 
     Args:
         config: a complete [`PPlugConfig`]. The constructor builds the plug only; see [`attach`].
@@ -61,11 +86,10 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
     def __init__(self, config: PPlugConfig):
         super().__init__(config)
         self.loss_type = None  # transformers would pick one by the class name
-        self.plug = PersonaPlug(config)
         self.backbone: Any = None  # a PreTrainedModel, once attached
-        self.history_encoder: Any = None  # a SentenceTransformer, once attached
-        self.tokenizer: Any = None  # the backbone's; decodes prompts into queries
-        self._slots = {DEFAULT: None}
+        self.active_plug = DEFAULT  # name of the plug that answers unless a call names another
+        self._loaded = {DEFAULT: _Loaded(Personalizer(config))}  # by name, in the order of loading
+        self._show()
         self.register_state_dict_post_hook(drop_frozen)
         self.register_load_state_dict_post_hook(ignore_missing_frozen)
         self.post_init()
@@ -104,10 +128,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             ConfigurationError: an unknown choice, or not a language model.
             MissingFileError: backbone or encoder cannot be found.
         """
-        from ..configuration.pplug import choices as known
-
-        if unknown := set(choices) - set(known()):
-            raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known())}.")
+        if unknown := set(choices) - set(known_choices()):
+            raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known_choices())}.")
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if tokenizer is None:
@@ -119,10 +141,10 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             encoders.origin(encoder),
         )
         config = PPlugConfig(
-            backbone=files.absolute_if_local(backbone_name),
+            backbone=plug_folder.absolute_if_local(backbone_name),
             backbone_revision=backbone_commit,
             backbone_fingerprint=backbones.fingerprint(backbone),
-            encoder=files.absolute_if_local(encoder_name),
+            encoder=plug_folder.absolute_if_local(encoder_name),
             encoder_revision=encoder_commit,
             encoder_fingerprint=encoders.fingerprint(encoder, choices["history_prompt"]),
             is_encoder_decoder=bool(backbone.config.is_encoder_decoder),
@@ -151,29 +173,32 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
-        check_part(self.config, "backbone", backbones.fingerprint(backbone))
-        check_part(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        frozen.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
+        frozen.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
         self._put_on(backbone, encoder, tokenizer)
 
     def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:
         backbones.freeze_backbone(backbone)
         self.backbone = backbone
-        device: Any = backbones.word_embeddings(backbone).weight.device
-        encoders.freeze_encoder(encoder)
-        self.history_encoder = encoder if encoder.device == device else encoder.to(device)
-        if self.config.train_input_encoder and AGGREGATORS[self.config.aggregator].needs_query:
-            self.plug.input_encoder = encoders.trainable_copy(encoder)
-        self.plug.to(device)
-        self.tokenizer = tokenizer
-        self.generation_config = copy.deepcopy(backbone.generation_config)
+        personalizer = self.personalizer
+        personalizer.attach(encoder, word_embeddings(backbone).weight.device)
+        self._loaded[self.active_plug] = _Loaded(personalizer, tokenizer, copy.deepcopy(backbone.generation_config))
+        self._show()
 
-    def _attached(self) -> tuple[Any, Any]:
-        if self.backbone is None or self.history_encoder is None:
+    def _show(self) -> None:
+        """Make the active plug what the attributes show."""
+        personalizer, self.tokenizer, self.generation_config = self._loaded[self.active_plug]
+        self.config, self.plug = personalizer.config, personalizer.plug
+        self.history_encoder = personalizer.history_encoder
+
+    def _attached(self) -> Any:
+        """Return the backbone."""
+        if self.backbone is None:
             raise ConfigurationError(
                 "This plug has no backbone yet: use PPlugForConditionalGeneration.from_backbone or "
                 "PPlugModel.from_pretrained, or call model.attach(backbone, encoder)."
             )
-        return self.backbone, self.history_encoder
+        return self.backbone
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the plug and the backbone in place, each one graph: between them texts are read, outside of any graph.
@@ -185,7 +210,7 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         Raises:
             ConfigurationError: the model has no backbone yet.
         """
-        backbone, _ = self._attached()
+        backbone = self._attached()
         self.plug.compile(*args, **kwargs)
         backbone.compile(*args, **kwargs)
 
@@ -199,7 +224,7 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         Raises:
             ConfigurationError: the model has no backbone yet.
         """
-        self._attached()[0].set_attn_implementation(*args, **kwargs)
+        self._attached().set_attn_implementation(*args, **kwargs)
 
     def get_input_embeddings(self) -> Any:
         """The backbone's, for what looks for them in any model of transformers; None before there is one."""
@@ -224,9 +249,182 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         total = sum(p.numel() for p in self.parameters())
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
 
+    # ---- several plugs -------------------------------------------------------------------------------------
+
+    @property
+    def personalizer(self) -> Personalizer:
+        """The active plug with its encoder, which needs no backbone."""
+        return self._loaded[self.active_plug].personalizer
+
+    @property
+    def personalizers(self) -> dict[str, Personalizer]:
+        """Every loaded plug with its encoder, by name."""
+        return {name: loaded.personalizer for name, loaded in self._loaded.items()}
+
+    @property
+    def plugs(self) -> dict[str, PPlugConfig]:
+        """The configuration of every loaded plug, by name."""
+        return {name: loaded.personalizer.config for name, loaded in self._loaded.items()}
+
+    def load_plug(self, pretrained_model_name_or_path: str | os.PathLike, name: str, **kwargs: Any) -> None:
+        """Load another plug beside those that are there. It becomes active with [`set_plug`].
+
+        Args:
+            pretrained_model_name_or_path: plug folder or Hub id, made for this model's backbone.
+            name: what to call it.
+            **kwargs: as of `from_pretrained`: revision, subfolder, token, encoder, ... A sentence encoder that another
+                plug has loaded already is shared.
+
+        Raises:
+            ConfigurationError: the name is taken or not a text, or the model has no backbone yet.
+            MismatchError: the plug was made for another backbone or encoder.
+            MissingFileError, DataError: as `from_pretrained`.
+        """
+        backbone = self._attached()
+        if not isinstance(name, str) or not name or name in self._loaded:
+            raise ConfigurationError(
+                f"A new plug needs a name that is not taken, got {name!r}; taken are {', '.join(self._loaded)}. Choose "
+                "another, or delete_plug first."
+            )
+        if "backbone" in kwargs:
+            raise ConfigurationError(
+                "load_plug puts a plug on the backbone that is there: leave backbone= out, or load the plug with "
+                "PPlugModel.from_pretrained."
+            )
+        # Opened once: configuration and weights are of one commit.
+        where = {argument: kwargs.pop(argument) for argument in HUB_ARGUMENTS if argument in kwargs}
+        location = plug_folder.open_location(pretrained_model_name_or_path, **where)
+        if kwargs.get("encoder") is None:
+            digest = (plug_folder.load_config(location).encoder_fingerprint or {}).get("digest")
+            shared = (p.history_encoder for p in self.personalizers.values() if digest and p.spec.digest == digest)
+            kwargs["encoder"] = next(shared, None)
+        model: Any = type(self).from_pretrained(location, backbone=backbone, **kwargs)  # type: ignore[arg-type]
+        loaded = model._loaded[model.active_plug]
+        loaded.personalizer.train(self.training)
+        self._loaded[name] = loaded._replace(generation_config=model.generation_config)
+
+    def set_plug(self, name: str) -> None:
+        """Make a loaded plug the one that answers, trains and is saved.
+
+        Args:
+            name: one of `plugs`.
+
+        Raises:
+            ConfigurationError: no plug of that name is loaded.
+        """
+        personalizer = self._personalizer(name)
+        mine = _Loaded(self.personalizer, self.tokenizer, self.generation_config)  # as they are now
+        self._loaded[self.active_plug], self.active_plug = mine, name
+        self._show()
+        personalizer.train(self.training)
+
+    def delete_plug(self, name: str) -> None:
+        """Detach a plug and free its memory. The backbone stays; the last plug cannot go.
+
+        Args:
+            name: one of `plugs`.
+
+        Raises:
+            ConfigurationError: no such plug, or it is the active one.
+        """
+        self._personalizer(name)
+        if name == self.active_plug:
+            others = [other for other in self._loaded if other != name]
+            raise ConfigurationError(
+                f"The plug {name!r} is active: call set_plug first, with one of {', '.join(others)}."
+                if others
+                else f"{name!r} is the only plug; the backbone alone is model.backbone."
+            )
+        del self._loaded[name]
+
+    def _personalizer(self, name: str) -> Personalizer:
+        """Return the plug of that name, on the backbone's device."""
+        if name not in self._loaded:
+            raise ConfigurationError(
+                f"There is no plug {name!r}; loaded are {', '.join(self._loaded)}. Load it with "
+                f"model.load_plug(<folder or Hub id>, {name!r})."
+            )
+        personalizer = self._loaded[name].personalizer
+        return (
+            personalizer
+            if name == self.active_plug
+            else personalizer.to(word_embeddings(self._attached()).weight.device)
+        )
+
+    # ---- personas ------------------------------------------------------------------------------------------
+
+    def encode_persona(
+        self, history: History | Persona | Sequence[Any], batch_size: int = 32, show_progress: bool = False
+    ) -> Any:
+        """Encode a history once (equation 1), to use it many times. See [`Personalizer.encode`]."""
+        return self.personalizer.encode(history, batch_size, show_progress)
+
+    def persona_weights(self, persona: Any, query: Any = None) -> Tensor:
+        """Equation (3): the weight of each item, [B, N]. See [`Personalizer.weights`]."""
+        return self.personalizer.weights(persona, query)
+
+    def persona_embedding(self, persona: Any, query: Any = None) -> Tensor:
+        """Equation (4): the personal embedding [B, K, H]. See [`Personalizer.embedding`]."""
+        return self.personalizer.embedding(persona, query)
+
+    def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
+        """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes embeddings. See [`Personalizer.soft_prompt`]."""
+        return self.personalizer.soft_prompt(persona, query)
+
+    def _soft_prompts(self, plug: Any, persona: Any, query: Any, ids: Tensor, mask: Tensor, labels: Any) -> SoftPrompt:
+        """Return the soft prompts [B, P, H] of a batch whose rows may have plugs of their own.
+
+        Args:
+            plug: None for the active plug, a name for all rows, or a name or None (no plug) per row.
+            persona, query: as in `forward`.
+            ids, mask, labels: of the prompts, whose texts stand in for a query that is not given.
+        """
+        B = len(ids)
+        names: Any = plug if isinstance(plug, list | tuple) else None
+        personalizer: Any = None if isinstance(plug, list | tuple) else self._personalizer(plug or self.active_plug)
+        users = [None] * B if persona is None else histories_of(persona)
+        texts = [query] if isinstance(query, str) else query
+        for what, values in (("plugs", names), ("personas", users)):
+            if values is not None and len(values) != B:
+                raise MismatchError(
+                    f"Got {len(values)} {what} for {B} prompts: pass one per prompt (for one user and many prompts, "
+                    "[history] * len(prompts))."
+                )
+        if personalizer is not None:
+            texts = partial(self._prompt_texts, ids, mask, labels) if query is None else texts
+            return personalizer(users, texts)
+        if texts is not None and len(texts) != B:
+            raise MismatchError(f"Got {len(texts)} queries for {B} prompts: pass one per prompt.")
+
+        found: list[tuple[list[int], Tensor]] = []
+        for name in dict.fromkeys(name for name in names if name is not None):
+            rows = [i for i, other in enumerate(names) if other == name]
+            own = texts[rows] if isinstance(texts, Tensor) else None if texts is None else [texts[i] for i in rows]
+            of_rows = ids[rows], mask[rows], None if labels is None else labels[rows]
+            found.append((rows, self._soft_prompts(name, [users[i] for i in rows], own, *of_rows).embeddings))
+        P = max((part.shape[1] for _, part in found), default=0)
+        embeddings = torch.zeros(B, P, self.config.sizes[2], device=word_embeddings(self.backbone).weight.device)
+        shown = mask.new_zeros(B, P)
+        for rows, part in found:
+            embeddings[rows, : part.shape[1]] = part
+            shown[rows, : part.shape[1]] = 1
+        return SoftPrompt(embeddings, shown)
+
+    def _prompt_texts(self, ids: Tensor, mask: Tensor, labels: Tensor | None) -> list[str]:
+        """Return the prompts of a batch as texts, to stand in for the queries."""
+        if self.tokenizer is None:
+            raise ConfigurationError(
+                "query= is missing, and without the backbone's tokenizer the prompt cannot be decoded to take its "
+                "place: pass query=<text>, or set model.tokenizer."
+            )
+        keep = mask.bool()
+        if labels is not None and not self.config.is_encoder_decoder:
+            keep = keep & (labels == -100)  # a causal model's input also holds the answer
+        return [self.tokenizer.decode(row[k], skip_special_tokens=True) for row, k in zip(ids, keep, strict=True)]
+
     # ---- forward, generate ---------------------------------------------------------------------------------
 
-    def _prefixed(
+    def _insert(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
@@ -236,24 +434,22 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         plug: Any,
         labels: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Equation (5): embeddings [B, P + T, H] of prefix and prompt, their mask, their order, the prompt's mask."""
-        backbone, _ = self._attached()
+        """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask, their order, the prompt's mask."""
+        backbone = self._attached()
         if input_ids is None or input_ids.ndim != 2:
             raise DataError(
                 f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        prefix, shown = self._soft_prompts(plug, persona, query, input_ids, mask, labels)  # [B, P, H], [B, P]
-        words = backbones.word_embeddings(backbone)(input_ids)  # [B, T, H]
-        prefix = prefix.to(words)
+        soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
+        words = word_embeddings(backbone)(input_ids)  # [B, T, H]
+        prefix, shown = soft_prompt.embeddings.to(words), soft_prompt.mask.to(mask)  # [B, P, H], [B, P]
         if position is None:
-            position = backbones.default_position(backbone, input_ids, mask)
+            position = default_position(backbone, input_ids, mask)
         else:
             position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
-        order = backbones.prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
-        embeds = backbones.reorder(order, prefix, words)
-        full_mask = backbones.reorder(order, shown, mask)
-        return embeds, full_mask, order, mask
+        order = prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
+        return reorder(order, prefix, words), reorder(order, shown, mask), order, mask
 
     def forward(
         self,
@@ -274,7 +470,7 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             attention_mask: [B, T], ones at real tokens; padding may be on either side.
             labels: [B, L] answers (encoder-decoder) or [B, T] (causal), -100 where there is nothing to predict.
             persona: one history, [`Persona`] or None per row. None is a user without history.
-            query: one request per row that weights the history: texts, or vectors [B, D]. Default: the prompt.
+            query: one per row, which weights the history: texts, or vectors [B, D]. Default: the prompt.
             persona_position: [B], number of prompt tokens in front of the prefix. Default: the BOS of a causal model.
             plug: name of the loaded plug to use, or one name per row, None for a row without any plug. Default: the
                 active plug.
@@ -287,8 +483,8 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
             with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V] at the end
             of the rows, from the first position that predicts an answer on.
         """
-        backbone, _ = self._attached()
-        embeds, mask, order, _ = self._prefixed(
+        backbone = self._attached()
+        embeds, mask, order, _ = self._insert(
             input_ids, attention_mask, persona, query, persona_position, plug, labels
         )
         P = order.shape[1] - input_ids.shape[1]
@@ -306,7 +502,7 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         if labels is None:
             output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
         else:
-            targets = backbones.reorder(order, labels.new_full((len(labels), P), -100), labels)
+            targets = reorder(order, labels.new_full((len(labels), P), -100), labels)
             targets = targets[:, 1:].masked_fill(mask[:, :-1] == 0, -100)  # nothing stands in front of a first token
             targets = F.pad(targets, (0, 1), value=-100)  # [B, P + T], what each position has to predict
             # Padding is in front, so answers end together: only the last L positions need logits, the widest layer.
@@ -351,16 +547,15 @@ class PPlugForConditionalGeneration(SavingMixin, PlugsMixin, PreTrainedModel, Ge
         Returns:
             [B * num_return_sequences, length] token ids, or a `ModelOutput`. Causal models: prompt and new tokens.
         """
-        backbone, _ = self._attached()
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask, _, text_mask = self._prefixed(
+        embeds, mask, _, text_mask = self._insert(
             input_ids, attention_mask, persona, query, persona_position, plug, None
         )
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
-        return generate_with_prefix(backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
+        return generate_with_prefix(self.backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
 
 
 class PPlugModel:

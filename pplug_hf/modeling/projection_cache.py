@@ -26,24 +26,36 @@ from .tensor_state import state_of
 LIMIT = 2**28  # bytes; a batch that needs more is computed piece by piece, and nothing of it is kept
 
 
-def get_or_compute(plug: PersonaPlug, personas: Sequence[Persona]) -> tuple[list[Tensor], list[Tensor] | None]:
-    """The items of personas as `batch_histories` takes them.
+def get_or_compute(
+    plug: PersonaPlug, items: Sequence[Persona | Tensor]
+) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor] | None]:
+    """Return the items of histories as `batch_histories` takes them.
 
     Args:
-        plug: which will weigh them.
-        personas: one per row; rows may share one.
+        plug: which will weight them.
+        items: one persona or matrix [N, D] per row; rows may share one. Personas alone are remembered.
 
     Returns:
-        Item vectors [N, D] on the plug's device and in its dtype, and their hidden vectors [N, M]. None in place of the
-        latter where gradients are needed, weights are not whole (sharded over processes), or memory would not do.
+        Item vectors [N, D] on the plug's device and in its dtype; their hidden vectors [N, M]; their ages in days [N].
+        None in place of the hidden vectors where gradients are needed, weights are not whole (sharded over processes),
+        or memory would not do; None in place of the ages unless the plug asks for them and every item has a time.
     """
-    users = list(dict.fromkeys(personas))
-    if _may_remember(plug, users):
-        items = _caches.setdefault(plug, _Cache()).of(plug, users)
-        made = dict(zip(users, items, strict=True))
-        return [made[user][0] for user in personas], [made[user][1] for user in personas]
-    vectors = {user: user.embeddings.to(plug.no_persona) for user in users}
-    return [vectors[user] for user in personas], None
+    users: Any = list(dict.fromkeys(items))
+    ages = None
+    if plug.aggregator.needs_ages and all(isinstance(u, Persona) and u.timestamps is not None for u in users):
+        made_ages = {user: _ages(user).to(plug.no_persona) for user in users}
+        ages = [made_ages[user] for user in items]
+    if all(isinstance(user, Persona) for user in users) and _may_remember(plug, users):
+        known = dict(zip(users, _caches.setdefault(plug, _Cache()).of(plug, users), strict=True))
+        return [known[user][0] for user in items], [known[user][1] for user in items], ages
+    vectors = {u: (u.vectors if isinstance(u, Persona) else u).to(plug.no_persona) for u in users}
+    return [vectors[user] for user in items], None, ages
+
+
+def _ages(persona: Persona) -> Tensor:
+    """Days between each item and the newest of its history, [N]."""
+    assert persona.timestamps is not None
+    return (persona.timestamps.max() - persona.timestamps) / 86400 if len(persona) else persona.timestamps
 
 
 def _may_remember(plug: PersonaPlug, users: Sequence[Persona]) -> bool:
@@ -74,14 +86,14 @@ class _Cache:
                 self._state, self._bytes = state, 0
                 self._entries.clear()
             seen, items = self._entries.get(ref(user), (None, None))
-            if items is None or seen != state_of(user.embeddings):
+            if items is None or seen != state_of(user.vectors):
                 return None
             self._entries.move_to_end(ref(user))
             return items
 
     def _made(self, plug: PersonaPlug, user: Persona, state: Any) -> tuple[Tensor, Tensor]:
-        seen = state_of(user.embeddings)
-        items = plug.project(user.embeddings.to(plug.no_persona))
+        seen = state_of(user.vectors)
+        items = plug.project(user.vectors.to(plug.no_persona))
         with self._lock:
             if self._state == state:  # no other thread has seen other weights meanwhile
                 self._forget(ref(user))

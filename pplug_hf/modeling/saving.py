@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
@@ -17,16 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
-from ..hub.push import push_folder
 from ..storage.replace import replacing
 from . import backbone as backbones
-from . import encoders
-from . import plug_folder as files
-from .encoding import check_part
-from .frozen import locate, note_other_backbone
-
-if TYPE_CHECKING:
-    from .pplug import PPlugForConditionalGeneration
+from . import encoders, frozen, plug_folder
 
 
 class SavingMixin:
@@ -65,7 +58,7 @@ class SavingMixin:
         with replacing(save_directory) as staging:
             super().save_pretrained(staging, state_dict=weights)  # type: ignore[misc]
             if self.tokenizer is not None:
-                files.save_tokenizer(self.tokenizer, staging)
+                plug_folder.save_tokenizer(self.tokenizer, staging)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
 
@@ -106,6 +99,8 @@ class SavingMixin:
         Raises:
             HubError: the Hub refuses, or the connection broke; the repository is as it was.
         """
+        from ..hub.push import push_folder
+
         with tempfile.TemporaryDirectory(prefix="pplug-push-") as folder:
             self.save_pretrained(folder)
             return push_folder(
@@ -142,7 +137,7 @@ class SavingMixin:
         local_files_only: bool = False,
         force_download: bool = False,
         **kwargs: Any,
-    ) -> PPlugForConditionalGeneration:
+    ) -> Self:
         """A plug from a folder or the Hub, on its backbone and encoder at the commits it was trained with.
 
         All its files come from one commit, which a branch or tag is resolved to once. Offline, from the cache.
@@ -175,27 +170,28 @@ class SavingMixin:
             "cache_dir": cache_dir,
         }
         arguments |= {"local_files_only": local_files_only, "force_download": force_download}
-        place = files.open_location(pretrained_model_name_or_path, **arguments)
-        config = config or files.load_config(place)
-        place.folder()  # all of it, so that whatever breaks below, the cache has the whole plug or no weights
+        location = plug_folder.open_location(pretrained_model_name_or_path, **arguments)
+        config = config or plug_folder.load_config(location)
+        location.folder()  # all of it, so that whatever breaks below, the cache has the whole plug or no weights
         # What does not fit is found out before a large backbone is loaded.
-        files.check_sizes(files.weight_shapes(place), config, place.name)
+        plug_folder.check_sizes(plug_folder.weight_shapes(location), config, location.name)
 
-        parts = locate("backbone", backbone, config, place), locate("encoder", encoder, config, place)
-        backbone = backbones.load_backbone(parts[0], **(backbone_kwargs or {}), **kwargs)
-        encoder = encoders.load_encoder(parts[1], **(encoder_kwargs or {}))
+        where = [
+            frozen.locate(kind, given, config, location)
+            for kind, given in (("backbone", backbone), ("encoder", encoder))
+        ]
+        backbone = backbones.load_backbone(where[0], **(backbone_kwargs or {}), **kwargs)
+        encoder = encoders.load_encoder(where[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
-        check_part(config, "backbone", backbones.fingerprint(backbone))
+        frozen.check_fits(config, "backbone", backbones.fingerprint(backbone))
         name, commit = backbones.origin(backbone)
-        note_other_backbone(config, files.absolute_if_local(name), commit)
-        check_part(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
+        frozen.note_other_backbone(config, plug_folder.absolute_if_local(name), commit)
+        frozen.check_fits(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
         model: Any = cls(config)  # type: ignore[call-arg]
-        model._put_on(backbone, encoder, files.load_tokenizer(place) or backbones.find_tokenizer(backbone, place))
-        expected = {key: value for key, value in model.plug.state_dict(prefix="plug.").items() if _is_plug(key)}
-        weights = files.load_weights(place, expected=expected)
-        # Into the plug alone: to look through backbone and encoder takes longer. What is unused stays as it is.
-        model.plug.load_state_dict({key.removeprefix("plug."): w for key, w in weights.items()}, strict=False)
-        generation_config = files.load_generation_config(place)
+        tokenizer = plug_folder.load_tokenizer(location) or backbones.find_tokenizer(backbone, location)
+        model._put_on(backbone, encoder, tokenizer)
+        model.personalizer.load_weights(location)
+        generation_config = plug_folder.load_generation_config(location)
         if generation_config is not None:
             model.generation_config = generation_config
         return model.eval()

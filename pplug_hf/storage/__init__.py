@@ -1,1 +1,1 @@
-"""Files: where they are, how they are written, and what is said when one cannot be had."""
+"""Storage: locations of files, and reading and writing them safely."""

@@ -1,4 +1,4 @@
-"""What the Hub's refusals and failures mean for a user, as errors of this package."""
+"""Translation of the Hub client's errors into errors of this package that say what to do."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from huggingface_hub.errors import (
 
 from ..errors import HubError, MissingFileError
 
-# What the client raises when it cannot give what was asked for. Its own base class is no OSError everywhere.
+# Errors that the client raises; their common base class is not an OSError in every version.
 FAILURES = (OSError, HTTPError, RevisionResolutionError, HFValidationError, EntryNotFoundError)
 
 
 def hub_error(error: BaseException, task: str, remedy: str = "") -> MissingFileError | HubError:
-    """The error to raise instead of the client's, which is not quoted: it may hold addresses signed for one user.
+    """Translate an error of the Hub's client. Its text is not quoted, since it may contain signed addresses.
 
     Args:
-        error: as the client, transformers or sentence-transformers raised it; what is behind it counts too.
-        task: what could not be done, e.g. "Cannot load config.json of the plug 'me/plug'".
-        remedy: one more way out, e.g. ", or pass backbone=<a loaded model>".
+        error: raised by the client, transformers or sentence-transformers; its causes are looked at too.
+        task: the step that failed, e.g. "Cannot load config.json of the plug 'me/plug'".
+        remedy: another way out, e.g. ", or pass backbone=<a loaded model>".
 
     Returns:
-        A [`MissingFileError`] if there is no such thing (as far as we may know), else a [`HubError`].
+        A [`MissingFileError`] if there is no such repository or file (as far as the token can see), else a
+        [`HubError`].
     """
     chain = chain_of(error)
     status = status_of(error)
@@ -44,7 +45,7 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
         return True, "the Hub knows the repository, but no such branch, tag or commit. Check revision="
     if status == 401 and any("Invalid credentials" in header_of(error, "X-Error-Message") for error in chain):
         return False, "the Hub does not accept the token (401): pass another token=, or log in with `hf auth login`"
-    # Without a token, what is missing and what is private are both a 401.
+    # Without a token, missing and private repositories are both a 401.
     if status == 401 or any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
         return True, (
             f"the Hub has no such repository, or a private one that this token may not see ({status or 404}). Check the "
@@ -79,24 +80,24 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """What the Hub answered, if it did."""
+    """Return the HTTP status of the Hub's answer, if there was one."""
     codes = (getattr(getattr(e, "response", None), "status_code", None) for e in chain_of(error))
     return next((code for code in codes if code), None)
 
 
 def header_of(error: BaseException, name: str) -> str:
-    """A header of the Hub's answer; "" if there is none."""
+    """Return a header of the Hub's answer; "" if there is none."""
     headers = getattr(getattr(error, "response", None), "headers", None) or {}
     return headers.get(name) or ""
 
 
 def is_incomplete_download(error: BaseException) -> bool:
-    """Whether a file came with another length than the Hub had said, which the client tells in words only."""
+    """Return True if a file is shorter or longer than announced, which the client reports in words only."""
     return any(isinstance(e, OSError) and "Consistency check failed" in str(e) for e in chain_of(error))
 
 
 def chain_of(error: BaseException | None) -> list[BaseException]:
-    """An error and those that led to it."""
+    """Return an error and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

@@ -1,8 +1,9 @@
-"""What a plug folder is made of, by name. What else lies beside it (checkpoints, logs, predictions) is not the plug."""
+"""Names of the files in a plug folder. Other files beside them (checkpoints, logs, predictions) are not the plug."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
 
 # The vocabularies of transformers' tokenizers.
 VOCABULARIES = (
@@ -16,10 +17,10 @@ TOKENIZER_FILES = (
 )
 GENERATION_CONFIG = "generation_config.json"
 PROCESSOR_CONFIG = "processor_config.json"
-# The weights last: where they are, a download was not cut off.
+# The weights come last: if they are there, the download is complete.
 PLUG_FILES = (CONFIG, GENERATION_CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES, WEIGHTS)
-# What is read whole of a backbone or an encoder.
-PART_FILES = (
+# Files of a backbone or an encoder that are read into memory as a whole.
+FROZEN_FILES = (
     *(CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES),
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
 )

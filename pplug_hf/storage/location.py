@@ -1,18 +1,17 @@
-"""Where a plug, a backbone or an encoder is: one object that every part of a load passes on, so that none drops a token,
-a cache or a commit.
+"""The location of a plug, a backbone or an encoder, as one object: every step of a load passes it on, so that no step
+forgets the token, the cache or the commit.
 
-    place = Place("me/plug", revision="main", token="hf_...").pinned()  # one commit, whatever happens to main meanwhile
-    place.file("config.json")                                           # a path, in the cache
-    place.folder()                                                      # all files of a plug, in one folder
-    place.part("google/flan-t5-base", commit, "backbone").hub_arguments  # of another repository, in the same way
+    location = Location("me/plug", revision="main", token="hf_...").pinned()  # one commit, even if main moves on
+    location.file("config.json")                                              # its path in the cache
+    location.folder()                                                         # all files of a plug, in one folder
+    location.frozen_module("google/flan-t5-base", commit, "backbone")         # another repository, the same token
 
-A repository is not trusted: only files with the names below are fetched, whatever it lists; each is refused by its size
-before it is read; and a link in a local folder may not lead out of it.
+A repository is not trusted. Only files with known names are fetched, a file that is too large is rejected before it is
+read, and a link in a local folder may not lead out of it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -28,8 +27,9 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
+from .files import read_json_object
 from .hub_errors import FAILURES, hub_error
-from .layout import CONFIG, PART_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
+from .layout import CONFIG, FROZEN_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
 from .replace import finish, stamp
 from .retry import with_retries
 
@@ -42,15 +42,18 @@ _REMEDIES = {
     "backbone": ", or pass backbone=<a loaded model>",
     "encoder": ", or pass encoder=<a loaded SentenceTransformer>",
 }
-# How to say that weights which Python would unpickle are meant to be opened.
+# The argument with which a user allows weights that Python would unpickle.
 _UNPICKLED = {
     "backbone": 'backbone_kwargs={"use_safetensors": False}',
     "encoder": 'encoder_kwargs={"model_kwargs": {"use_safetensors": False}}',
 }
-_NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")  # what transformers says
+_NO_SAFETENSORS = (
+    "no file named model.safetensors",
+    "cannot be loaded with `safetensors`",
+)  # in the errors of transformers
 _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
-# What `from_pretrained` of transformers calls where something is.
+# The arguments of transformers' `from_pretrained` that say where to load from.
 HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 
 logger = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Location:
-    """A folder or a repository, and how to get at it."""
+    """A folder or a repository, and the options to read it with."""
 
     name: str
     revision: str | None = None
@@ -67,7 +70,7 @@ class Location:
     cache_dir: str | os.PathLike | None = None
     local_files_only: bool = False
     force_download: bool = False
-    kind: str = "plug"  # or backbone, encoder, persona: what is there
+    kind: str = "plug"  # or backbone, encoder, persona
 
     def __post_init__(self) -> None:
         path = PurePosixPath((self.subfolder or "").replace("\\", "/"))
@@ -80,78 +83,82 @@ class Location:
             )
 
     def updated(self, arguments: Mapping[str, Any]) -> tuple[Location, dict[str, Any]]:
-        """This place as a `from_pretrained`'s arguments say otherwise, and the arguments that say something else."""
-        where = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
-        return replace(self, **where), {key: value for key, value in arguments.items() if key not in HUB_ARGUMENTS}
+        """Return the location with the options in `arguments`, and the arguments that are not about the location."""
+        options = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
+        return replace(self, **options), {key: value for key, value in arguments.items() if key not in HUB_ARGUMENTS}
 
-    def part(self, name: str, revision: str | None, kind: str) -> Location:
-        """Another repository or folder, with the same token, cache and choices."""
+    def frozen_module(self, name: str, revision: str | None, kind: str) -> Location:
+        """Return the location of a backbone or encoder, with the same token, cache and download options."""
         return replace(self, name=name, revision=revision, subfolder="", kind=kind)
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder on this machine."""
+        """True for a folder on this machine."""
         return os.path.isdir(self.name)
 
     @property
     def commit(self) -> str | None:
-        """The commit, once pinned; None for a local folder."""
+        """Commit hash once pinned; None for a local folder."""
         return None if self.is_local else self.revision
 
     @property
     def hub_arguments(self) -> dict[str, Any]:
-        """For the `from_pretrained` of transformers."""
+        """Keyword arguments for the `from_pretrained` of transformers."""
         return {key: getattr(self, key) for key in HUB_ARGUMENTS}
 
     @property
     def encoder_arguments(self) -> dict[str, Any]:
-        """For `SentenceTransformer`, which downloads no more than is missing (see `refresh`) and knows no subfolders."""
+        """Keyword arguments for `SentenceTransformer`, which has no subfolder and no force_download (see `refresh`)."""
         arguments = {key: getattr(self, key) for key in ("revision", "token", "local_files_only")}
         return {**arguments, "cache_folder": self.cache_dir}
 
     def refresh(self) -> None:
-        """Download a sentence encoder again, whatever the cache has."""
+        """Download a sentence encoder again, even if it is in the cache."""
         if not self.is_local:
-            wanted = {"allow_patterns": _ENCODER_FILES, "ignore_patterns": _ENCODER_COPIES}
-            snapshot_download(self.name, **wanted, **{k: v for k, v in self.hub_arguments.items() if k != "subfolder"})
+            patterns = {"allow_patterns": _ENCODER_FILES, "ignore_patterns": _ENCODER_COPIES}
+            snapshot_download(
+                self.name, **patterns, **{k: v for k, v in self.hub_arguments.items() if k != "subfolder"}
+            )
 
     def pinned(self) -> Location:
-        """The same place at the commit that its revision is now. Offline, at the one that the cache knows.
+        """Return the same location with its revision resolved to a commit; offline, to the commit in the cache.
 
         Raises:
-            MissingFileError: no such repository or revision.
-            HubError: the Hub refuses to say.
+            MissingFileError: there is no such repository or revision.
+            HubError: the Hub refuses the request, or fails.
         """
         if self.is_local:
             return self
         try:
             return replace(self, revision=self._resolved())
         except FAILURES as error:
-            raise self.refused(error) from error
+            raise self.load_error(error) from error
 
     def _resolved(self) -> str:
         validate_repo_id(self.name)
-        ask: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir}
+        options: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir}
         local = self.local_files_only
         try:
-            return with_retries(lambda: self._api.resolve_revision(self.name, **ask, local_files_only=local)).resolved
+            return with_retries(
+                lambda: self._api.resolve_revision(self.name, **options, local_files_only=local)
+            ).resolved
         except HfHubHTTPError as error:
-            # As the client does for single files: what is in the cache stays usable when the Hub refuses.
+            # As the client does for single files: a cached copy stays usable when the Hub refuses.
             if self.force_download or isinstance(error, RevisionNotFoundError):
                 raise
             try:
-                commit = self._api.resolve_revision(self.name, **ask, local_files_only=True).resolved
+                commit = self._api.resolve_revision(self.name, **options, local_files_only=True).resolved
             except FAILURES:
                 raise error from None
-            logger.warning("%s Using what the cache has.", self.refused(error))
+            logger.warning("%s Using what the cache has.", self.load_error(error))
             return commit
 
     @property
     def _api(self) -> HfApi:
         return HfApi(token=self.token, library_name="pplug-hf", library_version=__version__)
 
-    def refused(self, error: BaseException, filename: str = "") -> PPlugError:
-        """The error to raise when a library could not load what is here."""
+    def load_error(self, error: BaseException, filename: str = "") -> PPlugError:
+        """Return the error to raise after a library failed to load from this location."""
         if self.kind in _UNPICKLED and any(text in str(error) for text in _NO_SAFETENSORS):
             return MissingFileError(
                 f"{self._task(filename)}: it is no complete model folder, for it has no model.safetensors. Other weights "
@@ -173,12 +180,12 @@ class Location:
     # ---- files ---------------------------------------------------------------------------------------------
 
     def file(self, filename: str) -> Path | None:
-        """The path of one file (downloaded if need be), or None if there is none.
+        """Return the path of one file, downloaded if necessary, or None if there is none.
 
         Raises:
-            MissingFileError: no such repository, or nobody answered for it.
-            HubError: the Hub refuses.
-            DataError: it is larger than a file of its kind can be, or a link that leads out of the folder.
+            MissingFileError: there is no such repository, or neither the cache nor the Hub has it.
+            HubError: the Hub refuses the request, or fails.
+            DataError: the file is too large for its kind, or a link that leads out of the folder.
         """
         if "/" in filename or "\\" in filename or filename in ("", ".", ".."):
             raise DataError(f"{self._task(repr(filename))}: that is no file name.")
@@ -192,17 +199,17 @@ class Location:
         try:
             path = Path(with_retries(lambda: hf_hub_download(self.name, filename, **self._download_arguments)))
         except (*FAILURES, ValueError) as error:  # the latter: force_download while offline
-            raise self.refused(error, filename) from error
+            raise self.load_error(error, filename) from error
         self._check_size(filename, path.stat().st_size)
         self._fetched[filename] = path
         return path
 
     @cached_property
     def _fetched(self) -> dict[str, Path]:
-        return {}  # what force_download downloads once, not at every look
+        return {}  # so that force_download downloads a file once, not at every use
 
     def require(self, filename: str) -> Path:
-        """The path of a file that must be there; see `file`."""
+        """Return the path of a file that must exist; see `file`."""
         path = self.file(filename)
         if path is None:
             where = "its folder" if self.is_local else "the cache" if self.local_files_only else "its repository"
@@ -212,43 +219,39 @@ class Location:
         return path
 
     def folder(self, filenames: Iterable[str] = PLUG_FILES) -> Path:
-        """A local folder with those of these files that there are; see `file`."""
+        """Return a local folder with those of the files that exist; see `file`."""
         paths = [path for name in filenames if (path := self.file(name)) is not None]
         if not paths:
             self.require(CONFIG)
         return paths[0].parent
 
     def settings(self) -> dict[str, Any]:
-        """The config.json of a backbone or encoder, before anybody else reads it; empty if there is none.
+        """Read the config.json of a backbone or encoder before a library does; empty if there is none.
 
         Raises:
             MissingFileError, HubError: see `sizes`.
-            DataError: it is no JSON, or a file that is read whole is larger than such files are.
+            DataError: it is not a JSON object, or one of the files that are read whole is too large.
         """
         folder = Path(self.name, self.subfolder) if self.is_local else self._snapshot
         sizes = self._folder_sizes(folder)
         is_here = self.is_local or (CONFIG in sizes and not self.force_download)
         if not is_here:
             sizes = self.sizes
-        for filename in PART_FILES:
+        for filename in FROZEN_FILES:
             if filename in sizes:
                 self._check_size(filename, sizes[filename])
         if CONFIG not in sizes:
             return {}
         path = folder / CONFIG if is_here else self.file(CONFIG)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self._task(CONFIG)}: it is damaged ({error}). Download or save it again.") from error
-        return values if isinstance(values, dict) else {}
+        return read_json_object(path, f"{self._task(CONFIG)}: it") if path else {}
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files of a repository that lie where the plug does. If nobody answers, of those in the cache.
+        """Sizes in bytes of the files in the repository's folder; of the cached ones if the Hub cannot be reached.
 
         Raises:
-            MissingFileError: no such repository or revision, or nobody answers.
-            HubError: the Hub refuses.
+            MissingFileError: there is no such repository or revision, or neither the cache nor the Hub has it.
+            HubError: the Hub refuses the request, or fails.
         """
         prefix = f"{self.subfolder}/" if self.subfolder else ""
         cached = self._folder_sizes(self._snapshot)
@@ -261,7 +264,7 @@ class Location:
         except FAILURES as error:
             if cached and not self.force_download:
                 return cached
-            raise self.refused(error) from error
+            raise self.load_error(error) from error
         return {entry.path.removeprefix(prefix): entry.size for entry in entries if isinstance(entry, RepoFile)}
 
     @property
@@ -288,7 +291,7 @@ class Location:
 
     @cached_property
     def _local_roots(self) -> tuple[Path, Path, tuple[Path, ...]]:
-        """The folder's own path, that of its subfolder, and where links of a cached snapshot may lead."""
+        """Paths of the folder and its subfolder, and the folders that links of a cached snapshot may lead to."""
         root = Path(self.name).resolve()
         return root, (root / self.subfolder).resolve(), (root, *_cache_of(root))
 
@@ -300,10 +303,10 @@ class Location:
         root, folder, roots = self._local_roots
         if folder.is_relative_to(root):
             finish(folder)
-        if stamp(folder) != self._stamp:  # what was read before is of another plug than what would be read now
+        if stamp(folder) != self._stamp:  # files read earlier belong to another plug
             raise DataError(f"The {self.kind} in {self.name!r} was saved anew while it was being read: load it again.")
         path = folder / filename
-        real = Path(os.path.realpath(path))  # which, unlike `resolve`, takes links in a circle
+        real = Path(os.path.realpath(path))  # unlike `resolve`, it accepts circular links
         if not real.is_file():
             return None
         if not any(real.is_relative_to(allowed) for allowed in roots):
@@ -316,7 +319,7 @@ class Location:
 
 
 def _cache_of(folder: Path) -> tuple[Path, ...]:
-    """Where links of a snapshot in the Hub's cache lead: models--me--plug/snapshots/commit -> blobs beside it."""
+    """Return the blob folders that a snapshot in the Hub's cache, models--me--plug/snapshots/COMMIT, links to."""
     for snapshots in folder.parents:
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
             return (
@@ -327,7 +330,7 @@ def _cache_of(folder: Path) -> tuple[Path, ...]:
 
 
 def is_hub_id(name: str | None) -> bool:
-    """Whether this is the name of a repository rather than a folder's."""
+    """Return True for a name that a repository on the Hub can have."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -336,14 +339,14 @@ def is_hub_id(name: str | None) -> bool:
 
 
 def _snapshots(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
-    """Where the cache has the commits of a repository."""
+    """Return the cache folder with the commits of a repository."""
     return Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
 
 
 def cached_commit(name: str | None) -> str | None:
-    """The commit of a repository that the cache has exactly one of, and None if it may be another.
+    """Return the commit of a repository if the cache holds exactly one; None if there may be others.
 
-    For models that somebody else has loaded: they do not say which commit they are.
+    For models that the user has loaded: they do not record their commit.
     """
     if name is None or not is_hub_id(name) or os.path.isdir(name):
         return None

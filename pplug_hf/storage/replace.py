@@ -1,11 +1,11 @@
-"""Saving a folder as a whole: whoever reads it, and whenever the writer is killed, it is the old plug or the new one.
+"""Atomic replacement of a plug folder: a reader finds the old plug or the new one, even if the writer is killed.
 
-A file system replaces single files at once, not several. So the new files are written into a folder inside, which is
-then renamed to `.pplug-saved`: from that moment the new plug counts. Its files are moved into place one by one; if the
-process is killed meanwhile, whoever reads or writes the folder next moves the rest.
+A file system replaces a single file atomically, but not several. The new files are therefore written to a folder inside
+the plug folder, which is then renamed to `.pplug-saved`: from that moment the new plug counts. Its files are moved into
+place one by one; if the process is killed meanwhile, the next reader or writer of the folder moves the rest.
 
-Those who save into one folder wait for each other. A reader waits for nobody, and learns from `stamp` whether what it
-has read so far is of one plug.
+Writers of one folder wait for each other. A reader does not wait; it compares `stamp` before and after to find out
+whether all it has read belongs to one plug.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import ConfigurationError, DataError
-from .layout import CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from filelock import FileLock
 
-_WRITING = ".pplug-saving-"
-_SAVED = ".pplug-saved"
-_NAMES = ".names"  # in it: what the new plug consists of, so that what is left of the old one can go
+from ..errors import ConfigurationError, DataError
+from .files import read_json_object
+from .layout import CONFIG, HIDDEN, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+
+_WRITING = f"{HIDDEN}saving-"
+_SAVED = f"{HIDDEN}saved"
+_LOCK = f"{HIDDEN}lock"
+_NAMES = ".names"  # inside _SAVED: the names of the new plug's files
 
 MODEL_TYPE = "pplug"
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Raise a `ConfigurationError` if writing a plug here would overwrite something that is none."""
+    """Raise a `ConfigurationError` if a plug saved here would overwrite something else."""
     folder = Path(folder)
     if folder.is_file():
         raise ConfigurationError(f"{str(folder)!r} is a file; a plug is saved as a folder.")
     if (folder / CONFIG).is_file():
-        try:
-            model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError):
-            model_type = None
+        model_type = None
+        with contextlib.suppress(DataError):
+            model_type = read_json_object(folder / CONFIG, CONFIG).get("model_type")
         if model_type == MODEL_TYPE:
             return
         raise ConfigurationError(
@@ -51,10 +54,10 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: str | os.PathLike) -> Iterator[str]:
-    """A staging folder whose files replace those of `folder`, all of them or none, once the block is left.
+    """Yield a staging folder whose files replace those of `folder`, all or none, when the block ends without an error.
 
-    Files that are no part of a plug stay. A process killed while it writes leaves an invisible folder behind, which
-    the next save removes.
+    Files that do not belong to a plug stay. A process killed while it writes leaves a hidden folder, which the next
+    save removes.
 
     Raises:
         ConfigurationError: see `check_writable`.
@@ -63,32 +66,34 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
     folder = Path(folder)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for abandoned in folder.glob(f"{_WRITING}*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
-        # Inside the folder, because only a rename within one file system is atomic.
-        staging = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
-        try:
-            yield str(staging)
-            names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
-            (staging / _NAMES).write_text(json.dumps(names), encoding="utf-8")
-            _move(folder)
-            staging.rename(folder / _SAVED)
-            _move(folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-            if is_new:
-                with contextlib.suppress(OSError):  # not empty: the save went well
-                    folder.rmdir()
+    try:
+        with locked(folder):
+            for abandoned in folder.glob(f"{_WRITING}*"):
+                shutil.rmtree(abandoned, ignore_errors=True)
+            # Inside the folder, because only a rename within one file system is atomic.
+            staging = Path(tempfile.mkdtemp(prefix=_WRITING, dir=folder))
+            try:
+                yield str(staging)
+                names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
+                (staging / _NAMES).write_text(json.dumps(names), encoding="utf-8")
+                _move(folder)
+                staging.rename(folder / _SAVED)
+                _move(folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty: the save succeeded
+                folder.rmdir()
 
 
 def finish(folder: Path) -> None:
-    """Move the rest of a new plug into place, if the process that saved it was killed over it.
+    """Complete an interrupted save: move the remaining files of the new plug into place.
 
-    If it is alive and at it, wait until it is done.
+    If the process that saves is still alive, wait until it is done.
 
     Raises:
-        DataError: it cannot be done here.
+        DataError: the folder cannot be written, or what was saved is damaged.
     """
     if (folder / _SAVED).is_dir():
         with locked(folder):
@@ -96,7 +101,7 @@ def finish(folder: Path) -> None:
 
 
 def stamp(folder: Path) -> Any:
-    """Changes whenever a plug is saved here."""
+    """Return a value that changes whenever a plug is saved in the folder."""
     try:
         there = (folder / CONFIG).stat()
     except OSError:
@@ -106,18 +111,22 @@ def stamp(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone among those who save into the folder. The system unlocks what a killed process has locked.
+    """Hold the lock of a folder: its writers wait for each other. The system releases the lock of a killed process.
 
-    Where folders cannot be locked (Windows, some network file systems), nobody waits.
+    Where there is no lock to be had (a folder that cannot be written, a file system without locks), nobody waits.
     """
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    path = folder / _LOCK
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    with contextlib.suppress(OSError):
+        lock.acquire()
+    try:
         yield
+    finally:
+        if lock.is_locked:
+            # While the lock is held: who gets the lock of a file that is gone, tries again. Windows does it on release.
+            with contextlib.suppress(OSError):
+                path.unlink()
+            lock.release()
 
 
 def _move(folder: Path) -> None:
@@ -126,20 +135,20 @@ def _move(folder: Path) -> None:
         return
     try:
         names = list(json.loads((saved / _NAMES).read_text(encoding="utf-8")))
-    except FileNotFoundError:  # killed over removing it: every file was moved
+    except FileNotFoundError:  # killed while removing the folder: every file was moved
         names = []
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{str(saved)!r} is damaged ({error}): remove it, and the plug is the one before.") from None
     try:
         for name in names:
             path = PurePosixPath(str(name))
-            inside = (folder / path).parent.resolve().is_relative_to(folder.resolve())  # which a link may lead out of
+            inside = (folder / path).parent.resolve().is_relative_to(folder.resolve())  # a link may lead out of it
             if path.is_absolute() or ".." in path.parts or not inside:
                 raise DataError(f"{str(saved)!r} names {name!r}, which leads out of the folder: remove it.")
             (folder / path).parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # moved already
                 os.replace(saved / path, folder / path)
-        if TOKENIZER_CONFIG in names:  # nothing of the old vocabulary may stay beside the new one
+        if TOKENIZER_CONFIG in names:  # no file of the old vocabulary may stay beside the new one
             for name in set(TOKENIZER_FILES) - set(names):
                 (folder / name).unlink(missing_ok=True)
         shutil.rmtree(saved, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from .text import text_of
@@ -23,17 +23,23 @@ def parse_date(value: Any) -> tuple[int, ...]:
         One to six numbers; none for a value that is not a date, such as a day that no calendar has.
     """
     found = _DATE.fullmatch(text_of(value).strip())
-    if found is None:
-        return ()
-    numbers = tuple(int(number) for number in found.groups() if number)
+    numbers = tuple(int(number) for number in found.groups() if number) if found else ()
     try:
-        year, month, day, hour, minute, second = (*numbers, *_FIRST[len(numbers) :])
-        datetime(year, month, day, hour, minute, second)
+        return numbers if numbers and _beginning(numbers) else ()
     except ValueError:
         return ()
-    return numbers
+
+
+def seconds(numbers: tuple[int, ...]) -> float:
+    """Return the seconds from 1970 to the beginning of a parsed date, in UTC."""
+    return _beginning(numbers).timestamp()
 
 
 def day_number(numbers: tuple[int, ...]) -> int:
     """Return the day of a parsed date, counted from year 1; a year is its first of July, a month its 15th."""
     return date(*numbers[:3], *_MIDDLE[min(3, len(numbers))]).toordinal()
+
+
+def _beginning(numbers: tuple[int, ...]) -> datetime:
+    year, month, day, hour, minute, second = (*numbers, *_FIRST[len(numbers) :])
+    return datetime(year, month, day, hour, minute, second, tzinfo=UTC)

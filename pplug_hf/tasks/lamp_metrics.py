@@ -14,16 +14,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
+from ..optional import require
 from .metric import METRICS as METRICS
-from .metric import Metric, Texts, register_metric
-
-if TYPE_CHECKING:
-    from .task import Task
+from .metric import Judged, Metric, Texts, register_metric
 
 Fallback = Literal["farthest", "first-digit"]
 
@@ -152,11 +150,7 @@ def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name
 
 def _rouge(predictions: Texts, golds: Texts) -> np.ndarray:
     """ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError as error:
-        raise ConfigurationError("ROUGE needs rouge-score; install it with: pip install 'pplug-hf[eval]'") from error
-    scorer = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
     scores = [scorer.score(gold, prediction) for prediction, gold in zip(predictions, golds, strict=True)]
     return np.array([[each["rouge1"].fmeasure, each["rougeL"].fmeasure] for each in scores])
 
@@ -168,10 +162,10 @@ class Accuracy(Metric):
     titles = (("accuracy", "accuracy", "accuracy"), ("f1", "macro-F1", "f1"))
     is_free_text = False
 
-    def score(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
         return score_labels(predictions, golds, task.labels, name=task.name)
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
         _labels(task.labels, golds, task.name)
         return np.array([p == gold for p, gold in zip(predictions, golds, strict=True)], dtype=np.float64)
 
@@ -185,10 +179,10 @@ class AbsoluteError(Metric):
     needs_numbers = True
     fallbacks = get_args(Fallback)
 
-    def score(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
         return score_ratings(predictions, golds, task.labels, name=task.name, **options)
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
         return _errors(predictions, golds, task.labels, options.get("fallback", "farthest"), task.name)
 
     def best_labels(self, log_probs: np.ndarray, labels: Texts) -> np.ndarray:
@@ -212,10 +206,10 @@ class Rouge(Metric):
     name, main = "rouge", "rouge-1"
     titles = (("rouge-1", "ROUGE-1", "rouge"), ("rouge-L", "ROUGE-L", "rouge"))
 
-    def score(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
         return score_texts(predictions, golds)
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
         return _rouge(predictions, golds)[:, 0]
 
 

@@ -14,16 +14,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from .task import Task
-
 Texts: TypeAlias = Sequence[str]
+
+
+class Judged(Protocol):
+    """What a metric reads of a task."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
 
 
 class Metric(ABC):
@@ -50,7 +57,7 @@ class Metric(ABC):
     fields: tuple[str, ...] = ()
 
     @abstractmethod
-    def per_example(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
         """Return the main score of each answer.
 
         Args:
@@ -64,7 +71,7 @@ class Metric(ABC):
             [n] in fp64.
         """
 
-    def score(self, predictions: Texts, golds: Texts, task: Task, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
         """Return all scores of a set of answers, and `unparsed`, how many could not be read. Arguments as above."""
         mean = float(self.per_example(predictions, golds, task, **options).mean())
         return {self.main: mean, "unparsed": sum(not text for text in predictions)}

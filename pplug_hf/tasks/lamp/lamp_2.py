@@ -1,7 +1,7 @@
 """LaMP-2: which tag would this user give the movie?"""
 
-from ..recipes import LABELLED_ITEMS, our_recipe, paper_recipe
 from ..task import PromptFormat, Task
+from .settings import LABELLED_ITEMS, our_recipe, paper_recipe
 
 MOVIE_TAGS = (
     "sci-fi",

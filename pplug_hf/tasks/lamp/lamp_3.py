@@ -1,7 +1,7 @@
 """LaMP-3: how many stars would this user give with the review?"""
 
-from ..recipes import LABELLED_ITEMS, our_recipe, paper_recipe
 from ..task import PromptFormat, Task
+from .settings import LABELLED_ITEMS, our_recipe, paper_recipe
 
 TASK = Task(
     name="LaMP-3",

@@ -1,7 +1,7 @@
 """LaMP-4: the headline that this author would write."""
 
-from ..recipes import MANY_EXAMPLES, our_recipe, paper_recipe
 from ..task import PromptFormat, Task
+from .settings import MANY_EXAMPLES, our_recipe, paper_recipe
 
 TASK = Task(
     name="LaMP-4",

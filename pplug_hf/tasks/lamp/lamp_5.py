@@ -1,7 +1,7 @@
 """LaMP-5: the paper title that this author would choose."""
 
-from ..recipes import MANY_EXAMPLES, our_recipe, paper_recipe
 from ..task import PromptFormat, Task
+from .settings import MANY_EXAMPLES, our_recipe, paper_recipe
 
 TASK = Task(
     name="LaMP-5",

@@ -1,7 +1,7 @@
 """LaMP-6: the subject line of an e-mail. The corpus is licensed: users bring it."""
 
-from ..recipes import MANY_EXAMPLES, our_recipe, paper_recipe
 from ..task import PromptFormat, Task
+from .settings import MANY_EXAMPLES, our_recipe, paper_recipe
 
 TASK = Task(
     name="LaMP-6",

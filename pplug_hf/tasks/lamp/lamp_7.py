@@ -1,7 +1,7 @@
 """LaMP-7: a tweet in this user's words."""
 
-from ..recipes import FEW_EXAMPLES, our_recipe, paper_recipe
 from ..task import PromptFormat, Task
+from .settings import FEW_EXAMPLES, our_recipe, paper_recipe
 
 TASK = Task(
     name="LaMP-7",

@@ -1,4 +1,4 @@
-"""Let a backbone's own `generate` start from a soft prompt.
+"""A soft prompt among the tokens of a prompt, and the backbone's own `generate` from there.
 
 The prefix enters as `inputs_embeds`; everything else (beams, sampling, caches, constraints) is the backbone's.
 B batch, P prefix tokens, T prompt tokens, H backbone width.
@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
 
 from ..errors import ConfigurationError
-from .backbone import prefix_order, reorder
 
 # Each would silently ignore the persona, or fail deep inside generate.
 _REFUSED = {
@@ -27,6 +26,50 @@ _REFUSED_CAUSAL = {
     "guidance_scale": "its unconditional pass needs the prompt as ids",
     "prefill_chunk_size": "chunked prefill needs the prompt as ids",
 }
+
+
+def word_embeddings(backbone: PreTrainedModel) -> Any:
+    """The module that embeds a prompt, scaling included: the encoder's own, which untied weights set apart from the
+    model's (BART with tie_word_embeddings=False)."""
+    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
+    return reader.get_input_embeddings()
+
+
+def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B]: how many real tokens stay in front of the prefix: a causal model's BOS, else none (equation 5)."""
+    if backbone.config.is_encoder_decoder:
+        return attention_mask.new_zeros(len(input_ids))
+    bos = backbone.config.get_text_config().bos_token_id
+    first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True)).squeeze(1)
+    starts_with_bos = torch.isin(first, torch.as_tensor([] if bos is None else bos, device=first.device).to(first))
+    return (starts_with_bos & attention_mask.any(dim=1)).long()
+
+
+def prefix_order(attention_mask: Tensor, position: Tensor, prefix_mask: Tensor, pad_left: bool) -> Tensor:
+    """Where everything goes when a prefix is put among the real tokens and padding moves to one side.
+
+    Args:
+        attention_mask: [B, T], ones at real tokens, padding anywhere.
+        position: [B], number of real tokens in front of the prefix.
+        prefix_mask: [B, P], ones at what is there of each row's prefix; the rest becomes padding.
+        pad_left: padding in front (causal models) or behind (encoder-decoder models).
+
+    Returns:
+        [B, P + T] indices into the concatenation of prefix and text along the tokens, to `gather` with.
+    """
+    mask, shown = attention_mask.bool(), prefix_mask.bool()
+    rank = mask.cumsum(dim=1) - 1  # [B, T], number of a token among the row's real ones
+    rank = rank + shown.sum(dim=1, keepdim=True) * (rank >= position[:, None])
+    prefix = position[:, None] + shown.cumsum(dim=1) - 1  # [B, P]
+    padding = -1 if pad_left else mask.shape[1] + shown.shape[1]
+    key = torch.cat([prefix.masked_fill(~shown, padding), rank.masked_fill(~mask, padding)], dim=1)
+    return key.argsort(dim=1, stable=True)
+
+
+def reorder(order: Tensor, prefix: Tensor, text: Tensor) -> Tensor:
+    """Concatenate [B, P, ...] and [B, T, ...] along the tokens and bring them in `order` ([B, P + T])."""
+    both = torch.cat([prefix, text], dim=1)
+    return both.gather(1, order[(...,) + (None,) * (both.ndim - 2)].expand_as(both))
 
 
 def generate_with_prefix(

@@ -1,0 +1,60 @@
+"""Single files: atomic replacement, and reading a JSON object."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Replace a file as a whole: a reader sees the old file or the new one, even if the writer is killed.
+
+    Args:
+        path: of the file; its folder is made if there is none.
+
+    Yields:
+        The path to write the new file to. It replaces `path` when the block ends without an error.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # in the same folder: a rename there is atomic
+    try:
+        yield staging
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace a text file as a whole, in UTF-8 and with the line ends of `text`; see `atomic_write`."""
+    with atomic_write(path) as staging:
+        staging.write_text(text, encoding="utf-8", newline="")
+
+
+def read_json_object(path: str | os.PathLike, name: str, remedy: str = "download or save it again") -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: of the file.
+        name: the file in a message, e.g. "The config.json of 'me/plug'".
+        remedy: the end of the message.
+
+    Raises:
+        DataError: the file is not valid JSON in UTF-8, or holds something other than an object.
+        OSError: it cannot be read.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is damaged ({error}): {remedy}.") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{name} is damaged (it holds a {type(values).__name__}, not settings by name): {remedy}.")
+    return values
