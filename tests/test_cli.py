@@ -17,7 +17,7 @@ from pplug_hf.cli import _COMMANDS, main
 from pplug_hf.configuration.pplug import choices
 from pplug_hf.errors import ConfigurationError, MissingPackageError
 from pplug_hf.optional import require
-from pplug_hf.tasks.task import MOVIE_TAGS
+from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.version import __version__
 
 ASSETS = files("pplug_hf.demo") / "assets"

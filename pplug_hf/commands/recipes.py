@@ -49,4 +49,4 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _line(recipe: Recipe) -> str:
-    return f"{recipe.name:14}{recipe.training['backbone']}, {recipe.training['encoder']}"
+    return f"{recipe.name:14}{', '.join(recipe.training[name] for name in ('backbone', 'encoder') if name in recipe.training)}"

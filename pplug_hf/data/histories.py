@@ -7,17 +7,15 @@ sees to that.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks.dates import parse_date
 from pplug_hf.tasks.task import Task, get_task
-
-# What the benchmark's dates look like (YYYY, YYYY-MM, YYYY-MM-DD), and the same with a time of day.
-_DATE = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2})?)?)?)?")
+from pplug_hf.tasks.text import field_text, item_id, normalise
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
@@ -40,8 +38,8 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     if task.answer_field is None:
         return []
     exclude = list(exclude)
-    asked = {(example.user, normal(example.query)) for example in (*examples, *exclude)}
-    asked_anybody = {normal(example.query) for example in exclude} if task.metric == "rouge" else set()
+    asked = {(example.user, normalise(example.query)) for example in (*examples, *exclude)}
+    asked_anybody = {normalise(example.query) for example in exclude} if task.is_free_text else set()
 
     places: dict[tuple[str, str], tuple[Example, int]] = {}
     for example in examples:
@@ -59,16 +57,16 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     made = []
     for (user, name), (example, position) in places.items():
         item = example.history[position]
-        query, answer = (str(item.get(name) or "").strip() for name in (task.query_field, task.answer_field))
-        text = normal(query)
+        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
+        prompt, query = task.question(item, like)
+        answer, text = field_text(item, task.answer_field), normalise(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
             continue
-        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
         made.append(
             Example(
                 id=f"{user}/{name}",
                 user=user,
-                prompt=task.prompt_for(item, like),
+                prompt=prompt,
                 query=query,
                 target=answer,
                 history=example.history[:position],
@@ -80,7 +78,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
 def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
     """All positions of a history, the newest item's first: by date if every item has one that can be read, else the
     last item first."""
-    dates = [_date(item.get("date")) for item in history]
+    dates = [parse_date(item.get("date")) for item in history]
     order = list(range(len(dates)))
     if all(dates):
         order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
@@ -135,21 +133,3 @@ def _draw(seed: int, user: str) -> float:
     """A number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
     digest = hashlib.sha256(f"{seed}/{user}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48
-
-
-def _date(value: Any) -> tuple[int, ...]:
-    """Numbers to compare, from the year down; none if the date cannot be read."""
-    text = "" if value is None else str(value).strip()
-    return tuple(map(int, re.findall(r"\d+", text))) if _DATE.fullmatch(text) else ()
-
-
-def item_id(item: Mapping[str, str]) -> str:
-    """The item's id, or a fingerprint of what it says where the data has none."""
-    if item.get("id") not in (None, ""):
-        return str(item["id"])
-    return hashlib.sha256(repr(sorted(item.items())).encode()).hexdigest()[:16]
-
-
-def normal(text: str) -> str:
-    """White space may differ between an input and its item; that must not hide that they are the same."""
-    return " ".join(text.split())

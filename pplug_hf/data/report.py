@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pplug_hf.data.records import DATE, Example, Findings, Repairs
+from pplug_hf.data.records import Example, Findings, Repairs
+from pplug_hf.tasks.dates import day_number, parse_date
 from pplug_hf.tasks.task import Task, get_task
+from pplug_hf.tasks.text import field_text, item_id, normalise
 
 FINDINGS = {
     "unanswered": "questions without an answer",
@@ -176,7 +178,7 @@ def describe(
         ConfigurationError: There is no such task.
     """
     task = get_task(task)
-    labelled = task.answer_field is not None and (bool(task.labels) or task.metric != "rouge")
+    labelled = task.has_labelled_items
     report = HistoryReport(task.name)
     users: dict[str, _User] = {}
     lengths, words, years, golds = array("i"), array("i"), array("d"), []
@@ -185,7 +187,7 @@ def describe(
         user.questions += 1
         lengths.append(len(example.history))
         for item in user.new(example.history):
-            words.append(len(_field(item, task.query_field).split()))
+            words.append(len(field_text(item, task.query_field).split()))
             user.labels.update(_label(item, task, labelled))
             user.days.extend(_day(item))
         if days := [day for item in example.history for day in _day(item)]:
@@ -222,10 +224,10 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
     found["unanswered"] = not (example.target or "").strip()
     found["empty_query"] = not example.query.strip()
     found["empty_history"] = not example.history
-    query, query_words = _normal(example.query), frozenset(_normal(example.query).split())
+    query, query_words = normalise(example.query), frozenset(normalise(example.query).split())
     ids, texts = set(), set()
     for item in example.history:
-        text, answer, id_ = (_field(item, name) for name in (task.query_field, task.answer_field, "id"))
+        text, answer, id_ = (field_text(item, name) for name in (task.query_field, task.answer_field, "id"))
         found["empty_items"] += not text
         found["unlabelled_items"] += task.answer_field is not None and not answer
         found["foreign_labels"] += labelled and bool(task.labels) and bool(answer) and answer not in task.labels
@@ -233,7 +235,7 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
         ids |= {id_} if id_ else set()
         if not text:
             continue
-        text = _normal(text)
+        text = normalise(text)
         found["repeated_texts"] += text in texts
         texts.add(text)
         same = text == query
@@ -241,7 +243,7 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
         found["question_in_history"] += same
         found["near_question_in_history"] += near
         found["answer_in_history"] += (
-            (same or near) and bool(answer) and _normal(answer) == _normal(example.target or "")
+            (same or near) and bool(answer) and normalise(answer) == normalise(example.target or "")
         )
     for kind in FINDINGS:
         findings.add(kind, example.id, int(found[kind]))
@@ -318,33 +320,18 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}" if number < 100 else f"{number:.0f}"
 
 
-def _field(item: Mapping[str, str], name: str | None) -> str:
-    return "" if name is None else str(item.get(name) or "").strip()
-
-
-def _normal(text: str) -> str:
-    """Case and white space do not make two texts."""
-    return " ".join(text.casefold().split())
-
-
 def _label(item: Mapping[str, str], task: Task, labelled: bool) -> tuple[str, ...]:
     """The item's label, if it has one."""
-    label = _field(item, task.answer_field) if labelled else ""
+    label = field_text(item, task.answer_field) if labelled else ""
     return (label,) if label else ()
 
 
 def _key(item: Mapping[str, str]) -> int:
     """Tells items apart in 8 bytes."""
-    what = item.get("id") or repr(sorted(item.items()))
-    return int.from_bytes(hashlib.blake2b(str(what).encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(item_id(item).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _day(item: Mapping[str, str]) -> tuple[int, ...]:
-    """The day's number; a year is its first of July. Nothing without a date, and for one that no calendar has."""
-    found = DATE.fullmatch(_field(item, "date"))
-    if not found:
-        return ()
-    try:
-        return (date.fromisoformat(found[0] if found[2] else f"{found[0]}-07-01").toordinal(),)
-    except ValueError:
-        return ()
+    """The day's number; nothing without a date."""
+    numbers = parse_date(item.get("date"))
+    return (day_number(numbers),) if numbers else ()

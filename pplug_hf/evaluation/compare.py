@@ -144,13 +144,15 @@ class Comparison:
         key = tuple(answers)
         if key not in self._judged:
             golds = [str(e.target) for e in self.examples]
-            self._judged[key] = score(self.task, answers, golds), per_example(self.task, answers, golds)
+            extra = [e.extra for e in self.examples]
+            scores = score(self.task, answers, golds, extra=extra)
+            self._judged[key] = scores, per_example(self.task, answers, golds, extra=extra)
         return self._judged[key]
 
     @cached_property
     def _style(self) -> Style | None:
         """The users' styles; None for labels, and where users or texts are too few."""
-        if self.task.metric == "rouge":
+        if self.task.is_free_text:
             with contextlib.suppress(DataError):
                 return Style.fit(own_texts(self.examples, self.task))
         return None

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..methods.names import read_name
 from ..methods.persona import Plug
 from ..optional import require
+from ..tasks.metrics import score_titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,7 +175,8 @@ def _look(place: int, is_reference: bool) -> dict[str, Any]:
 
 def _named(metric: str) -> str:
     """Return a metric's label for an axis. Of errors, unlike all others, fewer are better."""
-    return f"{metric}, less is better" if metric in ("mae", "rmse") else metric
+    _, _, higher_is_better = score_titles().get(metric, ("", "", True))
+    return metric if higher_is_better else f"{metric}, less is better"
 
 
 def _cut(text: str, most: int) -> str:

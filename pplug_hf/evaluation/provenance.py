@@ -45,7 +45,7 @@ def data_digest(task: Task, examples: Sequence[Example], *, answers: bool) -> st
             items[id(item)] = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).digest()
         return items[id(item)]
 
-    digest = hashlib.sha256(repr(task).encode())
+    digest = hashlib.sha256(task.identity.encode())
     for e in examples:
         digest.update(json.dumps([e.id, e.user, e.prompt, e.query, e.target if answers else None]).encode())
         digest.update(b"".join(map(item_digest, e.history)))

@@ -24,7 +24,8 @@ def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None
         records: its rows, if they are worked out already.
     """
     records = comparison.rows() if records is None else records
-    metrics = list(score(comparison.task, ["x"], [str(comparison.examples[0].target)]))
+    first = comparison.examples[0]
+    metrics = list(score(comparison.task, ["x"], [str(first.target)], extra=[first.extra]))
     styled, full = any("style" in record for record in records), comparison.full
     head = ["row", *metrics, *(["style [95 %]"] if styled else []), f"{comparison.reference} is better by [95 %]"]
     head += ["for users: better, equal, worse"] if full else []

@@ -269,7 +269,7 @@ def own_texts(examples: Sequence[Example], task: Task | str) -> dict[str, list[s
         ConfigurationError: The task's answers are labels.
     """
     task = get_task(task)
-    if task.metric != "rouge":
+    if not task.is_free_text:
         raise ConfigurationError(f"Task {task.name} has labels for answers; style is measured on free text only.")
     name = task.answer_field or task.query_field
     asked = {(example.user, example.target) for example in examples}

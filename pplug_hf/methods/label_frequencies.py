@@ -30,7 +30,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..tasks.task import Metric, Task, get_task
+from ..tasks.metric import get_metric
+from ..tasks.task import Task, get_task
+from ..tasks.text import field_text
 from .base import Method, Need
 from .decoding import Answers, batches_by_length, evaluating
 
@@ -111,8 +113,7 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 def history_labels(example: Example, task: Task | str) -> list[str]:
     """Return the labels a user gave to their history's items, oldest first; none for a task whose items carry no answer."""
     name = get_task(task).answer_field
-    answers = [] if name is None else [str(item.get(name) or "").strip() for item in example.history]
-    return [answer for answer in answers if answer]
+    return [answer for item in example.history if (answer := field_text(item, name))]
 
 
 @dataclass(frozen=True)
@@ -177,32 +178,24 @@ class LabelMixture:
         return (features @ features.new_tensor([self.backbone_weight, self.history_weight])).log_softmax(dim=-1)
 
     def predict(
-        self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]], metric: Metric = "accuracy"
+        self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]], metric: str = "accuracy"
     ) -> list[str]:
         """Return the best label of each example under the mixture.
 
         Args:
             log_probs, histories_labels: as in `fit`, with its errors.
-            metric: "mae": labels are numbers, and the best one has the lowest expected absolute error. It is a median,
-                often not the most likely label. For any other metric it is the most likely one.
+            metric: by its name; it says which label is the best (`Metric.best_labels`). For "mae" that is a median,
+                often not the most likely label, which is the best one for accuracy.
 
         Returns:
             n labels; of equally good ones the first.
 
         Raises:
-            MismatchError: the metric is "mae", and a label is no number.
+            MismatchError: the metric is "mae", and a label is not a number.
+            ConfigurationError: there is no such metric.
         """
-        scores = self.scores(log_probs, histories_labels)
-        if metric != "mae":
-            return [self.labels[best] for best in scores.argmax(dim=-1)]
-        try:
-            values = scores.new_tensor([float(label) for label in self.labels])
-        except ValueError:
-            raise MismatchError(
-                f"The labels are {', '.join(self.labels)}; metric 'mae' needs numbers. Leave metric out for others."
-            ) from None
-        errors = scores.exp() @ (values[:, None] - values).abs()  # [n, L], expected error of answering each label
-        return [self.labels[best] for best in errors.argmin(dim=-1)]
+        scores = self.scores(log_probs, histories_labels).numpy()
+        return [self.labels[best] for best in get_metric(metric).best_labels(scores, self.labels)]
 
 
 @dataclass

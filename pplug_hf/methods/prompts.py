@@ -31,7 +31,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigurationError
-from ..tasks.task import PromptFormat, Task, fill, get_task
+from ..tasks.task import PromptFormat, Task, get_task
+from ..tasks.text import item_text
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor
@@ -84,7 +85,7 @@ def retrieval_prompt(
     head, rest = parts
 
     asked = _length(tokenizer, input_text, max_length)
-    tokens = [_tokens(tokenizer, fill(f"{{{form.cut}}}", item), max_length) for item in items]
+    tokens = [_tokens(tokenizer, item_text(item, f"{{{form.cut}}}"), max_length) for item in items]
     costs = [_item_cost(tokenizer, form, item, max_length) for item in items]
     reserved = _length(tokenizer, form.reserved, max_length) if form.reserved else 0
     fixed = form.frame_tokens + reserved + form.join_tokens * (len(items) - 1)
@@ -102,11 +103,11 @@ def retrieval_prompt(
         kept = str(tokenizer.decode(ids[: limit - added], skip_special_tokens=True))
         if limit - added < len(ids):
             kept = kept.rstrip("\ufffd")  # a character may be several tokens
-        shown.append(fill(form.item, {**item, form.cut: kept}))
+        shown.append(item_text({**item, form.cut: kept}, form.item))
     # The frame ends in the input's place or has words behind it: either way, what stands before that place is known.
     before, after = form.frame.split("{input}")
     fields = {"head": head, "items": form.join.join(shown)}
-    before, after = fill(before, fields), fill(after, fields)
+    before, after = item_text(fields, before), item_text(fields, after)
     return RetrievalPrompt(before + rest + after, len(items), len(before))
 
 
@@ -168,7 +169,7 @@ def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_
     """Tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
     if isinstance(form.item_tokens, int):
         return form.item_tokens
-    label = fill(form.item_tokens or form.item, {**item, form.cut: " "})
+    label = item_text({**item, form.cut: " "}, form.item_tokens or form.item)
     return _length(tokenizer, label, max_length) if label == _start(label, max_length) else max_length + 1
 
 

@@ -1,24 +1,25 @@
-"""The tasks as data: where the query stands in an input, what a history item says, how answers are judged.
+"""A task as data: where the query stands in an input, the text of a history item, how answers are judged.
 
-Everything task-specific of this package stands in this file. To add a task, add one `Task` to `TASKS`;
-outside the package, make a `Task` and hand it over wherever a task's name is accepted. How retrieval reads and
-shows items has defaults, so a task of your own needs none of it.
+A task of your own is one `Task`: hand it over wherever a task's name is accepted, or `register_task` it to use its
+name. How retrieval reads and shows items has defaults, so most tasks need none of it.
 
     task = get_task("LaMP-2")
     task.query("Which tag ... tags: [...] description: A burglar dreams.")  # "A burglar dreams."
     task.item_text({"tag": "sci-fi", "description": "A clock stops."})      # "sci-fi: A clock stops."
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from string import Formatter
-from typing import Literal, get_args
+from typing import Any
 
-from pplug_hf.errors import ConfigurationError
-
-Metric = Literal["accuracy", "mae", "rouge"]
+from ..errors import ConfigurationError
+from .lamp_metrics import METRICS  # with LaMP's metrics in it
+from .metric import get_metric
+from .recipes import Recipe, register_recipe, spelled
+from .text import field_text, fields_of, item_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class PromptFormat:
     @property
     def fields(self) -> frozenset[str]:
         """The fields of an item that are shown or counted."""
-        return _names(self.item) | _names(self.item_tokens if isinstance(self.item_tokens, str) else "")
+        return fields_of(self.item) | fields_of(self.item_tokens if isinstance(self.item_tokens, str) else "")
 
     def split(self, input_text: str) -> tuple[str, str] | None:
         """An input as (head, rest), joined the input again; None if retrieved items have no place in it."""
@@ -104,13 +105,27 @@ class Task:
         default=(),
         metadata={"help": "All possible answers; () for free text, or for 'the labels seen in the golds'."},
     )
-    metric: Metric = field(metadata={"help": "How answers are judged: accuracy, mae or rouge."})
+    metric: str = field(
+        metadata={
+            "help": "How answers are judged: accuracy, mae, rouge, or a metric of your own that you registered.",
+            "choices": METRICS,
+        }
+    )
     max_new_tokens: int = field(metadata={"help": "Most tokens an answer may have."})
+    history_prompt_template: str = field(
+        default="",
+        repr=False,  # see `identity`
+        metadata={
+            "help": "Input that asks for the answer of a history item, as a format string over the item's fields, for "
+            "training on histories; empty: the input of a question, with the item's query_field for its query."
+        },
+    )
 
     def __post_init__(self) -> None:
-        if self.metric not in get_args(Metric):
+        if self.metric not in METRICS:
             raise ConfigurationError(
-                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(get_args(Metric))}."
+                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric "
+                "one of your own first."
             )
         labels: object = self.labels
         if isinstance(labels, str) or not all(
@@ -135,18 +150,42 @@ class Task:
                 f"Task {self.name!r}: retrieval_query_pattern {self.retrieval_query_pattern!r} has no group: put what "
                 "rankers look for in parentheses."
             )
-        if self.metric == "mae" and not (self.labels and all(_is_number(label) for label in self.labels)):
+        numbers = bool(self.labels) and all(map(_is_number, self.labels))
+        if get_metric(self.metric).needs_numbers and not numbers:
             raise ConfigurationError(
-                f"Task {self.name!r}: labels are {self.labels!r}; metric 'mae' needs numbers as labels, "
+                f"Task {self.name!r}: labels are {self.labels!r}; metric {self.metric!r} needs numbers as labels, "
                 "as in ('1', '2', '3', '4', '5')."
             )
+        if template := self.history_prompt_template:
+            named = fields_of(template)
+            if self.answer_field in named or self.query_marker not in item_text(dict.fromkeys(named), template):
+                raise ConfigurationError(
+                    f"Task {self.name!r}: history_prompt_template is {template!r}; it must hold the query_marker "
+                    f"{self.query_marker!r}, as inputs do, and must not show the answer."
+                )
+
+    @property
+    def identity(self) -> str:
+        """What tells this task from others, for digests; fields that came later are in it only where they are used."""
+        return repr(self) + self.history_prompt_template
 
     @property
     def fields(self) -> frozenset[str]:
         """The fields that every history item of this task has (`id` and `date` come on top, where known)."""
-        named = _names(self.item_template + self.item_template_unlabelled + self.retrieval_template)
+        named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
+        named |= fields_of(self.history_prompt_template)
         named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
         return named | (self.prompt.fields if self.prompt else frozenset())
+
+    @property
+    def is_free_text(self) -> bool:
+        """Whether answers are texts, not labels."""
+        return get_metric(self.metric).is_free_text
+
+    @property
+    def has_labelled_items(self) -> bool:
+        """Whether history items carry a label of their own."""
+        return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -181,41 +220,59 @@ class Task:
         found = re.search(self.retrieval_query_pattern, input_text) if self.retrieval_query_pattern else None
         return " ".join(group or "" for group in found.groups()) if found else self.query(input_text)
 
-    def retrieval_text(self, item: Mapping[str, str]) -> str:
+    def retrieval_text(self, item: Mapping[str, Any]) -> str:
         """What a ranker of words reads of one item; the benchmark shows it no tags and scores.
 
         Args:
-            item: A history item; a missing or null field counts as empty.
+            item: A history item.
 
         Returns:
-            The filled template.
-        """
-        return fill(self.retrieval_template or self.item_template_unlabelled, item)
+            The filled template; a null field is empty.
 
-    def prompt_for(self, item: Mapping[str, str], like: str) -> str:
-        """An input that asks for the answer of a history item; used to train on histories.
+        Raises:
+            DataError: The item lacks a field of the template.
+        """
+        return item_text(item, self.retrieval_template or self.item_template_unlabelled)
+
+    def prompt_for(self, item: Mapping[str, Any], like: str) -> str:
+        """Return an input that asks for the answer of a history item; arguments and errors as in `question`."""
+        return self.question(item, like)[0]
+
+    def question(self, item: Mapping[str, Any], like: str) -> tuple[str, str]:
+        """Return a history item as a question, to train on histories.
 
         Args:
-            item: A history item.
-            like: An input of this task, best one with the marker: without it there is no instruction to keep.
+            item: a history item.
+            like: an input of this task, best one with the marker: without it there is no instruction to keep.
 
         Returns:
-            `like` with its query replaced by the item's `query_field`.
-        """
-        before, _, after = self._split(like)
-        return before + _text(item, self.query_field).strip() + after
+            The input: the filled `history_prompt_template`, or `like` with its query replaced by the item's
+            `query_field`. And its query.
 
-    def item_text(self, item: Mapping[str, str], labelled: bool = True) -> str:
+        Raises:
+            DataError: the item lacks a field of the template.
+        """
+        if self.history_prompt_template:
+            prompt = item_text(item, self.history_prompt_template)
+            return prompt, self.query(prompt)
+        before, _, after = self._split(like)
+        query = field_text(item, self.query_field)
+        return before + query + after, query
+
+    def item_text(self, item: Mapping[str, Any], labelled: bool = True) -> str:
         """What the history encoder reads of one item.
 
         Args:
-            item: A history item; a missing or null field counts as empty.
+            item: A history item.
             labelled: With the user's tag or score (ours), or without (the paper).
 
         Returns:
-            The filled template.
+            The filled template; a null field is empty.
+
+        Raises:
+            DataError: The item lacks a field of the template.
         """
-        return fill(self.item_template if labelled else self.item_template_unlabelled, item)
+        return item_text(item, self.item_template if labelled else self.item_template_unlabelled)
 
     def _split(self, input_text: str) -> tuple[str, str, str]:
         """An input as (instruction, query, rest); joined they are the input again."""
@@ -230,21 +287,6 @@ class Task:
         return head + marker + body[:start], query, body[start + len(query) :] + rest
 
 
-@lru_cache  # asked once per history item
-def _names(template: str) -> frozenset[str]:
-    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
-
-
-def fill(template: str, item: Mapping[str, str]) -> str:
-    """A template with an item's fields; a missing or null field counts as empty."""
-    return template.format_map({name: _text(item, name) for name in _names(template)})
-
-
-def _text(item: Mapping[str, str], name: str) -> str:
-    value = item.get(name)
-    return "" if value is None else str(value)
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -253,143 +295,28 @@ def _is_number(text: str) -> bool:
     return True
 
 
-MOVIE_TAGS = (
-    "sci-fi",
-    "based on a book",
-    "comedy",
-    "action",
-    "twist ending",
-    "dystopia",
-    "dark comedy",
-    "classic",
-    "psychology",
-    "fantasy",
-    "romance",
-    "thought-provoking",
-    "social commentary",
-    "violence",
-    "true story",
-)
+TASKS: dict[str, Task] = {}
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            name="LaMP-1",  # which of two papers does this author cite?
-            query_marker='title "',
-            query_end='", which reference',
-            query_field="title",
-            item_template="{title}: {abstract}",
-            item_template_unlabelled="{title}: {abstract}",
-            retrieval_template="{title} {abstract}",
-            retrieval_query_pattern=r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"',
-            prompt=PromptFormat(
-                item='"{title}"',
-                cut="title",
-                after="title",
-                frame="{head}, and {items}{input}",
-                frame_tokens=0,
-                item_tokens=2,
-            ),
-            labels=("[1]", "[2]"),
-            metric="accuracy",
-            max_new_tokens=8,
-        ),
-        Task(
-            name="LaMP-2",  # which tag would this user give the movie?
-            query_marker="description:",
-            query_field="description",
-            answer_field="tag",
-            item_template="{tag}: {description}",
-            item_template_unlabelled="{description}",
-            prompt=PromptFormat(item='the tag for the movie: "{description}" is "{tag}" ', cut="description"),
-            labels=MOVIE_TAGS,
-            metric="accuracy",
-            max_new_tokens=16,
-        ),
-        Task(
-            name="LaMP-3",  # how many stars does this review go with?
-            query_marker="review:",
-            query_field="text",
-            answer_field="score",
-            item_template="rated {score} of 5: {text}",
-            item_template_unlabelled="{text}",
-            prompt=PromptFormat(item='{score} is the score for "{text}" ', cut="text"),
-            labels=("1", "2", "3", "4", "5"),
-            metric="mae",
-            max_new_tokens=10,
-        ),
-        Task(
-            name="LaMP-4",  # the headline this author would write
-            query_marker="article:",
-            query_field="text",
-            answer_field="title",
-            item_template="{title}: {text}",
-            item_template_unlabelled="{title}: {text}",
-            retrieval_template="{title} {text}",
-            prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
-            metric="rouge",
-            max_new_tokens=64,
-        ),
-        Task(
-            name="LaMP-5",  # the paper title this author would choose
-            query_marker="paper:",
-            query_field="abstract",
-            answer_field="title",
-            item_template="{title}: {abstract}",
-            item_template_unlabelled="{title}: {abstract}",
-            retrieval_template="{title} {abstract}",
-            prompt=PromptFormat(
-                item='"{title}" is a title for "{abstract}" ',
-                cut="abstract",
-                frame="{head}{items}. Following the given patterns {input}",
-                reserved="Following the given patterns",
-                item_tokens='"{title}" is a title "{abstract}" ',
-            ),
-            metric="rouge",
-            max_new_tokens=64,
-        ),
-        Task(
-            name="LaMP-6",  # the subject line of an e-mail; the corpus is licensed, users bring it
-            query_marker=":",
-            query_field="text",
-            answer_field="title",
-            item_template="{title}: {text}",
-            item_template_unlabelled="{title}: {text}",
-            retrieval_template="{text}",
-            prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
-            metric="rouge",
-            max_new_tokens=64,
-        ),
-        Task(
-            name="LaMP-7",  # a tweet in this user's words
-            query_marker=":",
-            query_field="text",
-            item_template="{text}",
-            item_template_unlabelled="{text}",
-            prompt=PromptFormat(
-                item='"{text}" ',
-                cut="text",
-                frame="{head}{items} are written by a person. Following the given patterns {input}",
-                reserved="are written by user. Following the given patterns",
-                item_tokens='"" ',
-            ),
-            metric="rouge",
-            max_new_tokens=128,
-        ),
-        Task(
-            name="demo",  # on which shelf does this reader put the book? comes with the package
-            query_marker="book:",
-            query_field="text",
-            answer_field="tag",
-            item_template="{tag}: {text}",
-            item_template_unlabelled="{text}",
-            prompt=PromptFormat(item='the shelf for the book: "{text}" is "{tag}" ', cut="text"),
-            metric="accuracy",
-            max_new_tokens=6,
-        ),
-    )
-}
+
+def register_task(task: Task, recipes: Iterable[Recipe] = (), exist_ok: bool = False) -> None:
+    """Make a task known by its name, to `get_task`, the command line and readers of data.
+
+    Args:
+        task: the task.
+        recipes: settings that suit it, known by their names from now on.
+        exist_ok: replace a task or a recipe of the same name.
+
+    Raises:
+        ConfigurationError: a name is taken, and `exist_ok` is not given.
+    """
+    same = [name for name in TASKS if spelled(name) == spelled(task.name)]
+    if same and not exist_ok:
+        raise ConfigurationError(f"There is a task {same[0]!r} already: pass exist_ok=True to replace it.")
+    for recipe in recipes:
+        register_recipe(recipe, exist_ok)
+    for name in same:
+        del TASKS[name]
+    TASKS[task.name] = task
 
 
 def get_task(name: str | Task) -> Task:
@@ -406,9 +333,8 @@ def get_task(name: str | Task) -> Task:
     """
     if isinstance(name, Task):
         return name
-    wanted = name.strip().lower().replace("_", "-")
     for task in TASKS.values():
-        if task.name.lower() == wanted:
+        if spelled(task.name) == spelled(name):
             return task
     raise ConfigurationError(
         f"There is no task {name!r}; choose one of {', '.join(TASKS)}, or pass a Task of your own."

@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import DataError, MissingFileError
 from .task import PromptFormat, Task, get_task
@@ -65,6 +65,10 @@ def _build(kind: type, content: Any, where: str) -> Any:
     if missing := [name for name, field in known.items() if field.default is MISSING and name not in content]:
         needed = "; ".join(f"{name!r}: {known[name].metadata['help']}" for name in missing)
         raise DataError(f"{where} lacks fields. {needed}")
+    for name, field in known.items():
+        choices = field.metadata.get("choices")
+        if choices is not None and name in content and content[name] not in list(choices):
+            raise DataError(f"{where}, field {name!r}, is {content[name]!r}; choose one of {', '.join(choices)}.")
     hints = get_type_hints(kind)
     return kind(**{name: _value(hints[name], value, f"{where}, field {name!r},") for name, value in content.items()})
 
@@ -84,10 +88,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise DataError(f"{where} must be a list of texts, not {_json_type(value)}.")
         return tuple(value)
-    if origin is Literal:
-        if value not in arguments:
-            raise DataError(f"{where} is {value!r}; choose one of {', '.join(arguments)}.")
-        return value
     if type(value) is not hint:
         raise DataError(f"{where} must be a {'text' if hint is str else 'whole number'}, not {_json_type(value)}.")
     return value
