@@ -43,11 +43,9 @@ class Comparison:
     reference: str
     predictions: dict[str, list[list[str]]] = field(default_factory=dict)
     full: bool = False
-    _judged: dict[tuple[str, ...], tuple[dict[str, float], np.ndarray]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     def __post_init__(self) -> None:
+        self._judged: dict[tuple[str, ...], tuple[dict[str, float], np.ndarray]] = {}
         if missing := [e.id for e in self.examples if not (e.target or "").strip()]:
             raise DataError(
                 f"These questions have no answer to compare with: {some(missing)}. Take a split with answers, or leave "
@@ -93,12 +91,8 @@ class Comparison:
                 record["gain"] = _plain(paired_bootstrap(better, np.zeros(len(better)), users))
                 if self.full:
                     # Of a user's answers; a rounding error of a mean over seeds is no win.
-                    own = [round(value, 9) for value in user_means(better, users)[0].tolist()]
-                    record["users"] = {
-                        "win": sum(value > 0 for value in own),
-                        "tie": sum(value == 0 for value in own),
-                        "loss": sum(value < 0 for value in own),
-                    }
+                    signs = np.sign(user_means(better, users)[0].round(9)).tolist()
+                    record["users"] = {"win": signs.count(1), "tie": signs.count(0), "loss": signs.count(-1)}
         return records
 
     def by_history_length(self) -> list[dict[str, Any]]:

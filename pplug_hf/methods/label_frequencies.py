@@ -224,14 +224,9 @@ class LabelFrequencies(Method):
 
 def _log_probs(examples: Sequence[Example], resources: Resources) -> tuple[Tensor, list[list[str]]]:
     """Return log-probabilities [n, L] of the labels, and the labels in each history."""
-    log_probs = label_log_probs(
-        resources.language_model,
-        resources.processor,
-        [e.prompt for e in examples],
-        resources.task.labels,
-        batch_size=resources.batch_size,
-        max_length=resources.decoding.max_length,
-    )
+    prompts, options = [e.prompt for e in examples], (resources.batch_size, resources.decoding.max_length)
+    labels = resources.task.labels
+    log_probs = label_log_probs(resources.language_model, resources.processor, prompts, labels, *options)
     return log_probs, [history_labels(e, resources.task) for e in examples]
 
 

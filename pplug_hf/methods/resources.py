@@ -190,9 +190,8 @@ class Resources:
         def rank() -> list[list[int]]:
             options: dict[str, Any] = {"seed": self.seed} if name == "random" else {}
             if name == "dense":
-                place, template, items, requests = self._dense()
-                options = {"store": self.store(self.encoder(place), items)}
-                options |= {"item_template": template, "query_prompt": requests}
+                encoder, template, items, queries = self._dense()
+                options = {"store": self.store(encoder, items), "item_template": template, "query_prompt": queries}
             ranker = get_ranker(name, self.task, **options)
             ranker.prepare(examples)
             return [ranker.rank(e) for e in tqdm(examples, desc=f"Ranking by {name}")]
@@ -201,17 +200,17 @@ class Resources:
 
     def dense_key(self) -> dict[str, Any]:
         """Return what determines the order of dense retrieval, as JSON takes it."""
-        place, template, items, requests = self._dense()
-        digest = encoders.fingerprint(self.encoder(place))["digest"]
-        return {"encoder": digest, "template": template, "prompts": [items, requests]}
+        encoder, template, *prompts = self._dense()
+        return {"encoder": encoders.fingerprint(encoder)["digest"], "template": template, "prompts": prompts}
 
-    def _dense(self) -> tuple[str | None, str | None, str, str]:
-        """(plug that lends its encoder, template, prompt of items, prompt of queries) of dense retrieval."""
+    def _dense(self) -> tuple[Any, str | None, str, str]:
+        """Return encoder, item template, and the prompts of items and of queries for dense retrieval."""
         if self.retriever is None:
             config = self.config(self._places[0])
-            return self._places[0], config.item_template, config.history_prompt, config.query_prompt
+            encoder = self.encoder(self._places[0])
+            return encoder, config.item_template, config.history_prompt, config.query_prompt
         prompts = self.encoder(None).prompts
-        return None, None, prompts.get("document") or "", prompts.get("query") or ""
+        return self.encoder(None), None, prompts.get("document") or "", prompts.get("query") or ""
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
