@@ -27,7 +27,9 @@ class GenerateSettings:
     persona: str | None = field(
         default=None, metadata={"help": "Folder or file of an encoded history, in the place of --history."}
     )
-    query: str | None = field(default=None, metadata={"help": "What the request is about (default: the prompt)."})
+    query: str | None = field(
+        default=None, metadata={"help": "Query that weights the history items (default: the prompt)."}
+    )
     backbone: str | None = field(default=None, metadata={"help": "Use the backbone at this place."})
     encoder: str | None = field(default=None, metadata={"help": "Use the encoder at this place."})
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the answer at most."})
@@ -67,11 +69,11 @@ def generate(settings: GenerateSettings) -> str:
 
 
 def read_history(path: str) -> list[Any]:
-    """A history from a JSON list or from the lines of a text file.
+    """Read a history from a JSON list or from the lines of a text file.
 
     Raises:
         MissingFileError: no such file.
-        DataError: not UTF-8, or JSON that is no list.
+        DataError: not UTF-8, or JSON that is not a list.
     """
     file = Path(path)
     if not file.is_file():

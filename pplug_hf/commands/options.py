@@ -24,7 +24,7 @@ def required(help: str) -> Any:
 
 @dataclass(kw_only=True)
 class AnsweringSettings:
-    """What `bench` and `evaluate` answer, by which language model, and how."""
+    """Settings of `bench` and `evaluate`: the data, the language model and the decoding."""
 
     data: str = required(DATA)
     task: str | None = option(None, TASK)

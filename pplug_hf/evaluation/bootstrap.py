@@ -1,7 +1,7 @@
 """95 % intervals that resample users.
 
 Answers to one user's questions resemble each other, so examples are not independent draws, but users are.
-Drawing examples instead would give intervals that are too narrow, most of all where a few users ask a lot.
+Drawing examples instead would give intervals that are too narrow, above all if a few users ask many questions.
 """
 
 from collections.abc import Hashable, Sequence

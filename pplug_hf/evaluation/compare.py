@@ -90,7 +90,7 @@ class Comparison:
                 better = sign * (means[self.reference] - means[record["row"]])
                 record["gain"] = _plain(paired_bootstrap(better, np.zeros(len(better)), users))
                 if self.full:
-                    # Of a user's answers; a rounding error of a mean over seeds is no win.
+                    # Per user; a rounding error in a mean over seeds must not count as a win.
                     signs = np.sign(user_means(better, users)[0].round(9)).tolist()
                     record["users"] = {"win": signs.count(1), "tie": signs.count(0), "loss": signs.count(-1)}
         return records

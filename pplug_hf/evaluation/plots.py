@@ -28,7 +28,7 @@ def plot_weights(weights: Tensor, texts: Sequence[str], title: str = "", most: i
 
     Args:
         weights: [N] from `model.persona_weights(...)[0]`.
-        texts: [N] what to write beside each bar.
+        texts: [N] labels of the bars.
         title: written above it.
         most: show this many items.
     """
@@ -96,7 +96,7 @@ def plot_history_length(results: Mapping[str, Any], metric: str) -> Figure:
     left.set_ylabel(_named(metric))
     if newest:
         _plot_newest(axes[1], newest, rows, looks, metric)
-    # Beside the panels and not on them: a bench has a dozen rows or more.
+    # Next to the panels, not on them: a bench has a dozen rows or more.
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7, handlelength=3.5
     )

@@ -1,4 +1,4 @@
-"""Files of predictions: each run of a row in the benchmark's own format, with what determines its answers beside them."""
+"""Files of predictions: each run of a row in the benchmark's own format, together with the key that determines its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What determines answers, as JSON: equal keys, equal answers. So a bench knows what it need not do again.
+"""Keys of answers, as JSON: equal keys, equal answers, which a bench need not make again.
 
 Places are not part of a key, but digests of what is there: a plug that was trained again in the same folder is another
 one, and a copy of a plug is the same.

@@ -1,4 +1,4 @@
-"""What people read of a comparison: tables, text and pictures, and the files that hold them."""
+"""Tables, text and pictures of a comparison, and the files that hold them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Method:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What has to be there before it can answer."""
+        """Name what has to be there before it can answer."""
         return frozenset()
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:

@@ -121,8 +121,8 @@ def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
 
     Returns:
         For each example the index of the one whose history it gets. It is always another user's, the same for all
-        examples of a user, and never empty unless nobody else has a history. Users with a history pass theirs
-        around in one ring, so among them nobody's is used more than another's.
+        examples of a user, and never empty unless no other user has a history. Users with a history pass theirs
+        around in one ring, so each of these histories is used equally often.
 
     Raises:
         DataError: There are fewer than two users.

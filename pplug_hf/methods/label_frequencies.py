@@ -121,7 +121,7 @@ class LabelMixture:
     """The fitted mixture: numbers only, so `dataclasses.asdict` is all it takes to keep one."""
 
     labels: tuple[str, ...]
-    prior: tuple[float, ...]  # how often anybody gives each label, L numbers above 0 with sum 1
+    prior: tuple[float, ...]  # how often users give each label, L numbers above 0 with sum 1
     alpha: float  # the prior counts as much as this many items
     backbone_weight: float  # a
     history_weight: float  # b
@@ -148,7 +148,7 @@ class LabelMixture:
             The fit with the lowest mean NLL. It depends on nothing but the arguments.
 
         Raises:
-            MismatchError: Shapes do not fit each other, or a gold is no label.
+            MismatchError: Shapes do not fit each other, or a gold is not a label.
             DataError: There are no golds, labels repeat, or a log-probability is not finite.
             ConfigurationError: There are no alphas, or one is not above 0.
         """

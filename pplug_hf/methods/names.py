@@ -175,7 +175,7 @@ def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
     """Read `--plugs`: `NAME=FOLDER`, `NAME=FOLDER,FOLDER`; a name that comes again adds to its seeds.
 
     Raises:
-        ConfigurationError: not of this form, a name that is none or is taken, or the same folder twice.
+        ConfigurationError: not of this form, an impossible or a taken name, or the same folder twice.
     """
     plugs: dict[str, list[str]] = {}
     for text in texts:
@@ -258,7 +258,7 @@ def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str] 
 
 
 def canonical(names: Collection[str]) -> list[str]:
-    """Sort names of rows as `default_rows` has them, where nobody says in which order they were asked for."""
+    """Sort names of rows as `default_rows` has them, where the order of the request is unknown."""
 
     def place(name: str) -> tuple[Any, ...]:
         method = read_name(name)

@@ -60,12 +60,12 @@ class Plug(Method):
 
     @property
     def ignores_history(self) -> bool:
-        """Whether it answers without anybody's history."""
+        """True if it answers without any history."""
         return self.history == "no-history" or self.name == INSTRUCTION_ONLY
 
     @property
     def is_variant(self) -> bool:
-        """Whether anything but the user's whole history is used."""
+        """True unless it answers with the user's whole history alone."""
         return self.history != "whole" or self.retrieval is not None
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:

@@ -142,7 +142,7 @@ class Resources:
             tokenizer = tokenizer or files.load_tokenizer(place)
         if tokenizer is None:
             raise ConfigurationError(
-                "No tokenizer is beside the backbone or in a plug: save it in the backbone's folder."
+                "There is no tokenizer next to the backbone or in a plug: save it in the backbone's folder."
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
