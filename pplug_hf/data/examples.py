@@ -21,7 +21,7 @@ from ..tasks.task import Task
 from ..tasks.task_files import find_task
 from . import sources
 from .lamp import read_lamp
-from .records import Example, some
+from .records import Example, shared, some
 from .tables import stream
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
@@ -50,19 +50,18 @@ def read_examples(
         ConfigurationError: there is no such task, or its file describes none that works.
     """
     task = find_task(task)
+    name = "the data set"
     if isinstance(source, str | os.PathLike):
-        name, path = f"{source}", Path(source)
-        if _is_lamp(path, split):
-            task, examples = read_lamp(path, split, task, require_outputs=require_outputs)
-        else:
-            task, examples = _stream(source, split, task, require_outputs)
+        name = f"{source}"
+    elif isinstance(source, Mapping) and split not in source:
+        raise MissingFileError(f"The data set has no split {split!r}; it has {', '.join(map(repr, source))}.")
+    elif task is None:
+        raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
+    if isinstance(source, str | os.PathLike) and _is_lamp(Path(source), split):
+        task, examples = read_lamp(source, split, task, require_outputs=require_outputs)
     else:
-        name = "the data set"
-        if isinstance(source, Mapping) and split not in source:
-            raise MissingFileError(f"The data set has no split {split!r}; it has {', '.join(map(repr, source))}.")
-        if task is None:
-            raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
-        task, examples = _stream(source, split, task, require_outputs)
+        task, found, _ = stream(source, split, task, require_outputs=require_outputs)
+        examples = shared(found)
     if not examples:
         raise DataError(f"The split {split!r} of {name} holds no questions.")
     if empty := [e.id for e in examples if not e.query.strip()]:
@@ -104,13 +103,3 @@ def _is_lamp(path: Path, split: str) -> bool:
     if path.is_file():
         return False
     return sources.find(path, f"{split}_questions.json", f"{split}.jsonl").name.startswith(f"{split}_questions.json")
-
-
-def _stream(source: Any, split: str, task: Task | None, require_outputs: bool) -> tuple[Task, list[Example]]:
-    task, found, _ = stream(source, split, task, require_outputs=require_outputs)
-    shared: dict[tuple, dict[str, str]] = {}
-    examples = []
-    for example in found:
-        example.history = [shared.setdefault(tuple(item.items()), item) for item in example.history]
-        examples.append(example)
-    return task, examples

@@ -9,6 +9,7 @@ everything in memory; for files too large for that, and for other formats, see `
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pplug_hf.data import records as rows
@@ -23,7 +24,7 @@ KEYS = frozenset({"id", "input", "profile"})
 
 
 def read_lamp(
-    folder: str | Path, split: str, task: Task | str | None = None, *, require_outputs: bool = True
+    folder: str | os.PathLike, split: str, task: Task | str | None = None, *, require_outputs: bool = True
 ) -> tuple[Task, list[Example]]:
     """Reads one split of a task.
 
@@ -51,14 +52,8 @@ def read_lamp(
     declared, golds, outputs = find_golds(folder, split, require_outputs)
     task = rows.decide_task(task, declared, f"{questions}")
 
-    shared: dict[tuple, dict[str, str]] = {}  # one object per distinct item: rows of one user repeat them
-    examples = []
-    for example in rows.examples(
-        data, task, f"{questions}", keys=KEYS, golds=golds, golds_where=outputs and f"{outputs}"
-    ):
-        example.history = [shared.setdefault(tuple(item.items()), item) for item in example.history]
-        examples.append(example)
-    return task, examples
+    found = rows.examples(data, task, f"{questions}", keys=KEYS, golds=golds, golds_where=outputs and f"{outputs}")
+    return task, rows.shared(found)
 
 
 def find_golds(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +248,12 @@ def decide_task(
     if known.name != task.name:
         raise DataError(other.format(where=where, declared=declared, task=task.name, known=known.name))
     return task
+
+
+def shared(examples: Iterable[Example]) -> list[Example]:
+    """All examples; equal history items are one object, because rows of one user repeat them."""
+    items: dict[tuple, dict[str, str]] = {}
+    return [replace(e, history=[items.setdefault(tuple(item.items()), item) for item in e.history]) for e in examples]
 
 
 def check_list(data: Any, where: str) -> None:

@@ -11,7 +11,7 @@ name. How retrieval reads and shows items has defaults, so most tasks need none 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,47 +122,42 @@ class Task:
     )
 
     def __post_init__(self) -> None:
+        for fault in self._faults():
+            raise ConfigurationError(f"Task {self.name!r}: {fault}")
+
+    def _faults(self) -> Iterator[str]:
+        """Yield what cannot work, the first of it before later checks, which may need it right."""
         if self.metric not in METRICS:
-            raise ConfigurationError(
-                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric "
-                "one of your own first."
-            )
+            yield f"metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric one of your own."
         labels: object = self.labels
         if isinstance(labels, str) or not all(
             isinstance(label, str) and label == label.strip() != "" for label in labels
         ):
-            raise ConfigurationError(
-                f"Task {self.name!r}: labels are {labels!r}; give a list of texts without white space around them, none "
-                "of them empty."
-            )
+            yield f"labels are {labels!r}; give a list of texts without white space around them, none of them empty."
         if len(set(labels)) < len(labels):
-            raise ConfigurationError(f"Task {self.name!r}: labels are {labels!r}; give each label once.")
+            yield f"labels are {labels!r}; give each label once."
         if not self.query_marker:
-            raise ConfigurationError(f"Task {self.name!r}: query_marker is empty; give the text before the query.")
+            yield "query_marker is empty; give the text before the query."
+        pattern = self.retrieval_query_pattern
         try:
-            groups = re.compile(self.retrieval_query_pattern).groups
+            groups = re.compile(pattern).groups
         except re.error as error:
-            raise ConfigurationError(
-                f"Task {self.name!r}: retrieval_query_pattern is no regular expression ({error})."
-            ) from None
-        if self.retrieval_query_pattern and not groups:
-            raise ConfigurationError(
-                f"Task {self.name!r}: retrieval_query_pattern {self.retrieval_query_pattern!r} has no group: put what "
-                "rankers look for in parentheses."
-            )
+            yield f"retrieval_query_pattern is no regular expression ({error})."
+        if pattern and not groups:
+            yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
         numbers = bool(self.labels) and all(map(_is_number, self.labels))
         if get_metric(self.metric).needs_numbers and not numbers:
-            raise ConfigurationError(
-                f"Task {self.name!r}: labels are {self.labels!r}; metric {self.metric!r} needs numbers as labels, "
-                "as in ('1', '2', '3', '4', '5')."
+            yield (
+                f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
             )
-        if template := self.history_prompt_template:
-            named = fields_of(template)
-            if self.answer_field in named or self.query_marker not in item_text(dict.fromkeys(named), template):
-                raise ConfigurationError(
-                    f"Task {self.name!r}: history_prompt_template is {template!r}; it must hold the query_marker "
-                    f"{self.query_marker!r}, as inputs do, and must not show the answer."
-                )
+        template = self.history_prompt_template
+        named = fields_of(template)
+        shows_answer = self.answer_field in named
+        if template and (shows_answer or self.query_marker not in item_text(dict.fromkeys(named), template)):
+            yield (
+                f"history_prompt_template is {template!r}; it must hold the query_marker {self.query_marker!r}, as inputs "
+                "do, and must not show the answer."
+            )
 
     @property
     def identity(self) -> str:
