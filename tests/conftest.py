@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", params=tiny.FAMILIES)
 def model(request):
-    """A plug with random weights on each of the five families. Tests leave it as they found it.
+    """A plug with random weights on each of the families. Tests leave it as they found it.
 
     At this temperature it matters a lot which items a request picks.
     """
@@ -36,7 +36,7 @@ def t5():
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory):
-    """Folders of the five backbones, each with its tokenizer, and of the encoder, as a user would have them."""
+    """Folders of the backbones, each with its tokenizer, and of the encoder, as a user would have them."""
     root = tmp_path_factory.mktemp("places")
     for family in tiny.FAMILIES:
         tiny.backbone(family).save_pretrained(root / family)

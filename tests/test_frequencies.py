@@ -43,7 +43,7 @@ def backbone(request):
 
 @pytest.fixture(scope="module")
 def processor(backbone):
-    family = backbone.config.model_type
+    family = backbone.config.model_type  # FlanT5's is T5, and so is its tokenizer
     return PPlugProcessor(tiny.tokenizer(family), is_encoder_decoder=backbone.config.is_encoder_decoder)
 
 

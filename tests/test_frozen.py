@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf.errors import ConfigurationError
+from pplug_hf.modeling.backbone import word_embeddings
 
 
 def batch_of(model):
@@ -40,10 +42,15 @@ def frozen_state(model):
 
 
 @pytest.fixture(params=tiny.FAMILIES)
-def fresh(request):
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def fresh(family):
     """A model of its own for every test, to train."""
     return PPlugForConditionalGeneration.from_backbone(
-        tiny.backbone(request.param), tiny.encoder(), tokenizer=tiny.tokenizer(request.param), learn_temperature=True
+        tiny.backbone(family), tiny.encoder(), tokenizer=tiny.tokenizer(family), learn_temperature=True
     )
 
 
@@ -103,8 +110,8 @@ def test_backbone_and_history_encoder_have_no_dropout_in_training(fresh):
     assert torch.equal(fresh.eval()(**batch_of(fresh)).logits, fresh(**batch_of(fresh)).logits)
 
 
-def test_the_backbone_stays_usable_and_savable_alone(fresh, tmp_path):
-    untouched = tiny.backbone(fresh.backbone.config.model_type)
+def test_the_backbone_stays_usable_and_savable_alone(family, fresh, tmp_path):
+    untouched = tiny.backbone(family)
     steps(fresh.train(), 1)
     fresh.eval()
     ids = torch.tensor([[9, 10, 11]])
@@ -117,6 +124,54 @@ def test_the_backbone_stays_usable_and_savable_alone(fresh, tmp_path):
     ours, theirs = again.config.to_dict(), untouched.config.to_dict()
     assert {key for key in theirs if ours.get(key) != theirs[key]} <= {"_name_or_path", "architectures", "dtype"}
     assert any("drop" in key and value for key, value in ours.items())  # of a backbone trained on later
+
+
+# ---- the vocabulary ---------------------------------------------------------------------------------------------
+
+
+def tables(model):
+    """The word embeddings and the output layer, by the memory they are in."""
+    backbone = model.backbone
+    layers = backbone.get_input_embeddings(), word_embeddings(backbone), backbone.get_output_embeddings()
+    return [layer.weight.data_ptr() for layer in layers]
+
+
+def test_tying_weights_leaves_an_untied_backbone_untied(fresh):
+    """accelerate and transformers call it, e.g. under FSDP and on TPUs."""
+    before, where = frozen_state(fresh), tables(fresh)
+    for options in ({}, {"recompute_mapping": True}, {"recompute_mapping": False}):
+        fresh.tie_weights(**options)
+    assert tables(fresh) == where
+    for name, tensor in frozen_state(fresh).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_tying_weights_ties_again_what_came_apart():
+    model = tiny.model("t5")
+    head = model.backbone.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    model.tie_weights()
+    assert head.weight is model.backbone.shared.weight
+
+
+@pytest.mark.parametrize("family, tied", [("t5", True), ("flan-t5", False), ("bart", False)])
+def test_a_loaded_backbone_is_tied_as_its_checkpoint(family, tied, places):
+    model = PPlugForConditionalGeneration.from_backbone(str(places / family), str(places / "encoder"))
+    model.tie_weights()
+    where = tables(model)
+    assert (where[1] == where[2]) == tied
+    assert torch.equal(model.get_output_embeddings().weight, tiny.backbone(family).get_output_embeddings().weight)
+
+
+def test_the_vocabulary_cannot_be_resized(fresh):
+    assert fresh.resize_token_embeddings() is fresh.backbone.get_input_embeddings()
+    before, where = frozen_state(fresh), tables(fresh)
+    for options in ({"new_num_tokens": 90}, {"pad_to_multiple_of": 8}):
+        with pytest.raises(ConfigurationError, match="resize and save the backbone alone"):
+            fresh.resize_token_embeddings(**options)
+    assert tables(fresh) == where
+    for name, tensor in frozen_state(fresh).items():
+        assert torch.equal(tensor, before[name]), name
 
 
 # ---- activation checkpointing -----------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from transformers import (
 
 from pplug_hf import PPlugForConditionalGeneration
 
-FAMILIES = ("t5", "bart", "gpt2", "llama", "qwen3")
+FAMILIES = ("t5", "flan-t5", "bart", "gpt2", "llama", "qwen3")
 CAUSAL = ("gpt2", "llama", "qwen3")
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<system>", "<user>", "<bot>")
 PAD, EOS, BOS, UNK = range(4)
@@ -51,19 +51,28 @@ _DECODER = _SMALL | {
     "attention_dropout": 0.2,
     "max_position_embeddings": 128,
 }
+_T5 = _SMALL | {
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0.2,
+    "decoder_start_token_id": 0,
+}
+
+
+def _flan_t5():
+    """An output layer of its own, as transformers leaves it after loading: of FlanT5's configuration it ties both."""
+    model = T5ForConditionalGeneration(T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.all_tied_weights_keys.pop("lm_head.weight", None)
+    return model
+
+
 _BACKBONES = {
-    "t5": lambda: T5ForConditionalGeneration(
-        T5Config(
-            **_SMALL,
-            d_model=16,
-            d_kv=8,
-            d_ff=24,
-            num_layers=2,
-            num_heads=2,
-            dropout_rate=0.2,
-            decoder_start_token_id=0,
-        )
-    ),
+    "t5": lambda: T5ForConditionalGeneration(T5Config(**_T5)),
+    "flan-t5": _flan_t5,
     "bart": lambda: BartForConditionalGeneration(
         BartConfig(
             **_SMALL,
@@ -100,12 +109,18 @@ def backbone(family="gpt2", seed=0):
         for parameter in language_model.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
-        language_model.tie_weights()
+        language_model.tie_weights(recompute_mapping=False)
     return language_model.eval()
 
 
 # What each family's tokenizer adds by itself.
-_ADDED = {"t5": "$A <eos>", "bart": "<bos> $A <eos>", "llama": "<bos> $A", "encoder": "<bos> $A <eos>"}
+_ADDED = {
+    "t5": "$A <eos>",
+    "flan-t5": "$A <eos>",
+    "bart": "<bos> $A <eos>",
+    "llama": "<bos> $A",
+    "encoder": "<bos> $A <eos>",
+}
 
 
 def tokenizer(family="gpt2"):

@@ -21,6 +21,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     "train_step",
     "memory",
+    "output_layer",
     "persona",
     "generation",
     "first_token",
@@ -63,10 +64,12 @@ def main() -> None:
             "title": title.rstrip(".").replace("\n", " "),
             "description": description[1:],  # behind the command
             "seconds": round(time.perf_counter() - started),
+            "machine": found["machine"],
             "figures": found["figures"],
         }
         results = {
-            "machine": found["machine"] | {"load_average": round(machine()["load_average"], 1)},
+            "machine": (args.only and results["machine"])
+            or found["machine"] | {"load_average": round(machine()["load_average"], 1)},
             "scripts": [done[f"{script}.py"] for script in SCRIPTS if f"{script}.py" in done],
         }
         path.write_text(json.dumps(results, indent=1) + "\n")

@@ -1,19 +1,23 @@
 """Large backbones in bf16 on a GPU: training and generation beside the plain reference and the bare backbone.
 
-    python benchmarks/speed/gpu.py
+    python benchmarks/speed/gpu.py --json figures.json
     python benchmarks/speed/gpu.py --small     # on a CPU, a few small layers, whether it runs
 
-Random weights in the shapes of FlanT5-XXL (11B: needs 24 GB and the activations) and Llama-2-7B. Absolute times and
-the peak of allocated memory, weights included. A side that the memory is too small for is reported as such.
+Random weights in the shapes of FlanT5-XXL (11B: needs 24 GB and the activations) and Llama-2-7B; for the output layer
+(see output_layer.py) those of SmolLM-135M and Llama-3.2-1B. Absolute times and the peak of allocated memory, weights
+included. A side that the memory is too small for is reported as such. The figures are written as they come and printed
+as JSON in the last line; no figure begins after five minutes.
 """
 
 import argparse
 import gc
+import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import output_layer
 import reference
 import shapes
 import torch
@@ -24,23 +28,19 @@ from transformers import PreTrainedModel
 FLAN_T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 FLAN_T5_XXL |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 LLAMA_2_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+LLAMA_32_1B = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8}
+LLAMA_32_1B |= {"num_hidden_layers": 16, "vocab_size": 128_256, "tie_word_embeddings": True}
+SECONDS = 300  # after which no figure begins
 SMALL_T5 = {"d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4}
 SMALL_LLAMA = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def backbone(name: str, device: str, small: bool) -> PreTrainedModel:
-    """Built on the device and in bf16 from the start, so that the CPU's memory never holds it."""
     make, shape = {
         "t5": (shapes.t5_small, SMALL_T5 if small else FLAN_T5_XXL),
         "llama": (shapes.llama_60m, SMALL_LLAMA if small else LLAMA_2_7B),
     }[name]
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return make(**shape)
-    finally:
-        torch.set_default_dtype(default)
+    return shapes.built(lambda: make(**shape), torch.bfloat16, device)
 
 
 def timed(call: Callable[[], Any], device: str) -> tuple[float, float]:
@@ -150,22 +150,44 @@ def generation(model: Any, title: str, size: int, tokens: int, repetitions: int,
     )
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+def output_layers(small: bool, repetitions: int, device: str) -> Iterator[dict[str, Any]]:
+    """Each layer with the contiguous input that freezing gives it and without."""
+    rows, tokens = (3, 20) if small else (output_layer.BATCH, output_layer.TOKENS)
+    for title, shape in (("SmolLM-135M's shape", output_layer.SMOLLM_135M), ("Llama-3.2-1B's shape", LLAMA_32_1B)):
+        shape = shape | (output_layer.SMALL if small else {})
+        for dtype in (torch.bfloat16, torch.float32):
+            model = output_layer.personalised(shape, dtype, device)
+            name = f"{title}, {str(dtype).removeprefix('torch.')}"
+            yield from output_layer.compared(
+                model, name, rows, tokens, lambda sides: compare(sides, repetitions, device)
+            )
+            del model
+            free(device)
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not args.small:
         raise SystemExit("No GPU here. On a CPU: --small, which shows whether the script runs and nothing else.")
+    started = time.perf_counter()
+    for one in every_figure(args, device):
+        yield one
+        if time.perf_counter() - started > SECONDS:
+            return
+
+
+def every_figure(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
+    yield from output_layers(args.small, args.repetitions, device)
     n, batch, tokens = (2, 1, 2) if args.small else (32, 8, 64)
-    figures = []
-    for name, title in (("t5", "FlanT5-XXL's shape"), ("llama", "Llama-2-7B's shape")):
+    for name, title in (("llama", "Llama-2-7B's shape"), ("t5", "FlanT5-XXL's shape")):
         model = shapes.personalised(backbone(name, device, args.small))
-        figures.append(training(model, title, n, batch, args.repetitions, device))
+        yield training(model, title, n, batch, args.repetitions, device)
         model.eval()
         for size in (1, 2) if args.small else (1, 16):
-            figures.append(generation(model, title, size, tokens, args.repetitions, device))
+            yield generation(model, title, size, tokens, args.repetitions, device)
         del model  # two such backbones do not fit
         free(device)
-    return figures
 
 
 if __name__ == "__main__":
-    run(measure, __doc__ or "", repetitions=3)
+    print(json.dumps(run(measure, __doc__ or "", repetitions=3)))

@@ -10,7 +10,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,10 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def run(measure: Callable[[argparse.Namespace], list[dict[str, Any]]], doc: str, repetitions: int = 5) -> None:
-    """The command line of a script: measure, print, and write JSON if asked to."""
+def run(
+    measure: Callable[[argparse.Namespace], Iterable[dict[str, Any]]], doc: str, repetitions: int = 5
+) -> dict[str, Any]:
+    """The command line of a script: measure, print, and write JSON if asked to, after every figure of a generator."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--repetitions", type=int, default=repetitions)
     parser.add_argument("--threads", type=int, default=2)
@@ -107,12 +109,14 @@ def run(measure: Callable[[argparse.Namespace], list[dict[str, Any]]], doc: str,
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     started = time.perf_counter()
-    figures = measure(args)
-    for one in figures:
+    results: dict[str, Any] = {"machine": machine(), "figures": []}
+    for one in measure(args):
         print(line(one), flush=True)
+        results["figures"].append(one)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1))
     print(f"{time.perf_counter() - started:.0f} s")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1))
+    return results
 
 
 def line(one: dict[str, Any]) -> str:

@@ -56,6 +56,10 @@ def _page(results: dict[str, Any], figures: list[dict[str, Any]], growth: bool, 
     for script in results["scripts"]:
         lines += [f"## {script['title']}", "", f"`python benchmarks/speed/{script['script']}`", ""]
         lines += [*script["description"], ""]
+        if own := script.get("machine"):
+            versions = f"torch {own['torch']}, transformers {own['transformers']}"
+            busy = f"load average {own['load_average']:.1f} before the start"
+            lines += [f"Measured on {own['date']}, {own['threads']} threads, {busy}, {versions}.", ""]
         for f in script["figures"]:
             lines += [f"**{f['name']}**", ""]
             lines += [f"- {side}: {_range(v)} {v.get('unit', 's')}" for side, v in f["sides"].items()]

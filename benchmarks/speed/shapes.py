@@ -8,6 +8,7 @@ import itertools
 import random
 import string
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,17 @@ def llama_60m(**changes: Any) -> LlamaForCausalLM:
 
 
 BACKBONES = {"t5": t5_small, "llama": llama_60m}
+
+
+def built(make: Callable[[], PreTrainedModel], dtype: torch.dtype, device: str = "cpu") -> PreTrainedModel:
+    """On the device and in its dtype from the start, so that the CPU's memory never holds a large model."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return make()
+    finally:
+        torch.set_default_dtype(default)
 
 
 def bert_encoder(layers: int = 12, width: int = 768) -> SentenceTransformer:

@@ -48,7 +48,7 @@ def only_labels(
     ids = label_ids(processor, labels)
     start = 1  # a decoder's own start token
     if not processor.is_encoder_decoder:
-        # A persona stands in front of a causal model's prompt, as ids too (`modeling/generation.py`).
+        # A persona stands in front of a causal model's prompt, as ids too (`modeling/prefix.py`).
         start = input_ids.shape[1] + (
             model.config.prefix_length if isinstance(model, PPlugForConditionalGeneration) else 0
         )

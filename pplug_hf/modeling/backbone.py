@@ -104,18 +104,31 @@ def _load_config(place: Location, kwargs: dict[str, Any]) -> Any:
 
 
 def freeze_backbone(backbone: PreTrainedModel) -> None:
-    """In place: no gradients, and every dropout rate zero.
+    """Freeze a backbone in place: no gradients, every dropout rate zero, a contiguous input of the output layer.
 
     Rates are zeroed rather than the mode fixed to `eval()`, because activation checkpointing is skipped by layers
     in eval mode. They are modules (`nn.Dropout`) or plain attributes (`attention_dropout`, `layerdrop`, ...).
     """
     backbone.requires_grad_(False)
+    output = backbone.get_output_embeddings()
+    # Once, however many plugs freeze the backbone.
+    if output is not None and _contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
+
+
+def _contiguous(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
+
+    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
+    it copies the frozen weight, the whole vocabulary, once per row.
+    """
+    return tuple(tensor.contiguous() for tensor in given)
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:

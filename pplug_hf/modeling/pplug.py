@@ -234,6 +234,39 @@ class PPlugForConditionalGeneration(SavingMixin, PreTrainedModel, GenerationMixi
         """Likewise the layer that gives the logits."""
         return None if self.backbone is None else self.backbone.get_output_embeddings()
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Tie again what is tied in the backbone, and nothing else.
+
+        transformers would go by the configuration, which says "tied" for FlanT5 although the checkpoint is not, and would
+        overwrite the output layer.
+
+        Args:
+            missing_keys: ignored, no weights of the backbone are loaded here.
+            recompute_mapping: likewise.
+        """
+        if self.backbone is not None:
+            self.backbone.tie_weights(recompute_mapping=False)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> Any:
+        """Return the backbone's input embeddings; another size is refused, for a plug fits one vocabulary.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of: None.
+            mean_resizing: ignored.
+
+        Raises:
+            ConfigurationError: a size is given.
+        """
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()
+        raise ConfigurationError(
+            f"A plug fits the vocabulary that its backbone had when it was made, got new_num_tokens={new_num_tokens}, "
+            f"pad_to_multiple_of={pad_to_multiple_of}: resize and save the backbone alone, then make a new plug on it "
+            "with PPlugForConditionalGeneration.from_backbone."
+        )
+
     # ---- training ------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
@@ -480,8 +513,8 @@ class PPlugForConditionalGeneration(SavingMixin, PreTrainedModel, GenerationMixi
 
         Returns:
             The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`. In training,
-            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V] at the end
-            of the rows, from the first position that predicts an answer on.
+            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V], from the
+            first position of the batch that predicts a label to the last.
         """
         backbone = self._attached()
         embeds, mask, order, _ = self._insert(
@@ -498,21 +531,25 @@ class PPlugForConditionalGeneration(SavingMixin, PreTrainedModel, GenerationMixi
                 output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
             return output
 
-        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        if labels is None:
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-        else:
+        targets, first, end = None, 0, order.shape[1]
+        if labels is not None:
             targets = reorder(order, labels.new_full((len(labels), P), -100), labels)
             targets = targets[:, 1:].masked_fill(mask[:, :-1] == 0, -100)  # nothing stands in front of a first token
             targets = F.pad(targets, (0, 1), value=-100)  # [B, P + T], what each position has to predict
-            # Padding is in front, so answers end together: only the last L positions need logits, the widest layer.
-            L = targets.shape[1] - int((targets != -100).any(dim=0).int().argmax())
-            learning = self.training and torch.is_grad_enabled()
-            if learning and "logits_to_keep" in inspect.signature(backbone.forward).parameters:
-                kwargs["logits_to_keep"] = L
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
-            logits = output.logits[:, -L:]  # [B, L, V]
-            output["loss"] = _token_loss(logits, targets[:, -L:], num_items_in_batch)
+            if labelled := (targets != -100).any(dim=0).nonzero().flatten().tolist():
+                first, end = labelled[0], labelled[-1] + 1
+        learning = targets is not None and self.training and torch.is_grad_enabled()
+        if learning:
+            # Padding is in front, so answers end together: what follows them is in no loss, and only the L = end - first
+            # positions between the first label and the last need logits, the widest layer.
+            embeds, mask = embeds[:, :end].contiguous(), mask[:, :end]
+            if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
+                kwargs["logits_to_keep"] = end - first
+        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        if targets is not None:
+            logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
+            output["loss"] = _token_loss(logits, targets[:, first:end], num_items_in_batch)
             if learning:
                 output["logits"] = logits
                 return output

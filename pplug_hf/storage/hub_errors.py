@@ -33,50 +33,40 @@ def hub_error(error: BaseException, task: str, remedy: str = "") -> MissingFileE
     chain = chain_of(error)
     status = status_of(error)
     missing, reason = _reason(chain, status)
-    message = f"{task}: {reason}{remedy}."
-    return MissingFileError(message) if missing else HubError(message)
+    return (MissingFileError if missing else HubError)(f"{task}: {reason}{remedy}.")
 
 
 def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
-    kinds = tuple(type(error) for error in chain)
-    if any(issubclass(kind, GatedRepoError) for kind in kinds):
+    """Return True if there is no such thing, and the reason in words."""
+    name = type(chain[0]).__name__
+    if any(isinstance(error, GatedRepoError) for error in chain):
         return False, "its owner grants access one by one (gated): ask for it on its page on the Hub and pass token="
-    if any(issubclass(kind, RevisionNotFoundError) for kind in kinds):
+    if any(isinstance(error, RevisionNotFoundError) for error in chain):
         return True, "the Hub knows the repository, but no such branch, tag or commit. Check revision="
     if status == 401 and any("Invalid credentials" in header_of(error, "X-Error-Message") for error in chain):
         return False, "the Hub does not accept the token (401): pass another token=, or log in with `hf auth login`"
     # Without a token, missing and private repositories are both a 401.
-    if status == 401 or any(issubclass(kind, RepositoryNotFoundError) for kind in kinds):
-        return True, (
-            f"the Hub has no such repository, or a private one that this token may not see ({status or 404}). Check the "
-            "name, pass token=, or log in with `hf auth login`"
-        )
+    if status == 401 or any(isinstance(error, RepositoryNotFoundError) for error in chain):
+        hidden = f"the Hub has no such repository, or a private one that this token may not see ({status or 404})"
+        return True, f"{hidden}. Check the name, pass token=, or log in with `hf auth login`"
     if status == 403:
         return False, "the token may not do this (403): pass a token= with the right to, or ask the repository's owner"
     if status == 404:
         return True, "the Hub has no such file (404). Check the name, revision= and subfolder="
     if status == 429:
-        return (
-            False,
-            "the Hub asks to slow down (429): wait some minutes and try again, with a token= for higher limits",
-        )
+        return False, "the Hub asks to slow down (429): try again in some minutes; with a token= the limits are higher"
     if status is not None and status >= 500:
         return False, f"the Hub is out of order ({status}): try again later"
     if status is not None:
         return False, f"the Hub refuses it ({status})"
-    if any(issubclass(kind, HTTPError) for kind in kinds):
-        return (
-            False,
-            f"the Hub cannot be reached, or the connection broke ({kinds[0].__name__}). Check it and try again",
-        )
+    if any(isinstance(error, HTTPError) for error in chain):
+        return False, f"the Hub cannot be reached, or the connection broke ({name}). Check it and try again"
     if is_incomplete_download(chain[0]):
-        return False, "the connection broke, for the file has not the length that the Hub says. Try again"
+        return False, "the connection broke: the file does not have the length that the Hub says. Try again"
     if own := next((e for e in chain if isinstance(e, OSError) and e.errno is not None and e.strerror), None):
         return False, f"this machine cannot keep it ({own.strerror}). Check its disk and cache_dir="
-    return True, (
-        "it is in no local folder of that name, and neither the cache nor the Hub answered for it "
-        f"({kinds[0].__name__}). Check the name and the connection"
-    )
+    nowhere = f"it is in no local folder of that name, and neither the cache nor the Hub answered for it ({name})"
+    return True, f"{nowhere}. Check the name and the connection"
 
 
 def status_of(error: BaseException) -> int | None:

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -47,10 +47,8 @@ _UNPICKLED = {
     "backbone": 'backbone_kwargs={"use_safetensors": False}',
     "encoder": 'encoder_kwargs={"model_kwargs": {"use_safetensors": False}}',
 }
-_NO_SAFETENSORS = (
-    "no file named model.safetensors",
-    "cannot be loaded with `safetensors`",
-)  # in the errors of transformers
+# In the errors of transformers.
+_NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")
 _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
 # The arguments of transformers' `from_pretrained` that say where to load from.
@@ -116,9 +114,8 @@ class Location:
         """Download a sentence encoder again, even if it is in the cache."""
         if not self.is_local:
             patterns = {"allow_patterns": _ENCODER_FILES, "ignore_patterns": _ENCODER_COPIES}
-            snapshot_download(
-                self.name, **patterns, **{k: v for k, v in self.hub_arguments.items() if k != "subfolder"}
-            )
+            arguments = {key: value for key, value in self.hub_arguments.items() if key != "subfolder"}
+            snapshot_download(self.name, **patterns, **arguments)
 
     def pinned(self) -> Location:
         """Return the same location with its revision resolved to a commit; offline, to the commit in the cache.
@@ -137,17 +134,15 @@ class Location:
     def _resolved(self) -> str:
         validate_repo_id(self.name)
         options: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir}
-        local = self.local_files_only
+        resolve = partial(self._api.resolve_revision, self.name, **options)
         try:
-            return with_retries(
-                lambda: self._api.resolve_revision(self.name, **options, local_files_only=local)
-            ).resolved
+            return with_retries(lambda: resolve(local_files_only=self.local_files_only)).resolved
         except HfHubHTTPError as error:
             # As the client does for single files: a cached copy stays usable when the Hub refuses.
             if self.force_download or isinstance(error, RevisionNotFoundError):
                 raise
             try:
-                commit = self._api.resolve_revision(self.name, **options, local_files_only=True).resolved
+                commit = resolve(local_files_only=True).resolved
             except FAILURES:
                 raise error from None
             logger.warning("%s Using what the cache has.", self.load_error(error))
@@ -322,10 +317,8 @@ def _cache_of(folder: Path) -> tuple[Path, ...]:
     """Return the blob folders that a snapshot in the Hub's cache, models--me--plug/snapshots/COMMIT, links to."""
     for snapshots in folder.parents:
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--"):
-            return (
-                snapshots.parent / "blobs",
-                snapshots.parent.parent / "blobs",
-            )  # the latter is shared between repositories
+            # The second is shared between repositories.
+            return snapshots.parent / "blobs", snapshots.parent.parent / "blobs"
     return ()
 
 
