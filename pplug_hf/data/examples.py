@@ -1,4 +1,4 @@
-"""The examples of a split, from whatever a user has. Every command that reads data reads it here.
+"""Examples of a split, from any source. Every command that reads data reads it here.
 
     read_examples("lamp/LaMP_2", "dev")                      LaMP's files in a folder
     read_examples("mine", "dev", "my_task.json")             mine/dev.jsonl, and a task of one's own
@@ -31,7 +31,7 @@ Source: TypeAlias = str | os.PathLike | Rows | Mapping[str, Rows]
 def read_examples(
     source: Source, split: str, task: Task | str | None = None, *, require_outputs: bool = True
 ) -> tuple[Task, list[Example]]:
-    """The task and the examples of a split.
+    """Return the task and the examples of a split.
 
     Args:
         source: see above.
@@ -73,7 +73,7 @@ def read_examples(
 
 
 def has_split(source: Source, split: str) -> bool:
-    """Whether a folder or a mapping has this split. A file and bare rows are one split themselves, and have none."""
+    """Return true if a folder or a mapping has this split. A file and bare rows are one split, and have none."""
     if isinstance(source, Mapping):
         return split in source
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
@@ -83,14 +83,14 @@ def has_split(source: Source, split: str) -> bool:
 
 
 def is_one_split(source: Source) -> bool:
-    """Whether this is a file or bare rows, so that no split need be named."""
+    """Return true for a file or bare rows, which need no name of a split."""
     if isinstance(source, str | os.PathLike):
         return Path(source).is_file()
     return not isinstance(source, Mapping)
 
 
 def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Example]:
-    """The examples of further splits as far as they are there, with answers or without."""
+    """Return the examples of further splits, if there are any, with answers or without."""
     found: list[Example] = []
     for split in splits:
         if has_split(source, split):
@@ -99,7 +99,7 @@ def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Examp
 
 
 def _is_lamp(path: Path, split: str) -> bool:
-    """Whether to read LaMP's files; raises for a folder without this split."""
+    """Return true if a folder has LaMP's files; raise for one without this split."""
     if path.is_file():
         return False
     return sources.find(path, f"{split}_questions.json", f"{split}.jsonl").name.startswith(f"{split}_questions.json")

@@ -1,4 +1,4 @@
-"""Reads files in the layout of the LaMP benchmark, and says clearly what is wrong with those that are not.
+"""Reading of files in the layout of the LaMP benchmark.
 
     {split}_questions.json   [{"id", "input", "profile": [{"id", ...}, ...], "user_id"?}, ...]
     {split}_outputs.json     {"task": "LaMP_2", "golds": [{"id", "output"}, ...]}
@@ -26,7 +26,7 @@ KEYS = frozenset({"id", "input", "profile"})
 def read_lamp(
     folder: str | os.PathLike, split: str, task: Task | str | None = None, *, require_outputs: bool = True
 ) -> tuple[Task, list[Example]]:
-    """Reads one split of a task.
+    """Read one split of a task.
 
     Args:
         folder: Where `{split}_questions.json[.gz]` and `{split}_outputs.json[.gz]` lie.
@@ -42,7 +42,7 @@ def read_lamp(
 
     Raises:
         MissingFileError: A file is not there.
-        DataError: A file is no JSON of this layout, or the files do not fit each other or the task.
+        DataError: A file has another layout, or the files do not fit each other or the task.
         ConfigurationError: `task` is not a known task.
     """
     folder = Path(folder)
@@ -59,7 +59,7 @@ def read_lamp(
 def find_golds(
     folder: Path, split: str, required: bool
 ) -> tuple[str | None, dict[str, str | None] | None, Path | None]:
-    """The task's name, the answers and the path of the outputs file; nothing if it is neither there nor required."""
+    """Return the task's name, the answers and the path of the outputs file; Nones if it may be missing and is."""
     try:
         path = sources.find(folder, f"{split}_outputs.json")
     except MissingFileError:
