@@ -42,7 +42,6 @@ IMPORTS_HUB_WHEN_CALLED = {"pplug_hf.modeling.saving", "pplug_hf.training"}
 EXPECTED_ARROWS: set[str] = set()
 EXPECTED_CYCLES: set[tuple[str, ...]] = {
     ("pplug_hf.evaluation.provenance", "pplug_hf.evaluation.runner"),
-    ("pplug_hf.modeling.pplug", "pplug_hf.modeling.saving"),
 }
 
 
