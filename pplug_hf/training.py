@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,21 @@ from transformers.trainer_utils import HubStrategy
 from .data.dataset import PersonaDataset
 from .errors import ConfigurationError, DataError, HubError
 from .modeling import backbone as backbones
-from .modeling import plug_folder as files
 from .processing import PPlugProcessor
 from .storage.files import write_text
+from .storage.layout import TRAIN_SETTINGS
 
 logger = logging.getLogger(__name__)
 
 # Keys of a batch that generation alone needs: a causal model's prompts without their answers.
 _PROMPT_IDS, _PROMPT_MASK = "prompt_input_ids", "prompt_attention_mask"
+# The arguments that determine the weights. The others hold paths and names of this machine.
+_SETTINGS = {
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("encoder_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha"),
+    *("load_best_model_at_end", "metric_for_best_model", "seed", "data_seed"),
+}
 
 
 @dataclass
@@ -246,8 +252,12 @@ class PPlugTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
-            arguments = json.dumps(self.args.to_dict(), indent=2, sort_keys=True, default=str)
-            write_text(folder / "training_args.json", arguments + "\n")
+            arguments = self.args.to_dict()
+            defaults = {f.name: f.default for f in fields(self.args) if f.name in _SETTINGS}
+            settings = {"settings": {name: arguments[name] for name in defaults}, "defaults": defaults}
+            for name, content in (("training_args.json", arguments), (TRAIN_SETTINGS, settings)):
+                text = json.dumps(content, indent=2, sort_keys=True, default=str)
+                write_text(folder / name, text + "\n")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:  # its own state would hold the backbone, too
@@ -266,9 +276,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         from .hub.cards import write_card
 
         if self.is_world_process_zero():
-            folder = self.args.output_dir
-            trainable = sum(math.prod(shape) for shape in files.weight_shapes(folder).values())
-            write_card(folder, self.model.config, trainable=trainable, **options)
+            write_card(self.args.output_dir, self.model.config, **options)
 
     def push_to_hub(
         self,

@@ -12,19 +12,19 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel
 
-from pplug_hf.commands.train import TrainSettings, training_arguments
+from pplug_hf.commands.train import TrainSettings, recorded_settings
 from pplug_hf.configuration import PPlugConfig
-from pplug_hf.hub.cards import TRAIN_SETTINGS, TRAINING_ARGS, write_card
+from pplug_hf.hub.cards import write_card
 from pplug_hf.modeling import plug_folder as files
 from pplug_hf.modeling.encoders import is_unused
 from pplug_hf.modeling.plug import PersonaPlug
+from pplug_hf.storage.layout import TRAIN_SETTINGS
 from pplug_hf.tasks.recipes import get_recipe
 from pplug_hf.tasks.task import TASKS, get_task
 
@@ -109,9 +109,7 @@ def lamp_card(name: str) -> str:
         folder = Path(temporary)
         if not results:
             settings = TrainSettings(**get_recipe(f"paper/{name}").training, data="", output=temporary)
-            arguments = training_arguments(settings, examples=10_000).to_dict()
-            (folder / TRAINING_ARGS).write_text(json.dumps(arguments, default=str))
-            (folder / TRAIN_SETTINGS).write_text(json.dumps(asdict(settings)))
+            (folder / TRAIN_SETTINGS).write_text(json.dumps(recorded_settings(settings, get_task(name))))
         where = {"repo_id": f"me/pplug-{name}", "results": results}
         write_card(folder, config, trainable=trainable(config), **where, **STATED)
         text = (folder / "README.md").read_text(encoding="utf-8")
@@ -127,18 +125,16 @@ def demo_card(output: Path) -> str:
         output: of the demo.
     """
     plug = output / "plug"
-    shapes = files.weight_shapes(plug)
     options = {**STATED, "tags": ["synthetic"], "repo_id": "me/pplug-demo"}
     options["results"] = output / "results" if (output / "results").is_dir() else None
     (plug / "README.md").unlink(missing_ok=True)
-    count = sum(torch.Size(shape).numel() for shape in shapes.values())
-    write_card(plug, files.load_config(plug), trainable=count, **options)
+    write_card(plug, files.load_config(plug), **options)
     return with_note((plug / "README.md").read_text(encoding="utf-8"), DEMO_NOTE)
 
 
 def with_note(text: str, note: str) -> str:
     """A card with a person's text behind its title."""
-    end = "<!-- /pplug-hf:title -->\n"
+    end = "<!-- pplug-hf:end title -->\n"
     assert end in text
     return text.replace(end, f"{end}\n{note}\n")
 

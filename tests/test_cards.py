@@ -1,11 +1,10 @@
-"""Model cards: what they say, what a person edited in them, and the ones in model_cards/."""
+"""Model cards: their content, the text of a person in them, and those in model_cards/."""
 
 import contextlib
 import importlib.util
 import io
 import json
 import re
-from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,12 +21,12 @@ from pplug_hf.cli import main
 from pplug_hf.configuration import PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.evaluation.provenance import plug_digest
-from pplug_hf.hub.card_edits import Card, edit_metadata
-from pplug_hf.hub.cards import FILES_OF_SETTINGS, write_card
+from pplug_hf.hub.card_text import CardText, _merged
+from pplug_hf.hub.cards import write_card
 
 COMMIT = "7bcac572ce56db69c1ea7c8af255c5d7c9672fc2"
 SECRET = "my secret diary"
-PARTS = ["title", "use", "parts", "training", "results", "limits", "privacy"]
+PARTS = ["title", "use", "architecture", "training", "results", "limits", "privacy"]
 
 
 def config(**changes):
@@ -70,9 +69,16 @@ def folder(tmp_path):
 
 
 def write(folder, config_=None, trainable=123_456, **options):
-    """(the card's text, what was left as it was edited)."""
-    edited = write_card(folder, config_ or config(), trainable=trainable, **options)
-    return (folder / "README.md").read_bytes().decode(), edited
+    """The card's text."""
+    if isinstance(published := options.get("published"), str):
+        options["published"] = published.encode()
+    write_card(folder, config_ or config(), trainable=trainable, **options)
+    return (folder / "README.md").read_bytes().decode()
+
+
+def parts(text):
+    """The generated parts by name."""
+    return CardText(text.encode()).parts
 
 
 def with_results(folder, content=None):
@@ -99,7 +105,7 @@ def edit(folder, old, new):
 
 
 def test_metadata_is_what_the_hub_knows(folder):
-    text, _ = write(
+    text = write(
         folder, repo_id="me/plug", results=with_results(folder), license="mit", datasets=["a/b"], language=["en"]
     )
     data = ModelCard(text).data.to_dict()
@@ -119,20 +125,20 @@ def test_metadata_is_what_the_hub_knows(folder):
 
 
 def test_model_index_holds_the_plugs_own_row(folder):
-    text, _ = write(folder, repo_id="me/plug", results=with_results(folder))
+    text = write(folder, repo_id="me/plug", results=with_results(folder))
     name, results = model_index_to_eval_results(metadata(text)["model-index"])
     assert name == "plug"
     assert {r.metric_type: r.metric_value for r in results} == {"accuracy": 0.4219, "f1": 0.3219}
     assert {(r.dataset_name, r.dataset_type, r.dataset_split, r.task_type) for r in results} == {
         ("LaMP-2", "lamp-2", "dev", "text-generation")
     }
-    text, _ = write(folder, results=with_results(folder), datasets=["me/tags"])
+    text = write(folder, results=with_results(folder), datasets=["me/tags"])
     assert metadata(text)["model-index"][0]["results"][0]["dataset"]["type"] == "me/tags"
 
 
 def test_the_table_has_intervals_and_controls_beside_the_plug(folder):
-    text, _ = write(folder, results=with_results(folder))
-    lines = [line for line in Card(text).parts["results"].splitlines() if line.startswith("|")]
+    text = write(folder, results=with_results(folder))
+    lines = [line for line in parts(text)["results"].splitlines() if line.startswith("|")]
     assert lines[0] == "| row | accuracy [95 %] | macro-F1 | unparsed | pplug is better by [95 %] |"
     assert lines[2] == "| **pplug** (3 seeds) | 0.422 ± 0.012 [0.372, 0.472] | 0.322 | 2 |  |"
     assert lines[3] == "| no-persona | 0.440 [0.390, 0.490] | 0.340 | 2 | -0.018 [-0.055, +0.019] |"
@@ -149,7 +155,7 @@ def test_results_of_evaluate_do_too(folder):
         del record["interval"]
     settings = {"plug": ["/home/alice/plug"], "split": "test", "num_beams": 1}
     content = {"task": "demo", "examples": 4, "users": 2, "reference": "PPlug", "rows": rows, "settings": settings}
-    text, _ = write(folder, results=with_results(folder, content))
+    text = write(folder, results=with_results(folder, content))
     assert "| **PPlug** | 0.900 | 0.800 | 2 |  |" in text and "+0.600 [?, ?]" in text
     assert "lacks" not in text and "greedy decoding" in text
 
@@ -176,42 +182,44 @@ def test_results_that_are_none(folder, broken, error, message):
         write(folder, results=folder / "nowhere")
 
 
+def settings_of(text):
+    return re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)
+
+
 def test_settings_that_are_not_the_defaults(folder):
-    assert "The settings were not recorded." in write(folder)[0]
-    arguments = {"learning_rate": 0.002, "num_train_epochs": 3, "bf16": True, "warmup_steps": 0.05}
-    arguments |= {
-        "lr_scheduler_type": "cosine",
-        "output_dir": "/home/alice/x",
-        "hub_token": "hf_abc",
-        "run_name": "al",
-    }
-    (folder / "training_args.json").write_text(json.dumps(arguments))
-    (folder / "train_settings.json").write_text(json.dumps({"task": "LaMP-2", "use_history": False, "data": SECRET}))
-    text, _ = write(folder)
-    table = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", text, re.MULTILINE)
-    assert table == [
+    assert "The settings were not recorded." in write(folder)
+    values = {"learning_rate": 0.002, "epochs": 10, "bf16": True, "warmup": 0.05, "lr_scheduler_type": "cosine"}
+    defaults = {"learning_rate": 0.001, "epochs": 10.0, "bf16": False, "warmup": 0, "lr_scheduler_type": "linear"}
+    values |= {"max_items": 8, "output_dir": "/home/alice/x", "data": SECRET, SECRET: 1}
+    recorded = {"task": "LaMP-2", "settings": values, "defaults": defaults | {"max_items": None, "data": SECRET}}
+    (folder / "train_settings.json").write_text(json.dumps(recorded))
+    text = write(folder)
+    assert settings_of(text) == [
         ("learning_rate", "0.002", "0.001"),
-        ("lr_scheduler_type", "cosine", "linear"),
-        ("warmup_steps", "0.05", "0"),
         ("bf16", "yes", "no"),
-        ("use_history", "no", "yes"),
+        ("warmup", "0.05", "0"),
+        ("lr_scheduler_type", "cosine", "linear"),
+        ("max_items", "8", ""),
     ]
-    assert "Task: LaMP-2." in text
-    (folder / "training_args.json").write_text("{}")
-    (folder / "train_settings.json").write_text(json.dumps({"use_history": True}))
-    assert "All settings are the defaults" in write(folder)[0]
+    assert "Task: LaMP-2." in text and "alice" not in text and SECRET not in text
+    (folder / "train_settings.json").write_text(json.dumps({"settings": {"epochs": 3}, "defaults": {"epochs": 3}}))
+    assert "All settings are the defaults." in write(folder)
 
 
-def test_the_defaults_are_those_of_the_classes(tmp_path):
-    from pplug_hf.commands.train import TrainSettings
-    from pplug_hf.training import PPlugTrainingArguments
+def test_settings_as_they_were_recorded_before_the_first_release(folder):
+    """Values without the defaults, which are left open."""
+    (folder / "train_settings.json").write_text(json.dumps({"task": "LaMP-2", "use_history": False, "data": SECRET}))
+    (folder / "training_args.json").write_text(json.dumps({"output_dir": "/home/alice/x", "run_name": "al"}))
+    text = write(folder)
+    assert settings_of(text) == [("use_history", "no", "")] and "Task: LaMP-2." in text
 
-    arguments = PPlugTrainingArguments(output_dir=str(tmp_path)).to_dict()
-    expected = FILES_OF_SETTINGS["training_args.json"]
-    assert {name: arguments[name] for name in expected} == expected
-    defaults = {f.name: f.default for f in fields(TrainSettings)}
-    expected = FILES_OF_SETTINGS["train_settings.json"]
-    assert {name: defaults[name] for name in expected} == expected
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", "{", '{"settings": 3}', '{"settings": {"a": 1}, "defaults": [2]}', "\xff"]
+)
+def test_settings_that_cannot_be_read_do_no_harm(folder, content):
+    (folder / "train_settings.json").write_bytes(content.encode("latin-1"))
+    assert "The settings were not recorded." in write(folder)
 
 
 PRIVATE = [
@@ -223,7 +231,7 @@ PRIVATE = [
 @pytest.mark.parametrize("place", PRIVATE)
 def test_a_place_on_a_machine_is_told_to_nobody(folder, place):
     local = config(backbone=place, backbone_revision=None, encoder=place, encoder_revision=None)
-    text, _ = write(folder, local, repo_id="me/plug")
+    text = write(folder, local, repo_id="me/plug")
     assert place not in text and "alice" not in text
     assert "base_model" not in metadata(text) and "base_model_relation" not in metadata(text)
     assert "a local t5 of width 768, vocabulary 32,128" in text
@@ -235,168 +243,194 @@ def test_nothing_of_a_history_gets_in(folder):
     odd = {"item_template": "one wrote: " + SECRET + " {tag} {a}", "query_prompt": SECRET, "history_prompt": SECRET}
     for kind in ("backbone", "encoder"):
         odd[f"{kind}_fingerprint"] = {"model_type": f"{SECRET}`|", "digest": SECRET + "\n", "history_prompt": SECRET}
-    names = {name: SECRET + "|" for file in FILES_OF_SETTINGS.values() for name in file}
-    for file in FILES_OF_SETTINGS:
-        (folder / file).write_text(json.dumps({**names, "task": SECRET + "!", SECRET: 1}))
+    names = {"learning_rate": SECRET + "|", "seed": [SECRET], "use_history": {SECRET: SECRET}, SECRET: 1}
+    recorded = {"task": SECRET + "!", "settings": names, "defaults": {"learning_rate": SECRET, "seed": 1}, SECRET: 1}
+    (folder / "train_settings.json").write_text(json.dumps(recorded))
     content = bench()
     content |= {"by_history_length": [{"rows": {SECRET: 1}}], SECRET: SECRET}
     content["rows"][0] |= {"style_gaps": {SECRET: 1.0}, SECRET: 1.0}
-    text, _ = write(folder, config(**odd), results=with_results(folder, content))
+    text = write(folder, config(**odd), results=with_results(folder, content))
     assert SECRET not in text and "`tag`, `a`" in text
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "/home/alice", "a b", "-a", "x" * 99])
 def test_names_that_the_hub_does_not_take(folder, name):
     for options in ({"repo_id": name}, {"datasets": [name]}):
-        with pytest.raises(ConfigurationError, match="is no Hub id"):
+        with pytest.raises(ConfigurationError, match="is not a Hub id"):
             write(folder, **options)
 
 
 def test_sizes(folder):
-    text, _ = write(folder, config(num_persona_tokens=4))
+    text = write(folder, config(num_persona_tokens=4))
     assert "| trained parameters | 123,456 (input encoder included) |" in text
-    assert "| reads items by | attention, temperature 1 |" in text
+    assert "| aggregator | attention, temperature 1 |" in text
     assert "| size of the plug | 1.2 MB |" in text and "| projector | 384 → 768 → 4 x 768 |" in text
     assert "| soft prompt | 5 tokens of width 768: instruction and 4 of the persona |" in text
-    text, _ = write(folder, config(learn_temperature=True, attention_temperature=0.1))
-    assert "| reads items by | attention, temperature learned from 0.1 |" in text
-    text, _ = write(folder, config(instruction=False, aggregator="mean"))
-    assert "| soft prompt | 1 token of width 768: 1 of the persona |" in text and "| reads items by | mean |" in text
+    text = write(folder, config(learn_temperature=True, attention_temperature=0.1))
+    assert "| aggregator | attention, temperature learned from 0.1 |" in text
+    text = write(folder, config(instruction=False, aggregator="mean"))
+    assert "| soft prompt | 1 token of width 768: 1 of the persona |" in text and "| aggregator | mean |" in text
     assert "input encoder included" not in text
 
 
-# ---- what a person edits ----------------------------------------------------------------------------------------
+# ---- text of a person --------------------------------------------------------------------------------------------
 
 
 def test_twice_is_once(folder):
     options = {"repo_id": "me/plug", "results": with_results(folder), "license": "mit", "datasets": ["a/b"]}
-    first, edited = write(folder, **options)
-    assert edited == [] and list(Card(first).parts) == PARTS
-    assert write(folder, **options) == (first, [])
-    assert write(folder) == (first, []), "repository, results, licence and data are remembered"
+    first = write(folder, **options)
+    assert list(parts(first)) == PARTS
+    assert write(folder, **options) == first
+    assert write(folder) == first, "repository, results, licence and data are remembered"
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
-def test_an_edited_part_stays_and_the_others_follow(folder):
+def test_parts_are_made_again_and_the_text_outside_of_them_stays(folder):
     write(folder)
     edit(folder, "## Intended use and limits", "## Limits, as I see them")
-    text, edited = write(folder, trainable=7)
-    assert edited == ["limits"]
-    assert "## Limits, as I see them" in text and "## Intended use" not in text and "| trained parameters | 7 " in text
+    edit(folder, "<!-- pplug-hf:end title -->\n", "<!-- pplug-hf:end title -->\n\nFor my two cats.  \n\x0b\n")
+    with (folder / "README.md").open("a", encoding="utf-8", newline="") as file:
+        file.write("\n\n## Mine\n<!-- mine -->\n")
+    text = write(folder, trainable=7)
+    assert "## Intended use" in text and "as I see them" not in text and "| trained parameters | 7 " in text
+    assert "<!-- pplug-hf:end title -->\n\nFor my two cats.  \n\x0b\n\n<!-- pplug-hf:begin use -->" in text
+    assert text.endswith("<!-- pplug-hf:end privacy -->\n\n\n## Mine\n<!-- mine -->\n")
+    assert write(folder, trainable=7) == text
 
 
-def test_text_between_parts_stays_in_its_place(folder):
-    write(folder)
-    edit(folder, "<!-- /pplug-hf:title -->\n", "<!-- /pplug-hf:title -->\n\nFor my two cats.\n")
-    text, edited = write(folder, trainable=7)
-    assert edited == [] and "<!-- /pplug-hf:title -->\n\nFor my two cats.\n\n<!-- pplug-hf:use" in text
-    assert write(folder, trainable=7) == (text, [])
-
-
-def test_what_was_removed_is_not_put_back(folder):
-    text, _ = write(folder)
-    without = re.sub(r"<!-- pplug-hf:privacy .*?<!-- /pplug-hf:privacy -->", "", text, flags=re.DOTALL)
-    without = without.replace("pipeline_tag: text-generation\n", "")
-    (folder / "README.md").write_text(without)
+def test_a_part_that_was_removed_is_not_put_back_until_its_markers_are(folder):
+    text = write(folder)
+    begin, end = "<!-- pplug-hf:begin privacy -->", "<!-- pplug-hf:end privacy -->"
+    (folder / "README.md").write_text(re.sub(f"{begin}.*{end}", "My own words.", text, flags=re.DOTALL))
     for _ in range(2):
-        text, edited = write(folder)
-        assert set(edited) == {"privacy", "pipeline_tag"}
-        assert "## Privacy" not in text and "pipeline_tag" not in metadata(text)
+        text = write(folder)
+        assert "## Privacy" not in text and "My own words." in text and list(parts(text)) == PARTS[:-1]
+    edit(folder, "My own words.", f"{begin}{end}")
+    assert "## Privacy" in write(folder)
 
 
-def test_metadata_that_a_person_set_wins(folder):
+def test_markers_that_were_removed_make_the_text_a_persons(folder):
+    text = write(folder)
+    mine = text.replace("<!-- pplug-hf:begin limits -->", "").replace("## Intended use", "## My use")
+    (folder / "README.md").write_text(mine)
+    text = write(folder, trainable=7)
+    assert "## My use" in text and "| trained parameters | 7 " in text
+    bare = re.sub("<!-- pplug-hf:.*-->\n", "", text)
+    (folder / "README.md").write_text(bare)
+    assert write(folder, trainable=8) == bare, "without markers it is a card by hand"
+
+
+def test_metadata_that_are_there_stay_except_those_of_the_plug(folder):
     write(folder)
     edit(folder, "- persona\n", "- persona\n- cats\n")
-    edit(folder, "pipeline_tag: text-generation", "pipeline_tag: summarization  # mine\nthumbnail: cat.png")
-    other = config(backbone="google/flan-t5-small")
-    text, edited = write(folder, other)
-    assert set(edited) == {"tags", "pipeline_tag"}
-    assert metadata(text)["tags"][-1] == "cats" and metadata(text)["base_model"] == "google/flan-t5-small"
-    assert "pipeline_tag: summarization  # mine\nthumbnail: cat.png\n" in text
-    text, _ = write(folder, config(backbone="/home/alice/t5"))
-    assert "base_model" not in metadata(text) and metadata(text)["thumbnail"] == "cat.png"
+    edit(folder, "pipeline_tag: text-generation", "pipeline_tag: summarization\nthumbnail: cat.png")
+    edit(folder, "library_name: pplug-hf\n", "")
+    edit(folder, "base_model: google/flan-t5-base\n", "base_model: google/flan-t5-xl\n")
+    text = write(folder, config(backbone="google/flan-t5-small"))
+    data = metadata(text)
+    assert data["tags"][-1] == "cats" and data["base_model"] == "google/flan-t5-small"
+    assert (data["pipeline_tag"], data["thumbnail"], data["library_name"]) == ("summarization", "cat.png", "pplug-hf")
+    text = write(folder, config(backbone="/home/alice/t5"))
+    assert not {"base_model", "base_model_relation"} & set(metadata(text)) and metadata(text)["thumbnail"] == "cat.png"
 
 
 def test_what_is_asked_for_now_wins_over_both(folder):
     write(folder, license="mit")
     edit(folder, "license: mit", "license: cc0-1.0")
-    assert metadata(write(folder)[0])["license"] == "cc0-1.0"
-    assert metadata(write(folder, license="apache-2.0", tags=["cats"])[0])["license"] == "apache-2.0"
-    data = metadata(write(folder)[0])
-    assert data["license"] == "apache-2.0" and data["tags"] == [*metadata(write(folder)[0])["tags"][:-1], "cats"]
+    assert metadata(write(folder))["license"] == "cc0-1.0"
+    assert metadata(write(folder, license="apache-2.0", tags=["cats"]))["license"] == "apache-2.0"
+    data = metadata(write(folder))
+    assert data["license"] == "apache-2.0" and data["tags"] == [
+        "pplug",
+        "personalization",
+        "soft-prompt",
+        "persona",
+        "cats",
+    ]
 
 
 def test_results_go_with_their_weights(folder):
-    text, _ = write(folder, results=with_results(folder))
-    assert write(folder)[0] == text
+    text = write(folder, results=with_results(folder))
+    assert write(folder) == text
     retrained(folder)
-    text, _ = write(folder)
+    text = write(folder)
     assert "None for these weights yet." in text and "model-index" not in metadata(text)
 
 
-def test_results_that_a_person_wrote_stay_with_any_weights(folder):
-    write(folder, results=with_results(folder))
-    edit(folder, "A gain over the bare backbone", "Look at the wrong user! A gain over the bare backbone")
-    edit(folder, "value: 0.4219", "value: 0.42")
+def test_settings_go_with_their_weights(folder):
+    (folder / "train_settings.json").write_text(json.dumps({"settings": {"epochs": 3}, "defaults": {"epochs": 1}}))
+    text = write(folder)
+    (folder / "train_settings.json").unlink()
+    assert "| `epochs` | 3 | 1 |" in text and write(folder) == text
     retrained(folder)
-    text, edited = write(folder)
-    assert edited == ["results"] and "Look at the wrong user!" in text and "value: 0.42\n" in text
+    assert "The settings were not recorded." in write(folder)
 
 
 def test_a_card_written_by_hand_gets_only_the_metadata_it_lacks(folder):
     body = "\n# Mine\r\n\nAll by hand.  \n\n---\n\nwith *everything* — 猫\n"
-    before = "---\nlicense: mit # as agreed\ntags: [cats]\n\n# a comment\n---\n" + body
+    before = "---\nlicense: mit # as agreed\ntags: [cats]\nbase_model: me/copy\n\n# a comment\n---\n" + body
     (folder / "README.md").write_bytes(before.encode())
-    text, edited = write(folder, repo_id="me/plug")
-    assert edited == ["tags"] and text.endswith("---\n" + body)
-    assert text.startswith("---\nlicense: mit # as agreed\ntags: [cats]\n\n# a comment\nlibrary_name: pplug-hf\n")
-    assert metadata(text)["base_model"] == "google/flan-t5-base" and "model-index" not in text
-    assert write(folder, repo_id="me/plug")[0] == text
-    assert "model-index" in write(folder, results=with_results(folder))[0]
+    text = write(folder, repo_id="me/plug")
+    assert text.endswith("---\n" + body)
+    assert text.replace("\r\n", "\n").startswith(before.split("\n---\n")[0] + "\nlibrary_name: pplug-hf\n")
+    assert metadata(text)["base_model"] == "me/copy" and "model-index" not in text
+    assert write(folder, repo_id="me/plug") == text
+    text = write(folder, results=with_results(folder))
+    assert "model-index" in metadata(text) and text.endswith("---\n" + body)
+    retrained(folder)
+    assert write(folder) == text, "by hand, so the results are, too"
 
 
 def test_a_card_without_metadata_gets_it(folder):
     (folder / "README.md").write_text("# Mine\n\nBy hand.\n")
-    text, _ = write(folder)
+    text = write(folder)
     assert text.startswith("---\nlibrary_name: pplug-hf\n") and text.endswith("\n---\n\n# Mine\n\nBy hand.\n")
-    assert write(folder) == (text, [])
+    assert write(folder) == text
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "---\nlicense: mit\n---\n", "---\nlicense: mit\n---"])
+@pytest.mark.parametrize(
+    "text", ["", "\n\n", "---\nlicense: mit\n---\n", "---\nlicense: mit\n---", "---\r\nlicense: mit\r\n---"]
+)
 def test_a_file_without_text_is_no_card_yet(folder, text):
-    (folder / "README.md").write_text(text)
-    card, _ = write(folder)
-    assert list(Card(card).parts) == PARTS and write(folder) == (card, [])
+    (folder / "README.md").write_bytes(text.encode())
+    card = write(folder)
+    assert list(parts(card)) == PARTS and write(folder) == card
     assert metadata(card).get("license") == ("mit" if "mit" in text else None)
 
 
 def test_line_ends_stay(folder):
-    text, _ = write(folder)
+    text = write(folder, results=with_results(folder))
     edit(folder, "\n", "\r\n")
-    again, edited = write(folder)
-    assert edited == [] and again == text.replace("\n", "\r\n")
-    edit(folder, "## Privacy\r\n", "## Mine\r\n")
-    again, edited = write(folder, trainable=7)
-    assert edited == ["privacy"] and "\n" not in again.replace("\r\n", "") and "| trained parameters | 7 " in again
+    again = write(folder)
+    assert again == text.replace("\n", "\r\n")
+    edit(folder, "<!-- pplug-hf:begin privacy", "Mine.\r\n<!-- pplug-hf:begin privacy")
+    again = write(folder, trainable=7)
+    assert "\n" not in again.replace("\r\n", "") and "| trained parameters | 7 " in again and "Mine.\r\n<!--" in again
 
 
-def test_a_byte_order_mark_and_spaces_at_line_ends_are_no_edits(folder):
-    text, _ = write(folder)
-    (folder / "README.md").write_text("\ufeff" + text.replace("## Use\n", "## Use  \n"), encoding="utf-8")
-    assert write(folder) == (text, [])
+@pytest.mark.parametrize("text", ["\ufeff---\nlicense: mit\n---\n# Mine\n", "\ufeff# Mine\n"])
+def test_a_byte_order_mark_stays(folder, text):
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    again = write(folder)
+    assert (
+        again.startswith("\ufeff---\n")
+        and again.count("\ufeff") == 1
+        and again.endswith("---\n# Mine\n") is ("license" in text)
+    )
+    assert metadata(again)["library_name"] == "pplug-hf" and write(folder) == again
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("---\nlicense: [mit\n---\n# A\n", "is no YAML, line"),
-        ("---\na: b: c\n---\n", "is no YAML, line 2"),
+        ("---\nlicense: [mit\n---\n# A\n", "is not valid YAML, line"),
+        ("---\na: b: c\n---\n", "is not valid YAML, line 2"),
         ("---\njust words\n---\n# A\n", "is a str and must be keys"),
         ("---\n- a\n- b\n---\n# A\n", "is a list and must be keys"),
         ("---\na: &x [1]\nb: *x\n---\n", "has a YAML alias"),
-        ("---\na: !!python/object:os.system x\n---\n", "is no YAML"),
+        ("---\na: !!python/object:os.system x\n---\n", "is not valid YAML"),
         ("---\na: " + "[" * 100_000 + "\n---\n", "nested more than 20 levels"),
-        ("---\na: 2020-99-99\n---\n", "is no YAML"),
+        ("---\na: 2020-99-99\n---\n", "is not valid YAML"),
         (b"---\nlicense: mit\n---\n\xff\xfe caf\xe9", "is not UTF-8"),
     ],
 )
@@ -411,25 +445,35 @@ def test_a_card_that_cannot_be_read_is_left_as_it_is(folder, text, message):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda t: t.replace("<!-- /pplug-hf:use -->", ""),
-        lambda t: t.replace("<!-- pplug-hf:use", "<!-- pplug-hf:use <!-- "),
-        lambda t: re.sub(r"<!-- pplug-hf:card .*-->", "", t),
-        lambda t: re.sub(r"<!-- pplug-hf:card .*-->", "<!-- pplug-hf:card {not json} -->", t),
-        lambda t: re.sub(r"<!-- pplug-hf:card .*-->", '<!-- pplug-hf:card {"parts": {}, "metadata": [1]} -->', t),
-        lambda t: re.sub(r"<!-- pplug-hf:card .*-->", '<!-- pplug-hf:card {"repo": "../../etc", "weights": 3} -->', t),
+        lambda t: t.replace("<!-- pplug-hf:end use -->", ""),
+        lambda t: t.replace("<!-- pplug-hf:begin use", "<!-- pplug-hf:begin use <!-- "),
+        lambda t: t.replace("begin use", "begin ../../use").replace("end use", "end ../../use"),
+        lambda t: t.replace("begin use", "begin unknown").replace("end use", "end unknown"),
+        lambda t: re.sub("weights [0-9a-f]+", "weights <!--", t),
+        lambda t: t.replace('from_pretrained("me/plug', 'from_pretrained("../../etc/'),
         lambda t: t + t.split("---", 2)[2],
     ],
 )
 def test_damaged_markers_do_no_harm(folder, damage):
-    text, _ = write(folder)
-    (folder / "README.md").write_text(damage(text))
-    text, _ = write(folder)
-    assert "## Use" in text and ModelCard(text).data.library_name == "pplug-hf" and "etc" not in text
-    assert write(folder)[0] == text
+    write(folder, repo_id="me/plug")
+    text = damage((folder / "README.md").read_text())
+    (folder / "README.md").write_text(text)
+    text = write(folder)
+    assert (
+        "## Use" in text
+        and ModelCard(text).data.library_name == "pplug-hf"
+        and "/etc" not in parts(text).get("use", "")
+    )
+    assert write(folder) == text
+
+
+def test_ten_megabytes_of_markers_are_read_at_once(folder):
+    (folder / "README.md").write_text("<!-- pplug-hf:begin use -->" * 400_000)
+    assert write(folder).endswith("begin use -->")
 
 
 def test_a_killed_write_leaves_the_old_card(folder, monkeypatch):
-    text, _ = write(folder)
+    text = write(folder)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write(folder, trainable=7)
@@ -439,41 +483,54 @@ def test_a_killed_write_leaves_the_old_card(folder, monkeypatch):
 
 # ---- two cards: the folder's, and the published one --------------------------------------------------------------
 
+MINE = "<!-- pplug-hf:end title -->", "<!-- pplug-hf:end title -->\n\nMine, all mine.\n"
+
 
 def test_the_published_card_is_brought_up_to_date(folder):
-    published = write(folder, license="mit")[0].replace("## Privacy", "## Mine")
+    published = write(folder, license="mit").replace(*MINE)
     (folder / "README.md").unlink()
-    text, edited = write(folder, trainable=7, published=published.encode())
-    assert edited == ["privacy"] and "## Mine" in text and "| trained parameters | 7 " in text
-    assert metadata(text)["license"] == "mit"
+    text = write(folder, trainable=7, published=published)
+    assert "Mine, all mine." in text and "| trained parameters | 7 " in text and metadata(text)["license"] == "mit"
 
 
-def test_of_two_cards_the_edited_one_counts(folder, caplog):
-    old, _ = write(folder)
-    here, _ = write(folder, results=with_results(folder), license="mit")
-    published = old.replace("## Privacy", "## Mine")
-    text, edited = write(folder, published=published)
-    assert edited == ["privacy"] and "## Mine" in text
+def test_of_two_cards_the_one_with_text_of_a_person_counts(folder, caplog):
+    old = write(folder)
+    here = write(folder, results=with_results(folder), license="mit")
+    published = old.replace(*MINE)
+    text = write(folder, published=published)
+    assert "Mine, all mine." in text and metadata(text)["license"] == "mit"
     assert "**pplug**" in text and "model-index" in metadata(text), "results of the same weights come along"
 
-    (folder / "README.md").write_text(here.replace("## Use", "## How"))
-    text, edited = write(folder, published=old)
-    assert edited == ["use"] and "## How" in text and not caplog.records
-    text, _ = write(folder, published=published)
-    assert "## How" in text and "## Mine" not in text and "edited in the folder and in the repo" in caplog.text
+    (folder / "README.md").write_text(here.replace(MINE[0], MINE[0] + "\nThe folder's.\n"))
+    text = write(folder, published=old)
+    assert "The folder's." in text and not caplog.records
+    text = write(folder, published=published)
+    assert "The folder's." in text and "Mine, all mine." not in text
+    assert "differs in folder and repository (text): the folder's is kept" in caplog.text
 
     (folder / "README.md").write_text(old)
-    text, edited = write(folder, published=here)
-    assert edited == [] and "**pplug**" in text and metadata(text)["license"] == "mit"
+    text = write(folder, published=here)
+    assert "**pplug**" in text and metadata(text)["license"] == "mit"
 
 
-def test_an_edit_counts_after_the_next_push_too(folder):
-    generated, _ = write(folder)
-    published = generated.replace("## Privacy", "## Mine")
+def test_metadata_that_differ_are_named(folder, caplog):
+    published = write(folder, license="mit", datasets=["a/b"])
+    edit(folder, "license: mit", "license: cc0-1.0")
+    text = write(folder, published=published)
+    assert metadata(text)["license"] == "mit" and "(license): the repository's is kept" in caplog.text
+    caplog.clear()
+    edit(folder, "license: mit", "license: cc0-1.0")
+    text = write(folder, published=published, license="apache-2.0")
+    assert metadata(text)["license"] == "apache-2.0" and not caplog.records
+
+
+def test_text_of_a_person_counts_after_the_next_push_too(folder):
+    generated = write(folder)
+    published = generated.replace(*MINE)
     for _ in range(2):
         (folder / "README.md").write_text(generated)
-        published, edited = write(folder, published=published)
-        assert edited == ["privacy"] and "## Mine" in published
+        published = write(folder, published=published)
+        assert "Mine, all mine." in published
 
 
 # ---- metadata as lines -------------------------------------------------------------------------------------------
@@ -490,19 +547,17 @@ KEYS = st.text(alphabet="abcé-_猫 ", min_size=1, max_size=6).map(str.strip).fi
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.dictionaries(KEYS, VALUES, max_size=3), st.booleans())
-def test_metadata_is_set_and_removed_and_nothing_else(old, changes, flow):
+def test_metadata_are_merged_to_what_is_asked_for(old, changes, flow):
     block = yaml.safe_dump(old, sort_keys=False, allow_unicode=True, default_flow_style=flow or None)
-    new = yaml.safe_load(edit_metadata(block, changes)) or {}
-    expected = {key: value for key, value in {**old, **changes}.items() if changes.get(key, "") is not None}
-    assert new == expected
+    assert (yaml.safe_load(_merged(block, {**old, **changes})) or {}) == {**old, **changes}
+    assert (yaml.safe_load(_merged(block, changes)) or {}) == changes
 
 
-def test_other_lines_of_the_metadata_stay():
+def test_other_lines_of_the_metadata_stay_where_keys_are_added():
     block = "# mine\nlicense:   mit # ok\n\ntags:\n  - a  # one\n  - b\n# of the tags\nx: |\n  a\n\n  b\ny: 1"
-    assert edit_metadata(block, {"x": "2"}).startswith(block.split("x: |")[0] + "x: '2'\ny: 1")
-    assert edit_metadata(block, {"tags": ["c"]}) == block.replace("  - a  # one\n  - b\n", "- c\n")
-    assert edit_metadata(block, {"license": "mit"}) == block
-    assert edit_metadata(block, {"license": None, "z": 3}) == block.replace("license:   mit # ok\n", "") + "\nz: 3"
+    old = yaml.safe_load(block)
+    assert _merged(block, old) == block
+    assert _merged(block, {**old, "z": 3}) == block + "\nz: 3"
 
 
 # ---- the snippet, and the command --------------------------------------------------------------------------------
@@ -529,13 +584,13 @@ def test_the_snippet_runs(places, tmp_path, family, template):
     )
     tiny.randomise(model.plug)
     model.save_pretrained(tmp_path)
-    local, _ = write(tmp_path, model.config, repo_id="me/plug")
+    local = write(tmp_path, model.config, repo_id="me/plug")
     stand_ins = {"path/to/backbone": places / family, "path/to/encoder": places / "encoder", "me/plug": tmp_path}
     printed, names = run_snippet(local, stand_ins)
     assert printed.endswith("\n") and len(names["persona"]) == 2
     assert isinstance(names["history"][0], dict) == (template is not None)
 
-    on_hub, _ = write(tmp_path, config(item_template=template), repo_id="me/plug")
+    on_hub = write(tmp_path, config(item_template=template), repo_id="me/plug")
     assert "path/to" not in on_hub
     assert run_snippet(on_hub, {"me/plug": tmp_path})[0] == printed
 
@@ -543,12 +598,12 @@ def test_the_snippet_runs(places, tmp_path, family, template):
 @pytest.mark.parametrize("on_hub", [True, False])
 def test_the_snippet_names_the_subfolder(folder, on_hub):
     place = config() if on_hub else config(backbone=None, encoder=None)
-    text, _ = write(folder, place, repo_id="me/plug", subfolder="tasks/two")
-    (code,) = re.findall(r"from_pretrained\((.*?)\n?\)\n", Card(text).parts["use"], re.DOTALL)
+    text = write(folder, place, repo_id="me/plug", subfolder="tasks/two")
+    (code,) = re.findall(r"from_pretrained\((.*?)\n?\)\n", parts(text)["use"], re.DOTALL)
     local = [] if on_hub else ['backbone="path/to/backbone"', 'encoder="path/to/encoder"']
     assert re.split(r",\s*", code.strip(" ,\n")) == ['"me/plug"', 'subfolder="tasks/two"', *local]
-    assert write(folder, place)[0] == text
-    text, _ = write(folder, place, repo_id="me/plug", subfolder='x", evil("')
+    assert write(folder, place) == text
+    text = write(folder, place, repo_id="me/plug", subfolder='x", evil("')
     assert "evil" not in text and "subfolder=" not in text
 
 
@@ -561,17 +616,21 @@ def test_the_command(places, tmp_path, capsys):
     capsys.readouterr()
     assert main(["card", "--plug", str(plug), "--repo", "me/plug", "--datasets", "a/b", "c/d"]) == 0
     printed = capsys.readouterr().out
-    assert f"Card written: {plug / 'README.md'}" in printed and "It names no licence" in printed
+    assert (
+        f"Card written: {plug / 'README.md'}" in printed
+        and "No licence given: others may not use the plug. Pass --license." in printed
+    )
     data = ModelCard.load(plug / "README.md").data
     assert data.datasets == ["a/b", "c/d"]
     trained = sum(p.numel() for p in model.plug.parameters() if p.requires_grad)
     assert f"| trained parameters | {trained:,} " in (plug / "README.md").read_text(encoding="utf-8")
 
-    edit(plug, "## Privacy", "## Mine")
+    edit(plug, MINE[0], MINE[1])
     arguments = ["--results", str(with_results(tmp_path)), "--license", "mit", "--language", "en"]
     assert main(["card", "--plug", str(plug), *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "Left as you edited them: privacy." in printed and "licence" not in printed and "Look again" not in printed
+    assert "Mine, all mine." in (plug / "README.md").read_text(encoding="utf-8")
+    assert "licence" not in printed and "Look again" not in printed
     for digest, warned in ((plug_digest(str(plug), PPlugConfig.from_pretrained(plug)), False), ("0" * 16, True)):
         runs = {"pplug": [{"key": {"plug": digest}}], "no-persona": [{"key": {}}]}
         assert main(["card", "--plug", str(plug), "--results", str(with_results(tmp_path, bench(runs=runs)))]) == 0
@@ -628,11 +687,10 @@ def test_committed_cards_are_what_the_hub_reads(path):
     assert data["library_name"] == "pplug-hf" and data["license"] == "apache-2.0" and data["language"] == "en"
     assert data["pipeline_tag"] == "text-generation" and "pplug" in data["tags"]
     assert data.get("base_model_relation") == ("adapter" if "base_model" in data else None)
-    card = Card(text)
-    assert list(card.parts) == PARTS and str(ModelCard(text)) == text
+    assert list(parts(text)) == PARTS and str(ModelCard(text)) == text
     for result in model_index_to_eval_results(data["model-index"])[1] if "model-index" in data else ():
         # Four digits there and three in the table, both rounded from what was measured.
-        shown = [float(number) for number in re.findall(r"\d\.\d{3}\b", card.parts["results"])]
+        shown = [float(number) for number in re.findall(r"\d\.\d{3}\b", parts(text)["results"])]
         assert 0 < result.metric_value < 5 and min(abs(result.metric_value - x) for x in shown) < 0.00056
     assert not re.search(r"/(home|root|tmp|work|Users)/", text)
 
@@ -649,17 +707,17 @@ def test_the_demos_card_is_of_the_demos_plug(script, tmp_path):
     from pplug_hf.tasks.task import TASKS
 
     assets = files("pplug_hf.demo") / "assets"
-    parts = {kind: str(assets / kind) for kind in ("backbone", "encoder")}
+    frozen = {kind: str(assets / kind) for kind in ("backbone", "encoder")}
     template = TASKS["demo"].item_template
-    model = PPlugForConditionalGeneration.from_backbone(**parts, item_template=template, **PLUG)
+    model = PPlugForConditionalGeneration.from_backbone(**frozen, item_template=template, **PLUG)
     model.save_pretrained(tmp_path / "plug")
     committed = (ROOT / "model_cards" / "pplug-demo.md").read_text(encoding="utf-8")
-    made = Card(script.demo_card(tmp_path))  # untrained, so without settings and results
+    made = parts(script.demo_card(tmp_path))  # untrained, so without settings and results
     same = [part for part in PARTS if part not in ("training", "results")]
-    assert {part: Card(committed).parts[part] for part in same} == {part: made.parts[part] for part in same}
-    assert script.DEMO_NOTE in committed and "| **PPlug** |" in committed and "`num_train_epochs`" not in committed
+    assert {part: parts(committed)[part] for part in same} == {part: made[part] for part in same}
+    assert script.DEMO_NOTE in committed and "| **PPlug** |" in committed and "| `epochs` | 3 | 10 |" in committed
     printed, names = run_snippet(
         committed,
-        {"me/pplug-demo": tmp_path / "plug"} | {f"path/to/{kind}": place for kind, place in parts.items()},
+        {"me/pplug-demo": tmp_path / "plug"} | {f"path/to/{kind}": place for kind, place in frozen.items()},
     )
     assert printed.strip() and len(names["persona"]) == 2

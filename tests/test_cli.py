@@ -88,7 +88,10 @@ def test_train_says_what_it_learns_from_and_saves_a_plug(place):
     assert model.config.num_persona_tokens == 2 and model.config.item_template == "{tag}: {text}"
     assert not [p.name for p in place.plug.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     recorded = json.loads((place.plug / "train_settings.json").read_text())  # what a card says of the training
-    assert recorded["task"] == "demo" and recorded["validation_users"] == 0.3 and str(place.root) not in str(recorded)
+    assert recorded["task"] == "demo" and str(place.root) not in str(recorded)
+    assert recorded["settings"]["validation_users"] == 0.3 and recorded["defaults"]["validation_users"] == 0.1
+    assert recorded["settings"]["epochs"] and recorded["settings"].keys() == recorded["defaults"].keys()
+    assert not {"data", "output", "backbone", "encoder", "vectors"} & set(recorded["settings"])
 
 
 def test_the_control_sees_no_history(place):

@@ -326,6 +326,8 @@ def test_nothing_of_this_machine_is_pushed(hub, me, places, tmp_path):
     load(me, str(tmp_path / "plug"))  # on disk it knows where its parts are
     assert me(ANSWER) == answers
     (tmp_path / "plug" / "training_args.json").write_text(json.dumps({"output_dir": str(tmp_path), "seed": 3}))
+    recorded = {"task": "demo", "settings": {"seed": 3, "data": str(tmp_path)}, "defaults": {"seed": 0}}
+    (tmp_path / "plug" / "train_settings.json").write_text(json.dumps(recorded))
     (tmp_path / "plug" / "predictions.json").write_text("what a user wrote")
     config = json.loads((tmp_path / "plug" / "tokenizer_config.json").read_text())
     config |= {"name_or_path": str(places), "tokenizer_file": str(places), "local_files_only": True}
@@ -333,7 +335,8 @@ def test_nothing_of_this_machine_is_pushed(hub, me, places, tmp_path):
     push = "from pplug_hf.hub.push import push_folder; push_folder(folder, 'me/local')"
     me(push, folder=str(tmp_path / "plug"))
     files = hub.repos["me/local"].files()
-    assert not {"training_args.json", "predictions.json"} & set(files)
+    assert not {"training_args.json", "train_settings.json", "predictions.json"} & set(files)
+    assert "| `seed` | 3 | 0 |" in files["README.md"].data.decode()
     for name, file in files.items():
         for secret in (str(places), str(tmp_path), "local_files_only", TOKEN, "/tmp"):
             assert secret.encode() not in file.data, f"{name} holds {secret}"
@@ -537,7 +540,7 @@ def test_what_may_not_be_pushed(hub, pushed, me, name, token, message):
     before = hub.repos["me/plug"].refs["main"]
     me("with torch.no_grad(): model.plug.instruction += 1")
     text, kinds = refused(me, "model.push_to_hub(name, token=token)", name=name, token=token)
-    assert message in text and "where nothing is half-written" in text
+    assert message in text and "Could not push to" in text and "The repository is unchanged." in text
     assert {"HubError", "OSError"} <= set(kinds) and hub.repos["me/plug"].refs["main"] == before
 
 
@@ -555,6 +558,19 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(hub, pushed, me, requ
     assert expected in text and {"HubError", "OSError"} <= set(kinds)
     hub.faults.clear()
     assert "cut" in fault or hub.repos["me/plug"].refs["main"] == before
+
+
+def test_a_push_offline_says_so(hub, pushed, me, requests):
+    load(me)
+    hub.requests.clear()
+    offline = "from huggingface_hub import constants; constants.HF_HUB_OFFLINE = {}"
+    me(offline.format(True))
+    try:
+        text, kinds = refused(me, "model.push_to_hub('me/plug')")
+    finally:
+        me(offline.format(False))
+    assert text == "Could not push to 'me/plug': HF_HUB_OFFLINE is set. The repository is unchanged."
+    assert "HubError" in kinds and not requests()
 
 
 # ---- hostile repositories ---------------------------------------------------------------------------------------

@@ -651,3 +651,9 @@ def test_the_trainers_card_is_the_plugs(dataset, tmp_path):
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert f"| trained parameters | {trainable:,} " in card
     assert str(tmp_path) not in card and "hf_secret" not in card
+    recorded = json.loads((tmp_path / "train_settings.json").read_text())
+    defaults = PPlugTrainingArguments(output_dir=str(tmp_path)).to_dict()
+    assert {name: defaults[name] for name in recorded["defaults"]} == recorded["defaults"]
+    changed = {name for name, value in recorded["settings"].items() if value != recorded["defaults"][name]}
+    assert changed == {name for name in changed if f"| `{name}` |" in card} and "seed" in recorded["defaults"]
+    assert not {"output_dir", "run_name", "hub_token", "hub_model_id", "logging_dir"} & set(recorded["settings"])

@@ -10,7 +10,7 @@ the model, as in memory.py.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import memory
@@ -77,7 +77,9 @@ def calls(model: Any, rows: int, tokens: int) -> dict[str, Callable[[], Any]]:
     return {"training step": step, f"generation of {NEW} tokens": generation}
 
 
-def compared(model: Any, title: str, rows: int, tokens: int, measured: Callable[..., tuple[Any, Any]]) -> list[Any]:
+def compared(
+    model: Any, title: str, rows: int, tokens: int, measured: Callable[..., tuple[Any, Any]]
+) -> Iterator[dict[str, Any]]:
     """Figures of both calls.
 
     Args:
@@ -86,7 +88,7 @@ def compared(model: Any, title: str, rows: int, tokens: int, measured: Callable[
         rows, tokens: of the batch.
         measured: gives the seconds of each side and what else there is to say of them.
     """
-    figures, layer = [], model.get_output_embeddings()
+    layer = model.get_output_embeddings()
     for name, call in calls(model, rows, tokens).items():
         sides = {REFERENCE: without_hook(layer, call), PACKAGE: call}
         seconds, checks = measured(sides)
@@ -95,13 +97,11 @@ def compared(model: Any, title: str, rows: int, tokens: int, measured: Callable[
             results = [sides[side]() for side in sides]
             checks["difference"] = difference(results[1], results[0])
         times = {side: spread(took) for side, took in seconds.items()}
-        figures.append(figure(f"output layer, {name}, {title}, times faster", times, ratio, checks=checks))
-    return figures
+        yield figure(f"output layer, {name}, {title}, times faster", times, ratio, checks=checks)
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows, tokens = (3, 20) if args.small else (BATCH, TOKENS)
-    figures = []
 
     def measured(sides: dict[str, Callable[[], Any]]) -> tuple[dict[str, list[float]], dict[str, Any]]:
         seconds = take_turns(sides, args.repetitions)
@@ -111,8 +111,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         for dtype in (torch.bfloat16, torch.float32):
             shape = SMOLLM_135M | {"num_hidden_layers": layers} | (SMALL if args.small else {})
             title = f"{shape['num_hidden_layers']} layers, {str(dtype).removeprefix('torch.')}"
-            figures += compared(personalised(shape, dtype), title, rows, tokens, measured)
-    return figures
+            yield from compared(personalised(shape, dtype), title, rows, tokens, measured)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`pplug-hf push`: a saved plug to the Hub."""
+"""`pplug-hf push`: upload a saved plug to the Hub."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ class PushSettings:
     """Upload a plug, its vocabulary and its card to the Hub, in one commit."""
 
     plug: str = field(metadata={"help": "Plug folder."})
-    repo: str = field(metadata={"help": "Repository, as 'owner/name'; made if it does not exist."})
+    repo: str = field(metadata={"help": "Repository, as 'owner/name'; created if it does not exist."})
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
-    revision: str | None = field(default=None, metadata={"help": "Branch; made if it does not exist (default: main)."})
+    revision: str | None = field(
+        default=None, metadata={"help": "Branch; created if it does not exist (default: main)."}
+    )
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead."})
-    subfolder: str = field(default="", metadata={"help": "Where in the repository."})
-    message: str | None = field(default=None, metadata={"help": "What the commit says (default: Upload plug)."})
-    description: str | None = field(default=None, metadata={"help": "More of what the commit says."})
+    subfolder: str = field(default="", metadata={"help": "Folder inside the repository."})
+    message: str | None = field(default=None, metadata={"help": "Commit message (default: Upload plug)."})
+    description: str | None = field(default=None, metadata={"help": "Extended description of the commit."})
     token: str | None = field(
         default=None,
         metadata={
-            "help": "To log in with (default: that of `hf auth login`, or HF_TOKEN, which no process list shows)."
+            "help": "Access token (default: that of `hf auth login`, or HF_TOKEN, which no process list shows)."
         },
     )
     results: str | None = field(default=None, metadata={"help": "Folder of `pplug-hf bench`, for the card."})
-    license: str | None = field(default=None, metadata={"help": "Of the plug, for the card, e.g. apache-2.0."})
-    datasets: list[str] | None = field(default=None, metadata={"help": "Hub ids of its data, for the card."})
-    language: list[str] | None = field(default=None, metadata={"help": "Codes of its data's languages, e.g. en."})
+    license: str | None = field(default=None, metadata={"help": "Licence shown on the model card, e.g. apache-2.0."})
+    datasets: list[str] | None = field(default=None, metadata={"help": "Hub ids of the training data, for the card."})
+    language: list[str] | None = field(default=None, metadata={"help": "Language codes of the data, e.g. en."})
     tags: list[str] | None = field(default=None, metadata={"help": "More tags for the card."})
 
 
 def push(settings: PushSettings) -> str:
-    """Upload it, and print and return the address of the commit or pull request."""
+    """Upload the plug; print and return the address of the commit or pull request."""
     commit = push_folder(
         settings.plug,
         settings.repo,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,11 @@ from ..data.synthetic import synthetic_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
-from ..hub.cards import FILES_OF_SETTINGS, TRAIN_SETTINGS
 from ..modeling import PPlugForConditionalGeneration
 from ..optional import require
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
-from ..storage.layout import HIDDEN
+from ..storage.layout import HIDDEN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
@@ -178,11 +177,16 @@ def _train(
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(settings.output)
     if processes.is_main_process:
-        # For the plug's card: what determines the weights, and no place of this machine.
-        recorded = {name: getattr(settings, name) for name in FILES_OF_SETTINGS[TRAIN_SETTINGS]}
-        write_text(output / TRAIN_SETTINGS, to_json({"task": task.name, **recorded}))
+        write_text(output / TRAIN_SETTINGS, to_json(recorded_settings(settings, task)))
     print(f"Plug saved in {settings.output}")
     return model.eval()
+
+
+def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
+    """Return what determines the weights, for the plug's card: values and this command's defaults, no paths."""
+    paths = ("data", "output", "backbone", "encoder", "task", "vectors", "resume")
+    defaults = {f.name: f.default for f in fields(settings) if f.name not in paths}
+    return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
 
 
 def check_output(output: Path) -> None:

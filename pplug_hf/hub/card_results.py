@@ -1,149 +1,123 @@
-"""What a card says of a bench: numbers and names of rows, nothing else of the file gets out of here."""
+"""The results of a bench for a card: checked numbers and plain names, because no text of a user may get out."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..errors import ConfigurationError, DataError, MissingFileError
+from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 
-# Metric of a row -> (name in the table, metric id of the Hub).
 METRICS = {
-    "accuracy": ("accuracy", "accuracy"),
-    "f1": ("macro-F1", "f1"),
-    "mae": ("MAE", "mae"),
-    "rmse": ("RMSE", "rmse"),
-    "rouge-1": ("ROUGE-1", "rouge"),
-    "rouge-L": ("ROUGE-L", "rouge"),
+    "accuracy": "accuracy",
+    "f1": "macro-F1",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "rouge-1": "ROUGE-1",
+    "rouge-L": "ROUGE-L",
 }
-LOWER_IS_BETTER = ("mae", "rmse")
-# Controls that show what of a gain is personal, as `bench` and `evaluate` name them; {} is the plug's row.
-CONTROLS = (
-    ("no-persona", "no persona"),
-    ("instruction-only", "instruction only"),
-    ("{}:wrong-user", "wrong user's history"),
-)
+# Ablations that show how much of a gain is personal, as `bench` and `evaluate` name them; {} is the plug's row.
+CONTROLS = {
+    "no-persona": "no persona",
+    "instruction-only": "instruction only",
+    "{}:wrong-user": "wrong user's history",
+}
+_NUMBERS = {"seeds", "unparsed", *METRICS, *(f"{metric}_sd" for metric in METRICS)}
 _NAME = re.compile(r"[\w .,'=+@:-]{1,60}")
 
 
-@dataclass(frozen=True)
-class Results:
-    """A bench as a card shows it.
-
-    Args:
-        task, split: what was asked.
-        examples, users: how many.
-        row: of the plug.
-        reference: row that the others are compared with.
-        rows: one list of cells for each row; the first one is the head.
-        scores: metric -> value of the plug's row.
-        seeds: of the plug's row.
-        missing: controls that this bench has not.
-        style_of_golds: what the users' own answers have as style, if it was measured.
-        decoding: in words.
-    """
-
-    task: str
-    split: str
-    examples: int
-    users: int
-    row: str
-    reference: str
-    rows: list[list[str]]
-    scores: dict[str, float]
-    seeds: int
-    missing: list[str]
-    style_of_golds: float | None
-    decoding: str
-
-    def model_index(self, name: str, dataset: str | None) -> list[dict[str, Any]]:
-        """The `model-index` of the metadata.
-
-        Args:
-            name: of the model.
-            dataset: Hub id of the data; None if it is not on the Hub.
-        """
-        return eval_results_to_model_index(
-            name,
-            [
-                EvalResult(
-                    task_type="text-generation",
-                    task_name="Personalized text generation",
-                    dataset_type=dataset or self.task.lower(),
-                    dataset_name=self.task,
-                    dataset_split=self.split,
-                    metric_type=METRICS[metric][1],
-                    metric_name=METRICS[metric][0],
-                    metric_value=round(value, 4),
-                )
-                for metric, value in self.scores.items()
-            ],
-        )
-
-
-def read_results(path: Path) -> Results:
-    """The results of `pplug-hf bench` or `pplug-hf evaluate`.
+def read_results(path: Path) -> dict[str, Any]:
+    """Return what the template shows of the results of `pplug-hf bench` or `pplug-hf evaluate`.
 
     Args:
         path: their folder, or its results.json.
 
+    Returns:
+        task, split; examples, users; metrics, titles by name; rows, the plug's own first and its ablations next;
+        reference, the row that the others are compared with; missing, ablations that this bench lacks; style_of_golds,
+        the style score of the users' real answers or None; num_beams, max_length, max_new_tokens (0 is not set) and
+        constrained.
+
     Raises:
-        MissingFileError: There are none.
-        DataError: Something else than they write.
-        ConfigurationError: No row is a plug's own.
+        MissingFileError: there are none.
+        DataError: the file holds something else.
+        ConfigurationError: no row is a plug's own.
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return _checked(json.loads(file.read_text(encoding="utf-8")))
+    except PPlugError:
+        raise
     except OSError as error:
         raise MissingFileError(
             f"There are no results in {str(path)!r} ({type(error).__name__}): name the --output folder of "
             "pplug-hf bench, or its results.json."
         ) from None
-    except ValueError:
-        raise DataError(f"{str(file)!r} is no JSON: run the bench again.") from None
-    try:
-        return _results(content)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"{str(file)!r} is not what pplug-hf bench writes ({type(error).__name__}: {error}): run the bench again."
         ) from None
 
 
-def _results(content: dict[str, Any]) -> Results:
-    settings, records = content["settings"], {_name(record["row"]): record for record in content["rows"]}
-    row = _own_row(content["reference"], settings, list(records))
-    metrics = [metric for metric in METRICS if metric in records[row]]
+def model_index(results: dict[str, Any], name: str, dataset: str | None) -> list[dict[str, Any]]:
+    """Return the `model-index` of the metadata.
+
+    Args:
+        results: of `read_results`.
+        name: of the model.
+        dataset: Hub id of the data; None if it is not on the Hub.
+    """
+    task, own = results["task"], results["rows"][0]
+    common: dict[str, Any] = {"task_name": "Personalized text generation", "dataset_split": results["split"]}
+    scores = [
+        EvalResult(
+            "text-generation", dataset or task.lower(), task, kind, round(own[metric], 4), metric_name=title, **common
+        )
+        for metric, title in results["metrics"].items()
+        for kind in [metric.split("-")[0]]
+    ]
+    return eval_results_to_model_index(name, scores)
+
+
+def _checked(content: dict[str, Any]) -> dict[str, Any]:
+    settings, reference = content["settings"], _name(content["reference"])
+    rows = {row["name"]: row for row in map(_row, content["rows"])}
+    own = _own_row(list(rows), settings, reference)
+    metrics = {metric: title for metric, title in METRICS.items() if all(metric in row for row in rows.values())}
     if not metrics:
-        raise DataError(f"The row {row!r} has none of the metrics {', '.join(METRICS)}.")
-    names = {control for pair in CONTROLS for control in (pair[0].format(row), pair[1])}
-    return Results(
-        task=_name(content["task"]),
-        split=_name(settings["split"]),
-        examples=round(_number(content["examples"])),
-        users=round(_number(content["users"])),
-        row=row,
-        reference=_name(content["reference"]),
-        rows=_table(records, metrics, _name(content["reference"]), row, names),
-        scores={metric: _number(records[row][metric]) for metric in metrics},
-        seeds=round(_number(records[row].get("seeds", 1))),
-        missing=[pair[0].format(row) for pair in CONTROLS if not {pair[0].format(row), pair[1]} & records.keys()],
-        style_of_golds=_number(golds[0]) if (golds := content.get("style_of_golds")) else None,
-        decoding=_decoding(settings),
-    )
+        raise KeyError(f"one of the metrics {', '.join(METRICS)} in every row")
+    controls = {name.format(own): other for name, other in CONTROLS.items()}
+    order = sorted(rows, key=lambda name: (name != own, name not in {*controls, *controls.values()}))
+    return {
+        **{"task": _name(content["task"]), "split": _name(settings["split"]), "reference": reference},
+        **{key: _number(content[key]) for key in ("examples", "users")},
+        **{
+            key: _number(settings.get(key) or 0)
+            for key in ("num_beams", "max_length", "max_new_tokens", "constrained")
+        },
+        **{"metrics": metrics, "rows": [rows[name] for name in order]},
+        "missing": [name for name, other in controls.items() if not {name, other} & rows.keys()],
+        "style_of_golds": _number(golds[0]) if (golds := content.get("style_of_golds")) else None,
+    }
 
 
-def _own_row(reference: str, settings: dict[str, Any], rows: list[str]) -> str:
-    """The row of the plug itself: the reference, or the first plug that was trained with histories."""
-    plugs = settings.get("plugs")
-    names = [str(plug).partition("=")[0] for plug in plugs] if plugs else ["PPlug"]  # evaluate has no names
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the name and numbers of a row, and its intervals as [mean and] bounds."""
+    numbers = {key: _number(value) for key, value in record.items() if key in _NUMBERS}
+    intervals = {key: record.get(key) or () for key in ("interval", "style", "gain")}
+    bounds = {key: [None if x is None else _number(x) for x in values] for key, values in intervals.items()}
+    return {"name": _name(record["row"]), "seeds": 1, "unparsed": 0, **numbers, **bounds}
+
+
+def _own_row(rows: list[str], settings: dict[str, Any], reference: str) -> str:
+    """Return the plug's own row: the reference, or the first plug that was trained with histories."""
+    plugs = settings.get("plugs") or ["PPlug"]  # evaluate has no names
+    names = [str(plug).partition("=")[0] for plug in plugs]
     own = [name for name in names if name in rows and name != "instruction-only"]
     if not own:
         raise ConfigurationError(
@@ -151,52 +125,6 @@ def _own_row(reference: str, settings: dict[str, Any], rows: list[str]) -> str:
             f"{' or '.join(names)}."
         )
     return reference if reference in own else own[0]
-
-
-def _table(
-    records: dict[str, dict[str, Any]], metrics: list[str], reference: str, row: str, controls: set[str]
-) -> list[list[str]]:
-    """Head and rows: the plug first, its controls, then everything else in the order of the bench."""
-    known = any(record.get("interval") for record in records.values())
-    head = ["row", METRICS[metrics[0]][0] + (" [95 %]" if known else "")]
-    styled = any(record.get("style") for record in records.values())
-    head += [METRICS[metric][0] for metric in metrics[1:]] + ["unparsed"] + ["style [95 %]"] * styled
-    head += [f"{reference} is better by [95 %]"]
-    order = sorted(records, key=lambda name: (name != row, name not in controls))
-    lines = [head]
-    for name in order:
-        record = records[name]
-        seeds = round(_number(record.get("seeds", 1)))
-        title = f"**{name}**" if name == row else name
-        cells = [title + (f" ({seeds} seeds)" if seeds > 1 else "")]
-        for metric in metrics:
-            cell = f"{_number(record[metric]):.3f}"
-            if f"{metric}_sd" in record:
-                cell += f" ± {_number(record[f'{metric}_sd']):.3f}"
-            if metric == metrics[0] and record.get("interval"):
-                cell += " " + _interval(record["interval"], "")
-            cells.append(cell)
-        cells.append(f"{_number(record.get('unparsed', 0)):.0f}")
-        for key, sign in [("style", "")] * styled + [("gain", "+")]:
-            value = record.get(key)
-            cells.append(f"{_number(value[0]):{sign}.3f} {_interval(value[1:], sign)}" if value else "")
-        lines.append(cells)
-    return lines
-
-
-def _decoding(settings: dict[str, Any]) -> str:
-    beams = round(_number(settings.get("num_beams") or 1))
-    words = "greedy decoding" if beams == 1 else f"{beams} beams"
-    if settings.get("max_length"):
-        words += f", prompts of at most {_number(settings['max_length']):.0f} tokens"
-    if settings.get("max_new_tokens"):
-        words += f", answers of at most {_number(settings['max_new_tokens']):.0f} tokens"
-    return words + (", answers can only be labels" if settings.get("constrained") is True else "")
-
-
-def _interval(bounds: list[Any], sign: str) -> str:
-    low, high = (f"{_number(bound):{sign}.3f}" if bound is not None else "?" for bound in bounds)
-    return f"[{low}, {high}]"
 
 
 def _number(value: Any) -> float:

@@ -1,33 +1,31 @@
-"""Pushing a plug folder: what is uploaded is the plug, its vocabulary and its card, and says nothing of this machine."""
+"""Pushing a plug folder: the plug, its vocabulary and its card are uploaded, and nothing about this machine."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.repocard import RepoCard
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, HubError, PPlugError
-from ..storage.hub_errors import FAILURES, hub_error, status_of
-from ..storage.layout import CARD, CONFIG, PLUG_FILES, WEIGHTS
+from ..modeling.plug_folder import load_config, weight_shapes
+from ..storage.hub_errors import FAILURES, chain_of, hub_error, status_of
+from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS
 from ..storage.location import Location, is_hub_id
 from ..version import __version__
+from .cards import write_card
 from .stub import add_stub
 
-# Read for the card and not uploaded: they hold places of this machine.
-_SETTINGS = ("training_args.json", "train_settings.json")
-# What transformers and its tokenizers may write of where they were loaded from.
+# Where something was loaded from, as transformers and its tokenizers may record it.
 _ORIGINS = {
     *("name_or_path", "_name_or_path", "is_local", "local_files_only", "cache_dir", "token"),
     *("vocab_file", "merges_file", "tokenizer_file", "spm_file", "special_tokens_map_file"),
@@ -47,54 +45,53 @@ def push_folder(
     commit_message: str | None = None,
     commit_description: str | None = None,
     token: str | bool | None = None,
-    tags: Sequence[str] = (),
     **card: Any,
 ) -> CommitInfo:
-    """Upload a plug folder in one commit: the repository holds the plug of before or this one, never a mixture.
+    """Upload a plug folder in one commit: the repository holds the previous plug or this one, never a mixture.
 
-    A backbone or encoder that is on no Hub is recorded by its fingerprint alone. The card in the repository is brought up
-    to date and keeps what a person wrote; if that fails, the plug is pushed without.
+    A backbone or encoder that is not on the Hub is recorded by its fingerprint alone. The card in the repository is
+    brought up to date and keeps what a person wrote; if that fails, the plug is pushed without a card.
 
     Args:
         folder: a saved plug.
-        repo_id: "name" or "owner/name"; made if it does not exist.
+        repo_id: "name" or "owner/name"; created if it does not exist.
         private: visibility of a new repository (default: the owner's).
-        revision: branch; made if it does not exist.
+        revision: branch; created if it does not exist.
         create_pr: open a pull request instead of changing the branch.
-        subfolder: where in the repository.
+        subfolder: of the repository, to push into.
         commit_message, commit_description: of the commit.
         token: to log in with (default: that of `hf auth login`).
-        tags: more tags for the card.
-        **card: for `write_card`: results, license, datasets, language.
+        **card: for `write_card`: results, license, datasets, language, tags.
 
     Returns:
         The commit; `commit_url`, and `pr_url` of a pull request, say where it is.
 
     Raises:
-        MissingFileError, DataError, ConfigurationError: the folder holds no whole plug.
+        MissingFileError, DataError, ConfigurationError: the folder does not hold a complete plug.
         HubError: the Hub refuses, or the connection broke.
     """
     target = Location(repo_id, revision, subfolder, token)
     if not is_hub_id(repo_id):
         raise ConfigurationError(f"repo_id must be 'name' or 'owner/name', got {repo_id!r}.")
     api = HfApi(token=token, library_name="pplug-hf", library_version=__version__)
-    with tempfile.TemporaryDirectory(prefix="pplug-push-") as staging:
-        config = _stage(Location(os.fspath(folder)), Path(staging), api)
+    with tempfile.TemporaryDirectory(prefix="pplug-push-") as temporary:
+        staging = Path(temporary)
+        config = _stage(Location(os.fspath(folder)), staging, api)
         if not subfolder:  # where transformers does not look for it
-            add_stub(Path(staging))
-        trainable = _count(Path(staging))
+            add_stub(staging)
         try:
             target = replace(target, name=api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
             if revision is not None and not create_pr and not revision.startswith("refs/"):
                 api.create_branch(target.name, branch=revision, exist_ok=True)
-            _write_card(Path(staging), config, trainable, target, tags, card)
-            return _commit(
-                api,
-                Path(staging),
-                target,
-                create_pr=create_pr,
+            _write_card(staging, config, target, card)
+            # One commit of all files, which the client's upload_folder does not promise.
+            return api.create_commit(
+                target.name,
+                _operations(staging, target),
                 commit_message=commit_message or "Upload plug",
                 commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
             )
         except PPlugError:
             raise
@@ -103,41 +100,38 @@ def push_folder(
 
 
 def _stage(place: Location, staging: Path, api: HfApi) -> PPlugConfig:
-    """The files of a plug, without what they say of this machine, and those that the card is written from."""
-    for name in (CONFIG, WEIGHTS):
-        place.require(name)
-    for name in (*PLUG_FILES, *_SETTINGS, CARD):
+    """Copy the files of a plug without any trace of this machine, and those that its card is written from."""
+    config = load_config(place)
+    weight_shapes(place)  # damaged weights are refused here
+    for name in (*PLUG_FILES, TRAIN_SETTINGS, CARD):
         if (path := place.file(name)) is not None:
             shutil.copyfile(path, staging / name)
-    for path in staging.glob("*.json"):
-        if path.name.endswith("config.json"):
-            values = _read_json(path, place.name)
-            path.write_text(_dump({k: v for k, v in values.items() if k not in _ORIGINS}), encoding="utf-8")
-    values = _read_json(staging / CONFIG, place.name)
-    if values.get("model_type") != PPlugConfig.model_type:
-        raise ConfigurationError(
-            f"{place.name!r} holds a model of type {values.get('model_type')!r}, not a plug; only plugs are pushed."
-        )
-    for kind in ("backbone", "encoder"):
-        name, commit = values.get(kind), values.get(f"{kind}_revision")
-        values[kind], values[f"{kind}_revision"] = _published(name, commit, kind, api)
-    (staging / CONFIG).write_text(_dump(values), encoding="utf-8")
-    return PPlugConfig.from_dict(values)
+    for path in staging.glob("*config.json"):
+        try:
+            values = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in _ORIGINS}
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"The {path.name} of {place.name!r} is damaged ({error}): save it again.") from error
+        if path.name == CONFIG:
+            for kind in ("backbone", "encoder"):
+                name, commit = _published(values.get(kind), values.get(f"{kind}_revision"), kind, api)
+                values |= {kind: name, f"{kind}_revision": commit}
+            config = PPlugConfig.from_dict(values)
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return config
 
 
 def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | None, str | None]:
-    """What a repository says of where a frozen part is: Hub id and commit, or nothing."""
-    if not isinstance(name, str) or not is_hub_id(name) or os.path.isabs(name):
+    """Return the Hub id and commit of a frozen part as a repository may name them; (None, None) for a local one."""
+    if not is_hub_id(name):
         return None, None
     if isinstance(commit, str):
         return name, commit
-    # Loaded by somebody else, who did not say which commit. If there is such a repository, it is taken as it is now.
-    try:
+    try:  # it was loaded by somebody else, who did not say which commit
         commit = api.resolve_revision(name).resolved
     except FAILURES as error:
         logger.warning(
-            "The commit of the %s %r is not known, and the Hub does not tell (%s). It is recorded as one that is on no "
-            "Hub: whoever loads the plug must pass %s=.",
+            "The commit of the %s %r is not known, and the Hub does not tell (%s). It is recorded as a local one: "
+            "whoever loads the plug must pass %s=.",
             *(kind, name, type(error).__name__, kind),
         )
         return None, None
@@ -145,85 +139,35 @@ def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | Non
     return name, commit
 
 
-def _write_card(
-    staging: Path,
-    config: PPlugConfig,
-    trainable: int,
-    target: Location,
-    tags: Sequence[str],
-    options: dict[str, Any],
-) -> None:
-    """README.md in the staging folder, from the one there or in the repository. Without one if anything goes wrong."""
-    path = staging / CARD
+def _write_card(staging: Path, config: PPlugConfig, target: Location, options: dict[str, Any]) -> None:
+    """Write README.md into the staging folder. Whatever goes wrong, the plug is pushed, if need be without it."""
     try:
-        from .cards import write_card
-
         # The card that is there now; one in the cache may be of yesterday.
         there = replace(target, force_download=True).file(CARD)
-        options = {**options, "tags": tags, "published": there and there.read_bytes()}
-        kept = write_card(
-            staging, config, trainable=trainable, repo_id=target.name, subfolder=target.subfolder, **options
-        )
-        if kept:
-            logger.info("The card keeps what was edited by hand: %s.", ", ".join(kept))
+        options = {**options, "published": there.read_bytes() if there else b""}
+        metadata = write_card(staging, config, repo_id=target.name, subfolder=target.subfolder, **options)
+        RepoCard.load(staging / CARD).validate()
+        if not metadata.get("license"):
+            logger.warning("The card names no licence: others may not use the plug.")
     except Exception as error:
         logger.warning("The plug is pushed without a new card: %s", error)
-        path.unlink(missing_ok=True)
-    finally:
-        for name in _SETTINGS:
-            (staging / name).unlink(missing_ok=True)
+        (staging / CARD).unlink(missing_ok=True)
 
 
-def _commit(api: HfApi, staging: Path, target: Location, **options: Any) -> CommitInfo:
-    """One commit of all files. (The client's upload_folder may make several, and transformers' knows no folders.)"""
+def _operations(staging: Path, target: Location) -> list[CommitOperationAdd | CommitOperationDelete]:
     prefix = f"{target.subfolder}/" if target.subfolder else ""
+    paths = {path.name: path for path in sorted(staging.iterdir()) if path.name != TRAIN_SETTINGS}
     # A file that the plug before had and this one lacks must not stay: a chat template, another vocabulary.
-    stale = [prefix + name for name in PLUG_FILES if name in target.sizes and not (staging / name).exists()]
-    card = staging / CARD
-
-    def commit() -> CommitInfo:
-        added = [CommitOperationAdd(prefix + path.name, path) for path in sorted(staging.iterdir())]
-        operations = [*added, *map(CommitOperationDelete, stale)]
-        return api.create_commit(target.name, operations, revision=target.revision, **options)
-
-    try:
-        return commit()
-    except (ValueError, HTTPError, HfHubHTTPError) as error:  # the client has each card checked before it commits
-        told = f"{error} {getattr(getattr(error, '_request', None), 'url', '')}"
-        about_card = isinstance(error, json.JSONDecodeError) or any(text in told for text in (CARD, "validate-yaml"))
-        if not card.exists() or not about_card:
-            raise
-        logger.warning("The plug is pushed without a new card, which the Hub does not accept: %s", error)
-        card.unlink()
-        return commit()
+    stale = [name for name in PLUG_FILES if name in target.sizes and name not in paths]
+    added = [CommitOperationAdd(prefix + name, path) for name, path in paths.items()]
+    return [*added, *(CommitOperationDelete(prefix + name) for name in stale)]
 
 
-def _failed(error: BaseException, repo_id: str) -> PPlugError:
-    task = f"Cannot push to {repo_id!r}, where nothing is half-written"
+def _failed(error: BaseException, repo_id: str) -> HubError:
+    task = f"Could not push to {repo_id!r}"
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain_of(error)):
+        return HubError(f"{task}: HF_HUB_OFFLINE is set. The repository is unchanged.")
     if status_of(error) is None:
-        return HubError(f"{task}: the connection broke ({type(error).__name__}). Check it, and push again.")
-    return HubError(str(hub_error(error, task)))
-
-
-def _count(staging: Path) -> int:
-    """Number of trained parameters."""
-    try:
-        with safe_open(staging / WEIGHTS, framework="np") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    except SafetensorError as error:
-        raise DataError(f"The {WEIGHTS} of the plug is truncated or damaged ({error}): save it again.") from error
-    return sum(math.prod(shape) for shape in shapes)
-
-
-def _read_json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"The {path.name} of {name!r} is damaged ({error}): save it again.") from error
-    if not isinstance(values, dict):
-        raise DataError(f"The {path.name} of {name!r} holds a {type(values).__name__}, not settings by name.")
-    return values
-
-
-def _dump(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        reason = f"the connection broke ({type(error).__name__})"
+        return HubError(f"{task}: {reason}. The repository holds all of the new plug or none of it: push again.")
+    return HubError(f"{hub_error(error, task)} The repository is unchanged.")

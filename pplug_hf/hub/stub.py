@@ -1,8 +1,8 @@
-"""What a repository says to those who have not installed this package.
+"""A file in each repository that tells users without this package to install it.
 
-transformers looks into a repository's `auto_map` for model types that it does not know, and says which packages the
-code named there needs: `pip install pplug_hf`. That code is one import, the same in every repository. Where pplug_hf is
-imported, transformers takes the installed classes without asking and reads none of it.
+For a model type that it does not know, transformers looks into the repository's `auto_map` and reports which packages
+the code named there imports: `pip install pplug_hf`. That code is a single import, the same in every repository. Once
+pplug_hf is imported, transformers uses the installed classes and never reads the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..storage.layout import CONFIG
 STUB = "modeling_pplug.py"
 _TEXT = '''"""This plug needs the package pplug-hf: run `pip install pplug-hf`, and `import pplug_hf` before you load it.
 
-After that import nothing of this file is used, and there is no need for trust_remote_code.
+After that import nothing in this file is used, and trust_remote_code is not needed.
 """
 
 from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugProcessor  # noqa: F401
@@ -23,7 +23,7 @@ from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugProcessor 
 
 
 def add_stub(folder: Path) -> None:
-    """Put the file and its `auto_map` into a plug folder that is going to be pushed."""
+    """Add the file and its `auto_map` to a plug folder that is about to be pushed."""
     values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     model = "AutoModelForSeq2SeqLM" if values.get("is_encoder_decoder") else "AutoModelForCausalLM"
     classes = {"AutoConfig": "PPlugConfig", "AutoProcessor": "PPlugProcessor"}

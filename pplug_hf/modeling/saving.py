@@ -99,7 +99,7 @@ class SavingMixin:
         Raises:
             HubError: the Hub refuses, or the connection broke; the repository is as it was.
         """
-        from ..hub.push import push_folder
+        from ..hub.push import push_folder  # on top of this module
 
         with tempfile.TemporaryDirectory(prefix="pplug-push-") as folder:
             self.save_pretrained(folder)

@@ -24,3 +24,5 @@ FROZEN_FILES = (
     *(CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES),
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
 )
+# How it was trained: {"task": ..., "settings": {name: value}, "defaults": {name: value}}. The card says which differ.
+TRAIN_SETTINGS = "train_settings.json"
