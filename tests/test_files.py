@@ -102,4 +102,4 @@ def test_a_json_object_is_read(tmp_path):
 def test_the_package_replaces_files_in_one_place():
     package = Path(__file__).parent.parent / "pplug_hf"
     users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if "os.replace(" in p.read_text("utf-8")}
-    assert users <= {"storage/files.py", "storage/replace.py", "hub/cards.py"}  # the last until it uses storage
+    assert users == {"storage/files.py", "storage/replace.py"}
