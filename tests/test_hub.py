@@ -122,7 +122,7 @@ def test_a_fresh_process_gives_the_same_answers_bit_for_bit(hub, pushed, strange
     found = stranger(sources + "; result.append(encoders.origin(model.history_encoder))")
     assert found == [["me/gpt2", commits["gpt2"]], ["me/encoder", commits["encoder"]]]
     stranger("processor = PPlugProcessor.from_pretrained('me/plug', token=token)", token=TOKEN)
-    stranger("encoder = PersonaEncoder.from_pretrained('me/plug', token=token)", token=TOKEN)
+    stranger("alone = Personalizer.from_pretrained('me/plug', token=token)", token=TOKEN)
     stranger("a = {'token': token}", token=TOKEN)
     stranger(
         "fresh = PPlugForConditionalGeneration.from_backbone('me/gpt2', 'me/encoder', backbone_kwargs=a, encoder_kwargs=a)"
