@@ -565,5 +565,5 @@ def test_a_bare_configuration_makes_no_model():
     for call in (bare, bare.generate):
         with pytest.raises(ConfigurationError, match="has no backbone yet"):
             call(torch.tensor([[1]]))
-    with pytest.raises(ConfigurationError, match="has no backbone yet"):
+    with pytest.raises(ConfigurationError, match="has no sentence encoder yet"):
         bare.encode_persona(["sea"])
