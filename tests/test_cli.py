@@ -205,7 +205,7 @@ def test_the_demo(tmp_path):
     pytest.importorskip("matplotlib")
     printed = quietly("demo", "--epochs", "0.05", "--output", tmp_path / "demo")
     assert "identical" in printed and "Of 100 held-out questions" in printed
-    assert (tmp_path / "demo" / "who-speaks.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "demo" / "weights.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "demo" / "results" / "results.json").read_text())["rows"]
     assert [r["row"] for r in rows] == ["no persona", "instruction only", "wrong user's history", "PPlug"]
     assert (tmp_path / "demo" / "plug" / "model.safetensors").is_file()

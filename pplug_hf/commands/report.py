@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
-from .train import TASK
+from .options import TASK
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, set_seed
@@ -32,15 +32,8 @@ from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 from .data_warnings import warn_short_histories, warn_truncated_prompts
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: what the outputs file says)."
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from .options import TASK, DType
+from .options import option as _option
 
 
 @dataclass

@@ -13,14 +13,9 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
+from ..methods.names import FREQUENCIES, titles_of
 from ..tasks.metrics import score_titles
 
-# Ablations that show how much of a gain is personal, as `bench` and `evaluate` name them; {} is the plug's row.
-CONTROLS = {
-    "no-persona": "no persona",
-    "instruction-only": "instruction only",
-    "{}:wrong-user": "wrong user's history",
-}
 _NAME = re.compile(r"[\w .,'=+@:-]{1,60}")
 
 
@@ -86,7 +81,7 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     metrics = {metric: title for metric, title in titles.items() if all(metric in row for row in rows.values())}
     if not metrics:
         raise KeyError(f"one of the metrics {', '.join(titles)} in every row")
-    controls = {name.format(own): other for name, other in CONTROLS.items()}
+    controls = {name: title for name, title in titles_of(own).items() if name not in (FREQUENCIES, own)}
     order = sorted(rows, key=lambda name: (name != own, name not in {*controls, *controls.values()}))
     return {
         **{"task": _name(content["task"]), "split": _name(settings["split"]), "reference": reference},

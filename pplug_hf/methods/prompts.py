@@ -44,7 +44,7 @@ _CHARACTERS_PER_TOKEN = 32
 
 @dataclass(frozen=True, slots=True)
 class RetrievalPrompt:
-    """A prompt, and what became of the retrieved items in it."""
+    """A prompt with retrieved items."""
 
     text: str
     items: int  # how many of them are in it
@@ -58,7 +58,7 @@ def retrieval_prompt(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int = 256,
 ) -> RetrievalPrompt:
-    """Items in front of an input (inside it for LaMP-1), each cut to its share of the token budget.
+    """Put items before an input (inside it for LaMP-1), each cut to its share of the token budget.
 
     Args:
         task: the task, or its name.
@@ -114,7 +114,7 @@ def retrieval_prompt(
 def persona_positions(
     processor: PPlugProcessor, prompts: Sequence[RetrievalPrompt], max_length: int | None = None
 ) -> Tensor:
-    """Where a soft prompt stands in the paper's order: behind the retrieved items, in front of the input.
+    """Return the position of the soft prompt in the paper's order: behind the retrieved items, before the input.
 
     Args:
         processor: of the model.
@@ -148,7 +148,7 @@ def persona_positions(
 def _position(
     prompt: RetrievalPrompt, offsets: list[tuple[int, int]], special: list[int], is_encoder_decoder: bool
 ) -> int:
-    """How many tokens stand in front of the input's first one, of which a part may stand before `items_end`."""
+    """Return the number of tokens before the input's first one, of which a part may stand before `items_end`."""
     if prompt.items == 0 and is_encoder_decoder:
         return 0  # in front of BOS, unlike causal models
     words = [i for i, added in enumerate(special) if not added]
@@ -157,7 +157,7 @@ def _position(
 
 
 def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:
-    """The most tokens that the text of each item may have; a negative number if nothing fits."""
+    """Return the most tokens that the text of each item may have; a negative number if nothing fits."""
     limits, saved = [], 0
     for length, cost in zip(lengths, costs, strict=True):
         limits.append(share + saved - cost)
@@ -166,7 +166,7 @@ def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:
 
 
 def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_length: int) -> int:
-    """Tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
+    """Count the tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
     if isinstance(form.item_tokens, int):
         return form.item_tokens
     label = item_text({**item, form.cut: " "}, form.item_tokens or form.item)
@@ -174,12 +174,12 @@ def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_
 
 
 def _length(tokenizer: Any, text: str, most: int) -> int:
-    """How many tokens a text has, special ones included; exact up to `most`."""
+    """Count the tokens of a text, special ones included; exact up to `most`."""
     return len(tokenizer(_start(text, most), verbose=False)["input_ids"])
 
 
 def _tokens(tokenizer: Any, text: str, most: int) -> list[int]:
-    """The first `most` tokens of a text, or all; without special ones."""
+    """Return the first `most` tokens of a text, or all; without special ones."""
     return tokenizer(_start(text, most), add_special_tokens=False, verbose=False)["input_ids"][:most]
 
 
