@@ -27,6 +27,13 @@ from .attention_profile import weight_profile
 from .predictions import Prediction, differences, file_name, read_predictions, write_prediction
 from .provenance import data_digest, git_commit, shared_key
 
+_MISSING = {
+    "labels": "is for tasks whose items carry one of a list of labels, and {task} has none: leave it out.",
+    "training": "is fitted on the train split, and no examples of it are there or left: leave it out, or choose another "
+    "leave_out_users.",
+    "encoder": "needs a sentence encoder: pass retriever, or a plug, which brings its own.",
+}
+
 
 @dataclass
 class Runner:
@@ -62,22 +69,15 @@ class Runner:
             PPlugError: a method or the decoding needs something that the task, the data or the settings do not have.
         """
         self.resources.check()
-        task = self.resources.task
+        task, plugs = self.resources.task, self.resources.plugs
+        needs = {
+            "labels": bool(task.labels and task.answer_field),
+            "training": bool(self.training),
+            "encoder": bool(self.resources.retriever or plugs),
+        }
         for row, (method, *_) in methods.items():
-            if "labels" in method.needs and not (task.labels and task.answer_field):
-                raise ConfigurationError(
-                    f"The row {row} is for tasks whose items carry one of a list of labels, and {task.name} has "
-                    "none: leave it out."
-                )
-            if "training" in method.needs and not self.training:
-                raise ConfigurationError(
-                    f"The row {row} is fitted on the train split, and no examples of it are there or left: leave it "
-                    "out, or choose another leave_out_users."
-                )
-            if "encoder" in method.needs and not self.resources.retriever and not self.resources.plugs:
-                raise ConfigurationError(
-                    f"The row {row} needs a sentence encoder: pass retriever, or a plug, which brings its own."
-                )
+            if missing := [need for need in needs if need in method.needs and not needs[need]]:
+                raise ConfigurationError(f"The row {row} {_MISSING[missing[0]].format(task=task.name)}")
             method.check(self.examples, self.resources)
 
     def run(self, methods: Mapping[str, Sequence[Method]]) -> list[Prediction]:
