@@ -13,6 +13,7 @@ from pplug_hf.cli import main
 from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
+from pplug_hf.hub.card_results import model_index, read_results
 from pplug_hf.tasks.metric import METRICS, Metric, get_metric, register_metric
 from pplug_hf.tasks.metrics import higher_is_better, main_metric, per_example, score, score_titles
 from pplug_hf.tasks.task import TASKS
@@ -90,6 +91,13 @@ def test_the_bench_uses_it(task, tmp_path, capsys):
     ]
     assert found[0]["row"] == "no-persona" and found[0]["meteor"] == pytest.approx(np.mean(expected))
 
+    results = {**json.loads((tmp_path / "out" / "results.json").read_text()), "reference": "mine"}
+    results |= {"rows": [{**found[0], "row": "mine"}], "settings": {**results["settings"], "plugs": ["mine=x"]}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    shown = read_results(tmp_path)
+    assert shown["metrics"] == {"meteor": "METEOR"} and shown["rows"][0]["meteor"] == found[0]["meteor"]
+    assert model_index(shown, "plug", None)[0]["results"][0]["metrics"][0]["type"] == "meteor"
+
     golds = tmp_path / "golds.json"
     golds.write_text(json.dumps({"task": "reviews", "golds": [{"id": "1", "output": "x"}]}))
     arguments = ["score", "--golds", golds, "--predictions", golds, "--task", tmp_path / "task.json"]
@@ -121,5 +129,7 @@ def test_names_are_taken_once(task):
         register_metric(Meteor())
     register_metric(own := Meteor(), exist_ok=True)
     assert get_metric("meteor") is own
-    with pytest.raises(ConfigurationError, match="There is no metric 'bleu'; choose one of accuracy, mae, rouge, met"):
+    with pytest.raises(
+        ConfigurationError, match=r"There is no metric 'bleu'; choose one of accuracy, mae, rouge.*meteor"
+    ):
         get_metric("bleu")

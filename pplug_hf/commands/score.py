@@ -25,7 +25,7 @@ _OTHER_TASK = (
 
 @dataclass
 class ScoreSettings:
-    """Judge predictions by LaMP's official rules. Prints JSON and nothing else."""
+    """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
 
     golds: str = field(metadata={"help": "The official {split}_outputs.json, plain or gzipped."})
     predictions: str = field(metadata={"help": "A file of the same layout with the answers, plain or gzipped."})
@@ -36,7 +36,7 @@ class ScoreSettings:
     fallback: Fallback = field(
         default="farthest",
         metadata={
-            "help": "What a rating that is no number counts as: the end of the scale farthest from the gold (LaMP), or "
+            "help": "Value of a rating that is not a number: the end of the scale farthest from the gold (LaMP), or "
             "the first digit in it, else the low end (PPlug's authors)."
         },
     )
@@ -77,7 +77,7 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
 
 
 def read(path: str) -> tuple[str | None, dict[str, str | None]]:
-    """The task that a file of answers names, and the answer of each id."""
+    """Return the task that a file of answers names, and the answer of each id."""
     if not Path(path).is_file():
         raise MissingFileError(f"There is no file {path!r}: check the path.")
     task, answers = rows.read_golds(sources.load(Path(path)), path)
@@ -89,7 +89,7 @@ def read(path: str) -> tuple[str | None, dict[str, str | None]]:
 def check(
     golds: dict[str, str | None], predictions: dict[str, str | None], task: Task, settings: ScoreSettings
 ) -> None:
-    """Raise if there is nothing to compare, or what is there cannot be."""
+    """Raise if the files cannot be compared."""
     if not golds:
         raise DataError(f"{settings.golds} holds no golds: the benchmark withholds those of its test split.")
     if missing := [id_ for id_, gold in golds.items() if gold is None]:

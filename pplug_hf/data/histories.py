@@ -1,9 +1,8 @@
-"""Training on the histories themselves, and which of their items are the newest.
+"""Training examples made of histories, the newest items, and splits by user.
 
-A plug needs many more examples than a benchmark asks questions, and every history is full of them: the user
-answered each item once, after those before it. So each item becomes a question whose history is what came
-before. What must not happen is that a question of the evaluation returns as training material; `exclude`
-sees to that.
+A plug needs many more examples than a benchmark has questions. The user answered each item of a history, so each item
+becomes a question whose history is what came before it. Questions of the evaluation must not become training examples:
+pass them as `exclude`.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from pplug_hf.tasks.text import field_text, item_id, normalise
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
-    """Makes an example of every history item that has an answer.
+    """Make an example of every history item that has an answer.
 
     Args:
         examples: Whose histories are used. One person's rows need one `user`, or their items count twice.
@@ -52,7 +51,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
             if key not in places or position > places[key][1]:
                 places[key] = (example, position)
 
-    # A prompt that lost its instruction (LaMP has one) is no model for others.
+    # Not a prompt without its instruction, of which LaMP has one.
     whole = next((example.prompt for example in examples if task.query_marker in example.prompt), None)
     made = []
     for (user, name), (example, position) in places.items():
@@ -76,8 +75,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
 
 
 def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """All positions of a history, the newest item's first: by date if every item has one that can be read, else the
-    last item first."""
+    """Return all positions of a history, newest item first: by date if every item has one, else the last item first."""
     dates = [parse_date(item.get("date")) for item in history]
     order = list(range(len(dates)))
     if all(dates):
@@ -86,7 +84,7 @@ def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def newest(examples: Sequence[Example], most: int) -> list[Example]:
-    """The same examples with only the newest items of each history, in their order.
+    """Keep only the newest items of each history, in their order.
 
     Args:
         examples: With histories.
@@ -106,7 +104,7 @@ def newest(examples: Sequence[Example], most: int) -> list[Example]:
 
 
 def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """Holds some users out, for early stopping on people the plug has not met.
+    """Hold some users out, for early stopping on users whom the plug has not seen.
 
     Args:
         examples: What to split; examples of one user stay together.
@@ -130,6 +128,6 @@ def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> 
 
 
 def _draw(seed: int, user: str) -> float:
-    """A number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
+    """Return a number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
     digest = hashlib.sha256(f"{seed}/{user}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48

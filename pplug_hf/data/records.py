@@ -1,14 +1,14 @@
-"""From raw rows to examples: every rule of what a row must be, in one place, whatever file it comes from.
+"""Checks that turn raw rows of any file into examples.
 
-What cannot be right is refused with a `DataError`. What can be read in one way only is repaired, and `Repairs` says
-what and where. Both name ids, fields and labels, never a text of a user's history.
+Unambiguous problems are fixed and listed in `Repairs`; anything else is a `DataError`. Both name ids, fields and labels,
+never a text of a user's history.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from pplug_hf.tasks.text import is_null, text_of
 
 SHOWN = 5  # ids in a message
 
-# What a reader may have to say about data it accepts, and what it did.
+# Notes on data that a reader accepts, and what it did.
 REPAIRS = {
     "no_id": "rows without an id: numbered from 0",
     "no_user": "rows that do not say whose they are: each is a user of its own",
@@ -55,7 +55,7 @@ class Example:
 
 @dataclass(slots=True)
 class Finding:
-    """How often something was seen, in how many questions, and the ids of the first few of them."""
+    """Count of something, the number of questions that have it, and the ids of the first few of them."""
 
     count: int = 0
     questions: int = 0
@@ -91,7 +91,7 @@ class Findings(dict[str, Finding]):
 
 
 class Repairs(Findings):
-    """What a reader changed or had to take as it is, by kind; the kinds are those of `REPAIRS`."""
+    """Changes that a reader made, and oddities that it kept, by kind; the kinds are those of `REPAIRS`."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines(REPAIRS)) or "nothing to repair"
@@ -109,7 +109,7 @@ def examples(
     unnamed_user: str = "{id}",
     repairs: Repairs | None = None,
 ) -> Iterator[Example]:
-    """Checks raw rows one by one and makes examples of them.
+    """Check raw rows one by one and make examples of them.
 
     Args:
         raw: Objects with `input`, `profile` and, if known, `id`, `user_id` or `user`, and `output`.
@@ -127,10 +127,9 @@ def examples(
         those that the task's metric reads are kept as they are.
 
     Raises:
-        DataError: A row is no object with those keys, what must be text is none, or its history items are not the
-            task's: at once. Ids repeat
-            or lack an answer, the golds have other ids, or an answer is no label of the task: behind the last row,
-            with all that are concerned; so keep nothing of rows whose reading ended with an error.
+        DataError: at once, if a row is not an object with those keys, a text is of another type, or its history items
+            are not the task's. After the last row, with all ids concerned, if ids repeat or lack an answer, the golds
+            have other ids, or an answer is not a label of the task: keep nothing of rows that end with an error.
     """
     repairs = Repairs() if repairs is None else repairs
     seen: set[str] = set()
@@ -197,7 +196,7 @@ def examples(
 
 
 def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]]:
-    """What an outputs file says: the task's name, and the answer of each id.
+    """Return the content of an outputs file: the task's name, and the answer of each id.
 
     Raises:
         DataError: It has another layout, or ids repeat.
@@ -250,14 +249,20 @@ def decide_task(
     return task
 
 
+def shared(examples: Iterable[Example]) -> list[Example]:
+    """Return all examples, with equal history items as one object, because rows of one user repeat them."""
+    items: dict[tuple, dict[str, str]] = {}
+    return [replace(e, history=[items.setdefault(tuple(item.items()), item) for item in e.history]) for e in examples]
+
+
 def check_list(data: Any, where: str) -> None:
-    """Raises `DataError` for what is no list."""
+    """Raise a `DataError` unless `data` is a list."""
     if not isinstance(data, list):
         raise DataError(f"{where} must hold a list of objects, not {type(data).__name__}.")
 
 
 def some(values: Iterable[Any]) -> str:
-    """Up to five of some ids, for a message."""
+    """Return up to five of some ids, for a message."""
     values = list(values)
     more = f", ... ({len(values)} in all)" if len(values) > SHOWN else ""
     return ", ".join(repr(value) for value in values[:SHOWN]) + more
@@ -279,7 +284,7 @@ def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], where: 
 
 
 def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
-    """The items of a profile, also of one that is an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
+    """Return the items of a profile: a list, an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
     if isinstance(profile, np.ndarray):
         profile = profile.tolist()
     if isinstance(profile, Mapping) and all(isinstance(column, list) for column in profile.values()):
@@ -294,7 +299,7 @@ def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
 
 
 def _check_text(row: Mapping[str, Any], names: Iterable[str], id_: str, where: str) -> None:
-    """Numbers can be read as text in one way; lists and objects (a chat, several tags) cannot."""
+    """Raise for lists and objects (a chat, several tags), which cannot be read as one text; numbers can."""
     for name in names:
         if isinstance(row.get(name), list | Mapping):
             raise DataError(

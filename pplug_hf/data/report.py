@@ -1,12 +1,12 @@
-"""What a data set's histories are like, before anything is trained on them. Numbers and ids only.
+"""Description of a data set's histories, before anything is trained on them. Numbers and ids only.
 
     task, examples, repairs = stream("lamp/LaMP_2", "dev")
     report = describe(examples, task)
     print(report)
 
-Label tasks live on the quality of the history: whether users differ from one another in their labels at all (against
-what chance alone does to short histories), and whether a user's favourite label says anything about the next one. And
-a question that stands in its own history, answer included, asks for copying.
+For label tasks the report compares how much users differ in their labels with how much they would differ by chance,
+because short histories look personal by accident, and counts how often a user's favourite label is the answer. It also
+lists questions that occur in their own history, where the answer can be copied.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ FINDINGS = {
 }
 NEAR = 0.8  # token Jaccard from which two texts are nearly the same
 OTHER = "(other)"
-_DRAWS = 20  # histories that chance makes for each user
+_DRAWS = 20  # random histories per user
 _YEAR = 365.25
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How numbers are distributed."""
+    """Distribution of some numbers."""
 
     count: int
     min: float
@@ -59,7 +59,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: ArrayLike) -> Spread | None:
-        """None of no values."""
+        """Return the distribution of values; None if there are none."""
         numbers = np.asarray(values, dtype=np.float64)
         if not len(numbers):
             return None
@@ -69,7 +69,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """How the answers in the histories are spread, per user against all users."""
+    """Distribution of the labels in the histories, of each user compared with all users."""
 
     everybody: dict[str, float]  # share of each label among all users' items; what is no label is OTHER
     top_share: float  # of the most frequent label, all users' items together
@@ -84,7 +84,7 @@ class Labels:
 
 @dataclass(slots=True)
 class HistoryReport:
-    """What `describe` found."""
+    """Result of `describe`."""
 
     task: str
     questions: int = 0
@@ -143,7 +143,7 @@ class HistoryReport:
 
 @dataclass(slots=True)
 class _User:
-    """What is kept of a user: numbers, not texts."""
+    """Numbers of one user, without texts."""
 
     questions: int = 0
     items: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))  # distinct, see `_key`
@@ -151,7 +151,7 @@ class _User:
     days: array[int] = field(default_factory=lambda: array("i"))
 
     def new(self, history: Sequence[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
-        """The items that this user did not have before, each once; they are noted."""
+        """Yield the items that this user did not have before, each once, and remember them."""
         keys = np.array([_key(item) for item in history], dtype=np.uint64)
         distinct, first = np.unique(keys, return_index=True)
         fresh = ~np.isin(distinct, self.items)
@@ -162,7 +162,7 @@ class _User:
 def describe(
     examples: Iterable[Example], task: Task | str, repairs: Repairs | None = None, seed: int = 0
 ) -> HistoryReport:
-    """Looks through examples, once.
+    """Describe the histories of examples in one pass.
 
     Args:
         examples: A list, or a stream; what is kept of each is a few numbers.
@@ -219,7 +219,7 @@ def describe(
 
 
 def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> None:
-    """Everything that is counted by question."""
+    """Count the findings of one question."""
     found: Counter[str] = Counter()
     found["unanswered"] = not (example.target or "").strip()
     found["empty_query"] = not example.query.strip()
@@ -250,7 +250,7 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Shared words over all words; 0 if one has none. Sizes that are too different are not compared."""
+    """Return shared words over all words; 0 if one has none, or if the sizes differ too much to reach `NEAR`."""
     small, large = sorted((len(a), len(b)))
     if small < NEAR * large or not small:  # the result is at most small / large
         return 0.0
@@ -277,12 +277,12 @@ def _labels(
     top, variation = top_and_variation(counts)
     chance = np.mean([top_and_variation(rng.multinomial(sizes, everybody)) for _ in range(_DRAWS)], axis=0)
 
-    # Of labels that are equally frequent in a history, the one that everybody gives more often.
+    # Among equally frequent labels of a history, the one that all users give more often.
     order = {name: rank for rank, name in enumerate(names)}
     hits = [min(favourites, key=order.__getitem__) == gold for gold, favourites in golds]
     shown: dict[str, float] = {}
     for name, share, donors in zip(names, everybody.tolist(), (counts > 0).sum(axis=0), strict=True):
-        # What one user alone wrote is no label but a text of theirs.
+        # An answer that only one user gave may be a text of theirs and not a label.
         name = name if name in known or (not known and donors > 1) else OTHER
         shown[name] = shown.get(name, 0.0) + share
     return Labels(
@@ -321,17 +321,17 @@ def _short(number: float) -> str:
 
 
 def _label(item: Mapping[str, str], task: Task, labelled: bool) -> tuple[str, ...]:
-    """The item's label, if it has one."""
+    """Return the item's label, if it has one."""
     label = field_text(item, task.answer_field) if labelled else ""
     return (label,) if label else ()
 
 
 def _key(item: Mapping[str, str]) -> int:
-    """Tells items apart in 8 bytes."""
+    """Return 8 bytes that identify an item."""
     return int.from_bytes(hashlib.blake2b(item_id(item).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _day(item: Mapping[str, str]) -> tuple[int, ...]:
-    """The day's number; nothing without a date."""
+    """Return the number of the item's day; nothing without a date."""
     numbers = parse_date(item.get("date"))
     return (day_number(numbers),) if numbers else ()

@@ -1,9 +1,9 @@
-"""Synthetic users, to learn from when real ones are few.
+"""Synthetic users, for training when real ones are few.
 
 A plug has to learn two things: to read from item vectors which answers a user prefers, and to move the backbone's answer
-accordingly. Both can be learned from histories that nobody has: take the proportions in which one real user gives the
-labels, and fill them with items of everybody. What only real users have, that somebody's *comedy* is another one's
-*satire*, is left to their own examples.
+accordingly. Both can be learned from synthetic histories: items are sampled from all users to match the label frequencies
+of one real user. What synthetic users cannot show, that one user's *comedy* is another one's *satire*, the plug learns
+from the real examples.
 
 This is not in the paper, which has thousands of users per task.
 """
@@ -24,9 +24,9 @@ def synthetic_examples(
 ) -> list[Example]:
     """Make examples of synthetic users.
 
-    Each takes the labels of a real user's items with their frequencies, and the length of some example's history; draws
-    that many labels and one more; for each of them draws an item of anybody that has this label; and is asked for the
-    last. Nobody's history holds a text that it is asked for.
+    Each has the label frequencies of one real user and the length of some example's history. That many labels and one
+    more are drawn, and for each label an item of any user; the last item is the question. No history holds the text of
+    its own question.
 
     Args:
         examples: Whose histories are used.

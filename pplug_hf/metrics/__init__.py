@@ -16,7 +16,7 @@ NAMES = ("lamp_accuracy", "lamp_mae", "lamp_rouge")
 
 
 def path(name: str) -> str:
-    """The folder of a module, for `evaluate.load`.
+    """Return the folder of a module, for `evaluate.load`.
 
     Args:
         name: "lamp_accuracy", "lamp_mae" or "lamp_rouge".

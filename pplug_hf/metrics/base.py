@@ -1,4 +1,4 @@
-"""What the modules share: the class that the `evaluate` library loads, its features and its source."""
+"""Base class of the modules that the `evaluate` library loads."""
 
 import inspect
 

@@ -27,7 +27,7 @@ Fallback = Literal["farthest", "first-digit"]
 
 
 def score_labels(predictions: Texts, golds: Texts, labels: Texts = (), *, name: str = "this task") -> dict[str, float]:
-    """Accuracy, and F1 averaged over all labels.
+    """Return accuracy, and F1 averaged over all labels.
 
     Args:
         predictions: One answer per question.
@@ -36,10 +36,10 @@ def score_labels(predictions: Texts, golds: Texts, labels: Texts = (), *, name: 
         name: Of the task, for messages.
 
     Returns:
-        "accuracy", "f1" and "unparsed", the number of answers that are no label.
+        "accuracy", "f1" and "unparsed", the number of answers that are not a label.
 
     Raises:
-        MismatchError: Predictions and golds differ in number, there are none, or a gold is no label.
+        MismatchError: Predictions and golds differ in number, there are none, or a gold is not a label.
     """
     predictions, golds = clean(predictions, golds)
     labels = _labels(labels, golds, name)
@@ -56,7 +56,7 @@ def score_labels(predictions: Texts, golds: Texts, labels: Texts = (), *, name: 
 def score_ratings(
     predictions: Texts, golds: Texts, labels: Texts, *, fallback: Fallback = "farthest", name: str = "this task"
 ) -> dict[str, float]:
-    """Mean absolute error and root of the mean squared error.
+    """Return the mean absolute error and the root of the mean squared error.
 
     Args:
         predictions: One answer per question.
@@ -66,11 +66,11 @@ def score_ratings(
         name: Of the task, for messages.
 
     Returns:
-        "mae", "rmse" and "unparsed", the number of answers that are no finite number.
+        "mae", "rmse" and "unparsed", the number of answers that are not a finite number.
 
     Raises:
-        MismatchError: Predictions and golds differ in number, there are none, or a gold is no number.
-        ConfigurationError: There is no such fallback, or a label is no number.
+        MismatchError: Predictions and golds differ in number, there are none, or a gold is not a number.
+        ConfigurationError: There is no such fallback, or a label is not a number.
     """
     predictions, golds = clean(predictions, golds)
     errors = _errors(predictions, golds, labels, fallback, name)
@@ -82,7 +82,7 @@ def score_ratings(
 
 
 def score_texts(predictions: Texts, golds: Texts) -> dict[str, float]:
-    """ROUGE-1 and ROUGE-L.
+    """Return ROUGE-1 and ROUGE-L.
 
     Args:
         predictions: One answer per question.
@@ -127,7 +127,7 @@ def _number(text: str) -> float | None:
 
 
 def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name: str) -> np.ndarray:
-    """The distances between ratings, [n]."""
+    """Return the distances between ratings, [n]."""
     if fallback not in get_args(Fallback):
         raise ConfigurationError(f"fallback is {fallback!r}; choose one of {', '.join(get_args(Fallback))}.")
     scale = [number for number in map(_number, labels) if number is not None]
@@ -149,7 +149,7 @@ def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name
 
 
 def _rouge(predictions: Texts, golds: Texts) -> np.ndarray:
-    """ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
+    """Return ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
     scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
     scores = [scorer.score(gold, prediction) for prediction, gold in zip(predictions, golds, strict=True)]
     return np.array([[each["rouge1"].fmeasure, each["rougeL"].fmeasure] for each in scores])

@@ -24,7 +24,7 @@ Texts: TypeAlias = Sequence[str]
 
 
 class Judged(Protocol):
-    """What a metric reads of a task."""
+    """Part of a task that a metric reads."""
 
     @property
     def name(self) -> str: ...

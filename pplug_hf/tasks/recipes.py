@@ -1,6 +1,6 @@
 """Recipes: named settings for a task. `paper/lamp-4` is the paper's, `ours/lamp-4` ours; each stands beside its task.
 
-    pplug-hf train --recipe paper/lamp-4 --data LaMP_4 --output my-plug     what is given explicitly wins
+    pplug-hf train --recipe paper/lamp-4 --data LaMP_4 --output my-plug     options you pass override it
     pplug-hf recipes --name ours/lamp-4                                     what is in it, and why
 
     recipe = get_recipe("paper/lamp-4")
@@ -56,7 +56,7 @@ def register_recipe(recipe: Recipe, exist_ok: bool = False) -> None:
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe of that name.
 
     Args:
         name: as in "paper/lamp-4"; "paper/LaMP_4" is the same.

@@ -11,7 +11,7 @@ name. How retrieval reads and shows items has defaults, so most tasks need none 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from .text import field_text, fields_of, item_text
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """How retrieved items and an input become one prompt; the defaults are the benchmark's.
+    """Format of a prompt with retrieved items and an input; the defaults are the benchmark's.
 
     The last four say how many tokens the benchmark keeps free for what is not an item's text. They matter only where
     something must be cut, and are its numbers where those differ from what the finished prompt takes.
@@ -63,7 +63,7 @@ class PromptFormat:
         return fields_of(self.item) | fields_of(self.item_tokens if isinstance(self.item_tokens, str) else "")
 
     def split(self, input_text: str) -> tuple[str, str] | None:
-        """An input as (head, rest), joined the input again; None if retrieved items have no place in it."""
+        """Return an input as (head, rest), which joined are the input; None if retrieved items have no place in it."""
         if not self.after:
             return "", input_text
         head, after, rest = input_text.partition(self.after)
@@ -122,56 +122,51 @@ class Task:
     )
 
     def __post_init__(self) -> None:
+        for fault in self._faults():
+            raise ConfigurationError(f"Task {self.name!r}: {fault}")
+
+    def _faults(self) -> Iterator[str]:
+        """Yield a message for each field that cannot work; later checks rely on earlier ones."""
         if self.metric not in METRICS:
-            raise ConfigurationError(
-                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric "
-                "one of your own first."
-            )
+            yield f"metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric one of your own."
         labels: object = self.labels
         if isinstance(labels, str) or not all(
             isinstance(label, str) and label == label.strip() != "" for label in labels
         ):
-            raise ConfigurationError(
-                f"Task {self.name!r}: labels are {labels!r}; give a list of texts without white space around them, none "
-                "of them empty."
-            )
+            yield f"labels are {labels!r}; give a list of texts without white space around them, none of them empty."
         if len(set(labels)) < len(labels):
-            raise ConfigurationError(f"Task {self.name!r}: labels are {labels!r}; give each label once.")
+            yield f"labels are {labels!r}; give each label once."
         if not self.query_marker:
-            raise ConfigurationError(f"Task {self.name!r}: query_marker is empty; give the text before the query.")
+            yield "query_marker is empty; give the text before the query."
+        pattern = self.retrieval_query_pattern
         try:
-            groups = re.compile(self.retrieval_query_pattern).groups
+            groups = re.compile(pattern).groups
         except re.error as error:
-            raise ConfigurationError(
-                f"Task {self.name!r}: retrieval_query_pattern is no regular expression ({error})."
-            ) from None
-        if self.retrieval_query_pattern and not groups:
-            raise ConfigurationError(
-                f"Task {self.name!r}: retrieval_query_pattern {self.retrieval_query_pattern!r} has no group: put what "
-                "rankers look for in parentheses."
-            )
+            yield f"retrieval_query_pattern is no regular expression ({error})."
+        if pattern and not groups:
+            yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
         numbers = bool(self.labels) and all(map(_is_number, self.labels))
         if get_metric(self.metric).needs_numbers and not numbers:
-            raise ConfigurationError(
-                f"Task {self.name!r}: labels are {self.labels!r}; metric {self.metric!r} needs numbers as labels, "
-                "as in ('1', '2', '3', '4', '5')."
+            yield (
+                f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
             )
-        if template := self.history_prompt_template:
-            named = fields_of(template)
-            if self.answer_field in named or self.query_marker not in item_text(dict.fromkeys(named), template):
-                raise ConfigurationError(
-                    f"Task {self.name!r}: history_prompt_template is {template!r}; it must hold the query_marker "
-                    f"{self.query_marker!r}, as inputs do, and must not show the answer."
-                )
+        template = self.history_prompt_template
+        named = fields_of(template)
+        shows_answer = self.answer_field in named
+        if template and (shows_answer or self.query_marker not in item_text(dict.fromkeys(named), template)):
+            yield (
+                f"history_prompt_template is {template!r}; it must hold the query_marker {self.query_marker!r}, as inputs "
+                "do, and must not show the answer."
+            )
 
     @property
     def identity(self) -> str:
-        """What tells this task from others, for digests; fields that came later are in it only where they are used."""
+        """Text that determines the task, for digests; fields that were added later are in it only if they are set."""
         return repr(self) + self.history_prompt_template
 
     @property
     def fields(self) -> frozenset[str]:
-        """The fields that every history item of this task has (`id` and `date` come on top, where known)."""
+        """Fields that every history item of this task has (`id` and `date` come on top, where known)."""
         named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
         named |= fields_of(self.history_prompt_template)
         named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
@@ -179,17 +174,17 @@ class Task:
 
     @property
     def is_free_text(self) -> bool:
-        """Whether answers are texts, not labels."""
+        """True if answers are texts, not labels."""
         return get_metric(self.metric).is_free_text
 
     @property
     def has_labelled_items(self) -> bool:
-        """Whether history items carry a label of their own."""
+        """True if history items carry a label of their own."""
         return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
 
     @property
     def prompt_format(self) -> PromptFormat:
-        """How retrieved items enter a prompt: `prompt`, or what follows from the templates.
+        """Format of retrieved items in a prompt: `prompt`, or the one that follows from the templates.
 
         Raises:
             ConfigurationError: There is no `prompt`, and `item_template` does not show the `query_field`.
@@ -197,7 +192,7 @@ class Task:
         return self.prompt or PromptFormat(item=f'"{self.item_template}" ', cut=self.query_field)
 
     def query(self, input_text: str) -> str:
-        """The part of an input that is the user's own, without the instruction around it.
+        """Return the part of an input that is the user's own, without the instruction around it.
 
         Args:
             input_text: An input of this task.
@@ -209,7 +204,7 @@ class Task:
         return self._split(input_text)[1]
 
     def retrieval_query(self, input_text: str) -> str:
-        """What a ranker looks for: the query, except where the task says otherwise (LaMP-1: both candidates' titles).
+        """Return what a ranker looks for: the query, unless the task has a pattern (LaMP-1: both candidates' titles).
 
         Args:
             input_text: An input of this task.
@@ -221,7 +216,7 @@ class Task:
         return " ".join(group or "" for group in found.groups()) if found else self.query(input_text)
 
     def retrieval_text(self, item: Mapping[str, Any]) -> str:
-        """What a ranker of words reads of one item; the benchmark shows it no tags and scores.
+        """Return the text of an item for rankers of words, which see no tags and scores in the benchmark.
 
         Args:
             item: A history item.
@@ -260,7 +255,7 @@ class Task:
         return before + query + after, query
 
     def item_text(self, item: Mapping[str, Any], labelled: bool = True) -> str:
-        """What the history encoder reads of one item.
+        """Return the text of an item for the history encoder.
 
         Args:
             item: A history item.
@@ -275,7 +270,7 @@ class Task:
         return item_text(item, self.item_template if labelled else self.item_template_unlabelled)
 
     def _split(self, input_text: str) -> tuple[str, str, str]:
-        """An input as (instruction, query, rest); joined they are the input again."""
+        """Return an input as (instruction, query, rest), which joined are the input."""
         head, marker, tail = input_text.partition(self.query_marker)
         if not marker:
             head, tail = "", input_text
@@ -320,7 +315,7 @@ def register_task(task: Task, recipes: Iterable[Recipe] = (), exist_ok: bool = F
 
 
 def get_task(name: str | Task) -> Task:
-    """The task of that name.
+    """Return the task of that name.
 
     Args:
         name: "LaMP-2", "LaMP_2" or "lamp-2"; a `Task` is handed back as it is.

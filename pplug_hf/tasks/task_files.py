@@ -20,7 +20,7 @@ from .task import PromptFormat, Task, get_task
 
 
 def find_task(task: Task | str | None) -> Task | None:
-    """The task that an option names.
+    """Return the task that an option names.
 
     Args:
         task: a task's name, or the path of a JSON file, which ends in .json; a `Task` and None are handed back.
@@ -30,7 +30,7 @@ def find_task(task: Task | str | None) -> Task | None:
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: the file is no task.
+        DataError: the file does not hold a task.
         ConfigurationError: there is no task of that name, or the task cannot work.
     """
     if task is None or isinstance(task, Task):
@@ -39,7 +39,7 @@ def find_task(task: Task | str | None) -> Task | None:
 
 
 def read_task(path: str | Path) -> Task:
-    """The task in a JSON file. Errors as in `find_task`."""
+    """Return the task in a JSON file. Errors as in `find_task`."""
     file = Path(path)
     if not file.is_file():
         raise MissingFileError(f"There is no task file {str(path)!r}: check the path.")
@@ -53,7 +53,7 @@ def read_task(path: str | Path) -> Task:
 
 
 def _build(kind: type, content: Any, where: str) -> Any:
-    """A dataclass from a JSON object, its fields checked by name and type."""
+    """Return a dataclass made of a JSON object, its fields checked by name and type."""
     if not isinstance(content, Mapping):
         raise DataError(f"{where} must hold a JSON object, not {_json_type(content)}.")
     known: dict[str, Field] = {field.name: field for field in fields(kind)}
@@ -74,7 +74,7 @@ def _build(kind: type, content: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as a field's type wants it; lists become tuples."""
+    """Return a JSON value as the type of a field; lists become tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:

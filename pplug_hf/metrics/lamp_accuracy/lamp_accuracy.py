@@ -26,6 +26,6 @@ class LampAccuracy(base.LampMetric):
                 (`evaluate.load(folder, "LaMP-2")`), else those among the references.
 
         Returns:
-            accuracy, f1, and unparsed: how many answers are no label.
+            accuracy, f1, and unparsed: the number of answers that are not a label.
         """
         return score_labels(predictions, references, self._labels if labels is None else tuple(labels))

@@ -27,7 +27,7 @@ class LampMae(base.LampMetric):
             labels (list of str): the scale. Default: that of the task that was loaded, which is LaMP-3 if none was.
 
         Returns:
-            mae, rmse, and unparsed: how many answers are no finite number.
+            mae, rmse, and unparsed: the number of answers that are not a finite number.
         """
         scale = self._labels if labels is None else tuple(labels)
         return score_ratings(predictions, references, scale, fallback=fallback)

@@ -19,6 +19,6 @@ class LampRouge(base.LampMetric):
             references (list of str): the right texts.
 
         Returns:
-            rouge-1, rouge-L, and unparsed: how many answers are empty.
+            rouge-1, rouge-L, and unparsed: the number of empty answers.
         """
         return score_texts(predictions, references)

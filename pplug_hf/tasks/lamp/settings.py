@@ -55,7 +55,7 @@ _TRAINING: Changes = {
     "batch_size": (32, "Smaller batches make more steps of the few examples of a small data set."),
     "learning_rate": (1e-3, "Without an encoder to train, what is left is small and starts from nothing."),
     "encoder_learning_rate": (None, "No encoder is trained."),
-    "weight_decay": (0.01, "Small data sets have few users, whom a plug soon knows by heart."),
+    "weight_decay": (0.01, "Small data sets have few users, and a plug soon memorises them."),
     "evaluations_per_epoch": (8, "Passes are few, and the best checkpoint may lie within one."),
 }
 _PLUG: Changes = {
