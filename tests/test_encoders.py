@@ -77,7 +77,9 @@ def test_each_distinct_text_is_encoded_once(monkeypatch):
 
 def test_histories_of_a_batch_share_one_pass(monkeypatch):
     encoder, seen = tiny.encoder(), []
-    model = PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"))
+    model = PPlugForConditionalGeneration.from_backbone(
+        tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2")
+    )
     encode = encoder.encode
     monkeypatch.setattr(
         encoder, "encode", lambda texts, **kwargs: (seen.append(list(texts)), encode(texts, **kwargs))[1]

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.records import Example
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, MismatchError
 from ..methods.base import Method
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
@@ -117,6 +117,10 @@ class Runner:
         if "training" in method.needs:
             method.fit(self.training, self.resources)
         texts, counts, weights = method.answer(self.examples, self.resources)
+        if len(texts) != len(self.examples):
+            raise MismatchError(
+                f"{row} gave {len(texts)} answers to {len(self.examples)} questions: give one to each."
+            )
         about: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
         about |= {"device": str(self.resources.language_model.device.type), "git_commit": git_commit()}
         about |= {**({"prompts": counts} if counts else {}), **method.about(self.resources)}
