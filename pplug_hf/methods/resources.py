@@ -210,12 +210,18 @@ class Resources:
 
     def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
         """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
-        task, decoding = self.task, self.decoding
-        options: dict[str, Any] = {"personas": inputs.personas, "queries": inputs.queries}
-        options |= {"persona_positions": inputs.positions, "batch_size": self.batch_size}
-        options |= {"max_length": decoding.max_length, "num_beams": decoding.num_beams}
-        options |= {"max_new_tokens": decoding.max_new_tokens or task.max_new_tokens}
-        options |= {"labels": task.labels if decoding.constrained else None}
-        processor = PPlugProcessor.from_model(model) if model else self.processor
-        texts = answer((model or self.language_model).generate, processor, inputs.prompts, **options)
+        decoding, task = self.decoding, self.task
+        texts = answer(
+            (model or self.language_model).generate,
+            PPlugProcessor.from_model(model) if model else self.processor,
+            inputs.prompts,
+            personas=inputs.personas,
+            queries=inputs.queries,
+            persona_positions=inputs.positions,
+            batch_size=self.batch_size,
+            max_length=decoding.max_length,
+            max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,
+            num_beams=decoding.num_beams,
+            labels=task.labels if decoding.constrained else None,
+        )
         return Answers(texts, inputs.counts)
