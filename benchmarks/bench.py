@@ -1,4 +1,4 @@
-"""What does the bench cost beside the generating and scoring that it is there for?
+"""Cost of the bench on top of the generating and scoring that it is there for.
 
     python benchmarks/bench.py
 
@@ -26,8 +26,9 @@ import torch
 from pplug_hf import PPlugForConditionalGeneration, PPlugProcessor, read_lamp
 from pplug_hf.commands.bench import BenchSettings, bench
 from pplug_hf.data.lamp import Example
-from pplug_hf.evaluation.runner import Bench
-from pplug_hf.methods.names import parse_row
+from pplug_hf.methods.names import method_of
+from pplug_hf.methods.persona import Plug
+from pplug_hf.methods.resources import Resources
 from pplug_hf.tasks.metrics import score
 
 ROWS = ["no-persona", "bm25@1", "pplug:wrong-user", "pplug"]
@@ -42,7 +43,7 @@ def rows_of(examples: list[Example], copies: int) -> list[dict]:
     ]
 
 
-def plain(made: Bench, prepared: dict) -> dict[str, list[str]]:
+def plain(made: Resources, examples: list[Example], prepared: dict) -> dict[str, list[str]]:
     """The answers of every row by `generate`, and their scores."""
     answers = {}
     for name, (inputs, generate, processor) in prepared.items():
@@ -58,7 +59,7 @@ def plain(made: Bench, prepared: dict) -> dict[str, list[str]]:
                 ids = generate(**batch, max_new_tokens=made.task.max_new_tokens, do_sample=False)
             for i, text in zip(rows, processor.decode_answers(ids, batch["input_ids"].shape[1]), strict=True):
                 found[i] = text
-        score(made.task, found, [str(e.target) for e in made.examples])
+        score(made.task, found, [str(e.target) for e in examples])
         answers[name] = found
     return answers
 
@@ -92,17 +93,16 @@ def main() -> None:
             data="demo", output=str(output), plugs=[f"pplug={place}"], rows=ROWS, vectors=str(Path(folder) / "vectors")
         )
         comparison = timed(lambda: bench(settings, task, data))[1]  # encodes the histories, once for all
-        made = Bench(task, comparison.examples, {"pplug": [place]}, vectors=settings.vectors)
-        plug = made.load(place)
+        asked = comparison.examples
+        made = Resources(task, {"pplug": [place]}, vectors=settings.vectors)
+        plug = made.plug(place)
         prepared = {}
         for name in ROWS:
-            row = parse_row(name, ["pplug"])
-            own = (
-                (plug.generate, PPlugProcessor.from_model(plug))
-                if row.plug
-                else (plug.backbone.generate, made.processor)
-            )
-            prepared[name] = (timed(lambda row=row: made.inputs(row, plug if row.plug else None))[1], *own)
+            method = method_of(name, made.plugs)
+            own = (plug.backbone.generate, made.processor)
+            if isinstance(method, Plug):
+                own = (plug.generate, PPlugProcessor.from_model(plug))
+            prepared[name] = (timed(lambda method=method: method.inputs(asked, made))[1], *own)
 
         times: dict[str, list[float]] = {"plain": [], "bench": [], "bench, all done": []}
         same = True
@@ -110,7 +110,7 @@ def main() -> None:
             shutil.rmtree(output)
             took, comparison = timed(lambda: bench(settings, task, data))
             times["bench"].append(took)
-            took, answers = timed(lambda: plain(made, prepared))
+            took, answers = timed(lambda: plain(made, asked, prepared))
             times["plain"].append(took)
             times["bench, all done"].append(timed(lambda: bench(settings, task, data))[0])
             same &= answers == {name: runs[0] for name, runs in comparison.predictions.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from pplug_hf import get_task, read_lamp
 from pplug_hf.commands.train import TrainSettings, train
 from pplug_hf.evaluation.compare import Comparison
+from pplug_hf.evaluation.rendering import markdown
 from pplug_hf.methods.decoding import answer
 from pplug_hf.methods.prompts import persona_positions, retrieval_prompt
 from pplug_hf.methods.retrievers import get_ranker, retrieve
@@ -83,7 +84,7 @@ def main() -> None:
             description=name,
         )
         comparison.add(name, answers)
-    print(f"\n{comparison.markdown()}")
+    print(f"\n{markdown(comparison)}")
 
 
 if __name__ == "__main__":

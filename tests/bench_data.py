@@ -77,10 +77,10 @@ def save_plug(places, folder, seed=0, family="t5", **choices):
     return str(folder)
 
 
-def quietly(settings, **options):
+def quietly(settings, command=bench, **options):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        made = bench(settings, **options)
+        made = command(settings, **options)
     return made, out.getvalue()
 
 

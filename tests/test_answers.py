@@ -55,7 +55,7 @@ def test_a_bare_backbone_answers_without_personas(model, processor):
 
 
 def test_query_vectors_stand_for_query_texts(model, processor):
-    vectors = torch.cat([model._queries([query], [torch.ones(1, 12)], None, None, None) for query in QUERIES])
+    vectors = torch.cat([model.personalizer._queries([query], [torch.ones(1, 12)]) for query in QUERIES])
     options = {"personas": PERSONAS, "batch_size": 2, "max_new_tokens": 6}
     by_vector = answer(model.generate, processor, PROMPTS, queries=vectors.detach(), **options)
     assert by_vector == answer(model.generate, processor, PROMPTS, queries=QUERIES, **options)

@@ -26,11 +26,14 @@ from bench_data import (
 
 from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
+from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.evaluation.attention_profile import weight_profile
-from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap
-from pplug_hf.evaluation.runner import Bench
-from pplug_hf.evaluation.style import Style, own_texts, user_means
+from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, user_means
+from pplug_hf.evaluation.provenance import git_commit
+from pplug_hf.evaluation.runner import Runner
+from pplug_hf.evaluation.style import Style, own_texts
+from pplug_hf.methods.resources import Resources
 from pplug_hf.tasks.metrics import per_example, score
 from pplug_hf.tasks.task import TASKS
 
@@ -131,8 +134,9 @@ def test_which_items_spoke(finished, world):
     output, made, _ = finished
     results = json.loads((output / "results.json").read_text())
     assert list(results["weights"]) == ["pplug"]
-    asked = Bench(SHELVES, made.examples, {"a": [str(world / "plug0")]}, vectors=str(world / "vectors"))
-    model = asked.load(str(world / "plug0"))
+    model = Resources(SHELVES, {"a": [str(world / "plug0")]}, vectors=str(world / "vectors")).plug(
+        str(world / "plug0")
+    )
     weights = []
     for e in made.examples:
         if not e.history:
@@ -158,16 +162,18 @@ def test_runs_say_what_plug_they_are_of(finished):
 
 def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
     asked = settings_for(world, tmp_path, "no-persona", "pplug", show_history="241")
-    drawn = []
+    drawn, real = [], command.plot_weights
     monkeypatch.setattr(
-        command, "plot_weights", lambda weights, texts, path, title: drawn.append((weights, texts, path))
+        command,
+        "plot_weights",
+        lambda weights, texts, title: drawn.append((weights, texts)) or real(weights, texts, title),
     )
     made, printed = quietly(asked, task=SHELVES)
-    ((weights, texts, path),) = drawn
+    ((weights, texts),) = drawn
     (example,) = [e for e in made.examples if e.id == "241"]
     assert texts == [f"{item['tag']} {item['text']}" for item in example.history]
     assert len(weights) == len(texts) and weights.sum().item() == pytest.approx(1, abs=1e-5)
-    assert path == tmp_path / "history-241.png" and "Private, with the user's texts" in printed
+    assert (tmp_path / "history-241.png").is_file() and "Private, with the user's texts" in printed
     for change, message in (
         ({"show_history": "no such"}, "There is no question with the id 'no such'"),
         ({"plugs": None, "backbone": "x"}, "show_history needs a plug"),
@@ -181,7 +187,7 @@ def test_nothing_is_done_twice(finished, world, monkeypatch):
     output, _, _ = finished
     before = {path.name: path.stat().st_mtime_ns for path in (output / "predictions").iterdir()}
     table = (output / "table.md").read_text()
-    monkeypatch.setattr(Bench, "answer", None)
+    monkeypatch.setattr(Runner, "_answer", None)
     _, printed = quietly(settings_for(world, output, *ROWS, num_beams=2, batch_size=3), task=SHELVES)
     assert "10 of 10 runs are there already." in printed and (output / "table.md").read_text() == table
     assert {path.name: path.stat().st_mtime_ns for path in (output / "predictions").iterdir()} == before
@@ -193,7 +199,8 @@ def test_the_tables_come_back_from_the_predictions_alone(finished, world, tmp_pa
     copy.mkdir(parents=True)
     for path in (output / "predictions").iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(Bench, "__init__", None)  # no model is loaded
+    monkeypatch.setattr(Runner, "__init__", None)
+    monkeypatch.setattr(Resources, "__init__", None)  # no model is loaded
     asked = settings_for(world, copy.parent, plugs=None, tables_only=True, num_beams=2)
     quietly(asked, task=SHELVES)
     assert (copy.parent / "table.md").read_text() == (output / "table.md").read_text()
@@ -206,15 +213,15 @@ def test_the_tables_come_back_from_the_predictions_alone(finished, world, tmp_pa
 
 def count_answers(monkeypatch, stop_after=None):
     """The rows that are answered from now on; with `stop_after`, an error behind so many."""
-    done, real = [], Bench.answer
+    done, real = [], Runner._answer
 
-    def counted(self, row, model=None, title=""):
+    def counted(self, row, *rest):
         if stop_after is not None and len(done) == stop_after:
             raise KeyboardInterrupt
-        done.append(str(row))
-        return real(self, row, model, title)
+        done.append(row)
+        return real(self, row, *rest)
 
-    monkeypatch.setattr(Bench, "answer", counted)
+    monkeypatch.setattr(Runner, "_answer", counted)
     return done
 
 
@@ -267,6 +274,35 @@ def test_a_damaged_file_is_done_again(world, tmp_path, monkeypatch):
     done = count_answers(monkeypatch)
     _, printed = quietly(asked, task=SHELVES)
     assert done == ["bm25@1"] and "Passed over bm25@1.json" in printed
+
+
+def test_evaluate_is_a_preset_that_resumes(world, tmp_path, monkeypatch):
+    """Its rows have titles; its predictions are a bench's, so they are made once."""
+    asked = EvaluateSettings(
+        plug=[str(world / "plug0"), str(world / "plug1")],
+        instruction_only=[str(world / "plug1")],
+        data=str(world / "shelves"),
+        vectors=str(world / "vectors"),
+        output=str(tmp_path),
+    )
+    done = count_answers(monkeypatch)
+    made, _ = quietly(asked, command=evaluate, task=SHELVES)
+    rows = ["no persona", "instruction only", "wrong user's history", "user's label frequencies", "PPlug"]
+    assert list(made.predictions) == rows and len(done) == 7
+    files = {
+        "no-persona",
+        "instruction-only,0",
+        "frequencies",
+        *(f"PPlug{row},{i}" for row in ("", ",wrong-user") for i in (0, 1)),
+    }
+    assert set(predictions(tmp_path)) == {f"{name}.json" for name in files}
+    again, printed = quietly(asked, command=evaluate, task=SHELVES)
+    assert len(done) == 7 and "7 of 7 runs are there already." in printed
+    assert again.predictions == made.predictions
+    in_memory, _ = quietly(replace(asked, output=None), command=evaluate, task=SHELVES)
+    assert len(done) == 14 and in_memory.predictions == made.predictions
+    with pytest.raises(ConfigurationError, match="is a file: name a folder"):
+        quietly(replace(asked, output=str(tmp_path / "results.json")), command=evaluate, task=SHELVES)
 
 
 # ---- tasks ----------------------------------------------------------------------------------------------------------
@@ -473,4 +509,4 @@ def test_the_commit_is_that_of_the_checkout():
     root = Path(__file__).parent.parent
     done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
     expected = done.stdout.strip() if done.returncode == 0 and (root / ".git").exists() else None
-    assert (command.git_commit() or "").rstrip("+") == (expected or "")
+    assert (git_commit() or "").rstrip("+") == (expected or "")

@@ -8,9 +8,13 @@ from bench_data import SHELVES, make_world
 from pplug_hf import PPlugProcessor
 from pplug_hf.data.histories import newest
 from pplug_hf.data.lamp import Example, read_lamp
-from pplug_hf.evaluation.runner import Bench, Decoding
+from pplug_hf.data.vectors import VectorStore
+from pplug_hf.evaluation.runner import Runner
 from pplug_hf.methods.decoding import shuffle_histories
-from pplug_hf.methods.names import parse_row
+from pplug_hf.methods.names import method_of
+from pplug_hf.methods.persona import Plug
+from pplug_hf.methods.plain import Retrieval
+from pplug_hf.methods.resources import Decoding, Resources
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +24,17 @@ def world(places, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["plug0", "frozen", "mean", "gpt2"])
 def asked(request, world):
-    """A bench on one plug, the plug, the examples."""
+    """Resources with one plug, the plug, the examples."""
     _, examples = read_lamp(world / "shelves", "dev", SHELVES)
     place = str(world / request.param)
-    made = Bench(SHELVES, examples, {"pplug": [place]}, vectors=str(world / "vectors"), seed=3)
-    return made, made.load(place), examples
+    made = Resources(SHELVES, {"pplug": [place]}, vectors=str(world / "vectors"), seed=3)
+    return made, made.plug(place), examples
 
 
 def shown(asked, name):
-    made, model, _ = asked
-    row = parse_row(name, ["pplug", "instruction-only"])
-    return made.inputs(row, model if row.plug else None)
+    made, _, examples = asked
+    (place,) = made.plugs["pplug"]
+    return method_of(name, {"pplug": [place], "instruction-only": [place]}).inputs(examples, made)
 
 
 def vectors_of(model, history):
@@ -73,7 +77,7 @@ def test_another_users_history(asked):
     assert all(examples[other].user != e.user for other, e in zip(others, examples, strict=True))
 
 
-def test_the_items_that_speak_loudest(asked):
+def test_the_top_items_by_weight(asked):
     _, model, examples = asked
     histories = []
     for e in examples:
@@ -136,36 +140,37 @@ def test_retrieved_items_stand_in_front_of_the_input(asked, k):
 
 def test_dense_retrieval_uses_the_plugs_vectors(asked, world):
     _, model, examples = asked
-    found = asked[0].retrieved("dense", 2)
+    found = Retrieval("dense", 2).items(examples, asked[0])
     for e, items in zip(examples, found, strict=True):
         if e.history:
             scores = vectors_of(model, e.history) @ torch.tensor(model.history_encoder.encode(e.query))
             best = scores.argsort(descending=True)[:2].tolist()
             assert [item["id"] for item in items] == [e.history[i]["id"] for i in best]
     shown(asked, "pplug")
-    stores = [store for store in asked[0]._stores.values() if store.prompt == ""]
+    stores = [made for made, _ in asked[0]._made.values() if isinstance(made, VectorStore) and made.prompt == ""]
     assert len(stores) == 1  # personas and retrieval share it
     assert len(asked[0]._encoders) <= 2 and len({id(e) for e in asked[0]._encoders.values()}) == 1
 
 
 def test_random_items_are_the_seeds(asked, world):
     made, _, examples = asked
-    other = Bench(SHELVES, examples, made.plugs, seed=4, vectors=made.vectors)
-    assert made.retrieved("random", 4) != other.retrieved("random", 4)
-    assert [items[:1] for items in made.retrieved("random", 4)] == made.retrieved("random", 1)
+    other = Resources(SHELVES, made.plugs, seed=4, vectors=made.vectors)
+    one, four = Retrieval("random", 1), Retrieval("random", 4)
+    assert four.items(examples, made) != four.items(examples, other)
+    assert [items[:1] for items in four.items(examples, made)] == one.items(examples, made)
 
 
 def test_answers_are_those_of_generate(asked):
-    made, model, _ = asked
+    made, model, examples = asked
     processor = PPlugProcessor.from_model(model)
     for name in ("no-persona", "pplug:wrong-user", "pplug+bm25@1:paper-order"):
-        row = parse_row(name, ["pplug"])
-        (done,) = made.run([(row, 0)])
+        method = method_of(name, made.plugs)
+        (done,) = Runner(made, examples).run({name: [method]})
         inputs = shown(asked, name)
-        generate = model.generate if row.plug else model.backbone.generate
-        for i, text in enumerate(done.answers):
+        generate = model.generate if isinstance(method, Plug) else model.backbone.generate
+        for i, text in enumerate(done.answers.values()):
             batch = dict(processor(text=[inputs.prompts[i]], max_length=256))
-            if row.plug:
+            if isinstance(method, Plug):
                 batch |= {"persona": [inputs.personas[i]]}
                 batch |= {"query": inputs.queries[i : i + 1]} if inputs.queries is not None else {}
                 batch |= {"persona_position": inputs.positions[i : i + 1]} if inputs.positions is not None else {}

@@ -20,9 +20,9 @@ from pplug_hf import PPlugModel
 from pplug_hf.cli import main
 from pplug_hf.configuration import PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
-from pplug_hf.evaluation.provenance import plug_digest
 from pplug_hf.hub.card_text import CardText, _merged
 from pplug_hf.hub.cards import write_card
+from pplug_hf.methods.persona import plug_digest
 
 COMMIT = "7bcac572ce56db69c1ea7c8af255c5d7c9672fc2"
 SECRET = "my secret diary"

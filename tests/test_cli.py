@@ -17,7 +17,7 @@ from pplug_hf.cli import _COMMANDS, main
 from pplug_hf.configuration.pplug import choices
 from pplug_hf.errors import ConfigurationError, MissingPackageError
 from pplug_hf.optional import require
-from pplug_hf.tasks.task import MOVIE_TAGS
+from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.version import __version__
 
 ASSETS = files("pplug_hf.demo") / "assets"
@@ -205,7 +205,7 @@ def test_the_demo(tmp_path):
     pytest.importorskip("matplotlib")
     printed = quietly("demo", "--epochs", "0.05", "--output", tmp_path / "demo")
     assert "identical" in printed and "Of 100 held-out questions" in printed
-    assert (tmp_path / "demo" / "who-speaks.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "demo" / "weights.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "demo" / "results" / "results.json").read_text())["rows"]
     assert [r["row"] for r in rows] == ["no persona", "instruction only", "wrong user's history", "PPlug"]
     assert (tmp_path / "demo" / "plug" / "model.safetensors").is_file()

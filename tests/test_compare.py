@@ -9,6 +9,7 @@ from pplug_hf.data.lamp import Example
 from pplug_hf.errors import MismatchError
 from pplug_hf.evaluation.bootstrap import paired_bootstrap
 from pplug_hf.evaluation.compare import Comparison
+from pplug_hf.evaluation.rendering import markdown, save
 from pplug_hf.storage.files import write_text
 from pplug_hf.tasks.task import TASKS
 
@@ -109,7 +110,7 @@ def test_a_row_without_its_reference_has_no_gain():
 def test_answers_that_are_too_few_are_refused(tmp_path):
     made = comparison("LaMP-2", MOVIES, ours=[MOVIES[:5]])
     with pytest.raises(MismatchError, match="5"):
-        made.save(tmp_path)
+        save(made, tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -127,7 +128,7 @@ def cells(markdown):
 
 
 def test_the_table_shows_the_numbers(stars):
-    head, ours, mean = cells(stars.markdown())
+    head, ours, mean = cells(markdown(stars))
     assert head == ["row", "mae", "rmse", "unparsed", "ours is better by [95 %]"]
     assert ours[0] == "ours (2 seeds)" and ours[1] == f"{0.25:.3f} ± {0.1178511:.3f}" and ours[-1] == ""
     record = by_name(stars)["mean"]
@@ -139,17 +140,17 @@ def test_the_table_survives_odd_names():
     made = comparison("LaMP-2", MOVIES, reference="a|b")
     made.add("a|b", MOVIES)
     made.add("ours, k ≤ 4", MOVIES)
-    assert [row[0] for row in cells(made.markdown())] == ["row", "a|b", "ours, k ≤ 4"]
+    assert [row[0] for row in cells(markdown(made))] == ["row", "a|b", "ours, k ≤ 4"]
 
 
 def test_saved_files_are_the_benchmarks(movies, tmp_path):
     movies.add("another's history", ["über 海 🌊", *MOVIES[1:]])
-    movies.save(tmp_path / "new" / "results", beams=4)
+    save(movies, tmp_path / "new" / "results", beams=4)
     folder = tmp_path / "new" / "results"
     results = json.loads((folder / "results.json").read_text("utf-8"))
     assert results["rows"] == movies.rows() and results["settings"] == {"beams": 4}
     assert (results["task"], results["examples"], results["users"], results["reference"]) == ("LaMP-2", 6, 3, "ours")
-    assert (folder / "table.md").read_text("utf-8") == movies.markdown() + "\n"
+    assert (folder / "table.md").read_text("utf-8") == markdown(movies) + "\n"
     saved = {path.name: json.loads(path.read_text("utf-8")) for path in (folder / "predictions").iterdir()}
     answers = dict(zip(["ours-0.json", "ours-1.json"], movies.predictions["ours"], strict=True))
     answers["no_persona.json"] = movies.predictions["no persona"][0]
@@ -162,8 +163,8 @@ def test_saved_files_are_the_benchmarks(movies, tmp_path):
 
 
 def test_no_history_is_saved(movies, stars, tmp_path):
-    movies.save(tmp_path / "movies")
-    stars.save(tmp_path / "stars")
+    save(movies, tmp_path / "movies")
+    save(stars, tmp_path / "stars")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) >= 8
     assert not any(SECRET in path.read_text("utf-8") for path in files)
@@ -174,15 +175,15 @@ def test_rows_of_similar_names_do_not_overwrite_each_other(tmp_path):
     names = ["k 1", "k_1", "k'1", "k/1", "../k1"]
     for number, name in enumerate(names):
         made.add(name, [f"{number}"] * 6)
-    made.save(tmp_path / "results")
+    save(made, tmp_path / "results")
     files = list((tmp_path / "results" / "predictions").iterdir())
     assert sorted(json.loads(path.read_text())["golds"][0]["output"] for path in files) == list("01234")
     assert {path.name for path in tmp_path.iterdir()} == {"results"}
 
 
 def test_saving_again_replaces(movies, tmp_path):
-    movies.save(tmp_path)
-    movies.save(tmp_path, again=True)
+    save(movies, tmp_path)
+    save(movies, tmp_path, again=True)
     assert json.loads((tmp_path / "results.json").read_text())["settings"] == {"again": True}
     assert len([path for path in tmp_path.iterdir()]) == 3  # nothing temporary stays
 

@@ -9,11 +9,12 @@ import torch
 
 from pplug_hf import Persona
 from pplug_hf.errors import DataError
+from pplug_hf.modeling.spec import EncoderSpec
 from pplug_hf.storage.files import atomic_write, read_json_object, write_text
 
 
 def write_persona(path):
-    Persona(torch.zeros(1, 4), {"digest": "d", "history_prompt": ""}).save_pretrained(path)
+    Persona(torch.zeros(1, 4), EncoderSpec("d", 4)).save_pretrained(path)
 
 
 WRITERS = {"text": lambda path: write_text(path, "new"), "persona": write_persona}
@@ -54,8 +55,10 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(write, path, monkey
 def test_a_killed_writer_leaves_the_old_file(write, path, monkeypatch):
     if (child := os.fork()) == 0:
         monkeypatch.setattr(os, "replace", lambda *args: os._exit(9))
-        write(path)
-        os._exit(0)
+        try:
+            write(path)
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert path.read_text() == "old"
     assert list(path.parent.glob("*.safetensors")) == [path]  # what is left does not look like a file of the kind
@@ -99,4 +102,4 @@ def test_a_json_object_is_read(tmp_path):
 def test_the_package_replaces_files_in_one_place():
     package = Path(__file__).parent.parent / "pplug_hf"
     users = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if "os.replace(" in p.read_text("utf-8")}
-    assert users <= {"storage/files.py", "storage/replace.py", "hub/cards.py"}  # the last until it uses storage
+    assert users == {"storage/files.py", "storage/replace.py"}

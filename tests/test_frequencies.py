@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.methods.label_frequencies import LabelFrequencies, history_labels, label_log_probs
+from pplug_hf.methods.label_frequencies import LabelMixture, history_labels, label_log_probs
 from pplug_hf.processing import PPlugProcessor
 from pplug_hf.tasks.task import get_task
 
@@ -138,7 +138,7 @@ def by_hand(alpha, a, b, log_probs, histories, golds, labels):
 
 def test_finds_the_truth_where_histories_are_informative():
     train, (log_probs, histories, golds, _) = world(items=(80, 120)), world(seed=1, items=(80, 120))
-    fit = LabelFrequencies.fit(*train)
+    fit = LabelMixture.fit(*train)
     assert fit.backbone_weight == pytest.approx(1, abs=0.12)
     assert fit.history_weight == pytest.approx(1, abs=0.12)
     without = dataclasses.replace(fit, history_weight=0.0)
@@ -148,8 +148,8 @@ def test_finds_the_truth_where_histories_are_informative():
 def test_shuffled_histories_get_no_weight():
     log_probs, histories, golds, labels = world()
     random.Random(0).shuffle(histories)
-    fit = LabelFrequencies.fit(log_probs, histories, golds, labels)
-    strong = LabelFrequencies.fit(*world())
+    fit = LabelMixture.fit(log_probs, histories, golds, labels)
+    strong = LabelMixture.fit(*world())
     assert abs(fit.history_weight) < 0.15 < 0.7 < strong.history_weight
     assert 0.5 < fit.backbone_weight < 1  # less than 1, as golds now depend on what nobody can see
 
@@ -157,15 +157,15 @@ def test_shuffled_histories_get_no_weight():
 def test_keeps_the_smoothing_that_makes_the_golds_most_likely():
     data = world(n=300, items=(0, 6))
     alphas = (0.5, 2.0, 50.0)
-    fits = [LabelFrequencies.fit(*data, alphas=(alpha,)) for alpha in alphas]
+    fits = [LabelMixture.fit(*data, alphas=(alpha,)) for alpha in alphas]
     losses = [by_hand(fit.alpha, fit.backbone_weight, fit.history_weight, *data)[0] for fit in fits]
-    assert LabelFrequencies.fit(*data, alphas=alphas) == fits[int(np.argmin(losses))]
+    assert LabelMixture.fit(*data, alphas=alphas) == fits[int(np.argmin(losses))]
     assert len(set(losses)) == 3
 
 
 def test_no_point_of_a_grid_is_better():
     data = world(n=60, labels=4)
-    fit = LabelFrequencies.fit(*data, alphas=(1.0, 5.0, 50.0))
+    fit = LabelMixture.fit(*data, alphas=(1.0, 5.0, 50.0))
     best = by_hand(fit.alpha, fit.backbone_weight, fit.history_weight, *data)[0]
     for alpha in (1.0, 5.0, 50.0):
         for a in np.linspace(-1, 3, 17):
@@ -178,7 +178,7 @@ def test_no_point_of_a_grid_is_better():
 
 def test_two_labels_are_a_logistic_regression():
     log_probs, histories, golds, labels = world(n=400, labels=2)
-    fit = LabelFrequencies.fit(log_probs, histories, golds, labels, alphas=(2.0,))
+    fit = LabelMixture.fit(log_probs, histories, golds, labels, alphas=(2.0,))
     ones = dataclasses.replace(fit, backbone_weight=0.0, history_weight=1.0)
     features = torch.stack([log_probs, ones.scores(log_probs, histories)])  # [2, n, 2]
     x = (features[..., 1] - features[..., 0]).T.numpy()
@@ -194,7 +194,7 @@ histories_of_anything = st.lists(st.lists(st.sampled_from([*"abc", "no label"]),
 def test_predictions_are_those_of_the_definition(histories, data):
     golds = data.draw(st.lists(st.sampled_from("abc"), min_size=len(histories), max_size=len(histories)))
     log_probs = torch.randn(len(golds), 3, generator=torch.Generator().manual_seed(len(golds))) * 5
-    fit = LabelFrequencies.fit(log_probs, histories, golds, "abc", alphas=(2.0,))
+    fit = LabelMixture.fit(log_probs, histories, golds, "abc", alphas=(2.0,))
     fit = dataclasses.replace(fit, backbone_weight=0.7, history_weight=1.3)  # few examples may have no finite optimum
     expected = by_hand(fit.alpha, 0.7, 1.3, log_probs, histories, golds, list("abc"))
     assert fit.predict(log_probs, histories) == expected[1]
@@ -204,7 +204,7 @@ def test_predictions_are_those_of_the_definition(histories, data):
 
 def mixture(chances, labels):
     """A fit whose scores are exactly these chances, [n, L]."""
-    fit = LabelFrequencies(tuple(labels), (1 / len(labels),) * len(labels), 1.0, 1.0, 0.0)
+    fit = LabelMixture(tuple(labels), (1 / len(labels),) * len(labels), 1.0, 1.0, 0.0)
     return fit, torch.tensor(chances, dtype=torch.float64).log()
 
 
@@ -241,7 +241,7 @@ def test_no_other_label_has_a_lower_expected_error(weights):
 
 def test_empty_histories_and_unknown_labels_leave_the_prior():
     log_probs, histories, golds, labels = world(n=200)
-    fit = LabelFrequencies.fit(log_probs, histories, golds, labels)
+    fit = LabelMixture.fit(log_probs, histories, golds, labels)
     only_history = dataclasses.replace(fit, backbone_weight=0.0, history_weight=1.0)
     scores = only_history.scores(log_probs[:2], [[], ["unheard of"]])
     torch.testing.assert_close(scores.exp(), torch.tensor([fit.prior, fit.prior], dtype=torch.float64))
@@ -250,12 +250,12 @@ def test_empty_histories_and_unknown_labels_leave_the_prior():
 
 def test_histories_may_all_be_empty():
     log_probs, _, golds, labels = world(n=200)
-    fit = LabelFrequencies.fit(log_probs, [[]] * 200, golds, labels)
+    fit = LabelMixture.fit(log_probs, [[]] * 200, golds, labels)
     assert np.isfinite([fit.backbone_weight, fit.history_weight]).all() and fit.backbone_weight > 0.5
 
 
 def test_a_label_nobody_gave_stays_possible():
-    fit = LabelFrequencies.fit(torch.zeros(4, 3), [["b"]] * 4, ["a", "a", "a", "b"], "abc")
+    fit = LabelMixture.fit(torch.zeros(4, 3), [["b"]] * 4, ["a", "a", "a", "b"], "abc")
     assert fit.prior == pytest.approx((4 / 7, 2 / 7, 1 / 7))
     assert fit.predict(torch.tensor([[-99.0, -99.0, 0.0]]), [["c"] * 9])[0] in "abc"
 
@@ -263,7 +263,7 @@ def test_a_label_nobody_gave_stays_possible():
 def test_perfect_scores_have_no_optimum_and_still_a_fit():
     golds = list("abca")
     log_probs = torch.tensor([[0.0 if label == gold else -30.0 for label in "abc"] for gold in golds])
-    fit = LabelFrequencies.fit(log_probs, [[gold] for gold in golds], golds, "abc")
+    fit = LabelMixture.fit(log_probs, [[gold] for gold in golds], golds, "abc")
     assert np.isfinite([fit.backbone_weight, fit.history_weight]).all()
     assert fit.predict(log_probs, [[gold] for gold in golds]) == golds
 
@@ -272,26 +272,26 @@ def test_what_all_labels_share_does_not_matter():
     """A summed log-probability has no natural zero: only differences between labels count."""
     log_probs, histories, golds, labels = world(n=200)
     shifted = log_probs - 1000 * torch.rand(200, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    one, other = (LabelFrequencies.fit(each, histories, golds, labels) for each in (log_probs, shifted))
+    one, other = (LabelMixture.fit(each, histories, golds, labels) for each in (log_probs, shifted))
     assert dataclasses.astuple(one)[3:] == pytest.approx(dataclasses.astuple(other)[3:], abs=1e-5)
 
 
 def test_a_fit_can_be_repeated_and_kept():
     data = world(n=200)
-    fit = LabelFrequencies.fit(*data)
-    assert fit == LabelFrequencies.fit(*data)
+    fit = LabelMixture.fit(*data)
+    assert fit == LabelMixture.fit(*data)
     kept = json.loads(json.dumps(dataclasses.asdict(fit)))
-    kept = LabelFrequencies(**kept | {"labels": tuple(kept["labels"]), "prior": tuple(kept["prior"])})
+    kept = LabelMixture(**kept | {"labels": tuple(kept["labels"]), "prior": tuple(kept["prior"])})
     assert kept == fit and kept.predict(*data[:2]) == fit.predict(*data[:2])
 
 
 def test_fits_where_gradients_are_off():
     data = world(n=50)
     with torch.no_grad():
-        assert LabelFrequencies.fit(*data) == LabelFrequencies.fit(*data)
+        assert LabelMixture.fit(*data) == LabelMixture.fit(*data)
     with torch.inference_mode():
         log_probs = data[0].clone()
-    assert LabelFrequencies.fit(log_probs, *data[1:]) == LabelFrequencies.fit(*data)
+    assert LabelMixture.fit(log_probs, *data[1:]) == LabelMixture.fit(*data)
 
 
 ZEROS = torch.zeros(2, 2)
@@ -311,10 +311,10 @@ ZEROS = torch.zeros(2, 2)
 )
 def test_what_does_not_fit_is_an_error(error, match, arguments):
     with pytest.raises(error, match=match):
-        LabelFrequencies.fit(*arguments)
+        LabelMixture.fit(*arguments)
 
 
 @pytest.mark.parametrize("alphas", [(), (0.0,), (1.0, -1.0)])
 def test_smoothing_is_positive(alphas):
     with pytest.raises(ConfigurationError, match="alphas"):
-        LabelFrequencies.fit(ZEROS, [[], []], ["a", "b"], "ab", alphas)
+        LabelMixture.fit(ZEROS, [[], []], ["a", "b"], "ab", alphas)

@@ -81,6 +81,10 @@ def test_white_space_does_not_hide_a_question():
     assert history_examples([example("u", [item(0, " a \n new   film ")])], MOVIES) == []
 
 
+def test_case_does_not_hide_a_question():
+    assert history_examples([example("u", [item(0, "A New FILM")])], MOVIES) == []
+
+
 def test_the_same_question_of_somebody_else_stays_where_answers_are_personal():
     rows, held = [example("u", [item(0, "dune")])], [example("v", query="dune")]
     assert len(history_examples(rows, MOVIES, exclude=held)) == 1

@@ -26,18 +26,19 @@ def results(reference="a"):
 
 def test_texts_with_dollars_and_without_spaces_are_drawn_as_they_stand(tmp_path, drawn):
     texts = [r"from $5 to $\frac{6", "a" * 80, "\uac00" * 80, "two\nlines", "short"]
-    plots.plot_weights(torch.arange(5, 0, -1) / 15, texts, tmp_path / "w.png", title=r"what costs $\x $? " * 100)
+    made = plots.plot_weights(torch.arange(5, 0, -1) / 15, texts, title=r"what costs $\x $? " * 100)
+    made.savefig(tmp_path / "w.png")
     ((figure, axes),) = drawn
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == [texts[0], "a" * 68 + " …", "\uac00" * 33 + " …", "two lines", "short"]
     assert all(0 <= edge <= 1 for edge in axes.get_position().extents)
     assert axes.get_position().height > 0.3  # a long title leaves room
-    assert (tmp_path / "w.png").stat().st_size > 1000
+    assert made is figure and (tmp_path / "w.png").stat().st_size > 1000
     assert figure._suptitle.get_text().startswith(r"what costs $\x $?")
 
 
 def test_the_names_of_many_rows_stand_beside_their_lines(tmp_path, drawn):
-    plots.plot_history_length(results(), "mae", tmp_path / "h.png")
+    plots.plot_history_length(results(), "mae").savefig(tmp_path / "h.png")
     ((figure, (left, right)),) = drawn
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ROWS
@@ -50,7 +51,7 @@ def test_the_names_of_many_rows_stand_beside_their_lines(tmp_path, drawn):
 
 
 def test_newest_items_are_in_order_whatever_the_order_of_the_rows(tmp_path, drawn):
-    plots.plot_history_length(results(), "mae", tmp_path / "h.png")
+    plots.plot_history_length(results(), "mae").savefig(tmp_path / "h.png")
     right = drawn[0][1][1]
     ticks = [label.get_text() for label in right.get_xticklabels()]
     assert ticks == ["2", "4", "8", "all"]
@@ -64,7 +65,7 @@ def test_newest_items_are_in_order_whatever_the_order_of_the_rows(tmp_path, draw
 def test_without_rows_of_the_newest_items_there_is_one_panel(tmp_path, drawn):
     found = results()
     found["rows"] = [record for record in found["rows"] if ":" not in record["row"]]
-    plots.plot_history_length(found, "accuracy", tmp_path / "h.png")
+    plots.plot_history_length(found, "accuracy").savefig(tmp_path / "h.png")
     (figure, axes) = drawn[0]
     assert figure.axes == [axes]
     assert axes.get_ylabel() == "accuracy"
@@ -76,7 +77,7 @@ def test_weights_can_be_read_off_the_axis(tmp_path, drawn, low, high):
         {"from": place, "to": place, "weight": [value, value * 0.99, value * 1.01]}
         for place, value in ((1, high), (2, 1.0), (3, low))
     ]
-    plots.plot_weight_profiles({"a": {"by_age": places, "by_rank": places[::-1]}}, tmp_path / "p.png")
+    plots.plot_weight_profiles({"a": {"by_age": places, "by_rank": places[::-1]}}).savefig(tmp_path / "p.png")
     for axes in drawn[0][1]:
         least, most = axes.get_ylim()
         seen = [tick for tick in axes.get_yticks() if least <= tick <= most]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.methods.prompts import RetrievalPrompt, persona_positions, retrieval_prompt
 from pplug_hf.processing import PPlugProcessor
 from pplug_hf.tasks.task import TASKS, PromptFormat, Task, get_task
@@ -290,10 +290,12 @@ def test_a_character_is_never_cut_in_two(bytes_tokenizer):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_missing_and_null_fields_are_empty(name):
+def test_null_fields_are_empty_and_missing_ones_an_error(name):
     asked = f"title {TASKS[name].query_marker} cold"
     expected = prompt(name, [dict.fromkeys(ONE, "")], 100, asked)
-    assert prompt(name, [{}], 100, asked) == prompt(name, [dict.fromkeys(ONE)], 100, asked) == expected
+    assert prompt(name, [dict.fromkeys(ONE)], 100, asked) == expected
+    with pytest.raises(DataError, match="The item has no field"):
+        prompt(name, [{}], 100, asked)
 
 
 def test_zero_is_a_text():

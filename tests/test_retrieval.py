@@ -335,7 +335,8 @@ def test_citations_are_looked_for_by_the_two_candidates():
     assert task.retrieval_query(prompt.format("thing")) == "One thing Two"
     assert task.retrieval_query(prompt.format('"big"\nthing')) == 'One "big"\nthing Two'
     assert task.retrieval_query('the title "Mine", which reference is related?') == "Mine"  # no candidates: the query
-    items = [{"title": "on sea", "abstract": "x"}, {"title": "One thing", "abstract": "Two"}, {"title": "y"}]
+    items = [{"title": "on sea", "abstract": "x"}, {"title": "One thing", "abstract": "Two"}]
+    items.append({"title": "y", "abstract": ""})
     asked = Example("1", "u", prompt.format("thing"), "Mine", None, items)
     assert get_ranker("bm25", task).rank(asked)[0] == 1
 

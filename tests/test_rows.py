@@ -1,38 +1,41 @@
-"""Names of rows: what each means, and what is said about those that mean nothing."""
+"""Names of methods: what each means, and what is said about those that mean nothing."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.methods.names import Row, canonical, default_rows, parse_plugs, parse_row, parse_rows
+from pplug_hf.methods.label_frequencies import LabelFrequencies
+from pplug_hf.methods.names import canonical, default_rows, method_of, methods_of, name_of, parse_plugs
+from pplug_hf.methods.persona import Plug
+from pplug_hf.methods.plain import Plain, Retrieval
 from pplug_hf.methods.retrievers import RANKERS
 from pplug_hf.tasks.task import TASKS
 
-PLUGS = ("pplug", "mean", "no-instruction", "instruction-only", "v1.2_b")
+PLUGS = {name: [f"runs/{name}"] for name in ("pplug", "mean", "no-instruction", "instruction-only", "v1.2_b")}
 
 MEANINGS = {
-    "no-persona": Row(),
-    "frequencies": Row(frequencies=True),
-    "random@4": Row(ranker="random", k=4),
-    "bm25s@12": Row(ranker="bm25s", k=12),
-    "pplug": Row(plug="pplug"),
-    "no-instruction": Row(plug="no-instruction"),
-    "v1.2_b": Row(plug="v1.2_b"),
-    "pplug:wrong-user": Row(plug="pplug", shown="wrong-user"),
-    "mean:no-history": Row(plug="mean", shown="no-history"),
-    "pplug:top-4": Row(plug="pplug", shown="top", items=4),
-    "pplug:last-8": Row(plug="pplug", shown="last", items=8),
-    "pplug+bm25@1": Row(plug="pplug", ranker="bm25", k=1),
-    "pplug+dense@4:paper-order": Row(plug="pplug", ranker="dense", k=4, paper_order=True),
-    "pplug:top-4+bm25@1": Row(plug="pplug", shown="top", items=4, ranker="bm25", k=1),
-    "instruction-only+bm25@1": Row(plug="instruction-only", ranker="bm25", k=1),
+    "no-persona": Plain(),
+    "frequencies": LabelFrequencies(),
+    "random@4": Retrieval("random", 4),
+    "bm25s@12": Retrieval("bm25s", 12),
+    "pplug": Plug("pplug", "runs/pplug"),
+    "no-instruction": Plug("no-instruction", "runs/no-instruction"),
+    "v1.2_b": Plug("v1.2_b", "runs/v1.2_b"),
+    "pplug:wrong-user": Plug("pplug", "runs/pplug", history="wrong-user"),
+    "mean:no-history": Plug("mean", "runs/mean", history="no-history"),
+    "pplug:top-4": Plug("pplug", "runs/pplug", history="top", items=4),
+    "pplug:last-8": Plug("pplug", "runs/pplug", history="last", items=8),
+    "pplug+bm25@1": Plug("pplug", "runs/pplug", retrieval=Retrieval("bm25", 1)),
+    "pplug+dense@4:paper-order": Plug("pplug", "runs/pplug", retrieval=Retrieval("dense", 4), paper_order=True),
+    "pplug:top-4+bm25@1": Plug("pplug", "runs/pplug", history="top", items=4, retrieval=Retrieval("bm25", 1)),
+    "instruction-only+bm25@1": Plug("instruction-only", "runs/instruction-only", retrieval=Retrieval("bm25", 1)),
 }
 
 
 @pytest.mark.parametrize("name", MEANINGS)
 def test_what_a_name_means(name):
-    assert parse_row(name, PLUGS) == MEANINGS[name]
+    assert method_of(name, PLUGS) == MEANINGS[name]
 
 
 @given(
@@ -48,7 +51,7 @@ def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
     else:
         change = "" if plug == "instruction-only" else change
         text = plug + change + (f"+{ranker}@{k}" + ":paper-order" * paper if ranker else "")
-    assert str(parse_row(text, PLUGS)) == text
+    assert name_of(method_of(text, PLUGS)) == text
 
 
 @pytest.mark.parametrize(
@@ -82,18 +85,27 @@ def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
 )
 def test_what_means_nothing(text, at):
     with pytest.raises(ConfigurationError, match=f"(?s)There is no row .*{at}.*Rows are no-persona, frequencies"):
-        parse_row(text, PLUGS)
+        method_of(text, PLUGS)
 
 
 def test_the_message_names_what_there_is():
     with pytest.raises(ConfigurationError, match="of the plugs pplug, mean, no-instruction"):
-        parse_row("x", PLUGS)
+        method_of("x", PLUGS)
     with pytest.raises(ConfigurationError, match="of plugs, once they are named"):
-        parse_row("pplug")
+        method_of("pplug")
 
 
 def test_a_row_given_twice_is_one():
-    assert parse_rows(["no-persona", "bm25@1", "no-persona"]) == [Row(), Row(ranker="bm25", k=1)]
+    methods = methods_of(["no-persona", "bm25@1", "no-persona", "bm25@01"])
+    assert (
+        methods == {"no-persona": [Plain()], "bm25@1": [Retrieval("bm25", 1)]} and next(iter(methods)) == "no-persona"
+    )
+
+
+def test_each_seed_is_a_method():
+    assert methods_of(["a:top-2"], {"a": ["x", "y"]}) == {
+        "a:top-2": [Plug("a", folder, history="top", items=2) for folder in ("x", "y")]
+    }
 
 
 # ---- plugs ------------------------------------------------------------------------------------------------------
@@ -128,8 +140,7 @@ def test_plugs_that_cannot_be(texts, message):
 
 
 def names(task="LaMP-2", plugs=("pplug", "instruction-only"), users=2, frequencies=True, dense=True, **options):
-    rows = default_rows(TASKS[task], plugs, users=users, frequencies=frequencies, dense=dense, **options)
-    return [str(row) for row in rows]
+    return default_rows(TASKS[task], plugs, users=users, frequencies=frequencies, dense=dense, **options)
 
 
 RETRIEVAL = ["recency@1", "recency@4", "bm25@1", "bm25@4", "dense@1", "dense@4"]

@@ -477,8 +477,11 @@ def test_a_save_waits_for_a_lock_that_another_program_holds(saved, copy):
 def test_a_killed_writer_holds_no_lock_and_its_lock_file_disturbs_nobody(saved, tmp_path):
     folder = tmp_path / "plug"
     if (child := os.fork()) == 0:
-        with replacing(folder):
-            os._exit(9)
+        try:
+            with replacing(folder):
+                os._exit(9)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert (folder / ".pplug-lock").exists()
     check_output(folder)  # as good as empty
@@ -493,10 +496,13 @@ def test_one_writer_at_a_time_and_no_lock_file_afterwards(tmp_path):
     count.write_text("0")
     for _ in range(4):
         if (child := os.fork()) == 0:
-            for _ in range(40):
-                with locked(tmp_path):
-                    count.write_text(str(int(count.read_text()) + 1))
-            os._exit(0)
+            try:
+                for _ in range(40):
+                    with locked(tmp_path):
+                        count.write_text(str(int(count.read_text()) + 1))
+                os._exit(0)
+            finally:
+                os._exit(1)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
     assert count.read_text() == "160" and list(tmp_path.iterdir()) == [count]
@@ -559,5 +565,5 @@ def test_a_bare_configuration_makes_no_model():
     for call in (bare, bare.generate):
         with pytest.raises(ConfigurationError, match="has no backbone yet"):
             call(torch.tensor([[1]]))
-    with pytest.raises(ConfigurationError, match="has no backbone yet"):
+    with pytest.raises(ConfigurationError, match="has no sentence encoder yet"):
         bare.encode_persona(["sea"])

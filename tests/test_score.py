@@ -20,8 +20,10 @@ from test_cli import fails
 import pplug_hf.metrics
 from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError, MismatchError
-from pplug_hf.tasks.metrics import score, score_labels, score_ratings, score_texts
-from pplug_hf.tasks.task import MOVIE_TAGS, get_task
+from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
+from pplug_hf.tasks.lamp_metrics import score_labels, score_ratings, score_texts
+from pplug_hf.tasks.metrics import score
+from pplug_hf.tasks.task import get_task
 
 evaluate = pytest.importorskip("evaluate")
 

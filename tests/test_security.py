@@ -326,7 +326,7 @@ def test_a_persona_that_is_made_to_hurt(fingerprint, tmp_path, parts, saved, che
     with pytest.raises(PPlugError):
         PPlugModel.from_pretrained(saved, **parts).soft_prompt(persona=Persona.from_pretrained(path), query="sea")
     sparse(path, 4 * GB + 100, header(wide("embeddings", [GB])))
-    with pytest.raises(DataError, match="damaged or no persona"):
+    with pytest.raises(DataError, match="damaged or not a persona"):
         Persona.from_pretrained(path)
 
 

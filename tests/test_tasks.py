@@ -1,12 +1,19 @@
 """Tasks: where the query stands, prompts for history items, item texts, look-up."""
 
 from dataclasses import fields, replace
+from datetime import date
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.data.histories import newest_first
+from pplug_hf.data.records import Repairs, examples
+from pplug_hf.data.report import describe
+from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.modeling.encoders import item_texts
+from pplug_hf.tasks.dates import day_number, parse_date
 from pplug_hf.tasks.task import TASKS, Task, get_task
 
 PROMPTS = {  # one input per task, with {} where the query stands
@@ -85,21 +92,38 @@ def test_item_text_with_and_without_the_answer():
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
-def test_item_text_survives_missing_and_null_fields(task):
-    assert isinstance(task.item_text({}), str)
+def test_null_fields_are_empty_and_missing_ones_an_error(task):
+    assert isinstance(task.item_text(dict.fromkeys(task.fields)), str)
     assert "None" not in task.item_text(dict.fromkeys(task.fields))
+    with pytest.raises(
+        DataError, match=r"The item has no field '(title|text|tag|score|description|abstract)'"
+    ) as error:
+        task.item_text({"id": "secret"})
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "", "sea", 3, Decimal("3.50")], ids=repr)
+def test_everybody_reads_the_same_text_of_an_item(value):
+    task, item = TASKS["demo"], {"tag": value, "text": "a castle"}
+    expected = "" if value is None or value != value else "3.5" if isinstance(value, Decimal) else str(value)
+    assert task.item_text(item) == f"{expected}: a castle"
+    assert item_texts([item], task.item_template) == [task.item_text(item)]
+    assert replace(task, retrieval_template=task.item_template).retrieval_text(item) == task.item_text(item)
+    (read,) = examples([{"input": "book: x", "profile": [item]}], task, "the rows")
+    assert task.item_text(read.history[0]) == task.item_text(item)
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
 def test_labelled_text_shows_the_answer_where_items_have_one(task):
     if task.answer_field is not None:
-        assert "ANSWER" in task.item_text({task.answer_field: "ANSWER"})
+        assert "ANSWER" in task.item_text(dict.fromkeys(task.fields) | {task.answer_field: "ANSWER"})
 
 
 def test_tags_and_scores_are_hidden_when_unlabelled():
     for name in ("LaMP-2", "LaMP-3", "demo"):
         task = get_task(name)
-        assert "ANSWER" not in task.item_text({task.answer_field: "ANSWER"}, labelled=False)
+        item = dict.fromkeys(task.fields) | {task.answer_field: "ANSWER"}
+        assert "ANSWER" not in task.item_text(item, labelled=False)
 
 
 def test_fields_follow_from_the_templates():
@@ -152,3 +176,55 @@ def test_two_rules_of_the_benchmark():
 def test_impossible_tasks_are_refused(change, message):
     with pytest.raises(ConfigurationError, match=message):
         replace(TASKS["LaMP-2"], **change)
+
+
+# ---- dates and texts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "numbers"),
+    [
+        ("2018", (2018,)),
+        (2018, (2018,)),
+        (" 2018-03 ", (2018, 3)),
+        ("2018-3-9", (2018, 3, 9)),
+        ("2020-02-29T23:59", (2020, 2, 29, 23, 59)),
+        ("2020-02-29 00:00:30", (2020, 2, 29, 0, 0, 30)),
+    ],
+)
+def test_dates(value, numbers):
+    assert parse_date(value) == numbers
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, float("nan"), "", "soon", "0000", "2018-13", "2018-00", "2018-02-29", "2018-01-01T24:00", "2018-01T10:00"],
+)
+def test_what_is_not_a_date(value):
+    assert parse_date(value) == ()
+
+
+def test_a_year_and_a_month_count_as_their_middle():
+    days = [date.fromordinal(day_number(parse_date(text))).isoformat() for text in ("2018", "2018-03", "2018-03-09")]
+    assert days == ["2018-07-01", "2018-03-15", "2018-03-09"]
+
+
+DATES = ["2018", "2018-03", "2018-3-9", "2019-02-30", "2018-03-09 10:00", "May", ""]
+
+
+@given(st.lists(st.sampled_from(DATES), min_size=1, max_size=5))
+def test_readers_rankers_and_reports_agree_on_dates(dates):
+    task = TASKS["demo"]
+    items = [{"text": "x", "tag": "t", "date": text} for text in dates]
+    repairs = Repairs()
+    (read,) = examples([{"input": "book: y", "profile": items}], task, "the rows", repairs=repairs)
+    dated = sum(bool(parse_date(text)) for text in dates)
+    unread = sum(repairs[kind].count for kind in ("odd_date", "undated") if kind in repairs)
+    assert unread == len(dates) - dated
+    if dated == len(dates):
+        order = [parse_date(dates[i]) for i in newest_first(read.history)]
+        assert order == sorted(order, reverse=True)
+    else:
+        assert newest_first(read.history) == list(range(len(dates)))[::-1]
+    described = describe([replace(read, history=[item]) for item in read.history], task)
+    assert bool(described.first_date) == bool(dated)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MissingFileError
-from ..evaluation.provenance import plug_digest
 from ..hub.cards import write_card
+from ..methods.persona import plug_digest
 from ..modeling import plug_folder as files
 
 

@@ -1,4 +1,4 @@
-"""What commands say about data that works, but not as one might think."""
+"""Warnings about data that works, but perhaps not as expected."""
 
 from __future__ import annotations
 

@@ -18,10 +18,11 @@ from ..data.lamp import Example
 from ..errors import PPlugError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
+from ..methods.names import INSTRUCTION_ONLY, titles_of
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
-from .evaluate import INSTRUCTION, PPLUG, WRONG, EvaluateSettings, evaluate
+from .evaluate import PPLUG, EvaluateSettings, evaluate
 from .train import TrainSettings, train
 
 PLUG = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperature": True}
@@ -29,7 +30,7 @@ PLUG = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperatur
 
 @dataclass
 class DemoSettings:
-    """Train a tiny plug on synthetic readers, compare it with its controls, save it and load it in a new process."""
+    """Train a tiny plug on synthetic readers, compare it with its ablations, save it and load it in a new process."""
 
     output: str = field(default="demo-output", metadata={"help": "Folder for plugs, tables and the picture."})
     epochs: float = field(default=3, metadata={"help": "Passes over the training examples."})
@@ -37,7 +38,7 @@ class DemoSettings:
 
 
 def demo(settings: DemoSettings) -> dict[str, float]:
-    """Run it.
+    """Run the demo.
 
     Returns:
         Row -> accuracy on held-out readers.
@@ -55,7 +56,7 @@ def demo(settings: DemoSettings) -> dict[str, float]:
             "seed": settings.seed,
             "resume": False,
         }
-        print("1. A plug that knows the task but no reader: the control\n")
+        print("1. A plug that knows the task but no reader: the ablation\n")
         train(
             TrainSettings(**common, output=str(output / "instruction-only"), use_history=False, epochs=1, patience=1),
             **PLUG,
@@ -63,7 +64,7 @@ def demo(settings: DemoSettings) -> dict[str, float]:
         print("\n2. The persona plug, trained on readers' histories\n")
         model = train(TrainSettings(**common, output=str(output / "plug"), epochs=settings.epochs), **PLUG)
 
-        print("\n3. Readers that nobody has seen\n")
+        print("\n3. Readers that were not seen in training\n")
         comparison = evaluate(
             EvaluateSettings(
                 plug=[str(output / "plug")],
@@ -82,8 +83,9 @@ def demo(settings: DemoSettings) -> dict[str, float]:
             print(f"   reader {reader.user}, {len(reader.history)} books shelved before: {text}")
         texts = [f"{item['tag']}: {item['text']}" for item in first.history]
         weights = model.persona_weights(model.encode_persona(first.history), query=first.query)[0]
-        plot_weights(weights, texts, output / "who-speaks.png", title=f"Who speaks for: {first.query}")
-        print(f"   which of {first.user}'s books spoke: {output / 'who-speaks.png'}")
+        picture = output / "weights.png"
+        plot_weights(weights, texts, title=f"Weights of history items for: {first.query}").savefig(picture)
+        print(f"   the weights of {first.user}'s books: {picture}")
 
         print("\n5. The saved plug in a new process\n")
         for reader, expected in zip((first, second), answers, strict=True):
@@ -93,9 +95,11 @@ def demo(settings: DemoSettings) -> dict[str, float]:
                 raise PPlugError(f"The reloaded plug answers {again!r}, the trained one {expected!r}.")
         print("   identical")
     rows = {record["row"]: record["accuracy"] for record in comparison.rows()}
+    titles = titles_of(PPLUG)
     print(
-        f"\nOf 100 held-out questions {100 * rows[PPLUG]:.0f} are answered as the reader would; "
-        f"{100 * rows[INSTRUCTION]:.0f} without a history, {100 * rows[WRONG]:.0f} with another reader's."
+        f"\nOf 100 held-out questions, {100 * rows[PPLUG]:.0f} are answered as the reader would; "
+        f"{100 * rows[titles[INSTRUCTION_ONLY]]:.0f} without a history, "
+        f"{100 * rows[titles[f'{PPLUG}:wrong-user']]:.0f} with another reader's."
     )
     return rows
 
@@ -103,27 +107,23 @@ def demo(settings: DemoSettings) -> dict[str, float]:
 def two_readers(
     model: PPlugForConditionalGeneration, examples: Sequence[Example]
 ) -> tuple[Example, Example, tuple[str, str]]:
-    """The first question's reader, and the first other reader for whom the model answers it differently."""
+    """Return the first question's reader, and the first other reader for whom the model answers it differently."""
     readers = list({example.user: example for example in reversed(examples)}.values())[::-1]
-    answers = ask(model, readers[0], readers)
-    other = next((i for i, text in enumerate(answers) if text != answers[0]), 1)
-    return readers[0], readers[other], (answers[0], answers[other])
-
-
-def ask(model: PPlugForConditionalGeneration, question: Example, readers: list[Example]) -> list[str]:
-    """The question, answered for each reader."""
-    return answer(
+    first = readers[0]
+    answers = answer(
         model.generate,
         PPlugProcessor.from_model(model),
-        [question.prompt] * len(readers),
+        [first.prompt] * len(readers),
         personas=model.encode_persona([reader.history for reader in readers]),
-        queries=[question.query] * len(readers),
+        queries=[first.query] * len(readers),
         max_new_tokens=6,
     )
+    other = next((i for i, text in enumerate(answers) if text != answers[0]), 1)
+    return first, readers[other], (answers[0], answers[other])
 
 
 def ask_new_process(plug: Path, prompt: str, query: str, reader: Example, folder: Path) -> str:
-    """What `pplug-hf generate` answers in a process of its own."""
+    """Return what `pplug-hf generate` answers in a process of its own."""
     history = folder / f"history-{reader.user}.json"
     write_text(history, json.dumps(list(reader.history)))
     command = [sys.executable, "-m", "pplug_hf", "generate", "--plug", str(plug), "--prompt", prompt]

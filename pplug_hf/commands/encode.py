@@ -11,7 +11,7 @@ from ..modeling import Personalizer
 from ..modeling.encoders import freeze_encoder, load_encoder
 from ..tasks.task import Task
 from .generate import read_history
-from .train import TASK
+from .options import TASK
 
 
 @dataclass

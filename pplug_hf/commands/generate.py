@@ -27,7 +27,9 @@ class GenerateSettings:
     persona: str | None = field(
         default=None, metadata={"help": "Folder or file of an encoded history, in the place of --history."}
     )
-    query: str | None = field(default=None, metadata={"help": "What the request is about (default: the prompt)."})
+    query: str | None = field(
+        default=None, metadata={"help": "Query that weights the history items (default: the prompt)."}
+    )
     backbone: str | None = field(default=None, metadata={"help": "Use the backbone at this place."})
     encoder: str | None = field(default=None, metadata={"help": "Use the encoder at this place."})
     max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the answer at most."})
@@ -62,16 +64,16 @@ def generate(settings: GenerateSettings) -> str:
         Path(settings.picture).parent.mkdir(parents=True, exist_ok=True)
         weights = model.persona_weights(persona, query=query)[0]
         texts = item_texts(history, model.config.item_template) or [f"item {i + 1}" for i in range(len(persona))]
-        plot_weights(weights, texts, settings.picture, title=f"Who speaks for: {query}")
+        plot_weights(weights, texts, title=f"Weights of history items for: {query}").savefig(settings.picture)
     return text
 
 
 def read_history(path: str) -> list[Any]:
-    """A history from a JSON list or from the lines of a text file.
+    """Read a history from a JSON list or from the lines of a text file.
 
     Raises:
         MissingFileError: no such file.
-        DataError: not UTF-8, or JSON that is no list.
+        DataError: not UTF-8, or JSON that is not a list.
     """
     file = Path(path)
     if not file.is_file():

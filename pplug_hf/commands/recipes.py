@@ -11,7 +11,7 @@ from ..tasks.recipes import RECIPES, Recipe, get_recipe
 
 @dataclass
 class RecipesSettings:
-    """List the recipes, or say what is in one."""
+    """List the recipes, or show one."""
 
     name: str | None = field(
         default=None, metadata={"help": "Recipe to show, as in paper/lamp-4 (default: list all)."}
@@ -19,7 +19,7 @@ class RecipesSettings:
 
 
 def recipes(settings: RecipesSettings) -> None:
-    """Print them.
+    """Print the list, or the recipe.
 
     Raises:
         ConfigurationError: there is no such recipe.
@@ -28,7 +28,7 @@ def recipes(settings: RecipesSettings) -> None:
 
 
 def describe(recipe: Recipe) -> str:
-    """A recipe as text: its settings, what they differ in from the paper's and why, and what it lacks."""
+    """Return a recipe as text: its settings, why they differ from the paper's, and what it lacks."""
     lines = [f"{recipe.name}, for {recipe.task}"]
     for title, settings in (("train", {**recipe.training, **recipe.plug}), ("evaluate, bench", recipe.answering)):
         lines += ["", f"{title}:", *_settings(settings)]
@@ -49,4 +49,4 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _line(recipe: Recipe) -> str:
-    return f"{recipe.name:14}{recipe.training['backbone']}, {recipe.training['encoder']}"
+    return f"{recipe.name:14}{', '.join(recipe.training[name] for name in ('backbone', 'encoder') if name in recipe.training)}"

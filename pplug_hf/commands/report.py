@@ -1,4 +1,4 @@
-"""`pplug-hf report`: what a data set's histories are like, before trusting anything trained on them."""
+"""`pplug-hf report`: a description of a data set's histories, before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
-from .train import TASK
+from .options import TASK
 
 
 @dataclass
@@ -25,7 +25,7 @@ class ReportSettings:
     )
     split: str = field(default="dev", metadata={"help": "Which split of a folder."})
     task: str | None = field(default=None, metadata={"help": TASK})
-    seed: int = field(default=0, metadata={"help": "Seed of the users that chance makes, for comparison."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random users that real ones are compared with."})
     output: str | None = field(default=None, metadata={"help": "Write the report to this JSON file, too."})
 
 

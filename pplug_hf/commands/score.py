@@ -11,14 +11,21 @@ from ..data import records as rows
 from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..storage.files import write_text
-from ..tasks.metrics import Fallback, score
-from ..tasks.task import Task, get_task
+from ..tasks.lamp_metrics import Fallback
+from ..tasks.metric import get_metric
+from ..tasks.metrics import score
+from ..tasks.task import Task
 from ..tasks.task_files import find_task
+
+_NO_TASK = "{where} does not name its task: pass --task, as in --task LaMP-3."
+_OTHER_TASK = (
+    "{where} is of task {declared!r}, and the task is {task}: take the files of one task, or pass another --task."
+)
 
 
 @dataclass
 class ScoreSettings:
-    """Judge predictions by LaMP's official rules. Prints JSON and nothing else."""
+    """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
 
     golds: str = field(metadata={"help": "The official {split}_outputs.json, plain or gzipped."})
     predictions: str = field(metadata={"help": "A file of the same layout with the answers, plain or gzipped."})
@@ -29,7 +36,7 @@ class ScoreSettings:
     fallback: Fallback = field(
         default="farthest",
         metadata={
-            "help": "What a rating that is no number counts as: the end of the scale farthest from the gold (LaMP), or "
+            "help": "Value of a rating that is not a number: the end of the scale farthest from the gold (LaMP), or "
             "the first digit in it, else the low end (PPlug's authors)."
         },
     )
@@ -41,16 +48,17 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
 
     Raises:
         MissingFileError: A file is not there.
-        DataError: A file has another layout, ids repeat, a gold is missing or no label, or the task is unknown.
-        MismatchError: The files are of different tasks or have different ids.
+        DataError: A file has another layout, ids repeat, a gold is missing or not a label, or the files are of
+            different tasks or name none.
+        MismatchError: The files have different ids.
         ConfigurationError: There is no such task, or the output cannot be a file.
     """
     if settings.output and Path(settings.output).is_dir():
         raise ConfigurationError(f"The output {settings.output!r} is a folder: name a file.")
     declared, golds = read(settings.golds)
-    task = decide_task(find_task(settings.task), declared, settings.golds)
-    of, predictions = read(settings.predictions)
-    decide_task(task, of, settings.predictions)
+    task = rows.decide_task(find_task(settings.task), declared, settings.golds, _NO_TASK, _OTHER_TASK)
+    answered, predictions = read(settings.predictions)
+    rows.decide_task(task, answered, settings.predictions, _NO_TASK, _OTHER_TASK)
     check(golds, predictions, task, settings)
     numbers = score(
         task,
@@ -59,7 +67,7 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
         fallback=settings.fallback,
     )
     result = {"task": task.name, "examples": len(golds), **numbers}
-    if task.metric == "mae":
+    if get_metric(task.metric).fallbacks:
         result["fallback"] = settings.fallback
     text = json.dumps(result, indent=2)
     if settings.output:
@@ -69,7 +77,7 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
 
 
 def read(path: str) -> tuple[str | None, dict[str, str | None]]:
-    """The task that a file of answers names, and the answer of each id."""
+    """Return the task that a file of answers names, and the answer of each id."""
     if not Path(path).is_file():
         raise MissingFileError(f"There is no file {path!r}: check the path.")
     task, answers = rows.read_golds(sources.load(Path(path)), path)
@@ -78,28 +86,10 @@ def read(path: str) -> tuple[str | None, dict[str, str | None]]:
     return task, answers
 
 
-def decide_task(wanted: Task | str | None, declared: str | None, path: str) -> Task:
-    """The task, which must be the one that a file declares if that is one we know."""
-    wanted = declared if wanted is None else wanted
-    if wanted is None:
-        raise DataError(f"{path} does not name its task: pass --task, as in --task LaMP-3.")
-    task = get_task(wanted)
-    try:
-        known = task if declared is None else get_task(declared)
-    except ConfigurationError:
-        known = task  # a name of the user's own
-    if known.name != task.name:
-        raise MismatchError(
-            f"{path} is of task {declared!r}, and the task is {task.name}: take the files of one task, or pass "
-            "another --task."
-        )
-    return task
-
-
 def check(
     golds: dict[str, str | None], predictions: dict[str, str | None], task: Task, settings: ScoreSettings
 ) -> None:
-    """Raise if there is nothing to compare, or what is there cannot be."""
+    """Raise if the files cannot be compared."""
     if not golds:
         raise DataError(f"{settings.golds} holds no golds: the benchmark withholds those of its test split.")
     if missing := [id_ for id_, gold in golds.items() if gold is None]:

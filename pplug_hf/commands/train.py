@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, set_seed
@@ -32,15 +32,8 @@ from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 from .data_warnings import warn_short_histories, warn_truncated_prompts
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: what the outputs file says)."
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+from .options import TASK, DType
+from .options import option as _option
 
 
 @dataclass
@@ -50,7 +43,7 @@ class TrainSettings:
     data: str = field(
         metadata={
             "help": "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
-            ".jsonl file. Of a folder's dev and test nothing is learned."
+            ".jsonl file. The dev and test splits are never used for training."
         }
     )
     output: str = field(metadata={"help": "Folder for the plug: a new one, or one with a plug to replace."})
@@ -62,39 +55,43 @@ class TrainSettings:
     synthetic_users: int = _option(
         0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
     )
-    labelled_items: bool = _option(True, "Items are encoded with the user's own tag, score or title (paper: without).")
-    use_history: bool = _option(True, "If not, everybody's history is empty: an instruction-only plug, the control.")
-    max_items: int | None = _option(None, "Newest items of a history at most (default: all; paper: 512).")
-    history_dropout: float = _option(0.5, "Every epoch, each history loses a random share of its items up to this.")
+    labelled_items: bool = _option(True, "Encode items with the user's own tag, score or title (paper: without).")
+    use_history: bool = _option(
+        True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
+    )
+    max_items: int | None = _option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
+    history_dropout: float = _option(0.5, "In every epoch, drop a random share of each history's items, at most this.")
     history_repeats: int = _option(
         0,
-        "The paper's way (there 10): an example with more than two items stays whole, and so many copies of it, which "
-        "lose items, come on top in every epoch.",
+        "Extra copies of each example per epoch, each with some history items dropped (paper: 10). The example itself "
+        "stays whole.",
     )
     leave_out_users: float = _option(
-        0.0, "Share of the training users to leave alone, e.g. because the backbone was trained on them."
+        0.0, "Share of the training users to leave out, e.g. because the backbone was trained on them."
     )
     split_seed: int = _option(0, "Seed of the choice of users that are left out.")
     validation_users: float = _option(0.1, "Share of the users held out to choose the best checkpoint.")
-    epochs: float = _option(10, "Passes over the examples, at most.")
+    epochs: float = _option(10, "Maximum number of passes over the examples.")
     patience: int = _option(5, "Stop after this many evaluations without a better validation loss.")
     evaluations_per_epoch: int = _option(1, "Validations (and checkpoints) per epoch.")
-    batch_size: int = _option(32, "Examples per step, of all processes together.")
+    batch_size: int = _option(32, "Examples per step, over all processes.")
     gradient_accumulation: int = _option(1, "Batches per optimiser step.")
     learning_rate: float = _option(1e-3, "Learning rate of projector and instruction.")
-    encoder_learning_rate: float | None = _option(None, "Of the input encoder (default: learning_rate / 20).")
+    encoder_learning_rate: float | None = _option(
+        None, "Learning rate of the input encoder (default: learning_rate / 20)."
+    )
     weight_decay: float = _option(0.01, "Weight decay.")
     warmup: float = _option(0.05, "Share of the steps with a rising learning rate.")
     gradient_checkpointing: bool = _option(False, "Trade time for memory in the backbone.")
-    max_length: int = _option(256, "Tokens of a prompt at most.")
-    max_target_length: int = _option(128, "Tokens of an answer at most.")
+    max_length: int = _option(256, "Maximum prompt length in tokens.")
+    max_target_length: int = _option(128, "Maximum answer length in tokens.")
     seed: int = _option(0, "Seed of initialisation, order and drop-out.")
     vectors: str = _option(DEFAULT_FOLDER, "Folder of the vector store.")
-    resume: bool = _option(True, "Go on from the last checkpoint in the output folder, if there is one.")
+    resume: bool = _option(True, "Resume from the last checkpoint in the output folder, if there is one.")
 
 
 def plug_choices() -> type:
-    """The configuration's own choices as a dataclass, help included, for the command line."""
+    """Return the configuration's own choices as a dataclass, help included, for the command line."""
     # Not given means the encoder's own prompts; "" switches them off.
     default = {"query_prompt": None, "history_prompt": None}
     return make_dataclass(
@@ -133,7 +130,7 @@ def train(
 
 @contextmanager
 def main_process_only(me: bool) -> Iterator[None]:
-    """What a command says and shows is said and shown by one of its processes."""
+    """Let one process of a command print and show progress, and silence the others."""
     if me:
         yield
         return
@@ -190,7 +187,7 @@ def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that holds something else than a plug or this command's checkpoints."""
+    """Raise for a folder that holds something other than a plug or this command's checkpoints."""
     check_writable(output)
     if output.is_dir() and any(not path.name.startswith(HIDDEN) for path in output.iterdir()):
         known = (output / "config.json").is_file() or any(output.glob("checkpoint-*"))
@@ -203,7 +200,7 @@ def check_output(output: Path) -> None:
 def choose_examples(
     settings: TrainSettings, task: Task | None = None, data: Source | None = None
 ) -> tuple[Task, list[Example], list[Example]]:
-    """(task, training examples, validation examples of other users). Nothing of dev or test enters."""
+    """Return task, training examples, and validation examples of other users; dev and test are never used."""
     source = settings.data if data is None else data
     task, examples = read_examples(source, "train", task or settings.task)
     exclude = read_others(source, ("dev", "test"), task)
@@ -236,7 +233,7 @@ def choose_examples(
 def make_datasets(
     model: PPlugForConditionalGeneration, train: list[Example], validation: list[Example], settings: TrainSettings
 ) -> list[PersonaDataset]:
-    """Training and validation data over one store of vectors."""
+    """Return training and validation data over one store of vectors."""
     config = model.config
     items = VectorStore(model.history_encoder, config.history_prompt, settings.vectors)
     requests = (
@@ -266,7 +263,7 @@ def make_datasets(
 
 
 def training_arguments(settings: TrainSettings, examples: int, processes: int = 1) -> PPlugTrainingArguments:
-    """The Trainer's arguments, with step counts from the number of examples."""
+    """Return the Trainer's arguments, with step counts from the number of examples."""
     steps = max(1, -(-examples // (settings.batch_size * settings.gradient_accumulation)))
     every = max(1, steps // settings.evaluations_per_epoch)
     # Named only where it is wanted: transformers warns about its coming rename.

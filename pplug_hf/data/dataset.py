@@ -26,10 +26,10 @@ class PersonaDataset(Dataset):
         store: encodes the items of all histories, each distinct text once.
         item_template: turns task items into texts; None if the histories are texts.
         history_dropout: in each epoch, every history loses a random share of its items, between none and this.
-        repeats: the paper's way: a history of more than two items stays whole, and so many copies of its example, which
-            lose items, come on top in every epoch; shorter histories lose nothing.
-        use_history: False gives everybody an empty history, which is how instruction-only plugs are trained.
-        queries: [len(examples), D] vectors of the requests, for a model whose input encoder is frozen.
+        repeats: extra copies of each example with more than two items, as in the paper: the copies lose items, the
+            example itself does not; shorter histories lose nothing.
+        use_history: False makes all histories empty, to train instruction-only plugs.
+        queries: [len(examples), D] vectors of the queries, for a model whose input encoder is frozen.
         seed: of the drop-out. What is dropped depends on seed, epoch and row alone, not on the order of access, so
             a resumed run sees what an uninterrupted one would have seen.
     """
@@ -61,9 +61,9 @@ class PersonaDataset(Dataset):
             texts = item_texts(example.history, item_template) if use_history else []
             self.rows.append(np.array([number.setdefault(text, len(number)) for text in texts], dtype=np.int64))
         self.vectors = store(list(number))
-        # What there is in an epoch: an example's number, and whether its history loses items.
+        # The rows of an epoch: an example's number, and whether its history loses items.
         self.views = [(i, bool(history_dropout) and not repeats) for i in range(len(examples))]
-        # By the example, not by `rows`: the instruction-only control makes as many steps.
+        # By the example, not by `rows`: the instruction-only ablation takes as many steps.
         self.views += [(i, True) for i, e in enumerate(examples) if len(e.history) > 2 for _ in range(repeats)]
 
     def set_epoch(self, epoch: int) -> None:
@@ -71,7 +71,7 @@ class PersonaDataset(Dataset):
         self.epoch = epoch
 
     def persona(self, index: int) -> Persona:
-        """The history of a row, as it is in this epoch."""
+        """Return the history of a row, as it is in this epoch."""
         number, loses = self.views[index]
         rows = self.rows[number]
         facts = item_facts(self.examples[number].history if len(rows) else ())

@@ -1,4 +1,4 @@
-"""The examples of a split, from whatever a user has. Every command that reads data reads it here.
+"""Examples of a split, from any source. Every command that reads data reads it here.
 
     read_examples("lamp/LaMP_2", "dev")                      LaMP's files in a folder
     read_examples("mine", "dev", "my_task.json")             mine/dev.jsonl, and a task of one's own
@@ -21,7 +21,7 @@ from ..tasks.task import Task
 from ..tasks.task_files import find_task
 from . import sources
 from .lamp import read_lamp
-from .records import Example, some
+from .records import Example, shared, some
 from .tables import stream
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
@@ -31,7 +31,7 @@ Source: TypeAlias = str | os.PathLike | Rows | Mapping[str, Rows]
 def read_examples(
     source: Source, split: str, task: Task | str | None = None, *, require_outputs: bool = True
 ) -> tuple[Task, list[Example]]:
-    """The task and the examples of a split.
+    """Return the task and the examples of a split.
 
     Args:
         source: see above.
@@ -50,19 +50,18 @@ def read_examples(
         ConfigurationError: there is no such task, or its file describes none that works.
     """
     task = find_task(task)
+    name = "the data set"
     if isinstance(source, str | os.PathLike):
-        name, path = f"{source}", Path(source)
-        if _is_lamp(path, split):
-            task, examples = read_lamp(path, split, task, require_outputs=require_outputs)
-        else:
-            task, examples = _stream(source, split, task, require_outputs)
+        name = f"{source}"
+    elif isinstance(source, Mapping) and split not in source:
+        raise MissingFileError(f"The data set has no split {split!r}; it has {', '.join(map(repr, source))}.")
+    elif task is None:
+        raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
+    if isinstance(source, str | os.PathLike) and _is_lamp(Path(source), split):
+        task, examples = read_lamp(source, split, task, require_outputs=require_outputs)
     else:
-        name = "the data set"
-        if isinstance(source, Mapping) and split not in source:
-            raise MissingFileError(f"The data set has no split {split!r}; it has {', '.join(map(repr, source))}.")
-        if task is None:
-            raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
-        task, examples = _stream(source, split, task, require_outputs)
+        task, found, _ = stream(source, split, task, require_outputs=require_outputs)
+        examples = shared(found)
     if not examples:
         raise DataError(f"The split {split!r} of {name} holds no questions.")
     if empty := [e.id for e in examples if not e.query.strip()]:
@@ -74,7 +73,7 @@ def read_examples(
 
 
 def has_split(source: Source, split: str) -> bool:
-    """Whether a folder or a mapping has this split. A file and bare rows are one split themselves, and have none."""
+    """Return true if a folder or a mapping has this split. A file and bare rows are one split, and have none."""
     if isinstance(source, Mapping):
         return split in source
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
@@ -84,14 +83,14 @@ def has_split(source: Source, split: str) -> bool:
 
 
 def is_one_split(source: Source) -> bool:
-    """Whether this is a file or bare rows, so that no split need be named."""
+    """Return true for a file or bare rows, which need no name of a split."""
     if isinstance(source, str | os.PathLike):
         return Path(source).is_file()
     return not isinstance(source, Mapping)
 
 
 def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Example]:
-    """The examples of further splits as far as they are there, with answers or without."""
+    """Return the examples of further splits, if there are any, with answers or without."""
     found: list[Example] = []
     for split in splits:
         if has_split(source, split):
@@ -100,17 +99,7 @@ def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Examp
 
 
 def _is_lamp(path: Path, split: str) -> bool:
-    """Whether to read LaMP's files; raises for a folder without this split."""
+    """Return true if a folder has LaMP's files; raise for one without this split."""
     if path.is_file():
         return False
     return sources.find(path, f"{split}_questions.json", f"{split}.jsonl").name.startswith(f"{split}_questions.json")
-
-
-def _stream(source: Any, split: str, task: Task | None, require_outputs: bool) -> tuple[Task, list[Example]]:
-    task, found, _ = stream(source, split, task, require_outputs=require_outputs)
-    shared: dict[tuple, dict[str, str]] = {}
-    examples = []
-    for example in found:
-        example.history = [shared.setdefault(tuple(item.items()), item) for item in example.history]
-        examples.append(example)
-    return task, examples

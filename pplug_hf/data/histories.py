@@ -1,27 +1,24 @@
-"""Training on the histories themselves, and which of their items are the newest.
+"""Training examples made of histories, the newest items, and splits by user.
 
-A plug needs many more examples than a benchmark asks questions, and every history is full of them: the user
-answered each item once, after those before it. So each item becomes a question whose history is what came
-before. What must not happen is that a question of the evaluation returns as training material; `exclude`
-sees to that.
+A plug needs many more examples than a benchmark has questions. The user answered each item of a history, so each item
+becomes a question whose history is what came before it. Questions of the evaluation must not become training examples:
+pass them as `exclude`.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks.dates import parse_date
 from pplug_hf.tasks.task import Task, get_task
-
-# What the benchmark's dates look like (YYYY, YYYY-MM, YYYY-MM-DD), and the same with a time of day.
-_DATE = re.compile(r"\d{4}(-\d{1,2}(-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2})?)?)?)?")
+from pplug_hf.tasks.text import field_text, item_id, normalise
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
-    """Makes an example of every history item that has an answer.
+    """Make an example of every history item that has an answer.
 
     Args:
         examples: Whose histories are used. One person's rows need one `user`, or their items count twice.
@@ -40,8 +37,8 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     if task.answer_field is None:
         return []
     exclude = list(exclude)
-    asked = {(example.user, normal(example.query)) for example in (*examples, *exclude)}
-    asked_anybody = {normal(example.query) for example in exclude} if task.metric == "rouge" else set()
+    asked = {(example.user, normalise(example.query)) for example in (*examples, *exclude)}
+    asked_anybody = {normalise(example.query) for example in exclude} if task.is_free_text else set()
 
     places: dict[tuple[str, str], tuple[Example, int]] = {}
     for example in examples:
@@ -54,21 +51,21 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
             if key not in places or position > places[key][1]:
                 places[key] = (example, position)
 
-    # A prompt that lost its instruction (LaMP has one) is no model for others.
+    # Not a prompt without its instruction, of which LaMP has one.
     whole = next((example.prompt for example in examples if task.query_marker in example.prompt), None)
     made = []
     for (user, name), (example, position) in places.items():
         item = example.history[position]
-        query, answer = (str(item.get(name) or "").strip() for name in (task.query_field, task.answer_field))
-        text = normal(query)
+        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
+        prompt, query = task.question(item, like)
+        answer, text = field_text(item, task.answer_field), normalise(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
             continue
-        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
         made.append(
             Example(
                 id=f"{user}/{name}",
                 user=user,
-                prompt=task.prompt_for(item, like),
+                prompt=prompt,
                 query=query,
                 target=answer,
                 history=example.history[:position],
@@ -78,9 +75,8 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
 
 
 def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """All positions of a history, the newest item's first: by date if every item has one that can be read, else the
-    last item first."""
-    dates = [_date(item.get("date")) for item in history]
+    """Return all positions of a history, newest item first: by date if every item has one, else the last item first."""
+    dates = [parse_date(item.get("date")) for item in history]
     order = list(range(len(dates)))
     if all(dates):
         order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
@@ -88,7 +84,7 @@ def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def newest(examples: Sequence[Example], most: int) -> list[Example]:
-    """The same examples with only the newest items of each history, in their order.
+    """Keep only the newest items of each history, in their order.
 
     Args:
         examples: With histories.
@@ -108,7 +104,7 @@ def newest(examples: Sequence[Example], most: int) -> list[Example]:
 
 
 def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
-    """Holds some users out, for early stopping on people the plug has not met.
+    """Hold some users out, for early stopping on users whom the plug has not seen.
 
     Args:
         examples: What to split; examples of one user stay together.
@@ -132,24 +128,6 @@ def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> 
 
 
 def _draw(seed: int, user: str) -> float:
-    """A number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
+    """Return a number in [0, 1) that is the same on every machine and in every process, unlike `hash`."""
     digest = hashlib.sha256(f"{seed}/{user}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6]) / 2**48
-
-
-def _date(value: Any) -> tuple[int, ...]:
-    """Numbers to compare, from the year down; none if the date cannot be read."""
-    text = "" if value is None else str(value).strip()
-    return tuple(map(int, re.findall(r"\d+", text))) if _DATE.fullmatch(text) else ()
-
-
-def item_id(item: Mapping[str, str]) -> str:
-    """The item's id, or a fingerprint of what it says where the data has none."""
-    if item.get("id") not in (None, ""):
-        return str(item["id"])
-    return hashlib.sha256(repr(sorted(item.items())).encode()).hexdigest()[:16]
-
-
-def normal(text: str) -> str:
-    """White space may differ between an input and its item; that must not hide that they are the same."""
-    return " ".join(text.split())

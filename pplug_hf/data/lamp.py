@@ -1,4 +1,4 @@
-"""Reads files in the layout of the LaMP benchmark, and says clearly what is wrong with those that are not.
+"""Reading of files in the layout of the LaMP benchmark.
 
     {split}_questions.json   [{"id", "input", "profile": [{"id", ...}, ...], "user_id"?}, ...]
     {split}_outputs.json     {"task": "LaMP_2", "golds": [{"id", "output"}, ...]}
@@ -9,6 +9,7 @@ everything in memory; for files too large for that, and for other formats, see `
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pplug_hf.data import records as rows
@@ -23,9 +24,9 @@ KEYS = frozenset({"id", "input", "profile"})
 
 
 def read_lamp(
-    folder: str | Path, split: str, task: Task | str | None = None, *, require_outputs: bool = True
+    folder: str | os.PathLike, split: str, task: Task | str | None = None, *, require_outputs: bool = True
 ) -> tuple[Task, list[Example]]:
-    """Reads one split of a task.
+    """Read one split of a task.
 
     Args:
         folder: Where `{split}_questions.json[.gz]` and `{split}_outputs.json[.gz]` lie.
@@ -41,7 +42,7 @@ def read_lamp(
 
     Raises:
         MissingFileError: A file is not there.
-        DataError: A file is no JSON of this layout, or the files do not fit each other or the task.
+        DataError: A file has another layout, or the files do not fit each other or the task.
         ConfigurationError: `task` is not a known task.
     """
     folder = Path(folder)
@@ -51,20 +52,14 @@ def read_lamp(
     declared, golds, outputs = find_golds(folder, split, require_outputs)
     task = rows.decide_task(task, declared, f"{questions}")
 
-    shared: dict[tuple, dict[str, str]] = {}  # one object per distinct item: rows of one user repeat them
-    examples = []
-    for example in rows.examples(
-        data, task, f"{questions}", keys=KEYS, golds=golds, golds_where=outputs and f"{outputs}"
-    ):
-        example.history = [shared.setdefault(tuple(item.items()), item) for item in example.history]
-        examples.append(example)
-    return task, examples
+    found = rows.examples(data, task, f"{questions}", keys=KEYS, golds=golds, golds_where=outputs and f"{outputs}")
+    return task, rows.shared(found)
 
 
 def find_golds(
     folder: Path, split: str, required: bool
 ) -> tuple[str | None, dict[str, str | None] | None, Path | None]:
-    """The task's name, the answers and the path of the outputs file; nothing if it is neither there nor required."""
+    """Return the task's name, the answers and the path of the outputs file; Nones if it may be missing and is."""
     try:
         path = sources.find(folder, f"{split}_outputs.json")
     except MissingFileError:

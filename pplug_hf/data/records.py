@@ -1,26 +1,27 @@
-"""From raw rows to examples: every rule of what a row must be, in one place, whatever file it comes from.
+"""Checks that turn raw rows of any file into examples.
 
-What cannot be right is refused with a `DataError`. What can be read in one way only is repaired, and `Repairs` says
-what and where. Both name ids, fields and labels, never a text of a user's history.
+Unambiguous problems are fixed and listed in `Repairs`; anything else is a `DataError`. Both name ids, fields and labels,
+never a text of a user's history.
 """
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.tasks.dates import parse_date
+from pplug_hf.tasks.metric import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
+from pplug_hf.tasks.text import is_null, text_of
 
 SHOWN = 5  # ids in a message
-DATE = re.compile(r"(\d{4})(-\d{2}-\d{2})?")
 
-# What a reader may have to say about data it accepts, and what it did.
+# Notes on data that a reader accepts, and what it did.
 REPAIRS = {
     "no_id": "rows without an id: numbered from 0",
     "no_user": "rows that do not say whose they are: each is a user of its own",
@@ -31,7 +32,7 @@ REPAIRS = {
     "empty_history": "empty histories: kept",
     "undated": "history items without a date: kept",
     "year_only": "history items with a year for a date: kept",
-    "odd_date": "history items whose date is neither YYYY nor YYYY-MM-DD: kept as they are",
+    "odd_date": "history items whose date is not YYYY, YYYY-MM or YYYY-MM-DD, with or without a time: kept as they are",
     "unordered": "histories that are not oldest first: kept in their order",
     "extra_fields": "fields that are not the task's: left out",
     "broken_text": "texts with half a surrogate pair: the half became U+FFFD",
@@ -49,11 +50,12 @@ class Example:
     query: str  # the part of it that is the user's own, as the input encoder reads it
     target: str | None  # None where answers are withheld
     history: Sequence[dict[str, str]]  # the user's earlier items, oldest first
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the row, those that the metric reads
 
 
 @dataclass(slots=True)
 class Finding:
-    """How often something was seen, in how many questions, and the ids of the first few of them."""
+    """Count of something, the number of questions that have it, and the ids of the first few of them."""
 
     count: int = 0
     questions: int = 0
@@ -89,7 +91,7 @@ class Findings(dict[str, Finding]):
 
 
 class Repairs(Findings):
-    """What a reader changed or had to take as it is, by kind; the kinds are those of `REPAIRS`."""
+    """Changes that a reader made, and oddities that it kept, by kind; the kinds are those of `REPAIRS`."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines(REPAIRS)) or "nothing to repair"
@@ -107,7 +109,7 @@ def examples(
     unnamed_user: str = "{id}",
     repairs: Repairs | None = None,
 ) -> Iterator[Example]:
-    """Checks raw rows one by one and makes examples of them.
+    """Check raw rows one by one and make examples of them.
 
     Args:
         raw: Objects with `input`, `profile` and, if known, `id`, `user_id` or `user`, and `output`.
@@ -121,19 +123,20 @@ def examples(
         repairs: Takes notes.
 
     Yields:
-        Examples in the order of the rows. History items keep all their fields, as text.
+        Examples in the order of the rows. History items keep all their fields, as text; of the row's further fields
+        those that the task's metric reads are kept as they are.
 
     Raises:
-        DataError: A row is no object with those keys, what must be text is none, or its history items are not the
-            task's: at once. Ids repeat
-            or lack an answer, the golds have other ids, or an answer is no label of the task: behind the last row,
-            with all that are concerned; so keep nothing of rows whose reading ended with an error.
+        DataError: at once, if a row is not an object with those keys, a text is of another type, or its history items
+            are not the task's. After the last row, with all ids concerned, if ids repeat or lack an answer, the golds
+            have other ids, or an answer is not a label of the task: keep nothing of rows that end with an error.
     """
     repairs = Repairs() if repairs is None else repairs
     seen: set[str] = set()
     repeated: dict[str, None] = {}
     unanswered: dict[str, None] = {}  # not in golds, or without an output
     wrong: dict[str, str] = {}
+    fields = get_metric(task.metric).fields
     for position, row in enumerate(raw):
         _check_keys(row, keys, where, position)
         id_ = _row_id(row, position, keys, where, repairs)
@@ -168,6 +171,7 @@ def examples(
             query=query,
             target=target,
             history=[{name: text_of(value) for name, value in item.items()} for item in items],
+            extra={name: row[name] for name in fields if name in row},
         )
     if repeated:
         raise DataError(f"{where}: ids must occur once; these repeat: {some(repeated)}.")
@@ -192,7 +196,7 @@ def examples(
 
 
 def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]]:
-    """What an outputs file says: the task's name, and the answer of each id.
+    """Return the content of an outputs file: the task's name, and the answer of each id.
 
     Raises:
         DataError: It has another layout, or ids repeat.
@@ -214,48 +218,51 @@ def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]
     return data.get("task"), golds
 
 
-def decide_task(task: Task | str | None, declared: str | None, where: str) -> Task:
-    """The task that was asked for, or the one that an outputs file declares; they must be the same.
+_NO_TASK = "No outputs file names the task of {where}; pass task=, one of {tasks}."
+_OTHER_TASK = "The outputs beside {where} are of task {declared!r}, but task={task!r} was asked for; pass task={known!r} or no task."
+
+
+def decide_task(
+    task: Task | str | None, declared: str | None, where: str, unnamed: str = _NO_TASK, other: str = _OTHER_TASK
+) -> Task:
+    """Return the task that was asked for, or the one that a file declares; they must be the same.
+
+    Args:
+        task: the task, its name, or None.
+        declared: the name in the file. A name that is not registered is the user's own: the fields decide.
+        where: the file, for messages.
+        unnamed, other: the messages for neither of them and for two that differ.
 
     Raises:
-        DataError: Neither is there, or they differ.
-        ConfigurationError: There is no such task.
+        DataError: neither is there, or they differ.
+        ConfigurationError: there is no such task.
     """
-    if task is None:
-        if declared is None:
-            raise DataError(f"No outputs file names the task of {where}; pass task=, one of {', '.join(TASKS)}.")
-        return get_task(declared)
-    task = get_task(task)
-    try:
-        known = get_task(declared) if declared is not None else task
-    except ConfigurationError:
-        known = task  # a name of the user's own; the fields decide
+    wanted = declared if task is None else task
+    if wanted is None:
+        raise DataError(unnamed.format(where=where, tasks=", ".join(TASKS)))
+    task = known = get_task(wanted)
+    if declared is not None:
+        with contextlib.suppress(ConfigurationError):
+            known = get_task(declared)
     if known.name != task.name:
-        raise DataError(
-            f"The outputs beside {where} are of task {declared!r}, but task={task.name!r} was asked for; pass "
-            f"task={known.name!r} or no task."
-        )
+        raise DataError(other.format(where=where, declared=declared, task=task.name, known=known.name))
     return task
 
 
+def shared(examples: Iterable[Example]) -> list[Example]:
+    """Return all examples, with equal history items as one object, because rows of one user repeat them."""
+    items: dict[tuple, dict[str, str]] = {}
+    return [replace(e, history=[items.setdefault(tuple(item.items()), item) for item in e.history]) for e in examples]
+
+
 def check_list(data: Any, where: str) -> None:
-    """Raises `DataError` for what is no list."""
+    """Raise a `DataError` unless `data` is a list."""
     if not isinstance(data, list):
         raise DataError(f"{where} must hold a list of objects, not {type(data).__name__}.")
 
 
-def text_of(value: Any) -> str:
-    """A JSON value as text; null is empty. A stream's numbers are Decimal, and 3.50 must read as 3.5 in both."""
-    return "" if is_null(value) else str(float(value)) if isinstance(value, Decimal) else str(value)
-
-
-def is_null(value: Any) -> bool:
-    """Null, or NaN, which is what pandas makes of a missing text."""
-    return value is None or (isinstance(value, float) and value != value)
-
-
 def some(values: Iterable[Any]) -> str:
-    """Up to five of some ids, for a message."""
+    """Return up to five of some ids, for a message."""
     values = list(values)
     more = f", ... ({len(values)} in all)" if len(values) > SHOWN else ""
     return ", ".join(repr(value) for value in values[:SHOWN]) + more
@@ -277,7 +284,7 @@ def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], where: 
 
 
 def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
-    """The items of a profile, also of one that is an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
+    """Return the items of a profile: a list, an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
     if isinstance(profile, np.ndarray):
         profile = profile.tolist()
     if isinstance(profile, Mapping) and all(isinstance(column, list) for column in profile.values()):
@@ -292,7 +299,7 @@ def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
 
 
 def _check_text(row: Mapping[str, Any], names: Iterable[str], id_: str, where: str) -> None:
-    """Numbers can be read as text in one way; lists and objects (a chat, several tags) cannot."""
+    """Raise for lists and objects (a chat, several tags), which cannot be read as one text; numbers can."""
     for name in names:
         if isinstance(row.get(name), list | Mapping):
             raise DataError(
@@ -325,18 +332,17 @@ def _note_nulls_and_dates(row: Mapping[str, Any], items: list[Mapping[str, Any]]
     repairs.add("null", id_, count, [*top, *null])
     repairs.add("empty_history", id_, not items)
     undated = years = odd = 0
-    ordered, last = True, ""
+    ordered, last = True, ()
     for item in items:
-        date = text_of(item.get("date")).strip()
+        date = parse_date(item.get("date"))
         if not date:
-            undated += 1
-        elif not (found := DATE.fullmatch(date)):
-            odd += 1
-        else:
-            years += found[2] is None
-            shared = min(len(last), len(date))  # a year is compared with years
-            ordered = ordered and last[:shared] <= date[:shared]
-            last = date
+            given = bool(text_of(item.get("date")).strip())
+            odd, undated = odd + given, undated + (not given)
+            continue
+        years += len(date) == 1
+        shared = min(len(last), len(date))  # a year is compared with years
+        ordered = ordered and last[:shared] <= date[:shared]
+        last = date
     repairs.add("undated", id_, undated)
     repairs.add("year_only", id_, years)
     repairs.add("odd_date", id_, odd)

@@ -1,12 +1,12 @@
-"""What a data set's histories are like, before anything is trained on them. Numbers and ids only.
+"""Description of a data set's histories, before anything is trained on them. Numbers and ids only.
 
     task, examples, repairs = stream("lamp/LaMP_2", "dev")
     report = describe(examples, task)
     print(report)
 
-Label tasks live on the quality of the history: whether users differ from one another in their labels at all (against
-what chance alone does to short histories), and whether a user's favourite label says anything about the next one. And
-a question that stands in its own history, answer included, asks for copying.
+For label tasks the report compares how much users differ in their labels with how much they would differ by chance,
+because short histories look personal by accident, and counts how often a user's favourite label is the answer. It also
+lists questions that occur in their own history, where the answer can be copied.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pplug_hf.data.records import DATE, Example, Findings, Repairs
+from pplug_hf.data.records import Example, Findings, Repairs
+from pplug_hf.tasks.dates import day_number, parse_date
 from pplug_hf.tasks.task import Task, get_task
+from pplug_hf.tasks.text import field_text, item_id, normalise
 
 FINDINGS = {
     "unanswered": "questions without an answer",
@@ -40,13 +42,13 @@ FINDINGS = {
 }
 NEAR = 0.8  # token Jaccard from which two texts are nearly the same
 OTHER = "(other)"
-_DRAWS = 20  # histories that chance makes for each user
+_DRAWS = 20  # random histories per user
 _YEAR = 365.25
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How numbers are distributed."""
+    """Distribution of some numbers."""
 
     count: int
     min: float
@@ -57,7 +59,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: ArrayLike) -> Spread | None:
-        """None of no values."""
+        """Return the distribution of values; None if there are none."""
         numbers = np.asarray(values, dtype=np.float64)
         if not len(numbers):
             return None
@@ -67,7 +69,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """How the answers in the histories are spread, per user against all users."""
+    """Distribution of the labels in the histories, of each user compared with all users."""
 
     everybody: dict[str, float]  # share of each label among all users' items; what is no label is OTHER
     top_share: float  # of the most frequent label, all users' items together
@@ -82,7 +84,7 @@ class Labels:
 
 @dataclass(slots=True)
 class HistoryReport:
-    """What `describe` found."""
+    """Result of `describe`."""
 
     task: str
     questions: int = 0
@@ -141,7 +143,7 @@ class HistoryReport:
 
 @dataclass(slots=True)
 class _User:
-    """What is kept of a user: numbers, not texts."""
+    """Numbers of one user, without texts."""
 
     questions: int = 0
     items: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))  # distinct, see `_key`
@@ -149,7 +151,7 @@ class _User:
     days: array[int] = field(default_factory=lambda: array("i"))
 
     def new(self, history: Sequence[Mapping[str, str]]) -> Iterator[Mapping[str, str]]:
-        """The items that this user did not have before, each once; they are noted."""
+        """Yield the items that this user did not have before, each once, and remember them."""
         keys = np.array([_key(item) for item in history], dtype=np.uint64)
         distinct, first = np.unique(keys, return_index=True)
         fresh = ~np.isin(distinct, self.items)
@@ -160,7 +162,7 @@ class _User:
 def describe(
     examples: Iterable[Example], task: Task | str, repairs: Repairs | None = None, seed: int = 0
 ) -> HistoryReport:
-    """Looks through examples, once.
+    """Describe the histories of examples in one pass.
 
     Args:
         examples: A list, or a stream; what is kept of each is a few numbers.
@@ -176,7 +178,7 @@ def describe(
         ConfigurationError: There is no such task.
     """
     task = get_task(task)
-    labelled = task.answer_field is not None and (bool(task.labels) or task.metric != "rouge")
+    labelled = task.has_labelled_items
     report = HistoryReport(task.name)
     users: dict[str, _User] = {}
     lengths, words, years, golds = array("i"), array("i"), array("d"), []
@@ -185,7 +187,7 @@ def describe(
         user.questions += 1
         lengths.append(len(example.history))
         for item in user.new(example.history):
-            words.append(len(_field(item, task.query_field).split()))
+            words.append(len(field_text(item, task.query_field).split()))
             user.labels.update(_label(item, task, labelled))
             user.days.extend(_day(item))
         if days := [day for item in example.history for day in _day(item)]:
@@ -217,15 +219,15 @@ def describe(
 
 
 def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> None:
-    """Everything that is counted by question."""
+    """Count the findings of one question."""
     found: Counter[str] = Counter()
     found["unanswered"] = not (example.target or "").strip()
     found["empty_query"] = not example.query.strip()
     found["empty_history"] = not example.history
-    query, query_words = _normal(example.query), frozenset(_normal(example.query).split())
+    query, query_words = normalise(example.query), frozenset(normalise(example.query).split())
     ids, texts = set(), set()
     for item in example.history:
-        text, answer, id_ = (_field(item, name) for name in (task.query_field, task.answer_field, "id"))
+        text, answer, id_ = (field_text(item, name) for name in (task.query_field, task.answer_field, "id"))
         found["empty_items"] += not text
         found["unlabelled_items"] += task.answer_field is not None and not answer
         found["foreign_labels"] += labelled and bool(task.labels) and bool(answer) and answer not in task.labels
@@ -233,7 +235,7 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
         ids |= {id_} if id_ else set()
         if not text:
             continue
-        text = _normal(text)
+        text = normalise(text)
         found["repeated_texts"] += text in texts
         texts.add(text)
         same = text == query
@@ -241,14 +243,14 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
         found["question_in_history"] += same
         found["near_question_in_history"] += near
         found["answer_in_history"] += (
-            (same or near) and bool(answer) and _normal(answer) == _normal(example.target or "")
+            (same or near) and bool(answer) and normalise(answer) == normalise(example.target or "")
         )
     for kind in FINDINGS:
         findings.add(kind, example.id, int(found[kind]))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Shared words over all words; 0 if one has none. Sizes that are too different are not compared."""
+    """Return shared words over all words; 0 if one has none, or if the sizes differ too much to reach `NEAR`."""
     small, large = sorted((len(a), len(b)))
     if small < NEAR * large or not small:  # the result is at most small / large
         return 0.0
@@ -275,12 +277,12 @@ def _labels(
     top, variation = top_and_variation(counts)
     chance = np.mean([top_and_variation(rng.multinomial(sizes, everybody)) for _ in range(_DRAWS)], axis=0)
 
-    # Of labels that are equally frequent in a history, the one that everybody gives more often.
+    # Among equally frequent labels of a history, the one that all users give more often.
     order = {name: rank for rank, name in enumerate(names)}
     hits = [min(favourites, key=order.__getitem__) == gold for gold, favourites in golds]
     shown: dict[str, float] = {}
     for name, share, donors in zip(names, everybody.tolist(), (counts > 0).sum(axis=0), strict=True):
-        # What one user alone wrote is no label but a text of theirs.
+        # An answer that only one user gave may be a text of theirs and not a label.
         name = name if name in known or (not known and donors > 1) else OTHER
         shown[name] = shown.get(name, 0.0) + share
     return Labels(
@@ -318,33 +320,18 @@ def _short(number: float) -> str:
     return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}" if number < 100 else f"{number:.0f}"
 
 
-def _field(item: Mapping[str, str], name: str | None) -> str:
-    return "" if name is None else str(item.get(name) or "").strip()
-
-
-def _normal(text: str) -> str:
-    """Case and white space do not make two texts."""
-    return " ".join(text.casefold().split())
-
-
 def _label(item: Mapping[str, str], task: Task, labelled: bool) -> tuple[str, ...]:
-    """The item's label, if it has one."""
-    label = _field(item, task.answer_field) if labelled else ""
+    """Return the item's label, if it has one."""
+    label = field_text(item, task.answer_field) if labelled else ""
     return (label,) if label else ()
 
 
 def _key(item: Mapping[str, str]) -> int:
-    """Tells items apart in 8 bytes."""
-    what = item.get("id") or repr(sorted(item.items()))
-    return int.from_bytes(hashlib.blake2b(str(what).encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    """Return 8 bytes that identify an item."""
+    return int.from_bytes(hashlib.blake2b(item_id(item).encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def _day(item: Mapping[str, str]) -> tuple[int, ...]:
-    """The day's number; a year is its first of July. Nothing without a date, and for one that no calendar has."""
-    found = DATE.fullmatch(_field(item, "date"))
-    if not found:
-        return ()
-    try:
-        return (date.fromisoformat(found[0] if found[2] else f"{found[0]}-07-01").toordinal(),)
-    except ValueError:
-        return ()
+    """Return the number of the item's day; nothing without a date."""
+    numbers = parse_date(item.get("date"))
+    return (day_number(numbers),) if numbers else ()

@@ -1,4 +1,4 @@
-"""From a file to raw rows, whole or one at a time, and what is said about files that are broken.
+"""Readers of files, whole or row by row, with clear errors for broken ones.
 
 Files may be gzipped, whatever their ending. No message repeats the parser's own, which quotes the document.
 """
@@ -23,7 +23,7 @@ _BROKEN = "{path} is no JSON, or is cut off ({where}); fetch it again."
 
 
 def find(folder: Path, *names: str) -> Path:
-    """The first of some files that is in a folder, plain or with the ending .gz.
+    """Return the first of some files that is in a folder, plain or with the ending .gz.
 
     Raises:
         MissingFileError: None of them is there.
@@ -43,7 +43,7 @@ def find(folder: Path, *names: str) -> Path:
 
 
 def load(path: Path) -> Any:
-    """What a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
         DataError: It is a web page, damaged, not UTF-8 or no JSON.
@@ -61,7 +61,7 @@ def load(path: Path) -> Any:
 
 
 def stream_array(path: Path) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time: in memory is one of them.
+    """Yield the elements of a JSON array; only one is in memory at a time.
 
     Raises:
         MissingPackageError: ijson is not installed.
@@ -87,7 +87,7 @@ def stream_array(path: Path) -> Iterator[Any]:
 
 
 def stream_lines(path: Path) -> Iterator[Any]:
-    """What the lines of a JSON-lines file hold, one at a time; empty lines are skipped.
+    """Yield the content of each line of a JSON Lines file; empty lines are skipped.
 
     Raises:
         DataError: As in `load`, and it names the line. It comes when the reader gets there.
@@ -110,7 +110,7 @@ def stream_lines(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file's content, unpacked and behind its byte-order mark."""
+    """Open a file, unpacked and after its byte-order mark."""
     with path.open("rb") as raw:
         packed = raw.read(2) == _GZIP_MAGIC
         raw.seek(0)
@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _start(file: BinaryIO) -> bytes:
-    """The first byte that is no white space; the file is left where it was."""
+    """Return the first byte that is not white space, without moving in the file."""
     place = file.tell()
     start = b""
     while not start and (part := file.read(4096)):

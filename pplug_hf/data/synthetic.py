@@ -1,9 +1,9 @@
-"""Synthetic users, to learn from when real ones are few.
+"""Synthetic users, for training when real ones are few.
 
 A plug has to learn two things: to read from item vectors which answers a user prefers, and to move the backbone's answer
-accordingly. Both can be learned from histories that nobody has: take the proportions in which one real user gives the
-labels, and fill them with items of everybody. What only real users have, that somebody's *comedy* is another one's
-*satire*, is left to their own examples.
+accordingly. Both can be learned from synthetic histories: items are sampled from all users to match the label frequencies
+of one real user. What synthetic users cannot show, that one user's *comedy* is another one's *satire*, the plug learns
+from the real examples.
 
 This is not in the paper, which has thousands of users per task.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import ConfigurationError, DataError
 from ..tasks.task import Task, get_task
-from .histories import item_id, normal
+from ..tasks.text import item_id, normalise, text_of
 from .records import Example
 
 
@@ -24,9 +24,9 @@ def synthetic_examples(
 ) -> list[Example]:
     """Make examples of synthetic users.
 
-    Each takes the labels of a real user's items with their frequencies, and the length of some example's history; draws
-    that many labels and one more; for each of them draws an item of anybody that has this label; and is asked for the
-    last. Nobody's history holds a text that it is asked for.
+    Each has the label frequencies of one real user and the length of some example's history. That many labels and one
+    more are drawn, and for each label an item of any user; the last item is the question. No history holds the text of
+    its own question.
 
     Args:
         examples: Whose histories are used.
@@ -52,42 +52,45 @@ def synthetic_examples(
         raise ConfigurationError(f"The number of synthetic users is {count}; give 0 or more.")
     if count == 0:
         return []
-    asked = {(e.user, normal(e.query)) for e in exclude}
+    asked = {(e.user, normalise(e.query)) for e in exclude}
+    prompts = [e.prompt for e in examples]
+    like = next((prompt for prompt in prompts if task.query_marker in prompt), "".join(prompts[:1]))
     items: dict[str, dict[str, dict[str, str]]] = {}  # user -> id -> item
     for e in examples:
         items.setdefault(e.user, {}).update((item_id(item), item) for item in e.history)
     pool: dict[str, list[dict[str, str]]] = {}
+    texts: dict[int, str] = {}  # id of an item in the pool -> its query, for comparison
     users: list[list[str]] = []  # of each user with items, the label of each
     for user, own in items.items():
         labels = []
         for item in own.values():
-            label, text = str(item.get(task.answer_field) or ""), normal(str(item.get(task.query_field) or ""))
+            label, text = text_of(item.get(task.answer_field)), normalise(task.question(item, like)[1])
             if label in task.labels and text and (user, text) not in asked:
                 pool.setdefault(label, []).append(item)
+                texts[id(item)] = text
                 labels.append(label)
         if labels:
             users.append(labels)
-    if len({normal(item[task.query_field]) for found in pool.values() for item in found}) < 2:
+    if len(set(texts.values())) < 2:
         raise DataError("Synthetic users need labelled items of at least two texts: leave them out.")
 
     lengths = [len(e.history) for e in examples if e.history]
-    like = next((e.prompt for e in examples if task.query_marker in e.prompt), examples[0].prompt)
     rng = random.Random(f"recombined/{seed}")  # the name it had first: the draws stay the same
     made = []
     for number in range(count):
         labels = rng.choice(users)
         drawn = [rng.choice(pool[rng.choice(labels)]) for _ in range(rng.choice(lengths) + 1)]
         target = drawn.pop()
-        text = normal(target[task.query_field])
+        prompt, query = task.question(target, like)
         name = f"synthetic/{number}"
         made.append(
             Example(
                 id=name,
                 user=name,
-                prompt=task.prompt_for(target, like),
-                query=str(target[task.query_field]).strip(),
+                prompt=prompt,
+                query=query,
                 target=str(target[task.answer_field]),
-                history=[item for item in drawn if normal(item[task.query_field]) != text],
+                history=[item for item in drawn if texts[id(item)] != texts[id(target)]],
             )
         )
     return made

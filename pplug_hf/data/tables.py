@@ -1,11 +1,11 @@
-"""Reads data of any size and any of these formats into a `datasets.Dataset` on disk.
+"""Reading of data of any size and any of these formats into a `datasets.Dataset` on disk.
 
     LaMP         a folder with {split}_questions.json and {split}_outputs.json
     JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line
     datasets     a Dataset, an IterableDataset, or any iterable of such rows
 
-Files may be gzipped. All are read row by row, by the rules of `rows.py`, and written as they come: in memory are the
-rows of one batch, and of each other row an id and, for LaMP, its answer.
+Files may be gzipped. They are read row by row, by the rules of `records.py`, and written at once: in memory are the rows
+of one batch, and the ids (and, for LaMP, the answers) of all other rows.
 
     task, rows, repairs = read_table("lamp/LaMP_2", "dev")
     task, rows, repairs = read_table("mine.jsonl", task=Task(name="shelves", ...))
@@ -37,7 +37,7 @@ _temporary: list[tempfile.TemporaryDirectory] = []  # tables without a folder of
 
 
 class Stream(NamedTuple):
-    """Examples that are read when they are asked for, once."""
+    """Examples that are read once, as they are iterated over."""
 
     task: Task
     examples: Iterator[Example]
@@ -45,7 +45,7 @@ class Stream(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What `read_table` gives."""
+    """Result of `read_table`."""
 
     task: Task
     rows: Dataset
@@ -60,7 +60,7 @@ def stream(
     require_outputs: bool = True,
     unnamed_user: str = "{id}",
 ) -> Stream:
-    """Examples one at a time; arguments and errors as in `read_table`.
+    """Return examples one at a time; arguments and errors as in `read_table`.
 
     Errors of single rows come when the row is read, those of the whole (ids, answers) behind the last one. A row that
     does not say whose it is gets the user `unnamed_user`, made from its id.
@@ -103,7 +103,7 @@ def read_table(
     require_outputs: bool = True,
     folder: str | os.PathLike | None = None,
 ) -> Table:
-    """Reads one split into an Arrow file, which the data set then maps into memory.
+    """Read one split into an Arrow file, which the data set then maps into memory.
 
     Args:
         source: A folder, a file (.jsonl, or .json with one array), a `datasets.Dataset`, `IterableDataset` or
@@ -136,7 +136,7 @@ def read_splits(
     require_outputs: bool = True,
     folder: str | os.PathLike | None = None,
 ) -> dict[str, Table]:
-    """Several splits of one source, whose ids may repeat between them: LaMP numbers each split from 0.
+    """Read several splits of one source, whose ids may repeat between them: LaMP numbers each split from 0.
 
     Args and errors are those of `read_table`. A split that is there in no format is an error.
 
@@ -165,7 +165,7 @@ def _note_shared(examples: Iterable[Example], seen: set[str], ids: list[str], re
 
 
 def features(task: Task | str) -> Features:
-    """The columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields."""
+    """Return the columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields."""
     datasets = require("datasets", "train", "A table")
     text = datasets.Value("string")
     item = {name: text for name in _item_fields(get_task(task))}
@@ -174,7 +174,7 @@ def features(task: Task | str) -> Features:
 
 
 def examples(table: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
-    """The rows of a table as the rest of this package reads them; `list(...)` of it holds all in memory."""
+    """Yield the rows of a table as examples; `list(...)` of it holds all in memory."""
     for row in table:
         yield Example(row["id"], row["user"], row["input"], row["query"], row["output"], row["profile"])
 
@@ -186,7 +186,7 @@ def _item_fields(task: Task) -> list[str]:
 def _write(
     examples: Iterable[Example], task: Task, repairs: Repairs, name: str, folder: str | os.PathLike | None
 ) -> Dataset:
-    """A data set of these examples, in a file of its own that appears when it is whole."""
+    """Write examples to a file, which appears when it is complete, and return it as a data set."""
     datasets = require("datasets", "train", "A table")
     import pyarrow as pa
 

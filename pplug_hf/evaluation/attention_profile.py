@@ -1,7 +1,6 @@
-"""Which items of a history speak, over all users: attention weights by an item's age and by its place among the weights.
+"""Attention weights over all users: by the age of an item and by its rank among the weights.
 
-A weight is given in units of what it would be if all items of its history spoke equally: w * N, so 1 is uniform. Numbers
-only, no text.
+A weight is given in units of the uniform weight of its history: w * N, so 1 is uniform. Numbers only, no text.
 
 n examples, N items of one history.
 """
@@ -22,7 +21,7 @@ from .bootstrap import bootstrap_mean
 
 
 def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> dict[str, Any] | None:
-    """Mean weights, as JSON takes them.
+    """Return mean weights, as JSON takes them.
 
     Args:
         weights: n vectors [N] that sum to 1.
@@ -31,8 +30,8 @@ def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> di
     Returns:
         `by_age` (1 is the newest item) and `by_rank` (1 is the heaviest): per range of places the number of examples and
         users that have such items, and `weight`, [mean, low, high] with the 95 % interval of a bootstrap over users;
-        `effective_share`, likewise, exp(entropy) / N: the share of the items that speak, 1 where all do equally.
-        Histories of less than two items are left out; None if there are no others.
+        `effective_share`, likewise, exp(entropy) / N: the share of items that carry the weight, 1 if it is uniform.
+        Histories of fewer than two items are left out; None if there are no others.
     """
     kept = [(w.double().cpu().numpy(), e) for w, e in zip(weights, examples, strict=True) if len(e.history) > 1]
     if not kept:
@@ -49,7 +48,7 @@ def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> di
 
 
 def mean_profile(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several seeds as one: means of means and of bounds. All are of the same examples."""
+    """Merge several seeds: means of means and of bounds. All are of the same examples."""
 
     def mean(parts: Sequence[Sequence[float | None]]) -> list[float | None]:
         return [None if None in values else float(np.mean(values)) for values in zip(*parts, strict=True)]
@@ -65,7 +64,7 @@ def mean_profile(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _in_ranges(rows: Sequence[NDArray[np.float64]], users: Sequence[str]) -> list[dict[str, Any]]:
-    """Means over the places 1, 2, 3 to 4, 5 to 8, ...; first over the items of an example."""
+    """Return means over the places 1, 2, 3 to 4, 5 to 8, ...; first over the items of an example."""
     found, low, high = [], 1, 1
     longest = max(map(len, rows))
     while low <= longest:

@@ -1,7 +1,7 @@
-"""How sure are we? 95 % intervals that resample users.
+"""95 % intervals that resample users.
 
 Answers to one user's questions resemble each other, so examples are not independent draws, but users are.
-Drawing examples instead would give intervals that are too narrow, most of all where a few users ask a lot.
+Drawing examples instead would give intervals that are too narrow, above all if a few users ask many questions.
 """
 
 from collections.abc import Hashable, Sequence
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(values: ArrayLike, users: Sequence[Hashable], n_resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of some scores with its interval.
+    """Return the mean of some scores with its interval.
 
     Args:
         values: One score per example, [n].
@@ -72,7 +72,7 @@ def bootstrap_mean(values: ArrayLike, users: Sequence[Hashable], n_resamples: in
 def paired_bootstrap(
     a: ArrayLike, b: ArrayLike, users: Sequence[Hashable], n_resamples: int = 10_000, seed: int = 0
 ) -> Interval:
-    """The mean difference of two systems on the same examples, with its interval.
+    """Return the mean difference of two systems on the same examples, with its interval.
 
     Args:
         a: Scores of one system, [n].
@@ -92,3 +92,12 @@ def paired_bootstrap(
     if first.shape != second.shape:
         raise MismatchError(f"Scores of shapes {first.shape} and {second.shape} are not of the same examples.")
     return bootstrap_mean(first - second, users, n_resamples, seed)
+
+
+def user_means(scores: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Return each user's mean score, and their names, in order of first appearance; users without a score are left out."""
+    per_user: dict[str, list[float]] = {}
+    for score, user in zip(scores.tolist(), users, strict=True):
+        if not np.isnan(score):
+            per_user.setdefault(user, []).append(score)
+    return np.array([np.mean(own) for own in per_user.values()]), list(per_user)

@@ -1,32 +1,36 @@
-"""Pictures: which history items speak for a request, and how the rows of a bench compare."""
+"""Figures: how history items are weighted for a query, and how the rows of a bench compare.
+
+    plot_rows(comparison.rows(), "accuracy", "pplug").savefig("rows.png")
+
+Every function raises a `MissingPackageError` if matplotlib is not installed.
+"""
 
 from __future__ import annotations
 
-import os
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..methods.names import read_name
+from ..methods.persona import Plug
 from ..optional import require
+from ..tasks.metrics import score_titles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def plot_weights(
-    weights: Tensor, texts: Sequence[str], path: str | os.PathLike, title: str = "", most: int = 12
-) -> None:
-    """Horizontal bars of the heaviest items' weights, as a PNG. It shows the user's own texts: keep it private.
+def plot_weights(weights: Tensor, texts: Sequence[str], title: str = "", most: int = 12) -> Figure:
+    """Draw horizontal bars of the heaviest items' weights. The figure shows the user's own texts: keep it private.
 
     Args:
         weights: [N] from `model.persona_weights(...)[0]`.
-        texts: [N] what to write beside each bar.
-        path: where the picture goes.
+        texts: [N] labels of the bars.
         title: written above it.
         most: show this many items.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
     """
     order = weights.argsort(descending=True)[:most].tolist()
     shown = [_cut(str(texts[i]), 70) for i in order]
@@ -39,20 +43,16 @@ def plot_weights(
     axes.set_xlabel(f"weight (sum over all {len(weights)} items: 1)")
     figure.suptitle(title, fontsize=10, x=0.01, horizontalalignment="left", parse_math=False)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def plot_rows(records: Sequence[Mapping[str, Any]], metric: str, reference: str, path: str | os.PathLike) -> None:
-    """One bar per row of a `Comparison`, with the 95 % interval over users, as a PNG.
+def plot_rows(records: Sequence[Mapping[str, Any]], metric: str, reference: str) -> Figure:
+    """Draw one bar per row of a `Comparison`, with the 95 % interval over users.
 
     Args:
         records: `Comparison.rows()` of a full comparison.
         metric: which number of theirs.
         reference: the row that stands out, and at whose value a line is drawn.
-        path: where the picture goes.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
     """
     figure, axes = _figure(9, 1.2 + 0.36 * len(records))
     for place, record in enumerate(records):
@@ -68,28 +68,24 @@ def plot_rows(records: Sequence[Mapping[str, Any]], metric: str, reference: str,
     axes.set_yticks(range(len(records)), names, fontsize=9, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(f"{_named(metric)} (95 % interval over users)")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def plot_history_length(results: Mapping[str, Any], metric: str, path: str | os.PathLike) -> None:
-    """How a score depends on the length of the history, as a PNG: of the users who have so many items (left), and, where
-    there are rows NAME:last-N, of the same users with no more than N shown (right).
+def plot_history_length(results: Mapping[str, Any], metric: str) -> Figure:
+    """Draw how a score depends on the length of the history: for users who have so many items (left), and, where there
+    are rows NAME:last-N, for the same users with at most N items (right).
 
     Args:
         results: `Comparison.results()` of a full comparison.
         metric: the task's main one.
-        path: where the picture goes.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
     """
     rows = {record["row"]: record for record in results["rows"]}
     looks = {row: _look(place, row == results["reference"]) for place, row in enumerate(rows)}
     newest: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row, record in rows.items():
-        name, found, number = row.partition(":last-")
-        if found and number.isdecimal():
-            newest.setdefault(name, {})[int(number)] = record
+        method = read_name(row)
+        if isinstance(method, Plug) and method.history == "last" and method.retrieval is None:
+            newest.setdefault(method.name, {})[method.items] = record
 
     figure, axes = _figure(12, 4.5, columns=2) if newest else _figure(8, 4.5)
     left = axes[0] if newest else axes
@@ -100,11 +96,11 @@ def plot_history_length(results: Mapping[str, Any], metric: str, path: str | os.
     left.set_ylabel(_named(metric))
     if newest:
         _plot_newest(axes[1], newest, rows, looks, metric)
-    # Beside the panels and not on them: a bench has a dozen rows or more.
+    # Next to the panels, not on them: a bench has a dozen rows or more.
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7, handlelength=3.5
     )
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _plot_newest(
@@ -114,7 +110,7 @@ def _plot_newest(
     looks: Mapping[str, Mapping[str, Any]],
     metric: str,
 ) -> None:
-    """The rows NAME:last-N, by NAME and N, and behind them the row NAME, which shows all items."""
+    """Draw the rows NAME:last-N, by NAME and N, and behind them the row NAME, which shows all items."""
     counts = sorted({count for records in newest.values() for count in records})
     ticks = [*map(str, counts), *(["all"] if newest.keys() & rows.keys() else [])]
     for name, records in newest.items():
@@ -131,15 +127,11 @@ def _plot_newest(
     axes.legend(frameon=False, fontsize=7)
 
 
-def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | os.PathLike) -> None:
-    """Which items speak, over all users, as a PNG: by age (left) and by place among the weights (right). It shows no text.
+def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw how items are weighted, over all users: by age (left) and by place among the weights (right), without texts.
 
     Args:
-        profiles: row -> what `evaluation/attention_profile.py` says.
-        path: where the picture goes.
-
-    Raises:
-        MissingPackageError: matplotlib is not installed.
+        profiles: row -> profile, from `evaluation/attention_profile.py`.
     """
     figure, axes = _figure(11, 4.2, columns=2)
     from matplotlib.ticker import MaxNLocator
@@ -165,16 +157,16 @@ def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]], path: str | 
         each.set_xlabel(label)
     axes[0].set_ylabel("weight, in units of the uniform one\n(95 % interval over users)")
     axes[0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _ranges(places: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What stands below a point that is for several lengths or places."""
+    """Return labels for points that stand for several lengths or places."""
     return [f"{p['from']}" if p["from"] == p["to"] else f"{p['from']} to {p['to']}" for p in places]
 
 
 def _look(place: int, is_reference: bool) -> dict[str, Any]:
-    """How a row's line is drawn: ten colours, then the same ones dashed and dotted; the reference row thick and black."""
+    """Return how a row's line is drawn: ten colours, then the same ones dashed and dotted; the reference row thick and black."""
     line = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10 % 3], "linewidth": 1.4}
     if is_reference:
         line = {"color": "black", "linestyle": "-", "linewidth": 2.8}
@@ -182,12 +174,13 @@ def _look(place: int, is_reference: bool) -> dict[str, Any]:
 
 
 def _named(metric: str) -> str:
-    """A metric for an axis. Of errors, unlike all others, fewer are better."""
-    return f"{metric}, less is better" if metric in ("mae", "rmse") else metric
+    """Return a metric's label for an axis. Of errors, unlike all others, fewer are better."""
+    _, _, higher_is_better = score_titles().get(metric, ("", "", True))
+    return metric if higher_is_better else f"{metric}, less is better"
 
 
 def _cut(text: str, most: int) -> str:
-    """A text on one line of so many letters' width at most; not cut between words, which not all scripts part."""
+    """Cut a text to one line of so many letters' width at most; not cut between words, which not all scripts part."""
     text, width = " ".join(text.split()), 0
     for place, letter in enumerate(text):
         width += 2 if unicodedata.east_asian_width(letter) in "FW" else 1
@@ -197,8 +190,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure and its axes, drawn without a screen."""
-    figure = require("matplotlib.figure", "viz", "Drawing").Figure(figsize=(width, height), layout="constrained")
+    """Make a figure and its axes, drawn without a screen."""
+    figure = require("matplotlib.figure", "viz", "Drawing").Figure((width, height), dpi=120, layout="constrained")
     require("matplotlib.backends.backend_agg", "viz", "Drawing").FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns)
     for each in axes if columns > 1 else [axes]:

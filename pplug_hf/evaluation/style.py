@@ -1,4 +1,4 @@
-"""How close answers are to their user's own style, which ROUGE cannot see: it ignores case and punctuation.
+"""Closeness of answers to their user's own style, which ROUGE cannot see: it ignores case and punctuation.
 
     style = Style.fit({"ann": anns_titles, "bob": bobs_titles, ...})
     scores = style.score(answers, users)          # [n], each in [0, 1]
@@ -17,7 +17,7 @@ of what other users' texts get, or users with an ordinary style would be close t
 is the share of **other** users to whom it is less close than to its own. So 1 is a text that nobody else would have
 written like that, and 0 one that everybody else would rather. Another user's text gets about 0.5 on average, and one
 answer for all users exactly 0.5: blandness earns nothing. That holds for means over users, not over questions, of
-which some users have more: see `user_means`. What the users' real answers get is what can be reached.
+which some users have more: see `bootstrap.user_means`. What the users' real answers get is what can be reached.
 
 U users, F features, n answers.
 """
@@ -80,7 +80,7 @@ _CHUNK = 4_000_000  # distances at once
 
 
 def features(texts: Sequence[str]) -> np.ndarray:
-    """What the style of each text is made of, [n, F]: the columns are `FEATURES`. An empty text is all zeros."""
+    """Return the stylistic features of each text, [n, F]: the columns are `FEATURES`. An empty text is all zeros."""
     rows = np.zeros((len(texts), len(FEATURES)))
     for row, text in zip(rows, texts, strict=True):
         text = " ".join(text.split())
@@ -88,35 +88,23 @@ def features(texts: Sequence[str]) -> np.ndarray:
             continue
         words = _WORD.findall(text)
         letters = [c for c in text if c.isalpha()]
-        many, per_word = max(1, len(words)), 1 / max(1, len(words))
-        row[: len(_LENGTH)] = (
-            np.log1p(len(words)),
-            np.log1p(len(text)),
-            sum(map(len, words)) * per_word,
-            len(re.findall(r"[.!?\u2026]+(?:\s|$)", text)),
-        )
         long = [word for word in words if len(word) > 1]
-        row[len(_LENGTH) :][: len(_CASE)] = (
-            sum(c.isupper() for c in letters) / max(1, len(letters)),
+        end = text.rstrip("\"'\u201d\u2019)")[-1:]
+        groups = [_GROUP.get(word.lower().replace("\u2019", "'")) for word in words]
+        many, per_word, letter_count = max(1, len(words)), 1 / max(1, len(words)), max(1, len(letters))
+        row[:] = [
+            *(np.log1p(len(words)), np.log1p(len(text)), sum(map(len, words)) * per_word),
+            len(re.findall(r"[.!?\u2026]+(?:\s|$)", text)),
+            sum(c.isupper() for c in letters) / letter_count,
             sum(word[0].isupper() for word in words) * per_word,
             sum(word.isupper() for word in long) / max(1, len(long)),
-            bool(letters) and letters[0].islower(),
-            bool(letters) and letters[0].isupper(),
-        )
-        end = text.rstrip("\"'\u201d\u2019)")[-1:]
-        row[len(_LENGTH) + len(_CASE) :][: len(_END)] = (
-            end == ".",
-            end == "?",
-            end == "!",
+            *(bool(letters) and letters[0].islower(), bool(letters) and letters[0].isupper()),
+            *(end == ".", end == "?", end == "!"),
             sum(c.isdigit() for c in text) / len(text),
-            sum(not c.isascii() for c in letters) / max(1, len(letters)),
-        )
-        start = len(_LENGTH) + len(_CASE) + len(_END)
-        row[start : start + len(PUNCTUATION)] = [
-            sum(text.count(mark) for mark in marks) / many for marks in PUNCTUATION.values()
+            sum(not c.isascii() for c in letters) / letter_count,
+            *(sum(text.count(mark) for mark in marks) / many for marks in PUNCTUATION.values()),
+            *(groups.count(group) * per_word for group in FUNCTION_WORDS),
         ]
-        groups = [_GROUP.get(word.lower().replace("\u2019", "'")) for word in words]
-        row[start + len(PUNCTUATION) :] = [groups.count(group) * per_word for group in FUNCTION_WORDS]
     return rows
 
 
@@ -137,7 +125,7 @@ class Style:
 
     @classmethod
     def fit(cls, texts: Mapping[str, Sequence[str]]) -> Style:
-        """Learns what users' own texts are like.
+        """Learn the styles of users from their own texts.
 
         Args:
             texts: Per user, texts of the kind that the answers are of (titles for titles). None of them may be a gold
@@ -205,7 +193,7 @@ class Style:
         )
 
     def closeness(self, answers: Sequence[str]) -> np.ndarray:
-        """How much likelier each answer is from each user than from anybody, [n, U], in standard deviations of what
+        """Return how much likelier each answer is from each user than from anybody, [n, U], in standard deviations of what
         other users' texts get: users whose style is close to everybody's have no advantage."""
         mean, deviation = self.strangers
         return (self._closeness(self._standardised(answers) @ self.projection) - mean) / deviation
@@ -214,7 +202,7 @@ class Style:
         return ((features(answers) - self.mean) / self.deviation).clip(-_CLIP, _CLIP)
 
     def _closeness(self, rows: np.ndarray) -> np.ndarray:
-        """Log-likelihood ratios, [n, F] to [n, U]."""
+        """Return log-likelihood ratios, [n, F] to [n, U]."""
         precision = 1 / self.variance
         constant = (self.expected**2 * precision + np.log(self.variance)).sum(axis=1)
         user = rows**2 @ precision.T - 2 * rows @ (self.expected * precision).T + constant
@@ -222,7 +210,7 @@ class Style:
         return (anybody[:, None] - user) / 2
 
     def score(self, answers: Sequence[str], users: Sequence[str]) -> np.ndarray:
-        """The share of other users to whom each answer is less close than to its own, ties counted half.
+        """Return the share of other users to whom each answer is less close than to its own, ties counted half.
 
         Args:
             answers: n texts.
@@ -247,7 +235,7 @@ class Style:
         return scores
 
     def gaps(self, answers: Sequence[str], users: Sequence[str]) -> dict[str, float]:
-        """How answers differ from their users' own texts, by feature: mean difference in standard deviations of texts.
+        """Return how answers differ from their users' own texts, by feature: mean difference in standard deviations of texts.
 
         Args and errors as in `score`; users without texts are left out. Largest differences first.
         """
@@ -266,17 +254,8 @@ class Style:
         return np.array([self.users.get(user, -1) for user in users], dtype=np.int64)
 
 
-def user_means(scores: np.ndarray, users: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Each user's mean score, and their names, in order of first appearance; users without a score are left out."""
-    per_user: dict[str, list[float]] = {}
-    for score, user in zip(scores.tolist(), users, strict=True):
-        if not np.isnan(score):
-            per_user.setdefault(user, []).append(score)
-    return np.array([np.mean(own) for own in per_user.values()]), list(per_user)
-
-
 def own_texts(examples: Sequence[Example], task: Task | str) -> dict[str, list[str]]:
-    """Each user's own texts of the kind that the task asks for, from all their histories.
+    """Return each user's own texts of the kind that the task asks for, from all their histories.
 
     Args:
         examples: With histories. What is a gold of any of them is left out: the histories of a user's later questions
@@ -290,7 +269,7 @@ def own_texts(examples: Sequence[Example], task: Task | str) -> dict[str, list[s
         ConfigurationError: The task's answers are labels.
     """
     task = get_task(task)
-    if task.metric != "rouge":
+    if not task.is_free_text:
         raise ConfigurationError(f"Task {task.name} has labels for answers; style is measured on free text only.")
     name = task.answer_field or task.query_field
     asked = {(example.user, example.target) for example in examples}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,9 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
+from ..methods.names import FREQUENCIES, titles_of
+from ..tasks.metrics import score_titles
 
-METRICS = {
-    "accuracy": "accuracy",
-    "f1": "macro-F1",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "rouge-1": "ROUGE-1",
-    "rouge-L": "ROUGE-L",
-}
-# Ablations that show how much of a gain is personal, as `bench` and `evaluate` name them; {} is the plug's row.
-CONTROLS = {
-    "no-persona": "no persona",
-    "instruction-only": "instruction only",
-    "{}:wrong-user": "wrong user's history",
-}
-_NUMBERS = {"seeds", "unparsed", *METRICS, *(f"{metric}_sd" for metric in METRICS)}
 _NAME = re.compile(r"[\w .,'=+@:-]{1,60}")
 
 
@@ -79,19 +67,21 @@ def model_index(results: dict[str, Any], name: str, dataset: str | None) -> list
             "text-generation", dataset or task.lower(), task, kind, round(own[metric], 4), metric_name=title, **common
         )
         for metric, title in results["metrics"].items()
-        for kind in [metric.split("-")[0]]
+        for kind in [score_titles()[metric][1] or metric]
     ]
     return eval_results_to_model_index(name, scores)
 
 
 def _checked(content: dict[str, Any]) -> dict[str, Any]:
     settings, reference = content["settings"], _name(content["reference"])
-    rows = {row["name"]: row for row in map(_row, content["rows"])}
+    titles = {metric: title for metric, (title, _, _) in score_titles().items()}
+    numbers = {"seeds", "unparsed", *titles, *(f"{metric}_sd" for metric in titles)}
+    rows = {row["name"]: row for row in (_row(record, numbers) for record in content["rows"])}
     own = _own_row(list(rows), settings, reference)
-    metrics = {metric: title for metric, title in METRICS.items() if all(metric in row for row in rows.values())}
+    metrics = {metric: title for metric, title in titles.items() if all(metric in row for row in rows.values())}
     if not metrics:
-        raise KeyError(f"one of the metrics {', '.join(METRICS)} in every row")
-    controls = {name.format(own): other for name, other in CONTROLS.items()}
+        raise KeyError(f"one of the metrics {', '.join(titles)} in every row")
+    controls = {name: title for name, title in titles_of(own).items() if name not in (FREQUENCIES, own)}
     order = sorted(rows, key=lambda name: (name != own, name not in {*controls, *controls.values()}))
     return {
         **{"task": _name(content["task"]), "split": _name(settings["split"]), "reference": reference},
@@ -106,9 +96,9 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
+def _row(record: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return the name and numbers of a row, and its intervals as [mean and] bounds."""
-    numbers = {key: _number(value) for key, value in record.items() if key in _NUMBERS}
+    numbers = {key: _number(value) for key, value in record.items() if key in names}
     intervals = {key: record.get(key) or () for key in ("interval", "style", "gain")}
     bounds = {key: [None if x is None else _number(x) for x in values] for key, values in intervals.items()}
     return {"name": _name(record["row"]), "seeds": 1, "unparsed": 0, **numbers, **bounds}

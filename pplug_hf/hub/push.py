@@ -16,8 +16,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.repocard import RepoCard
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError, DataError, HubError, PPlugError
+from ..errors import ConfigurationError, HubError, PPlugError
 from ..modeling.plug_folder import load_config, weight_shapes
+from ..storage.files import read_json_object
 from ..storage.hub_errors import FAILURES, chain_of, hub_error, status_of
 from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS
 from ..storage.location import Location, is_hub_id
@@ -99,18 +100,16 @@ def push_folder(
             raise _failed(error, repo_id) from error
 
 
-def _stage(place: Location, staging: Path, api: HfApi) -> PPlugConfig:
+def _stage(location: Location, staging: Path, api: HfApi) -> PPlugConfig:
     """Copy the files of a plug without any trace of this machine, and those that its card is written from."""
-    config = load_config(place)
-    weight_shapes(place)  # damaged weights are refused here
+    config = load_config(location)
+    weight_shapes(location)  # damaged weights are refused here
     for name in (*PLUG_FILES, TRAIN_SETTINGS, CARD):
-        if (path := place.file(name)) is not None:
+        if (path := location.file(name)) is not None:
             shutil.copyfile(path, staging / name)
     for path in staging.glob("*config.json"):
-        try:
-            values = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in _ORIGINS}
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"The {path.name} of {place.name!r} is damaged ({error}): save it again.") from error
+        values = read_json_object(path, f"The {path.name} of {location.name!r}", "save it again")
+        values = {key: value for key, value in values.items() if key not in _ORIGINS}
         if path.name == CONFIG:
             for kind in ("backbone", "encoder"):
                 name, commit = _published(values.get(kind), values.get(f"{kind}_revision"), kind, api)

@@ -4,7 +4,7 @@
     ids = model.generate(**batch, **only_labels(model, processor, labels, batch["input_ids"]))
 
 Greedy decoding then takes the best token among those, step by step, which need not lead to the most likely label; as
-many beams as there are labels do find it, the same one as `methods/label_frequencies.py`: `label_log_probs`.
+many beams as there are labels find it, the same one as `methods/label_frequencies.py`: `label_log_probs`.
 
 R rows (batch times beams), L labels, W tokens of the longest label with its end, S tokens answered so far, V vocabulary.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def only_labels(
     model: Any, processor: PPlugProcessor, labels: Sequence[str], input_ids: Tensor, num_beams: int = 1
 ) -> dict[str, Any]:
-    """What `generate` needs to answer with labels only; for one batch.
+    """Return the options of `generate` for answers that are labels; for one batch.
 
     Args:
         model: Whose `generate` it is for: a plug, or a bare backbone.
@@ -62,8 +62,8 @@ def only_labels(
 
 
 def label_ids(processor: PPlugProcessor, labels: Sequence[str]) -> list[list[int]]:
-    """The tokens of each label, as in training and in `label_log_probs`: its end, and what else the tokenizer adds,
-    included.
+    """Return the tokens of each label, with its end and what else the tokenizer adds, as in training and in
+    `label_log_probs`.
 
     Args and errors as in `only_labels`.
     """
@@ -73,8 +73,8 @@ def label_ids(processor: PPlugProcessor, labels: Sequence[str]) -> list[list[int
     end = processor.tokenizer.eos_token_id
     if any(row[-1:] != [end] for row in ids):
         raise ConfigurationError(
-            f"The tokenizer does not end labels with its end-of-sequence token (eos_token_id is {end}), so nobody could "
-            "tell where one ends: set tokenizer.eos_token, or answer without labels."
+            f"The tokenizer does not end labels with its end-of-sequence token (eos_token_id is {end}), which leaves "
+            "the end of a label open: set tokenizer.eos_token, or answer without labels."
         )
     written = [processor.decode_answers(torch.tensor([row]))[0] for row in ids]
     lost = [label for label, text in zip(labels, written, strict=True) if text != label.strip()]
@@ -89,7 +89,7 @@ def label_ids(processor: PPlugProcessor, labels: Sequence[str]) -> list[list[int
 
 
 class LabelsOnly(LogitsProcessor):
-    """Leaves the scores of tokens that go on to a label as they are, and makes the others impossible.
+    """Keep the scores of tokens that continue to a label, and make all others impossible.
 
     Args:
         ids: L labels as tokens, each with its end.

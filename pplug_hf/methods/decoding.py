@@ -1,11 +1,11 @@
-"""Answers to many prompts, and whose history the wrong-user control sees."""
+"""Answers to many prompts, and whose history the wrong-user ablation sees."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,29 @@ from tqdm import tqdm
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
+from ..modeling.persona import Persona
 from .constrained import only_labels
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor
+
+
+class ModelInputs(NamedTuple):
+    """Inputs of the language model for n examples."""
+
+    prompts: list[str]
+    personas: list[Persona] | None = None
+    queries: list[str] | Tensor | None = None  # texts, or vectors [n, D] for a plug with a frozen input encoder
+    positions: Tensor | None = None  # [n] tokens before the soft prompt, where that is not its usual place
+    counts: dict[str, int] = {}  # noqa: RUF012 - of retrieved items; never written to
+
+
+class Answers(NamedTuple):
+    """Answers to n examples."""
+
+    texts: list[str]
+    counts: dict[str, int] = {}  # noqa: RUF012 - of retrieved items; never written to
+    weights: list[Tensor] | None = None  # n vectors [N]: how much each history item counted, where that is of interest
 
 
 def answer(
@@ -34,7 +53,7 @@ def answer(
     labels: Sequence[str] | None = None,
     description: str = "Answering",
 ) -> list[str]:
-    """Answers prompts in batches, greedily or with beams; never sampled, so that a comparison can be repeated.
+    """Answer prompts in batches, greedily or with beams; never sampled, so that a comparison can be repeated.
 
     Args:
         generate: `model.generate` of a plug, or of its bare backbone (then without personas and queries). A model
@@ -94,7 +113,7 @@ def answer(
 
 
 def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
-    """For the control: if another user's history helps as much, it is not personalisation.
+    """Choose another user's history for each example: if it helps as much, that is not personalisation.
 
     Args:
         examples: Of at least two users.
@@ -102,8 +121,8 @@ def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
 
     Returns:
         For each example the index of the one whose history it gets. It is always another user's, the same for all
-        examples of a user, and never empty unless nobody else has a history. Users with a history pass theirs
-        around in one ring, so among them nobody's is used more than another's.
+        examples of a user, and never empty unless no other user has a history. Users with a history pass theirs
+        around in one ring, so each of these histories is used equally often.
 
     Raises:
         DataError: There are fewer than two users.
@@ -112,7 +131,7 @@ def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
     for row in sorted(range(len(examples)), key=lambda row: (examples[row].user, examples[row].id)):
         rows_of.setdefault(examples[row].user, []).append(row)
     if len(rows_of) < 2:
-        raise DataError(f"The wrong-user control needs at least 2 users, and these examples have {len(rows_of)}.")
+        raise DataError(f"The wrong-user ablation needs at least 2 users, and these examples have {len(rows_of)}.")
     rng = random.Random(seed)
     users = list(rows_of)
     rng.shuffle(users)
@@ -131,7 +150,7 @@ def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
 
 
 def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -> Iterator[list[int]]:
-    """Indices of texts of similar length, so that little is padded; with a progress bar that counts texts.
+    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts.
 
     The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
     """
@@ -147,7 +166,7 @@ def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Without gradients and drop-out; a model that was training goes back to it. Anything else is left alone.
+    """Switch off gradients and drop-out; a model that was training goes back to it. Anything else is left alone.
 
     Not `inference_mode`: a model may keep tensors made there (rotary tables), and could not be trained on.
     """

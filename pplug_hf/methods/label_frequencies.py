@@ -1,13 +1,15 @@
-"""The rival to beat where answers are labels: the backbone's belief, times how often the user gave each label.
+"""The baseline to beat where answers are labels: the backbone's probability, times how often the user gave each label.
 
     p(label | prompt, user)  ~  p_backbone(label | prompt)^a * frequency(label | user)^b
 
 The frequencies are smoothed towards everybody's; a, b and the smoothing are fitted. It reads nothing of a history
-but its labels, so what a plug gains over it comes from what the items say.
+but its labels, so what a plug gains over it comes from the texts of the items.
 
     log_probs = label_log_probs(backbone, processor, [example.prompt for example in train], task.labels)
     histories = [history_labels(example, task) for example in train]
-    rival = LabelFrequencies.fit(log_probs, histories, [example.target for example in train], task.labels)
+    mixture = LabelMixture.fit(log_probs, histories, [example.target for example in train], task.labels)
+
+`LabelFrequencies` is the method that does so.
 
 n examples, L labels, B prompts in a batch, T prompt tokens, W label tokens, H backbone width, V vocabulary.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,11 +30,15 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..tasks.task import Metric, Task, get_task
-from .decoding import batches_by_length, evaluating
+from ..tasks.metric import get_metric
+from ..tasks.task import Task, get_task
+from ..tasks.text import field_text
+from .base import Method, Need
+from .decoding import Answers, batches_by_length, evaluating
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor
+    from .resources import Resources
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
@@ -45,7 +51,7 @@ def label_log_probs(
     batch_size: int = 64,
     max_length: int | None = 256,
 ) -> Tensor:
-    """How likely the bare backbone finds each label after each prompt.
+    """Return how likely the backbone alone finds each label after each prompt.
 
     Args:
         backbone: The language model, without a persona.
@@ -105,18 +111,17 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def history_labels(example: Example, task: Task | str) -> list[str]:
-    """The labels a user gave to their history's items, oldest first; none for a task whose items carry no answer."""
+    """Return the labels a user gave to their history's items, oldest first; none for a task whose items carry no answer."""
     name = get_task(task).answer_field
-    answers = [] if name is None else [str(item.get(name) or "").strip() for item in example.history]
-    return [answer for answer in answers if answer]
+    return [answer for item in example.history if (answer := field_text(item, name))]
 
 
 @dataclass(frozen=True)
-class LabelFrequencies:
-    """The fitted rival: numbers only, so `dataclasses.asdict` is all it takes to keep one."""
+class LabelMixture:
+    """The fitted mixture: numbers only, so `dataclasses.asdict` is all it takes to keep one."""
 
     labels: tuple[str, ...]
-    prior: tuple[float, ...]  # how often anybody gives each label, L numbers above 0 with sum 1
+    prior: tuple[float, ...]  # how often users give each label, L numbers above 0 with sum 1
     alpha: float  # the prior counts as much as this many items
     backbone_weight: float  # a
     history_weight: float  # b
@@ -129,8 +134,8 @@ class LabelFrequencies:
         golds: Sequence[str],
         labels: Sequence[str],
         alphas: Sequence[float] = ALPHAS,
-    ) -> LabelFrequencies:
-        """The weights and the smoothing that make the golds most likely.
+    ) -> LabelMixture:
+        """Fit the weights and the smoothing that make the golds most likely.
 
         Args:
             log_probs: [n, L] from `label_log_probs`.
@@ -143,7 +148,7 @@ class LabelFrequencies:
             The fit with the lowest mean NLL. It depends on nothing but the arguments.
 
         Raises:
-            MismatchError: Shapes do not fit each other, or a gold is no label.
+            MismatchError: Shapes do not fit each other, or a gold is not a label.
             DataError: There are no golds, labels repeat, or a log-probability is not finite.
             ConfigurationError: There are no alphas, or one is not above 0.
         """
@@ -168,37 +173,61 @@ class LabelFrequencies:
         return min(fits, key=lambda fit: fit[0])[1]
 
     def scores(self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]]) -> Tensor:
-        """Log-probabilities of the labels, [n, L] in fp64. Arguments and errors as in `fit`."""
+        """Return log-probabilities of the labels, [n, L] in fp64. Arguments and errors as in `fit`."""
         features = _features(log_probs, histories_labels, self.labels, self.prior, self.alpha)
         return (features @ features.new_tensor([self.backbone_weight, self.history_weight])).log_softmax(dim=-1)
 
     def predict(
-        self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]], metric: Metric = "accuracy"
+        self, log_probs: Tensor, histories_labels: Sequence[Sequence[str]], metric: str = "accuracy"
     ) -> list[str]:
-        """The best label of each example under the mixture.
+        """Return the best label of each example under the mixture.
 
         Args:
             log_probs, histories_labels: as in `fit`, with its errors.
-            metric: "mae": labels are numbers, and the best one has the lowest expected absolute error. It is a median,
-                often not the most likely label. For any other metric it is the most likely one.
+            metric: by its name; it says which label is the best (`Metric.best_labels`). For "mae" that is a median,
+                often not the most likely label, which is the best one for accuracy.
 
         Returns:
             n labels; of equally good ones the first.
 
         Raises:
-            MismatchError: the metric is "mae", and a label is no number.
+            MismatchError: the metric is "mae", and a label is not a number.
+            ConfigurationError: there is no such metric.
         """
-        scores = self.scores(log_probs, histories_labels)
-        if metric != "mae":
-            return [self.labels[best] for best in scores.argmax(dim=-1)]
-        try:
-            values = scores.new_tensor([float(label) for label in self.labels])
-        except ValueError:
-            raise MismatchError(
-                f"The labels are {', '.join(self.labels)}; metric 'mae' needs numbers. Leave metric out for others."
-            ) from None
-        errors = scores.exp() @ (values[:, None] - values).abs()  # [n, L], expected error of answering each label
-        return [self.labels[best] for best in errors.argmin(dim=-1)]
+        scores = self.scores(log_probs, histories_labels).numpy()
+        return [self.labels[best] for best in get_metric(metric).best_labels(scores, self.labels)]
+
+
+@dataclass
+class LabelFrequencies(Method):
+    """The language model's label probabilities, mixed with how often the user gave each label.
+
+    Args:
+        mixture: from `fit`.
+    """
+
+    mixture: LabelMixture | None = field(default=None, compare=False)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"training", "labels"})
+
+    def fit(self, train: Sequence[Example], resources: Resources) -> None:
+        golds = [str(e.target) for e in train]
+        self.mixture = LabelMixture.fit(*_log_probs(train, resources), golds, resources.task.labels)
+
+    def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
+        if self.mixture is None:
+            raise ConfigurationError("LabelFrequencies has to be fitted first: call fit with training examples.")
+        return Answers(self.mixture.predict(*_log_probs(examples, resources), resources.task.metric))
+
+
+def _log_probs(examples: Sequence[Example], resources: Resources) -> tuple[Tensor, list[list[str]]]:
+    """Return log-probabilities [n, L] of the labels, and the labels in each history."""
+    prompts, options = [e.prompt for e in examples], (resources.batch_size, resources.decoding.max_length)
+    labels = resources.task.labels
+    log_probs = label_log_probs(resources.language_model, resources.processor, prompts, labels, *options)
+    return log_probs, [history_labels(e, resources.task) for e in examples]
 
 
 def _features(
@@ -208,7 +237,7 @@ def _features(
     prior: Sequence[float],
     alpha: float,
 ) -> Tensor:
-    """What the two weights multiply: log-probability and log-frequency of each label, [n, L, 2] in fp64."""
+    """Return what the two weights multiply: log-probability and log-frequency of each label, [n, L, 2] in fp64."""
     if log_probs.shape != (len(histories_labels), len(labels)):
         raise MismatchError(
             f"log_probs must be [{len(histories_labels)}, {len(labels)}] for {len(histories_labels)} histories and "
@@ -224,7 +253,7 @@ def _features(
 
 
 def _minimise(features: Tensor, targets: Tensor) -> tuple[float, list[float]]:
-    """Mean NLL and the weights where it is lowest; it is convex in them. [n, L, 2] and [n]."""
+    """Return mean NLL and the weights where it is lowest; it is convex in them. [n, L, 2] and [n]."""
     weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-14, line_search_fn="strong_wolfe"

@@ -1,135 +1,181 @@
-"""The rows of a bench, by name: what is done for each example before the backbone answers.
+"""Names of methods: the only place where a name becomes a method, and a method a name.
 
-| name | what the backbone reads |
+| name | what the language model reads |
 |---|---|
 | `no-persona` | the input alone |
 | `frequencies` | the input alone; its label probabilities are mixed with how often the user gave each label |
-| `bm25@4` | 4 items that this ranker finds, then the input; also random, recency, bm25s, dense, and any other number |
+| `bm25@4` | 4 items found by this retriever, then the input; also random, recency, bm25s, dense, and any other number |
 | `NAME` | [I; P; input], by the plugs that the user calls NAME; several are seeds |
 | `NAME:wrong-user` | the same with P of another user's history |
 | `NAME:no-history` | the same with P of an empty history |
-| `NAME:top-4` | the same with P of the 4 items that speak loudest |
+| `NAME:top-4` | the same with P of the top 4 items by weight |
 | `NAME:last-8` | the same with P of the 8 newest items |
 | `NAME+bm25@1` | [I; P; retrieved; input] |
 | `NAME+bm25@1:paper-order` | [retrieved; I; P; input] |
 
-A history shorter than the number is taken whole. What is behind a plug's name changes its persona alone: the items of
-`NAME:wrong-user+bm25@1` are the user's own. The name `instruction-only` is kept for plugs that were trained without
-histories, and is always asked without.
+A history shorter than the number is taken whole. The part after a plug's name changes its persona alone: the retrieved
+items of `NAME:wrong-user+bm25@1` are the user's own. The name `instruction-only` is reserved for plugs that were trained
+without histories, and they always answer without.
+
+A method of one's own gets a name by `register_method`, or in its package by an entry point of the group
+`pplug_hf.methods`. What is trained comes as NAME=FOLDER.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, get_args
 
 from ..errors import ConfigurationError
 from ..tasks.task import Task
+from .base import Method
+from .label_frequencies import LabelFrequencies
+from .persona import INSTRUCTION_ONLY, HistoryVariant, Plug
+from .plain import Plain, Retrieval
 from .retrievers import RANKERS
 
-Shown = Literal["whole", "wrong-user", "no-history", "top", "last"]
-
-NO_PERSONA, FREQUENCIES, INSTRUCTION_ONLY, PAPER_ORDER = "no-persona", "frequencies", "instruction-only", "paper-order"
+NO_PERSONA, FREQUENCIES, PAPER_ORDER = "no-persona", "frequencies", "paper-order"
+METHODS: dict[str, Callable[[], Method] | EntryPoint] = {NO_PERSONA: Plain, FREQUENCIES: LabelFrequencies}
+METHODS |= {entry.name: entry for entry in entry_points(group="pplug_hf.methods")}
 _COUNTED = ("top", "last")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_SHOWN = ", ".join(name if name not in _COUNTED else f"{name}-N" for name in get_args(Shown)[1:])
+_VARIANTS = ", ".join(name if name not in _COUNTED else f"{name}-N" for name in get_args(HistoryVariant)[1:])
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row; `str(row)` is its name."""
-
-    plug: str = ""  # name of the plugs; none for the bare backbone
-    shown: Shown = "whole"  # which history the persona is made of
-    items: int = 0  # of it, for "top" and "last"
-    ranker: str = ""  # what finds the items of the prompt; none without retrieval
-    k: int = 0  # how many
-    paper_order: bool = False  # retrieved items in front of the soft prompt
-    frequencies: bool = False  # mix in the user's label frequencies
-
-    def __str__(self) -> str:
-        if self.frequencies:
-            return FREQUENCIES
-        shown = "" if self.shown == "whole" else f":{self.shown}" + (f"-{self.items}" if self.items else "")
-        found = f"{self.ranker}@{self.k}" + (f":{PAPER_ORDER}" if self.paper_order else "") if self.ranker else ""
-        return f"{self.plug}{shown}" + (f"+{found}" if self.plug and found else found) or NO_PERSONA
-
-    @property
-    def ignores_history(self) -> bool:
-        """Whether a plug answers without anybody's history."""
-        return self.shown == "no-history" or self.plug == INSTRUCTION_ONLY
-
-
-def parse_row(text: str, plugs: Collection[str] = ()) -> Row:
-    """The row of that name.
+def register_method(name: str, factory: Callable[[], Method]) -> None:
+    """Give a method of your own a name, which `pplug-hf bench --rows` then takes.
 
     Args:
-        text: see the table above.
-        plugs: the names of plugs there are.
+        name: letters, digits, '.', '_' and '-'.
+        factory: the class, or a function that makes the method.
 
     Raises:
-        ConfigurationError: no such row. The message says where reading it failed, and what there is.
+        ConfigurationError: the name cannot be one, or is taken.
     """
+    _check_name(name, "register_method")
+    METHODS[name] = factory
 
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name) or name in (*METHODS, *RANKERS):
+        raise ConfigurationError(
+            f"{where} got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
+            f"{', '.join((*METHODS, *RANKERS))}."
+        )
+
+
+def name_of(method: Method) -> str:
+    """Return the name of a method; `method_of` turns it back."""
+    if isinstance(method, Retrieval):
+        return f"{method.retriever}@{method.k}"
+    if isinstance(method, Plug):
+        variant = f":{method.history}" * (method.history != "whole") + f"-{method.items}" * bool(method.items)
+        retrieval = f"+{name_of(method.retrieval)}" if method.retrieval else ""
+        return f"{method.name}{variant}{retrieval}" + f":{PAPER_ORDER}" * method.paper_order
+    return next((name for name, factory in METHODS.items() if factory is type(method)), type(method).__name__)
+
+
+def method_of(name: str, plugs: Mapping[str, Sequence[str]] | None = None) -> Method:
+    """Return the method of that name.
+
+    Args:
+        name: see the table above.
+        plugs: name -> plug folders or Hub ids, one per seed; the method has the first.
+
+    Raises:
+        ConfigurationError: no such method. The message says where reading it failed, and what there is.
+    """
+    (seeds,) = methods_of([name], plugs).values()
+    return seeds[0]
+
+
+def methods_of(names: Iterable[str], plugs: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[Method]]:
+    """Return several methods by name, each once and in their order: one per seed. Errors as in `method_of`."""
+    methods: dict[str, list[Method]] = {}
+    for text in names:
+        method = _parse(text, plugs or {})
+        seeds: list[Method] = [method]
+        if isinstance(method, Plug) and plugs:
+            seeds = [replace(method, folder=folder) for folder in plugs[method.name]]
+        name = text if text in METHODS else name_of(method)  # which may have been written as bm25@04
+        methods[name] = seeds
+    return methods
+
+
+def read_name(name: str) -> Method | None:
+    """Return the method of a name as files have it, where plugs are unknown; None if it is not one of this version."""
+    plug = re.split("[:+]", name)[0]
+    with suppress(ConfigurationError):
+        return _parse(name, [plug] if _NAME.fullmatch(plug) else [])
+    return None
+
+
+def _parse(text: str, plugs: Collection[str]) -> Method:
     def wrong(at: str, why: str) -> ConfigurationError:
-        named = (
-            f"; of the plugs {', '.join(plugs)}: NAME, NAME:CHANGE with {_SHOWN}, NAME+RANKER@K and " if plugs else ""
-        )
-        named += f"NAME+RANKER@K:{PAPER_ORDER}" if plugs else "; of plugs, once they are named"
+        forms = f"NAME, NAME:CHANGE with {_VARIANTS}, NAME+RANKER@K and NAME+RANKER@K:{PAPER_ORDER}"
+        known = f"of the plugs {', '.join(plugs)}: {forms}" if plugs else "of plugs, once they are named"
         return ConfigurationError(
-            f"There is no row {text!r}, at {at!r}: {why}. Rows are {NO_PERSONA}, {FREQUENCIES}, and RANKER@K with "
-            f"{', '.join(RANKERS)}{named}."
+            f"There is no row {text!r}, at {at!r}: {why}. Rows are {', '.join(METHODS)}, and RANKER@K with "
+            f"{', '.join(RANKERS)}; {known}."
         )
 
-    if text == NO_PERSONA:
-        return Row()
-    if text == FREQUENCIES:
-        return Row(frequencies=True)
+    if text in METHODS:
+        factory = METHODS[text]
+        if isinstance(factory, EntryPoint):
+            factory = METHODS[text] = factory.load()
+        return factory()
     head, plus, tail = text.partition("+")
     if not plus and "@" in head:
         head, tail = "", head
-    row = Row()
-    if head or plus or not text:
-        name, colon, change = head.partition(":")
-        if name not in plugs:
-            raise wrong(name, f"no plug has this name (--plugs NAME=FOLDER gives one{_ranker_hint(name)})")
-        row = Row(plug=name)
-        if colon:
-            kind, dash, number = change.rpartition("-")
-            if kind in _COUNTED and dash:
-                row = replace(row, shown=kind, items=_number(number, lambda why: wrong(number, why)))
-            elif change in get_args(Shown) and change not in ("whole", *_COUNTED):
-                row = replace(row, shown=change)
-            else:
-                raise wrong(change, f"what changes a persona is one of {_SHOWN}")
-        if name == INSTRUCTION_ONLY and row.shown not in ("whole", "no-history"):
-            raise wrong(change, "plugs of this name are asked without history")
-    if tail or plus:
-        found, colon, order = tail.partition(":")
-        ranker, at, number = found.partition("@")
-        if ranker not in RANKERS:
-            raise wrong(ranker, f"rankers are {', '.join(RANKERS)}")
-        if not at:
-            raise wrong(found, f"say how many items, as in {ranker}@4")
-        row = replace(row, ranker=ranker, k=_number(number, lambda why: wrong(number, why)))
-        if colon and (order != PAPER_ORDER or not row.plug):
-            raise wrong(order, f"only {PAPER_ORDER} may stand here, and only with a plug in front of the +")
-        row = replace(row, paper_order=bool(colon))
-    return row
+    plug = _parse_plug(head, plugs, wrong) if head or plus or not text else None
+    if not tail and not plus and plug:
+        return plug
+    found, colon, order = tail.partition(":")
+    retriever, at, number = found.partition("@")
+    if retriever not in RANKERS:
+        raise wrong(retriever, f"rankers are {', '.join(RANKERS)}")
+    if not at:
+        raise wrong(found, f"say how many items, as in {retriever}@4")
+    retrieval = Retrieval(retriever, _number(number, wrong))
+    if colon and (order != PAPER_ORDER or not plug):
+        raise wrong(order, f"only {PAPER_ORDER} may stand here, and only with a plug in front of the +")
+    return replace(plug, retrieval=retrieval, paper_order=bool(colon)) if plug else retrieval
 
 
-def parse_rows(texts: Iterable[str], plugs: Collection[str] = ()) -> list[Row]:
-    """Several rows, each once, in their order. Errors as in `parse_row`."""
-    return list(dict.fromkeys(parse_row(text, plugs) for text in texts))
+def _parse_plug(head: str, plugs: Collection[str], wrong: Callable[[str, str], ConfigurationError]) -> Plug:
+    name, colon, change = head.partition(":")
+    if name not in plugs:
+        hint = f"; for retrieval write {name}@4" if name in RANKERS else ""
+        raise wrong(name, f"no plug has this name (--plugs NAME=FOLDER gives one{hint})")
+    plug = Plug(name)
+    if colon:
+        kind, dash, number = change.rpartition("-")
+        if kind in _COUNTED and dash:
+            plug = replace(plug, history=kind, items=_number(number, wrong))
+        elif change in get_args(HistoryVariant) and change not in ("whole", *_COUNTED):
+            plug = replace(plug, history=change)
+        else:
+            raise wrong(change, f"what changes a persona is one of {_VARIANTS}")
+    if name == INSTRUCTION_ONLY and plug.history not in ("whole", "no-history"):
+        raise wrong(change, "plugs of this name are asked without history")
+    return plug
+
+
+def _number(text: str, wrong: Callable[[str, str], ConfigurationError]) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise wrong(text, "a whole number of at least 1 belongs here")
+    return int(text)
 
 
 def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
-    """What `--plugs` says: `NAME=FOLDER`, `NAME=FOLDER,FOLDER`; a name that comes again adds to its seeds.
+    """Read `--plugs`: `NAME=FOLDER`, `NAME=FOLDER,FOLDER`; a name that comes again adds to its seeds.
 
     Raises:
-        ConfigurationError: not of this form, a name that is none or is taken by a row, or the same folder twice.
+        ConfigurationError: not of this form, an impossible or a taken name, or the same folder twice.
     """
     plugs: dict[str, list[str]] = {}
     for text in texts:
@@ -139,11 +185,7 @@ def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
             raise ConfigurationError(
                 f"--plugs got {text!r}: write NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one row."
             )
-        if not _NAME.fullmatch(name) or name in (NO_PERSONA, FREQUENCIES, *RANKERS):
-            raise ConfigurationError(
-                f"--plugs got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
-                f"{', '.join((NO_PERSONA, FREQUENCIES, *RANKERS))}."
-            )
+        _check_name(name, "--plugs")
         own = plugs.setdefault(name, [])
         if twice := [place for place in found if place in own or found.count(place) > 1]:
             raise ConfigurationError(f"--plugs {name} names {twice[0]!r} twice; a seed counts once.")
@@ -151,18 +193,32 @@ def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
     return plugs
 
 
+# ---- several names --------------------------------------------------------------------------------------------------
+
+
+def titles_of(plug: str) -> dict[str, str]:
+    """Return the rows that show whether a plug personalises, in the order of a table: name -> title."""
+    return {
+        NO_PERSONA: "no persona",
+        INSTRUCTION_ONLY: "instruction only",
+        f"{plug}:wrong-user": "wrong user's history",
+        FREQUENCIES: "user's label frequencies",
+        plug: plug,
+    }
+
+
 def default_rows(
     task: Task, plugs: Sequence[str], *, users: int, frequencies: bool, dense: bool, reference: str | None = None
-) -> list[Row]:
-    """Rows that show whether a persona helps, more than retrieval would, and whether it is the user's own.
+) -> list[str]:
+    """Return the rows that show whether a persona helps, more than retrieval would, and whether it is the user's own.
 
     Args:
         task: what is asked.
         plugs: the names of plugs there are.
         users: how many there are; another user's history needs two.
-        frequencies: whether there are examples to fit the rival on.
+        frequencies: whether there are examples to fit the label frequencies on.
         dense: whether there is an encoder for dense retrieval.
-        reference: the name of the plugs that get the control rows (default: of the first ones with histories).
+        reference: the name of the plugs that get the ablations (default: of the first ones with histories).
     """
     names = [NO_PERSONA]
     if frequencies and task.labels and task.answer_field:
@@ -174,30 +230,45 @@ def default_rows(
     if first is not None:
         names += [f"{first}:wrong-user"] if users > 1 else []
         names += [f"{first}:no-history", f"{first}:top-4", f"{first}+bm25@1", first]
-    return parse_rows(names, plugs)
+    return names
 
 
-def canonical(names: Iterable[str]) -> list[str]:
-    """Names of rows in the order of `default_rows`, where nobody says in which order they were asked for."""
+def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str] | None = None) -> str:
+    """Return the name of the row that the others are compared with.
+
+    Args:
+        wanted: its name, if somebody chose it.
+        names: of all rows.
+        plugs: names of plugs, the more likely first (default: by the number of their variants among the rows).
+
+    Raises:
+        ConfigurationError: there are no rows, or the wanted one is not among them.
+    """
+    if wanted is not None:
+        if wanted not in names:
+            raise ConfigurationError(f"The reference {wanted!r} is no row of this bench; it has {', '.join(names)}.")
+        return wanted
+    if not names:
+        raise ConfigurationError("rows is empty: name at least one, or leave it out for the usual ones.")
+    if plugs is None:
+        found = [method.name for method in map(read_name, names) if isinstance(method, Plug)]
+        plugs = sorted(dict.fromkeys(found), key=lambda name: -found.count(name))
+    own = [name for name in plugs if name in names]
+    return next((name for name in own if name != INSTRUCTION_ONLY), own[0] if own else names[0])
+
+
+def canonical(names: Collection[str]) -> list[str]:
+    """Sort names of rows as `default_rows` has them, where the order of the request is unknown."""
 
     def place(name: str) -> tuple[Any, ...]:
-        plug, _, found = name.partition("+") if "+" in name or "@" not in name else ("", "", name)
-        head, _, change = plug.partition(":")
-        ranker, _, k = found.partition("@")
-        group = 0 if name == NO_PERSONA else 1 if name == FREQUENCIES else 2 if not plug else 3
-        order = list(RANKERS).index(ranker) if ranker in RANKERS else -1
-        digits = re.sub(r"\D", "", k)
+        method = read_name(name)
+        plug = method if isinstance(method, Plug) else None
+        retrieval = plug.retrieval if plug else method if isinstance(method, Retrieval) else None
+        group = 3 if plug or method is None else 2 if retrieval else int(name != NO_PERSONA)
+        number, k = (list(RANKERS).index(retrieval.retriever), retrieval.k) if retrieval else (-1, 0)
+        variant = plug.history if plug and plug.history != "whole" else ""
         # A plug's own row stands below its variants: it is what they are compared with.
-        return group, head, not change and not found, bool(found), change, order, int(digits or 0), name
+        own = (plug.name, not plug.is_variant, bool(retrieval), variant, plug.items) if plug else ()
+        return group, own, number, k, name
 
     return sorted(names, key=place)
-
-
-def _number(text: str, wrong: Callable[[str], ConfigurationError]) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise wrong("a whole number of at least 1 belongs here")
-    return int(text)
-
-
-def _ranker_hint(name: str) -> str:
-    return f"; for retrieval write {name}@4" if name in RANKERS else ""

@@ -31,7 +31,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigurationError
-from ..tasks.task import PromptFormat, Task, fill, get_task
+from ..tasks.task import PromptFormat, Task, get_task
+from ..tasks.text import item_text
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor
@@ -43,7 +44,7 @@ _CHARACTERS_PER_TOKEN = 32
 
 @dataclass(frozen=True, slots=True)
 class RetrievalPrompt:
-    """A prompt, and what became of the retrieved items in it."""
+    """A prompt with retrieved items."""
 
     text: str
     items: int  # how many of them are in it
@@ -57,7 +58,7 @@ def retrieval_prompt(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int = 256,
 ) -> RetrievalPrompt:
-    """Items in front of an input (inside it for LaMP-1), each cut to its share of the token budget.
+    """Put items before an input (inside it for LaMP-1), each cut to its share of the token budget.
 
     Args:
         task: the task, or its name.
@@ -84,7 +85,7 @@ def retrieval_prompt(
     head, rest = parts
 
     asked = _length(tokenizer, input_text, max_length)
-    tokens = [_tokens(tokenizer, fill(f"{{{form.cut}}}", item), max_length) for item in items]
+    tokens = [_tokens(tokenizer, item_text(item, f"{{{form.cut}}}"), max_length) for item in items]
     costs = [_item_cost(tokenizer, form, item, max_length) for item in items]
     reserved = _length(tokenizer, form.reserved, max_length) if form.reserved else 0
     fixed = form.frame_tokens + reserved + form.join_tokens * (len(items) - 1)
@@ -102,18 +103,18 @@ def retrieval_prompt(
         kept = str(tokenizer.decode(ids[: limit - added], skip_special_tokens=True))
         if limit - added < len(ids):
             kept = kept.rstrip("\ufffd")  # a character may be several tokens
-        shown.append(fill(form.item, {**item, form.cut: kept}))
+        shown.append(item_text({**item, form.cut: kept}, form.item))
     # The frame ends in the input's place or has words behind it: either way, what stands before that place is known.
     before, after = form.frame.split("{input}")
     fields = {"head": head, "items": form.join.join(shown)}
-    before, after = fill(before, fields), fill(after, fields)
+    before, after = item_text(fields, before), item_text(fields, after)
     return RetrievalPrompt(before + rest + after, len(items), len(before))
 
 
 def persona_positions(
     processor: PPlugProcessor, prompts: Sequence[RetrievalPrompt], max_length: int | None = None
 ) -> Tensor:
-    """Where a soft prompt stands in the paper's order: behind the retrieved items, in front of the input.
+    """Return the position of the soft prompt in the paper's order: behind the retrieved items, before the input.
 
     Args:
         processor: of the model.
@@ -147,7 +148,7 @@ def persona_positions(
 def _position(
     prompt: RetrievalPrompt, offsets: list[tuple[int, int]], special: list[int], is_encoder_decoder: bool
 ) -> int:
-    """How many tokens stand in front of the input's first one, of which a part may stand before `items_end`."""
+    """Return the number of tokens before the input's first one, of which a part may stand before `items_end`."""
     if prompt.items == 0 and is_encoder_decoder:
         return 0  # in front of BOS, unlike causal models
     words = [i for i, added in enumerate(special) if not added]
@@ -156,7 +157,7 @@ def _position(
 
 
 def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:
-    """The most tokens that the text of each item may have; a negative number if nothing fits."""
+    """Return the most tokens that the text of each item may have; a negative number if nothing fits."""
     limits, saved = [], 0
     for length, cost in zip(lengths, costs, strict=True):
         limits.append(share + saved - cost)
@@ -165,20 +166,20 @@ def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:
 
 
 def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_length: int) -> int:
-    """Tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
+    """Count the tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
     if isinstance(form.item_tokens, int):
         return form.item_tokens
-    label = fill(form.item_tokens or form.item, {**item, form.cut: " "})
+    label = item_text({**item, form.cut: " "}, form.item_tokens or form.item)
     return _length(tokenizer, label, max_length) if label == _start(label, max_length) else max_length + 1
 
 
 def _length(tokenizer: Any, text: str, most: int) -> int:
-    """How many tokens a text has, special ones included; exact up to `most`."""
+    """Count the tokens of a text, special ones included; exact up to `most`."""
     return len(tokenizer(_start(text, most), verbose=False)["input_ids"])
 
 
 def _tokens(tokenizer: Any, text: str, most: int) -> list[int]:
-    """The first `most` tokens of a text, or all; without special ones."""
+    """Return the first `most` tokens of a text, or all; without special ones."""
     return tokenizer(_start(text, most), add_special_tokens=False, verbose=False)["input_ids"][:most]
 
 

@@ -1,4 +1,4 @@
-"""The rivals that search: which items of a history suit a request. What they find goes into the prompt.
+"""Retrieval baselines: orders of a history's items for a query. The first items go into the prompt.
 
     ranker = get_ranker("bm25", task)
     found = retrieve(ranker, examples, k=4)  # per example up to four items, best first
@@ -25,7 +25,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -41,21 +41,21 @@ Similarity = Literal["dot", "cosine"]
 
 
 class Ranker(ABC):
-    """An order over one user's history for one request.
+    """An order over one user's history for one query.
 
     Args:
-        task: the task, or its name; it says what is read of a request and of an item.
+        task: the task, or its name; it says what is read of a query and of an item.
     """
 
     def __init__(self, task: Task | str):
         self.task = get_task(task)
 
     def prepare(self, examples: Sequence[Example]) -> None:  # noqa: B027 - most rankers have nothing to prepare
-        """Do at once what would be slower example by example; optional."""
+        """Prepare many examples at once, which is faster than one by one; optional."""
 
     @abstractmethod
     def rank(self, example: Example) -> list[int]:
-        """All positions in the example's history, best first; none for an empty history."""
+        """Return all positions in the example's history, best first; none for an empty history."""
 
 
 class RandomRanker(Ranker):
@@ -114,14 +114,6 @@ class BM25SRanker(Ranker):
         return _best_first(scores)
 
 
-class _Place(NamedTuple):
-    """Where the vectors of an example are."""
-
-    example: Example  # kept, so that nothing else gets its id
-    items: np.ndarray  # [N] rows of the items' store
-    request: int  # row of the requests' store
-
-
 class DenseRanker(Ranker):
     """Similarity of sentence vectors, from any sentence-transformers model (the paper's: facebook/contriever).
 
@@ -130,7 +122,7 @@ class DenseRanker(Ranker):
         store: gives the items' vectors. A plug's own store shares its vectors, if the items' texts are the same.
         item_template: of the items' texts; pass `model.config.item_template` to share a plug's vectors. Default:
             the task's text for rankers, which shows no tags and scores.
-        query_prompt: put in front of requests, where the encoder wants one; requests then have a store beside
+        query_prompt: put before queries, where the encoder wants one; queries then have a store next to
             `store`.
         similarity: "dot" (the benchmark's), or "cosine". The same for encoders that normalise.
 
@@ -152,26 +144,26 @@ class DenseRanker(Ranker):
         self.items, self.item_template, self.similarity = store, item_template, similarity
         same = query_prompt == store.prompt
         self.queries = store if same else VectorStore(store.encoder, query_prompt, store.folder.parent)
-        self._places: dict[int, _Place] = {}
+        # By an example's id: the example, so that nothing else gets its id, and the rows of its items [N] and query.
+        self._found: dict[int, tuple[Example, np.ndarray, int]] = {}
 
     def prepare(self, examples: Sequence[Example]) -> None:
         """Encode every new text of these examples, in large batches, and remember where the vectors are."""
-        self._places = {id(place.example): place for place in self._find(examples)}
+        self._found = {id(example): found for example, found in zip(examples, self._find(examples), strict=True)}
 
     def rank(self, example: Example) -> list[int]:
         if not example.history:
             return []
-        place = self._places.get(id(example)) or self._find([example], show_progress=False)[0]
-        items = self.items.vectors.numpy().take(place.items, axis=0)  # [N, D]
-        query = self.queries.vectors.numpy()[place.request]  # [D]
+        _, rows, row = self._found.get(id(example)) or self._find([example], show_progress=False)[0]
+        items, query = self.items.vectors.numpy().take(rows, axis=0), self.queries.vectors.numpy()[row]  # [N, D], [D]
         # Not a matrix product: its rounding depends on the row, and equal items must have equal scores.
         scores = np.einsum("nd,d->n", items, query)
         if self.similarity == "cosine":
             scores = scores / np.maximum(np.sqrt(np.einsum("nd,nd->n", items, items)), np.finfo(np.float32).tiny)
         return _best_first(scores)
 
-    def _find(self, examples: Sequence[Example], show_progress: bool = True) -> list[_Place]:
-        """Where the stores have what the examples need. Readers share equal items as one object: each is read once."""
+    def _find(self, examples: Sequence[Example], show_progress: bool = True) -> list[tuple[Example, np.ndarray, int]]:
+        """Find the examples' vectors in the stores. Readers share equal items as one object: each is read once."""
         number: dict[str, int] = {}
         item_number: dict[int, int] = {}
         for example in examples:
@@ -179,13 +171,9 @@ class DenseRanker(Ranker):
             for item, text in zip(new, self._texts(new), strict=True):
                 item_number[id(item)] = number.setdefault(text, len(number))
         rows = np.array(self.items.rows(list(number), show_progress=show_progress), dtype=np.intp)
-        requests = [self.task.retrieval_query(example.prompt) for example in examples]
-        return [
-            _Place(example, rows[[item_number[id(item)] for item in example.history]], request)
-            for example, request in zip(
-                examples, self.queries.rows(requests, show_progress=show_progress), strict=True
-            )
-        ]
+        items = [rows[[item_number[id(item)] for item in example.history]] for example in examples]
+        texts = [self.task.retrieval_query(example.prompt) for example in examples]
+        return list(zip(examples, items, self.queries.rows(texts, show_progress=show_progress), strict=True))
 
     def _texts(self, items: Sequence[Any]) -> list[str]:
         if self.item_template is None:
@@ -203,7 +191,7 @@ RANKERS: dict[str, Callable[..., Ranker]] = {
 
 
 def get_ranker(name: str, task: Task | str, **options: Any) -> Ranker:
-    """The ranker of that name.
+    """Return the ranker of that name.
 
     Args:
         name: "random", "recency", "bm25", "bm25s" or "dense".
@@ -224,7 +212,7 @@ def get_ranker(name: str, task: Task | str, **options: Any) -> Ranker:
 
 
 def retrieve(ranker: Ranker, examples: Sequence[Example], k: int) -> list[list[dict[str, str]]]:
-    """The k items of each history that suit the request best.
+    """Return the k items of each history that match the query best.
 
     Args:
         ranker: from `get_ranker`.
@@ -271,7 +259,7 @@ class Okapi:
         self._idf = {n: value if value >= 0 else epsilon * average for n, value in idf.items()}
 
     def scores(self, query: Sequence[str]) -> np.ndarray:
-        """[N] in fp64; a word that the query repeats counts as often. Words that no document has add nothing."""
+        """Return the scores [N] in fp64; a word that the query repeats counts as often. Words that no document has add nothing."""
         scores, parts = np.zeros(len(self._counts)), {}
         for word in query:
             n = self._containing.get(word)

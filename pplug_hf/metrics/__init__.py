@@ -5,7 +5,7 @@
     ratings = evaluate.load(pplug_hf.metrics.path("lamp_mae"))
     ratings.compute(predictions=["4", "five"], references=["5", "5"])  # {"mae": 2.5, "rmse": ..., "unparsed": 1}
 
-The rules themselves are in `pplug_hf/tasks/metrics.py`; a module only hands them on.
+The rules themselves are in `pplug_hf/tasks/lamp_metrics.py`; a module only hands them on.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ NAMES = ("lamp_accuracy", "lamp_mae", "lamp_rouge")
 
 
 def path(name: str) -> str:
-    """The folder of a module, for `evaluate.load`.
+    """Return the folder of a module, for `evaluate.load`.
 
     Args:
         name: "lamp_accuracy", "lamp_mae" or "lamp_rouge".

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
+from ..tasks.text import item_text
 from .frozen import check_attention
 from .tensor_state import state_of
 
@@ -112,13 +113,7 @@ def item_texts(history: History, template: str | None) -> list[str]:
                     f"History item {i} is a mapping with the fields {sorted(map(str, item))}, and the model has no "
                     "item_template to turn it into text: set config.item_template, or pass texts."
                 )
-            try:
-                item = template.format_map(item)
-            except KeyError as error:
-                raise DataError(
-                    f"History item {i} has no field {error}, which the item template {template!r} needs; "
-                    f"its fields are {sorted(map(str, item))}."
-                ) from None
+            item = item_text(item, template, f"History item {i}")
         if not isinstance(item, str):
             raise DataError(
                 f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."

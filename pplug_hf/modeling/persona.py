@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ..errors import DataError, MismatchError, MissingFileError
 from ..storage.files import atomic_write
+from ..tasks.dates import parse_date, seconds
 from . import plug_folder
 from .encoders import check_finite
 from .spec import UNRECORDED, EncoderSpec
@@ -214,21 +214,11 @@ def item_facts(history: Sequence[Any]) -> tuple[tuple[str, ...] | None, Tensor |
     if not all(isinstance(item, Mapping) for item in history):
         return None, None
     ids = [item.get("id") for item in history]
-    times = [_seconds(item.get("date")) for item in history]
+    dates = [parse_date(item.get("date")) for item in history]
     return (
         None if any(one in (None, "") for one in ids) else tuple(map(str, ids)),
-        None if None in times else torch.tensor(times, dtype=torch.float64),
+        torch.tensor([seconds(date) for date in dates], dtype=torch.float64) if all(dates) else None,
     )
-
-
-def _seconds(date: Any) -> float | None:
-    """Seconds from 1970 to the beginning of a date; None if it cannot be read."""
-    text = "" if date is None else str(date).strip()
-    try:
-        when = datetime.fromisoformat(text + "-01-01"[len(text) - 4 :] if 4 <= len(text) <= 7 else text)
-    except ValueError:
-        return None
-    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
 
 
 def check_spec(persona: Persona, spec: EncoderSpec) -> None:

@@ -1,1 +1,11 @@
 """Tasks: what is asked of a user, how an answer is judged, and the settings that suit it."""
+
+from . import demo, lamp
+from .recipes import register_recipe
+from .task import register_task
+
+for _of in lamp.MODULES:
+    register_task(_of.TASK, (_of.PAPER,))
+for _of in lamp.MODULES:  # lists show all of the paper's first
+    register_recipe(_of.OURS)
+register_task(demo.TASK)

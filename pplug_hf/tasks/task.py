@@ -1,29 +1,30 @@
-"""The tasks as data: where the query stands in an input, what a history item says, how answers are judged.
+"""A task as data: where the query stands in an input, the text of a history item, how answers are judged.
 
-Everything task-specific of this package stands in this file. To add a task, add one `Task` to `TASKS`;
-outside the package, make a `Task` and hand it over wherever a task's name is accepted. How retrieval reads and
-shows items has defaults, so a task of your own needs none of it.
+A task of your own is one `Task`: hand it over wherever a task's name is accepted, or `register_task` it to use its
+name. How retrieval reads and shows items has defaults, so most tasks need none of it.
 
     task = get_task("LaMP-2")
     task.query("Which tag ... tags: [...] description: A burglar dreams.")  # "A burglar dreams."
     task.item_text({"tag": "sci-fi", "description": "A clock stops."})      # "sci-fi: A clock stops."
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from string import Formatter
-from typing import Literal, get_args
+from typing import Any
 
-from pplug_hf.errors import ConfigurationError
-
-Metric = Literal["accuracy", "mae", "rouge"]
+from ..errors import ConfigurationError
+from .lamp_metrics import METRICS  # with LaMP's metrics in it
+from .metric import get_metric
+from .recipes import Recipe, register_recipe, spelled
+from .text import field_text, fields_of, item_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """How retrieved items and an input become one prompt; the defaults are the benchmark's.
+    """Format of a prompt with retrieved items and an input; the defaults are the benchmark's.
 
     The last four say how many tokens the benchmark keeps free for what is not an item's text. They matter only where
     something must be cut, and are its numbers where those differ from what the finished prompt takes.
@@ -59,10 +60,10 @@ class PromptFormat:
     @property
     def fields(self) -> frozenset[str]:
         """The fields of an item that are shown or counted."""
-        return _names(self.item) | _names(self.item_tokens if isinstance(self.item_tokens, str) else "")
+        return fields_of(self.item) | fields_of(self.item_tokens if isinstance(self.item_tokens, str) else "")
 
     def split(self, input_text: str) -> tuple[str, str] | None:
-        """An input as (head, rest), joined the input again; None if retrieved items have no place in it."""
+        """Return an input as (head, rest), which joined are the input; None if retrieved items have no place in it."""
         if not self.after:
             return "", input_text
         head, after, rest = input_text.partition(self.after)
@@ -104,53 +105,86 @@ class Task:
         default=(),
         metadata={"help": "All possible answers; () for free text, or for 'the labels seen in the golds'."},
     )
-    metric: Metric = field(metadata={"help": "How answers are judged: accuracy, mae or rouge."})
+    metric: str = field(
+        metadata={
+            "help": "How answers are judged: accuracy, mae, rouge, or a metric of your own that you registered.",
+            "choices": METRICS,
+        }
+    )
     max_new_tokens: int = field(metadata={"help": "Most tokens an answer may have."})
+    history_prompt_template: str = field(
+        default="",
+        repr=False,  # see `identity`
+        metadata={
+            "help": "Input that asks for the answer of a history item, as a format string over the item's fields, for "
+            "training on histories; empty: the input of a question, with the item's query_field for its query."
+        },
+    )
 
     def __post_init__(self) -> None:
-        if self.metric not in get_args(Metric):
-            raise ConfigurationError(
-                f"Task {self.name!r}: metric is {self.metric!r}; choose one of {', '.join(get_args(Metric))}."
-            )
+        for fault in self._faults():
+            raise ConfigurationError(f"Task {self.name!r}: {fault}")
+
+    def _faults(self) -> Iterator[str]:
+        """Yield a message for each field that cannot work; later checks rely on earlier ones."""
+        if self.metric not in METRICS:
+            yield f"metric is {self.metric!r}; choose one of {', '.join(METRICS)}, or register_metric one of your own."
         labels: object = self.labels
         if isinstance(labels, str) or not all(
             isinstance(label, str) and label == label.strip() != "" for label in labels
         ):
-            raise ConfigurationError(
-                f"Task {self.name!r}: labels are {labels!r}; give a list of texts without white space around them, none "
-                "of them empty."
-            )
+            yield f"labels are {labels!r}; give a list of texts without white space around them, none of them empty."
         if len(set(labels)) < len(labels):
-            raise ConfigurationError(f"Task {self.name!r}: labels are {labels!r}; give each label once.")
+            yield f"labels are {labels!r}; give each label once."
         if not self.query_marker:
-            raise ConfigurationError(f"Task {self.name!r}: query_marker is empty; give the text before the query.")
+            yield "query_marker is empty; give the text before the query."
+        pattern = self.retrieval_query_pattern
         try:
-            groups = re.compile(self.retrieval_query_pattern).groups
+            groups = re.compile(pattern).groups
         except re.error as error:
-            raise ConfigurationError(
-                f"Task {self.name!r}: retrieval_query_pattern is no regular expression ({error})."
-            ) from None
-        if self.retrieval_query_pattern and not groups:
-            raise ConfigurationError(
-                f"Task {self.name!r}: retrieval_query_pattern {self.retrieval_query_pattern!r} has no group: put what "
-                "rankers look for in parentheses."
+            yield f"retrieval_query_pattern is no regular expression ({error})."
+        if pattern and not groups:
+            yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
+        numbers = bool(self.labels) and all(map(_is_number, self.labels))
+        if get_metric(self.metric).needs_numbers and not numbers:
+            yield (
+                f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
             )
-        if self.metric == "mae" and not (self.labels and all(_is_number(label) for label in self.labels)):
-            raise ConfigurationError(
-                f"Task {self.name!r}: labels are {self.labels!r}; metric 'mae' needs numbers as labels, "
-                "as in ('1', '2', '3', '4', '5')."
+        template = self.history_prompt_template
+        named = fields_of(template)
+        shows_answer = self.answer_field in named
+        if template and (shows_answer or self.query_marker not in item_text(dict.fromkeys(named), template)):
+            yield (
+                f"history_prompt_template is {template!r}; it must hold the query_marker {self.query_marker!r}, as inputs "
+                "do, and must not show the answer."
             )
 
     @property
+    def identity(self) -> str:
+        """Text that determines the task, for digests; fields that were added later are in it only if they are set."""
+        return repr(self) + self.history_prompt_template
+
+    @property
     def fields(self) -> frozenset[str]:
-        """The fields that every history item of this task has (`id` and `date` come on top, where known)."""
-        named = _names(self.item_template + self.item_template_unlabelled + self.retrieval_template)
+        """Fields that every history item of this task has (`id` and `date` come on top, where known)."""
+        named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
+        named |= fields_of(self.history_prompt_template)
         named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
         return named | (self.prompt.fields if self.prompt else frozenset())
 
     @property
+    def is_free_text(self) -> bool:
+        """True if answers are texts, not labels."""
+        return get_metric(self.metric).is_free_text
+
+    @property
+    def has_labelled_items(self) -> bool:
+        """True if history items carry a label of their own."""
+        return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
+
+    @property
     def prompt_format(self) -> PromptFormat:
-        """How retrieved items enter a prompt: `prompt`, or what follows from the templates.
+        """Format of retrieved items in a prompt: `prompt`, or the one that follows from the templates.
 
         Raises:
             ConfigurationError: There is no `prompt`, and `item_template` does not show the `query_field`.
@@ -158,7 +192,7 @@ class Task:
         return self.prompt or PromptFormat(item=f'"{self.item_template}" ', cut=self.query_field)
 
     def query(self, input_text: str) -> str:
-        """The part of an input that is the user's own, without the instruction around it.
+        """Return the part of an input that is the user's own, without the instruction around it.
 
         Args:
             input_text: An input of this task.
@@ -170,7 +204,7 @@ class Task:
         return self._split(input_text)[1]
 
     def retrieval_query(self, input_text: str) -> str:
-        """What a ranker looks for: the query, except where the task says otherwise (LaMP-1: both candidates' titles).
+        """Return what a ranker looks for: the query, unless the task has a pattern (LaMP-1: both candidates' titles).
 
         Args:
             input_text: An input of this task.
@@ -181,44 +215,62 @@ class Task:
         found = re.search(self.retrieval_query_pattern, input_text) if self.retrieval_query_pattern else None
         return " ".join(group or "" for group in found.groups()) if found else self.query(input_text)
 
-    def retrieval_text(self, item: Mapping[str, str]) -> str:
-        """What a ranker of words reads of one item; the benchmark shows it no tags and scores.
-
-        Args:
-            item: A history item; a missing or null field counts as empty.
-
-        Returns:
-            The filled template.
-        """
-        return fill(self.retrieval_template or self.item_template_unlabelled, item)
-
-    def prompt_for(self, item: Mapping[str, str], like: str) -> str:
-        """An input that asks for the answer of a history item; used to train on histories.
+    def retrieval_text(self, item: Mapping[str, Any]) -> str:
+        """Return the text of an item for rankers of words, which see no tags and scores in the benchmark.
 
         Args:
             item: A history item.
-            like: An input of this task, best one with the marker: without it there is no instruction to keep.
 
         Returns:
-            `like` with its query replaced by the item's `query_field`.
-        """
-        before, _, after = self._split(like)
-        return before + _text(item, self.query_field).strip() + after
+            The filled template; a null field is empty.
 
-    def item_text(self, item: Mapping[str, str], labelled: bool = True) -> str:
-        """What the history encoder reads of one item.
+        Raises:
+            DataError: The item lacks a field of the template.
+        """
+        return item_text(item, self.retrieval_template or self.item_template_unlabelled)
+
+    def prompt_for(self, item: Mapping[str, Any], like: str) -> str:
+        """Return an input that asks for the answer of a history item; arguments and errors as in `question`."""
+        return self.question(item, like)[0]
+
+    def question(self, item: Mapping[str, Any], like: str) -> tuple[str, str]:
+        """Return a history item as a question, to train on histories.
 
         Args:
-            item: A history item; a missing or null field counts as empty.
+            item: a history item.
+            like: an input of this task, best one with the marker: without it there is no instruction to keep.
+
+        Returns:
+            The input: the filled `history_prompt_template`, or `like` with its query replaced by the item's
+            `query_field`. And its query.
+
+        Raises:
+            DataError: the item lacks a field of the template.
+        """
+        if self.history_prompt_template:
+            prompt = item_text(item, self.history_prompt_template)
+            return prompt, self.query(prompt)
+        before, _, after = self._split(like)
+        query = field_text(item, self.query_field)
+        return before + query + after, query
+
+    def item_text(self, item: Mapping[str, Any], labelled: bool = True) -> str:
+        """Return the text of an item for the history encoder.
+
+        Args:
+            item: A history item.
             labelled: With the user's tag or score (ours), or without (the paper).
 
         Returns:
-            The filled template.
+            The filled template; a null field is empty.
+
+        Raises:
+            DataError: The item lacks a field of the template.
         """
-        return fill(self.item_template if labelled else self.item_template_unlabelled, item)
+        return item_text(item, self.item_template if labelled else self.item_template_unlabelled)
 
     def _split(self, input_text: str) -> tuple[str, str, str]:
-        """An input as (instruction, query, rest); joined they are the input again."""
+        """Return an input as (instruction, query, rest), which joined are the input."""
         head, marker, tail = input_text.partition(self.query_marker)
         if not marker:
             head, tail = "", input_text
@@ -230,21 +282,6 @@ class Task:
         return head + marker + body[:start], query, body[start + len(query) :] + rest
 
 
-@lru_cache  # asked once per history item
-def _names(template: str) -> frozenset[str]:
-    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
-
-
-def fill(template: str, item: Mapping[str, str]) -> str:
-    """A template with an item's fields; a missing or null field counts as empty."""
-    return template.format_map({name: _text(item, name) for name in _names(template)})
-
-
-def _text(item: Mapping[str, str], name: str) -> str:
-    value = item.get(name)
-    return "" if value is None else str(value)
-
-
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -253,147 +290,32 @@ def _is_number(text: str) -> bool:
     return True
 
 
-MOVIE_TAGS = (
-    "sci-fi",
-    "based on a book",
-    "comedy",
-    "action",
-    "twist ending",
-    "dystopia",
-    "dark comedy",
-    "classic",
-    "psychology",
-    "fantasy",
-    "romance",
-    "thought-provoking",
-    "social commentary",
-    "violence",
-    "true story",
-)
+TASKS: dict[str, Task] = {}
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            name="LaMP-1",  # which of two papers does this author cite?
-            query_marker='title "',
-            query_end='", which reference',
-            query_field="title",
-            item_template="{title}: {abstract}",
-            item_template_unlabelled="{title}: {abstract}",
-            retrieval_template="{title} {abstract}",
-            retrieval_query_pattern=r'(?s)\[1\]: "(.*?)" \[2\]: "(.*)"',
-            prompt=PromptFormat(
-                item='"{title}"',
-                cut="title",
-                after="title",
-                frame="{head}, and {items}{input}",
-                frame_tokens=0,
-                item_tokens=2,
-            ),
-            labels=("[1]", "[2]"),
-            metric="accuracy",
-            max_new_tokens=8,
-        ),
-        Task(
-            name="LaMP-2",  # which tag would this user give the movie?
-            query_marker="description:",
-            query_field="description",
-            answer_field="tag",
-            item_template="{tag}: {description}",
-            item_template_unlabelled="{description}",
-            prompt=PromptFormat(item='the tag for the movie: "{description}" is "{tag}" ', cut="description"),
-            labels=MOVIE_TAGS,
-            metric="accuracy",
-            max_new_tokens=16,
-        ),
-        Task(
-            name="LaMP-3",  # how many stars does this review go with?
-            query_marker="review:",
-            query_field="text",
-            answer_field="score",
-            item_template="rated {score} of 5: {text}",
-            item_template_unlabelled="{text}",
-            prompt=PromptFormat(item='{score} is the score for "{text}" ', cut="text"),
-            labels=("1", "2", "3", "4", "5"),
-            metric="mae",
-            max_new_tokens=10,
-        ),
-        Task(
-            name="LaMP-4",  # the headline this author would write
-            query_marker="article:",
-            query_field="text",
-            answer_field="title",
-            item_template="{title}: {text}",
-            item_template_unlabelled="{title}: {text}",
-            retrieval_template="{title} {text}",
-            prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
-            metric="rouge",
-            max_new_tokens=64,
-        ),
-        Task(
-            name="LaMP-5",  # the paper title this author would choose
-            query_marker="paper:",
-            query_field="abstract",
-            answer_field="title",
-            item_template="{title}: {abstract}",
-            item_template_unlabelled="{title}: {abstract}",
-            retrieval_template="{title} {abstract}",
-            prompt=PromptFormat(
-                item='"{title}" is a title for "{abstract}" ',
-                cut="abstract",
-                frame="{head}{items}. Following the given patterns {input}",
-                reserved="Following the given patterns",
-                item_tokens='"{title}" is a title "{abstract}" ',
-            ),
-            metric="rouge",
-            max_new_tokens=64,
-        ),
-        Task(
-            name="LaMP-6",  # the subject line of an e-mail; the corpus is licensed, users bring it
-            query_marker=":",
-            query_field="text",
-            answer_field="title",
-            item_template="{title}: {text}",
-            item_template_unlabelled="{title}: {text}",
-            retrieval_template="{text}",
-            prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
-            metric="rouge",
-            max_new_tokens=64,
-        ),
-        Task(
-            name="LaMP-7",  # a tweet in this user's words
-            query_marker=":",
-            query_field="text",
-            item_template="{text}",
-            item_template_unlabelled="{text}",
-            prompt=PromptFormat(
-                item='"{text}" ',
-                cut="text",
-                frame="{head}{items} are written by a person. Following the given patterns {input}",
-                reserved="are written by user. Following the given patterns",
-                item_tokens='"" ',
-            ),
-            metric="rouge",
-            max_new_tokens=128,
-        ),
-        Task(
-            name="demo",  # on which shelf does this reader put the book? comes with the package
-            query_marker="book:",
-            query_field="text",
-            answer_field="tag",
-            item_template="{tag}: {text}",
-            item_template_unlabelled="{text}",
-            prompt=PromptFormat(item='the shelf for the book: "{text}" is "{tag}" ', cut="text"),
-            metric="accuracy",
-            max_new_tokens=6,
-        ),
-    )
-}
+
+def register_task(task: Task, recipes: Iterable[Recipe] = (), exist_ok: bool = False) -> None:
+    """Make a task known by its name, to `get_task`, the command line and readers of data.
+
+    Args:
+        task: the task.
+        recipes: settings that suit it, known by their names from now on.
+        exist_ok: replace a task or a recipe of the same name.
+
+    Raises:
+        ConfigurationError: a name is taken, and `exist_ok` is not given.
+    """
+    same = [name for name in TASKS if spelled(name) == spelled(task.name)]
+    if same and not exist_ok:
+        raise ConfigurationError(f"There is a task {same[0]!r} already: pass exist_ok=True to replace it.")
+    for recipe in recipes:
+        register_recipe(recipe, exist_ok)
+    for name in same:
+        del TASKS[name]
+    TASKS[task.name] = task
 
 
 def get_task(name: str | Task) -> Task:
-    """The task of that name.
+    """Return the task of that name.
 
     Args:
         name: "LaMP-2", "LaMP_2" or "lamp-2"; a `Task` is handed back as it is.
@@ -406,9 +328,8 @@ def get_task(name: str | Task) -> Task:
     """
     if isinstance(name, Task):
         return name
-    wanted = name.strip().lower().replace("_", "-")
     for task in TASKS.values():
-        if task.name.lower() == wanted:
+        if spelled(task.name) == spelled(name):
             return task
     raise ConfigurationError(
         f"There is no task {name!r}; choose one of {', '.join(TASKS)}, or pass a Task of your own."

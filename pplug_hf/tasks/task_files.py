@@ -13,14 +13,14 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import DataError, MissingFileError
 from .task import PromptFormat, Task, get_task
 
 
 def find_task(task: Task | str | None) -> Task | None:
-    """The task that an option names.
+    """Return the task that an option names.
 
     Args:
         task: a task's name, or the path of a JSON file, which ends in .json; a `Task` and None are handed back.
@@ -30,7 +30,7 @@ def find_task(task: Task | str | None) -> Task | None:
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: the file is no task.
+        DataError: the file does not hold a task.
         ConfigurationError: there is no task of that name, or the task cannot work.
     """
     if task is None or isinstance(task, Task):
@@ -39,7 +39,7 @@ def find_task(task: Task | str | None) -> Task | None:
 
 
 def read_task(path: str | Path) -> Task:
-    """The task in a JSON file. Errors as in `find_task`."""
+    """Return the task in a JSON file. Errors as in `find_task`."""
     file = Path(path)
     if not file.is_file():
         raise MissingFileError(f"There is no task file {str(path)!r}: check the path.")
@@ -53,7 +53,7 @@ def read_task(path: str | Path) -> Task:
 
 
 def _build(kind: type, content: Any, where: str) -> Any:
-    """A dataclass from a JSON object, its fields checked by name and type."""
+    """Return a dataclass made of a JSON object, its fields checked by name and type."""
     if not isinstance(content, Mapping):
         raise DataError(f"{where} must hold a JSON object, not {_json_type(content)}.")
     known: dict[str, Field] = {field.name: field for field in fields(kind)}
@@ -65,12 +65,16 @@ def _build(kind: type, content: Any, where: str) -> Any:
     if missing := [name for name, field in known.items() if field.default is MISSING and name not in content]:
         needed = "; ".join(f"{name!r}: {known[name].metadata['help']}" for name in missing)
         raise DataError(f"{where} lacks fields. {needed}")
+    for name, field in known.items():
+        choices = field.metadata.get("choices")
+        if choices is not None and name in content and content[name] not in list(choices):
+            raise DataError(f"{where}, field {name!r}, is {content[name]!r}; choose one of {', '.join(choices)}.")
     hints = get_type_hints(kind)
     return kind(**{name: _value(hints[name], value, f"{where}, field {name!r},") for name, value in content.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as a field's type wants it; lists become tuples."""
+    """Return a JSON value as the type of a field; lists become tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -84,10 +88,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise DataError(f"{where} must be a list of texts, not {_json_type(value)}.")
         return tuple(value)
-    if origin is Literal:
-        if value not in arguments:
-            raise DataError(f"{where} is {value!r}; choose one of {', '.join(arguments)}.")
-        return value
     if type(value) is not hint:
         raise DataError(f"{where} must be a {'text' if hint is str else 'whole number'}, not {_json_type(value)}.")
     return value

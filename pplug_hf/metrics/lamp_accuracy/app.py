@@ -1,4 +1,4 @@
-"""What a Space shows: a form for the metric beside this file."""
+"""Form of a Space for the metric next to this file."""
 
 from pathlib import Path
 

@@ -1,0 +1,127 @@
+"""Tables, text and pictures of a comparison, and the files that hold them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..storage.files import write_text
+from ..tasks.metrics import main_metric, score
+from .compare import Comparison, to_json
+from .plots import plot_history_length, plot_rows, plot_weight_profiles
+from .predictions import official
+
+
+def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """Return the table as people read it.
+
+    Args:
+        comparison: the numbers.
+        records: its rows, if they are worked out already.
+    """
+    records = comparison.rows() if records is None else records
+    first = comparison.examples[0]
+    metrics = list(score(comparison.task, ["x"], [str(first.target)], extra=[first.extra]))
+    styled, full = any("style" in record for record in records), comparison.full
+    head = ["row", *metrics, *(["style [95 %]"] if styled else []), f"{comparison.reference} is better by [95 %]"]
+    head += ["for users: better, equal, worse"] if full else []
+    lines = [head, ["---"] * len(head)]
+    for record in records:
+        cells = [record["row"] + (f" ({record['seeds']} seeds)" if record["seeds"] > 1 else "")]
+        for metric in metrics:
+            spread = record.get(f"{metric}_sd")
+            value = f"{record[metric]:.0f}" if metric == "unparsed" else f"{record[metric]:.3f}"
+            cells.append(value + (f" ± {spread:.3f}" if spread is not None else ""))
+        cells += [_cell(record["style"], "")] if styled else []
+        cells.append("" if "gain" not in record else _cell(record["gain"], "+"))
+        if full:
+            users = record.get("users")
+            cells.append("" if users is None else f"{users['win']}, {users['tie']}, {users['loss']}")
+        lines.append(cells)
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _cell(interval: Sequence[float | None], sign: str) -> str:
+    mean, *bounds = (f"{value:{sign}.3f}" if value is not None else "?" for value in interval)
+    return f"{mean} [{', '.join(bounds)}]"
+
+
+def report(comparison: Comparison, results: Mapping[str, Any], split: str) -> str:
+    """Return the table of a bench, and what is needed to read it."""
+    metric = main_metric(comparison.task)
+    lines = [
+        f"# {comparison.task.name}, {split}: {results['examples']} questions of {results['users']} users",
+        "",
+        markdown(comparison, results["rows"]),
+        "",
+        f"± is the standard deviation over seeds. Brackets are 95 % intervals of a paired bootstrap over users "
+        f"(10,000 resamples) of the mean over seeds, for {metric}.",
+    ]
+    if (golds := results.get("style_of_golds")) is not None:
+        lines += [
+            "",
+            "Style: the share of other users whose texts an answer resembles less than its own user's. 0.5 is chance; "
+            f"the users' real answers have {golds[0]:.3f}.",
+        ]
+    if short := _without_room(comparison, results["runs"]):
+        lines += [
+            "",
+            f"Questions asked without the items that were found, for lack of room: {', '.join(short)}. A larger max_length "
+            "or fewer items would help.",
+        ]
+    lengths = results["by_history_length"]
+    if len(lengths) > 1:
+        lines += ["", f"{metric} by number of history items:", ""]
+        lines += ["| row | " + " | ".join(f"{b['from']} to {b['to']} ({b['examples']})" for b in lengths) + " |"]
+        lines += ["| --- " * (len(lengths) + 1) + "|"]
+        for name in comparison.predictions:
+            lines += [f"| {name} | " + " | ".join(f"{b['rows'][name]:.3f}" for b in lengths) + " |"]
+    return "\n".join(lines) + "\n"
+
+
+def _without_room(comparison: Comparison, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the rows whose retrieved items did not fit into all prompts, with the number of those prompts."""
+    nothing_found = sum(not e.history for e in comparison.examples)
+    counts = {row: found[0]["about"].get("prompts", {}).get("prompts_without_items", 0) for row, found in runs.items()}
+    return [
+        f"{row} {n - nothing_found} of {len(comparison.examples)}" for row, n in counts.items() if n > nothing_found
+    ]
+
+
+def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None:
+    """Draw the results of a bench, where matplotlib is installed."""
+    try:
+        plot_rows(results["rows"], metric, results["reference"]).savefig(folder / "rows.png")
+        plot_history_length(results, metric).savefig(folder / "history-length.png")
+        if results["weights"]:
+            plot_weight_profiles(results["weights"]).savefig(folder / "weights.png")
+    except ConfigurationError as error:
+        print(error)
+
+
+def save_results(results: Mapping[str, Any], table: str, folder: str | os.PathLike) -> None:
+    """Write results.json and table.md. No history enters."""
+    write_text(Path(folder) / "results.json", to_json(results))
+    write_text(Path(folder) / "table.md", table)
+
+
+def save(comparison: Comparison, folder: str | os.PathLike, **settings: Any) -> None:
+    """Write results.json, table.md, and each row's answers in the benchmark's own format, for answers of any origin."""
+    save_results({**comparison.results(), "settings": settings}, markdown(comparison) + "\n", folder)
+    used = set()
+    for name, runs in comparison.predictions.items():
+        for i, answers in enumerate(runs):
+            file = re.sub(r"[^\w.,=+@-]+", "_", name.replace("'", "")) + ("" if len(runs) == 1 else f"-{i}")
+            while file in used:  # two names that look alike as file names
+                file += "_"
+            used.add(file)
+            pairs = zip((e.id for e in comparison.examples), answers, strict=True)
+            write_text(Path(folder) / "predictions" / f"{file}.json", official(comparison.task, pairs))

@@ -1,0 +1,233 @@
+"""`Resources`: what the methods of one comparison share, each part loaded once and only if it is needed.
+
+    resources = Resources(task, plugs={"pplug": ["runs/a", "runs/b"]}, decoding=Decoding(num_beams=4))
+    answers = Plug("pplug", "runs/a").answer(examples, resources)
+
+The vectors of history items come from one store per encoder and prompt, which personas and dense retrieval share.
+
+n examples, N items of one user, D encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from ..configuration import PPlugConfig
+from ..data.records import Example
+from ..data.vectors import DEFAULT_FOLDER, VectorStore
+from ..errors import ConfigurationError
+from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
+from ..modeling import plug_folder as files
+from ..modeling.backbone import find_tokenizer
+from ..processing import PPlugProcessor
+from ..tasks.task import Task
+from .decoding import Answers, ModelInputs, answer
+from .retrievers import get_ranker
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """Settings of `generate`, the same for all methods."""
+
+    num_beams: int = 1
+    max_new_tokens: int | None = None  # default: the task's
+    max_length: int = 256  # maximum prompt length in tokens, retrieved items included
+    constrained: bool = False  # label tasks: nothing but labels
+
+
+@dataclass
+class Resources:
+    """Everything that methods share.
+
+    Args:
+        task: what is asked.
+        plugs: name -> plug folders or Hub ids, one per seed.
+        backbone: a language model, or where it is (default: where the first plug says).
+        backbone_dtype: its data type.
+        device: where it runs (default: an accelerator if there is one).
+        decoding: of all methods.
+        batch_size: prompts at once; does not change the answers.
+        retriever: sentence encoder of dense retrieval (default: the first plug's, with its vectors).
+        seed: of shuffled histories and of random retrieval.
+        vectors: folder of the vector store.
+    """
+
+    task: Task
+    plugs: dict[str, list[str]] = field(default_factory=dict)
+    backbone: Any = None
+    backbone_dtype: str = "auto"
+    device: str | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+    batch_size: int = 32
+    retriever: str | None = None
+    seed: int = 0
+    vectors: str = DEFAULT_FOLDER
+
+    def __post_init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+        self._encoders: dict[str, Any] = {}
+        self._loaded: tuple[str, Any] = ("", None)
+
+    def check(self) -> None:
+        """Raise for what would fail later, before anything is loaded.
+
+        Raises:
+            ConfigurationError: the settings contradict each other or the task.
+            MissingFileError: a plug is not there.
+        """
+        if self.decoding.constrained and not self.task.labels:
+            raise ConfigurationError(
+                f"constrained needs a task with a list of labels, and {self.task.name} has none: leave it out."
+            )
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError:
+            raise ConfigurationError(
+                f"The device is {self.device!r}; write it as torch does: cpu, cuda, cuda:1, mps."
+            ) from None
+        if self.backbone is None and not self.plugs:
+            raise ConfigurationError("No backbone: pass backbone, or a plug, which knows the one it was made for.")
+        for place in self._places:
+            self.config(place)
+
+    def once(self, key: Hashable, make: Callable[[], T], examples: Sequence[Example] = ()) -> T:
+        """Return what `make` returned when it was first called with this key (and these examples)."""
+        key = (key, id(examples) if examples else None)
+        if key not in self._made:
+            self._made[key] = (make(), examples)  # which are kept, so that no other list gets their id
+        return self._made[key][0]
+
+    # ---- models ----------------------------------------------------------------------------------------------
+
+    @property
+    def _places(self) -> list[str]:
+        return [place for places in self.plugs.values() for place in places]
+
+    def config(self, place: str) -> PPlugConfig:
+        """Return a plug's configuration; nothing else of it is loaded."""
+        return self.once(("config", place), lambda: files.load_config(place))
+
+    @cached_property
+    def language_model(self) -> Any:
+        """The frozen backbone, on its device."""
+        source: Any = self.backbone
+        kwargs: dict[str, Any] = {"dtype": self.backbone_dtype}
+        if source is None:
+            config = self.config(self._places[0])
+            if config.backbone is None:
+                raise ConfigurationError("The first plug does not say where its backbone is: pass backbone.")
+            source, kwargs["revision"] = config.backbone, config.backbone_revision
+        if isinstance(source, str):
+            source = backbone.load_backbone(source, **kwargs)
+            device: Any = self.device
+            if device is None and torch.accelerator.is_available():
+                device = torch.accelerator.current_accelerator()
+            source = source if device is None else source.to(device)
+        backbone.freeze_backbone(source)
+        return source.eval()
+
+    @cached_property
+    def processor(self) -> PPlugProcessor:
+        """The processor of the language model without a plug."""
+        tokenizer = find_tokenizer(self.language_model)
+        for place in self._places:
+            tokenizer = tokenizer or files.load_tokenizer(place)
+        if tokenizer is None:
+            raise ConfigurationError(
+                "There is no tokenizer next to the backbone or in a plug: save it in the backbone's folder."
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return PPlugProcessor(tokenizer, is_encoder_decoder=bool(self.language_model.config.is_encoder_decoder))
+
+    def plug(self, place: str) -> PPlugForConditionalGeneration:
+        """Return a plug on the shared language model and encoder. One is kept in memory at a time."""
+        if self._loaded[0] != place:
+            self._loaded = ("", None)
+            model = PPlugModel.from_pretrained(place, backbone=self.language_model, encoder=self.encoder(place))
+            self._loaded = (place, model)
+        return self._loaded[1]
+
+    # ---- encoders --------------------------------------------------------------------------------------------
+
+    def encoder(self, place: str | None) -> Any:
+        """Return the sentence encoder of a plug, or the one of dense retrieval; each is loaded once."""
+        if place is None:
+            name: Any = self.retriever
+            revision = None
+        else:
+            config = self.config(place)
+            known = (config.encoder_fingerprint or {}).get("digest")
+            if known in self._encoders:
+                return self._encoders[known]
+            name, revision = config.encoder, config.encoder_revision
+            if name is None:
+                raise ConfigurationError(f"The plug {place!r} does not say where its encoder is.")
+        if name not in self._encoders:
+            encoder = encoders.freeze_encoder(
+                encoders.load_encoder(name, **({"revision": revision} if revision else {}))
+            )
+            encoder = encoder.to(self.language_model.device)
+            digest = encoders.fingerprint(encoder)["digest"]
+            self._encoders[name] = self._encoders.setdefault(digest, encoder)
+        return self._encoders[name]
+
+    def store(self, encoder: Any, prompt: str) -> VectorStore:
+        """Return the vectors of an encoder with a prompt."""
+        return self.once(("store", id(encoder), prompt), lambda: VectorStore(encoder, prompt, self.vectors))
+
+    def ranking(self, name: str, examples: Sequence[Example]) -> list[list[int]]:
+        """Return all positions of each history in a ranker's order; worked out once."""
+
+        def rank() -> list[list[int]]:
+            options: dict[str, Any] = {"seed": self.seed} if name == "random" else {}
+            if name == "dense":
+                encoder, template, items, queries = self._dense()
+                options = {"store": self.store(encoder, items), "item_template": template, "query_prompt": queries}
+            ranker = get_ranker(name, self.task, **options)
+            ranker.prepare(examples)
+            return [ranker.rank(e) for e in tqdm(examples, desc=f"Ranking by {name}")]
+
+        return self.once(("ranking", name), rank, examples)
+
+    def dense_key(self) -> dict[str, Any]:
+        """Return what determines the order of dense retrieval, as JSON takes it."""
+        encoder, template, *prompts = self._dense()
+        return {"encoder": encoders.fingerprint(encoder)["digest"], "template": template, "prompts": prompts}
+
+    def _dense(self) -> tuple[Any, str | None, str, str]:
+        """Return encoder, item template, and the prompts of items and of queries for dense retrieval."""
+        if self.retriever is None:
+            config = self.config(self._places[0])
+            encoder = self.encoder(self._places[0])
+            return encoder, config.item_template, config.history_prompt, config.query_prompt
+        prompts = self.encoder(None).prompts
+        return self.encoder(None), None, prompts.get("document") or "", prompts.get("query") or ""
+
+    # ---- answers ---------------------------------------------------------------------------------------------
+
+    def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
+        decoding = self.decoding
+        texts = answer(
+            (model or self.language_model).generate,
+            PPlugProcessor.from_model(model) if model else self.processor,
+            inputs.prompts,
+            personas=inputs.personas,
+            queries=inputs.queries,
+            persona_positions=inputs.positions,
+            batch_size=self.batch_size,
+            max_length=decoding.max_length,
+            max_new_tokens=decoding.max_new_tokens or self.task.max_new_tokens,
+            num_beams=decoding.num_beams,
+            labels=self.task.labels if decoding.constrained else None,
+        )
+        return Answers(texts, inputs.counts)

@@ -1,0 +1,5 @@
+"""LaMP's seven tasks, each in a file with its recipes: the paper's, and ours as the differences from it."""
+
+from . import lamp_1, lamp_2, lamp_3, lamp_4, lamp_5, lamp_6, lamp_7
+
+MODULES = (lamp_1, lamp_2, lamp_3, lamp_4, lamp_5, lamp_6, lamp_7)

@@ -1,0 +1,116 @@
+"""A metric: how the answers to a task are judged. A metric of your own is one class.
+
+class Length(Metric):
+    name, main, titles = "length", "words", (("words", "words", ""),)
+
+    def per_example(self, predictions, golds, task):
+        return np.array([len(text.split()) for text in predictions], dtype=np.float64)
+
+register_metric(Length())
+task = Task(metric="length", ...)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ..errors import ConfigurationError
+
+Texts: TypeAlias = Sequence[str]
+
+
+class Judged(Protocol):
+    """Part of a task that a metric reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+class Metric(ABC):
+    """One way to judge answers. What a subclass declares:
+
+    Attributes:
+        name: what a task calls it.
+        main: name of the score that decides, the mean of `per_example`.
+        titles: for each of its scores its name, a title for tables, and the metric's id on the Hub ("" for none).
+        higher_is_better: the direction of its scores.
+        is_free_text: answers are texts, not labels; style and shared questions matter only for texts.
+        needs_numbers: the labels of a task must be numbers.
+        fallbacks: rules for answers that cannot be read; `score` and `per_example` take one as `fallback`.
+        fields: further fields of a row that it reads; `score` and `per_example` take them as `extra`.
+    """
+
+    name: str
+    main: str
+    titles: tuple[tuple[str, str, str], ...]
+    higher_is_better = True
+    is_free_text = True
+    needs_numbers = False
+    fallbacks: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+    @abstractmethod
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+        """Return the main score of each answer.
+
+        Args:
+            predictions: n answers, without white space around them.
+            golds: the n right answers.
+            task: their task.
+            **options: `fallback` if there are `fallbacks`; `extra`, n mappings with the `fields` that a row has, if
+                there are `fields`.
+
+        Returns:
+            [n] in fp64.
+        """
+
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
+        """Return all scores of a set of answers, and `unparsed`, how many could not be read. Arguments as above."""
+        mean = float(self.per_example(predictions, golds, task, **options).mean())
+        return {self.main: mean, "unparsed": sum(not text for text in predictions)}
+
+    def best_labels(self, log_probs: np.ndarray, labels: Texts) -> np.ndarray:
+        """Return the label with the best expected score: the most likely one, unless a metric knows better.
+
+        Args:
+            log_probs: [n, L] of the labels.
+            labels: L labels.
+
+        Returns:
+            [n] positions in `labels`; of equally good ones the first.
+        """
+        return log_probs.argmax(axis=-1)
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric, exist_ok: bool = False) -> None:
+    """Make a metric known by its name.
+
+    Raises:
+        ConfigurationError: the name is taken, unless `exist_ok` says to replace it.
+    """
+    if metric.name in METRICS and not exist_ok:
+        raise ConfigurationError(f"There is a metric {metric.name!r} already: pass exist_ok=True to replace it.")
+    METRICS[metric.name] = metric
+
+
+def get_metric(name: str) -> Metric:
+    """Return the metric of that name.
+
+    Raises:
+        ConfigurationError: no metric of that name is registered.
+    """
+    if name not in METRICS:
+        raise ConfigurationError(
+            f"There is no metric {name!r}; choose one of {', '.join(METRICS)}, or register_metric one of your own."
+        )
+    return METRICS[name]
