@@ -1,8 +1,8 @@
 """A plug on a backbone that you loaded yourself: here a causal chat model, built in code.
 
-Any transformers model that generates text from embeddings works, quantised, sharded or fine-tuned as you please: load
-it, hand the object (and its tokenizer) to `from_backbone`, and again to `from_pretrained`. The stand-in here is a
-GPT-2 of two layers that first learns, without any user, which answers there are. It stays far from a useful model.
+Any transformers model that generates text from embeddings works, and may be quantised, sharded or fine-tuned: load it and
+pass the object (and its tokenizer) to `from_backbone`, and later to `from_pretrained`. The backbone here is a GPT-2 of two
+layers that first learns, without any user, which answers there are. It is far from being a useful model.
 """
 
 import argparse
@@ -22,7 +22,7 @@ CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if ad
 
 
 def make_tokenizer():
-    """The demo's words with a chat template. The tokenizer beside a chat model of your own has all this."""
+    """Return the demo's tokenizer with a chat template. That of a real chat model has all this already."""
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "backbone")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A", special_tokens=[]
@@ -33,7 +33,7 @@ def make_tokenizer():
 
 
 def make_backbone(tokenizer):
-    """The stand-in for `AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-8B", dtype="bfloat16", ...)`."""
+    """Return what would be `AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-8B", dtype="bfloat16", ...)`."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_embd=96,
@@ -47,12 +47,12 @@ def make_backbone(tokenizer):
     backbone = GPT2LMHeadModel(config)
     words = AutoModelForSeq2SeqLM.from_pretrained(ASSETS / "backbone").get_input_embeddings().weight.detach()
     with torch.no_grad():
-        backbone.get_input_embeddings().weight[: len(words)] = 0.2 * words  # borrowed, so that it learns in seconds
+        backbone.get_input_embeddings().weight[: len(words)] = 0.2 * words  # copied from the T5, to learn in seconds
     return backbone
 
 
 def batches(processor, examples, personas, steps, batch_size):
-    """Random batches. The persona stands right before the user's text, as `apply_chat_template` will put it."""
+    """Yield random batches, with the persona right before the user's text as in `apply_chat_template`."""
     draw = random.Random(0)
     for _ in range(steps):
         rows = draw.choices(range(len(examples)), k=batch_size)
@@ -72,7 +72,7 @@ def chat(text):
 
 
 def optimise(name, parameters, losses, learning_rate):
-    """A training loop over lazily computed losses."""
+    """Train on losses that are computed one by one."""
     parameters = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate)
     for step, loss in enumerate(losses):
@@ -95,15 +95,15 @@ def main() -> None:
     task, examples = read_lamp(ASSETS / "data", "train")
     examples = examples[: arguments.steps * arguments.batch_size]
 
-    # The backbone, as you would load your own.
+    # The backbone, where you would load your own.
     tokenizer = make_tokenizer()
     backbone = make_backbone(tokenizer)
     plain = batches(PPlugProcessor(tokenizer), examples, [[]] * len(examples), arguments.steps, arguments.batch_size)
     inputs = ("input_ids", "attention_mask", "labels")
     optimise("backbone", backbone.parameters(), (backbone(**{k: b[k] for k in inputs}).loss for b in plain), 2e-3)
 
-    # The plug on it: sizes and the scale of the soft prompt are measured from the object. The small encoder of requests
-    # stays frozen here, so that the plug is only a projector and two vectors.
+    # The plug: sizes and the scale of the soft prompt are measured from the object. The encoder of queries stays frozen
+    # here, so the plug consists only of a projector and two vectors.
     model = PPlugForConditionalGeneration.from_backbone(
         backbone,
         encoder=str(ASSETS / "encoder"),
@@ -119,17 +119,17 @@ def main() -> None:
     own = batches(processor, examples, personas, arguments.steps, arguments.batch_size)
     optimise("plug", model.train().plug.parameters(), (model(**b).loss for b in own), 5e-3)
 
-    # A plug folder has no backbone in it; a backbone without a name of its own is handed over again.
+    # A plug folder contains no backbone; a backbone without a name has to be passed again.
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         print("saved:", ", ".join(sorted(path.name for path in Path(folder).iterdir())))
         model = PPlugModel.from_pretrained(folder, backbone=backbone)
 
-    # Chat: inputs whose persona stands right before the user's text.
+    # Chat: inputs with the persona right before the user's text.
     _, unseen = read_lamp(ASSETS / "data", "dev")
     question = unseen[0]
     inputs = processor.apply_chat_template(chat(question.prompt), add_generation_prompt=True)
-    print(f"\n{question.prompt}\nthe persona stands in front of token {inputs['persona_position'].tolist()[0]}")
+    print(f"\n{question.prompt}\nthe persona goes in front of token {inputs['persona_position'].tolist()[0]}")
     for name, history in (("nobody", None), (question.user, question.history)):
         ids = model.generate(**inputs, persona=history, query=question.query, max_new_tokens=task.max_new_tokens)
         print(f"  for {name}: {processor.decode_answers(ids, prompt_length=inputs['input_ids'].shape[1])[0]}")
@@ -138,7 +138,7 @@ def main() -> None:
         f"  the backbone alone: {tokenizer.decode(bare[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}"
     )
 
-    # Which items speak, and what stands in front of the prompt: for plots, and for engines of your own.
+    # The weights of the items, for plots, and the vectors in front of the prompt, for other engines.
     persona = model.encode_persona(question.history)
     weights = model.persona_weights(persona, query=question.query)  # [1, N]
     heaviest = question.history[int(weights[0].argmax())]

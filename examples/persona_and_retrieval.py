@@ -1,8 +1,8 @@
-"""PPlug and retrieval together: the persona says who asks, retrieved items show how they answered something similar.
+"""A persona together with retrieval: the persona describes the user, retrieved items show similar earlier answers.
 
-Trains a plug on the synthetic readers that ship with the package, then asks the same questions with the persona alone,
-with retrieved items alone, and with both, in the paper's order of the two (items, then persona, then the input) and in
-ours (persona first). The small backbone here has never seen a prompt with items in it, so do not expect them to help.
+Trains a plug on the synthetic readers that ship with the package, then answers the same questions with the persona only,
+with retrieved items only, and with both, in the paper's order (items, persona, input) and in ours (persona first). The
+small backbone here has never seen a prompt with items in it, so do not expect them to help.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pplug_hf.methods.retrievers import get_ranker, retrieve
 from pplug_hf.processing import PPlugProcessor
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
-MAX_LENGTH = 128  # tokens of a prompt, items included
+MAX_LENGTH = 128  # maximum prompt length in tokens, items included
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
         model = train(settings, num_persona_tokens=2, attention_temperature=0.1, learn_temperature=True)
     processor = PPlugProcessor.from_model(model)
 
-    # The benchmark's BM25 finds items, the task's prompt format shows them; each is cut to its share of the budget.
+    # The benchmark's BM25 finds items, the task's prompt format shows them; each is cut to its part of the budget.
     found = retrieve(get_ranker("bm25", task), examples, k=arguments.k)
     prompts = [
         retrieval_prompt(task, e.prompt, items, processor.tokenizer, MAX_LENGTH)
@@ -58,7 +58,7 @@ def main() -> None:
     texts = [prompt.text for prompt in prompts]
     plain = [e.prompt for e in examples]
     personas = model.encode_persona([e.history for e in examples])
-    behind = persona_positions(processor, prompts, MAX_LENGTH)  # tokens in front of the persona: the paper's order
+    behind = persona_positions(processor, prompts, MAX_LENGTH)  # tokens before the persona: the paper's order
     rows = {
         "no persona": (model.backbone.generate, plain, {}),
         "retrieval": (model.backbone.generate, texts, {}),
@@ -73,7 +73,7 @@ def main() -> None:
     comparison = Comparison(task, examples, reference="persona")
     for name, (generate, prompt, options) in rows.items():
         if options:
-            options["queries"] = [e.query for e in examples]  # what weighs the history; not the items beside it
+            options["queries"] = [e.query for e in examples]  # decides which history items matter
         answers = answer(
             generate,
             processor,

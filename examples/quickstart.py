@@ -1,7 +1,7 @@
 """The whole life of a plug: create, train in a plain torch loop, save, load, answer one question for two readers.
 
-Runs offline on the synthetic readers, the tiny T5 and the tiny sentence encoder that ship with the package. For your
-own, replace the two folders below by Hub ids, e.g. "google/flan-t5-base" and "BAAI/bge-base-en-v1.5".
+Runs offline on the synthetic readers, the tiny T5 and the tiny sentence encoder that ship with the package. To use other
+models, replace the two folders below by Hub ids, e.g. "google/flan-t5-base" and "BAAI/bge-base-en-v1.5".
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
 
-    # Create. The backbone and the encoder are frozen; what is trained is the plug.
+    # Create. The backbone and the encoder are frozen; only the plug is trained.
     task, examples = read_lamp(ASSETS / "data", "train")
     model = PPlugForConditionalGeneration.from_backbone(
         BACKBONE,
@@ -39,7 +39,7 @@ def main() -> None:
     processor = PPlugProcessor.from_model(model)
     model.print_trainable_parameters()
 
-    # Train. Histories are encoded once, before the loop. The input encoder is trained already and moves slowly.
+    # Train. Histories are encoded once, before the loop. The input encoder is pretrained and gets a lower learning rate.
     examples = examples[: arguments.steps * arguments.batch_size]
     personas = model.encode_persona([e.history for e in examples])
     encoder = [p for n, p in model.plug.named_parameters() if p.requires_grad and n.startswith("input_encoder.")]
@@ -63,14 +63,14 @@ def main() -> None:
         if step % 20 == 0 or step == arguments.steps - 1:
             print(f"step {step}: loss {loss.item():.3f}")
 
-    # Save and load: the plug alone, which finds its backbone and its encoder again.
+    # Save and load the plug; loading finds its backbone and its encoder again.
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.output or temporary
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         model, processor = PPlugModel.from_pretrained(folder), PPlugProcessor.from_pretrained(folder)
 
-    # Use: one question, two readers whom training has not seen.
+    # Use: one question, two readers who were not in the training data.
     _, unseen = read_lamp(ASSETS / "data", "dev")
     question = unseen[0]
     readers = [question, next(e for e in unseen if e.user != question.user)]
@@ -80,7 +80,7 @@ def main() -> None:
         print(f"  reader {reader.user}: {text}")
 
     weights = model.persona_weights(question.history, query=question.query)[0]
-    print(f"What speaks for reader {question.user}:")
+    print(f"The most important items of reader {question.user}:")
     for i in weights.argsort(descending=True)[:3]:
         print(f"  {weights[i]:.2f}  {task.item_text(question.history[i])}")
 

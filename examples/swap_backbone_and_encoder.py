@@ -1,8 +1,8 @@
-"""The same data, other frozen parts: two backbones, two sentence encoders, one line changed each time.
+"""The same data with two backbones and two sentence encoders; one line changes each time.
 
-A plug belongs to the backbone and the encoder it was trained with: widths are measured, fingerprints recorded, and
-loading it on others is an error that names both. What moves freely is everything else: the data, the task, the code.
-Runs offline on what ships with the package; put Hub ids in their place for your own.
+A plug belongs to the backbone and the encoder it was trained with: widths are measured, fingerprints are recorded, and
+loading the plug on others is an error that names both. Data, task and code stay the same. Runs offline on the models that
+ship with the package; use Hub ids for others.
 """
 
 import argparse
@@ -22,9 +22,9 @@ ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 
 
 def causal_backbone():
-    """A causal language model and its tokenizer; it stands for `AutoModelForCausalLM.from_pretrained(...)`.
+    """Return a causal language model and its tokenizer, where you would use `AutoModelForCausalLM.from_pretrained(...)`.
 
-    Its weights are random, so its losses say nothing but that the plug learns.
+    Its weights are random, so its losses show only that the plug learns.
     """
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "backbone")
     end = tokenizer.eos_token_id
@@ -33,7 +33,7 @@ def causal_backbone():
 
 
 def train(model, examples, steps, batch_size):
-    """A few steps in a plain loop; the last loss."""
+    """Train for a few steps in a plain loop; return the last loss."""
     processor = PPlugProcessor.from_model(model)
     personas = model.encode_persona([e.history for e in examples])
     optimizer = torch.optim.AdamW([p for p in model.plug.parameters() if p.requires_grad], 5e-3)
@@ -88,7 +88,7 @@ def main() -> None:
                 f"has norm {config.embedding_norm:.2f}; loss after {arguments.steps} steps {loss:.3f}"
             )
 
-    # A plug on a backbone it was not trained with: refused, before anything is computed.
+    # A plug on a backbone that it was not trained with is refused before anything is computed.
     with tempfile.TemporaryDirectory() as folder:
         models["T5 (folder)", "64 numbers"].save_pretrained(folder)
         try:
@@ -96,7 +96,7 @@ def main() -> None:
         except MismatchError as error:
             print(f"\nThe T5's plug on the GPT-2: {error}")
 
-    # Neither do vectors of two encoders mix: a persona remembers who made it.
+    # Vectors of two encoders cannot be mixed either: a persona records the encoder that made it.
     persona = models["T5 (folder)", "64 numbers"].encode_persona(examples[0].history)
     try:
         models["T5 (folder)", "the first 16 of them"].persona_weights(persona, query=examples[0].query)

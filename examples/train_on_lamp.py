@@ -1,10 +1,10 @@
-"""Train on a folder in LaMP's format, then ask whether it personalises: controls and rivals beside the plug.
+"""Train on a folder in LaMP's format, then find out whether it personalises, with ablations and baselines.
 
     python examples/train_on_lamp.py --data LaMP_2 --backbone google/flan-t5-base --encoder BAAI/bge-base-en-v1.5
 
-Without options it runs offline on the synthetic readers and the tiny models that ship with the package. The same from a
-shell: `pplug-hf train`, then `pplug-hf bench`. A second start with the same `--output` trains and answers only what is
-missing.
+Without options it runs offline on the synthetic readers and the tiny models that ship with the package. From a shell,
+`pplug-hf train` and then `pplug-hf bench` do the same. A second run with the same `--output` trains and answers only what
+is missing.
 """
 
 import argparse
@@ -34,8 +34,8 @@ def main() -> None:
         shared = {"data": arguments.data, "backbone": arguments.backbone, "vectors": str(output / "vectors")}
         plugs: dict[str, list[str]] = {}
         for seed in range(arguments.seeds):
-            # The control is trained in the same way, on the same examples, without anybody's history: what it gains
-            # over the bare backbone is task learning, not personalisation.
+            # The ablation is trained in the same way, on the same examples, without any history: what it gains over the
+            # bare backbone comes from learning the task, not from personalisation.
             for name, use_history in (("pplug", True), ("instruction-only", False)):
                 folder = output / f"{name}-{seed}"
                 plugs.setdefault(name, []).append(str(folder))
@@ -53,7 +53,7 @@ def main() -> None:
                 )
                 train(settings, num_persona_tokens=2, attention_temperature=0.1, learn_temperature=True)
 
-        # Everything below is answered by the same frozen backbone. Brackets are 95 % intervals over users.
+        # The same frozen backbone answers all rows. Brackets are 95 % intervals over users.
         names = [f"{name}={','.join(folders)}" for name, folders in plugs.items()]
         bench(BenchSettings(**shared, output=str(output / "bench"), rows=ROWS, plugs=names, reference="pplug"))
 

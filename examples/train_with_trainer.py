@@ -1,8 +1,8 @@
 """Train a plug with the Trainer: `PersonaDataset`, `PPlugCollator`, `PPlugTrainer`.
 
-What `pplug-hf train` does, in the open, to change what you like: read questions in LaMP's format, hold out users, make
-examples of the history items too, encode every text once, train, and answer for readers that nobody has seen. Runs
-offline on the synthetic data that ships with the package.
+The steps of `pplug-hf train`, one by one, so that you can change them: read questions in LaMP's format, hold out users,
+make examples from the history items, encode every text once, train, and answer for readers who were not in the training
+data. Runs offline on the synthetic data that ships with the package.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def main() -> None:
         encoded = PersonaDataset(unseen, store, model.config.item_template)
         personas = [encoded.persona(i) for i in range(len(encoded))]
 
-    # Right answers that another user's history gives as well are no personalisation.
+    # If another user's history gives as many right answers, this is not personalisation.
     for name, rows in (("their own history", range(len(unseen))), ("another's", shuffle_histories(unseen))):
         texts = answer(
             model.generate,

@@ -14,6 +14,10 @@ from test_cli import as_movies, movie_tag, write_data
 
 from pplug_hf import cli
 from pplug_hf.methods.names import METHODS
+from pplug_hf.modeling.aggregators import AGGREGATORS
+from pplug_hf.tasks.metric import METRICS
+from pplug_hf.tasks.recipes import RECIPES
+from pplug_hf.tasks.task import TASKS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -36,6 +40,17 @@ def stand_ins(tmp_path_factory):
     }
 
 
+@pytest.fixture(autouse=True)
+def registries():
+    """Keep from other tests what the guides register."""
+    known = [AGGREGATORS, METHODS, METRICS, RECIPES, TASKS]
+    before = [dict(registry) for registry in known]
+    yield
+    for registry, entries in zip(known, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
 def blocks(page, language):
     """The code of a page, block by block."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -53,7 +68,6 @@ PYTHON = [page for page in PAGES if blocks(page, "python") and page != SHARE]
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, stand_ins, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pplug_hf.methods.names.METHODS", dict(METHODS))  # a page registers one more
     write_data(tmp_path / "LaMP_2", "LaMP_2", as_movies, movie_tag)
     names = {}
     for code in blocks(page, "python"):

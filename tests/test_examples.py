@@ -27,7 +27,7 @@ SAYS = {
     ],
     "persona_and_retrieval": ["A prompt with 2 items", "| retrieval", "the paper's order", "| persona "],
     "swap_backbone_and_encoder": ["T5 (folder)", "GPT-2 (object)", "The T5's plug on the GPT-2", "cannot be mixed"],
-    "quickstart": ["loss", "reader r1001:", "reader r1002:", "What speaks"],
+    "quickstart": ["loss", "reader r1001:", "reader r1002:", "The most important items"],
     "train_with_trainer": ["eval_loss", "texts encoded", "with their own history", "with another's"],
     "bring_your_own_backbone": ["saved:", "for nobody:", "the backbone alone:", "soft prompt"],
 }

@@ -43,7 +43,7 @@ def _functions() -> str:
 
 
 def _settings_of_recipes() -> str:
-    """Every setting of the paper's recipes as a table, beside ours and the default."""
+    """Return every setting of the paper's recipes as a table, with ours and the default."""
     recipes = {name: {**r.training, **r.plug, **r.answering} for name, r in RECIPES.items()}
     reasons: dict[str, dict[str, list[str]]] = {}
     for recipe in RECIPES.values():
