@@ -133,13 +133,13 @@ def test_a_text_is_encoded_by_one_process(runs):
 
 
 @pytest.mark.parametrize("choices", [{}, {"aggregator": "mean"}])
-def test_who_always_asks_uses_every_weight_and_answers_as_before(choices):
+def test_a_plug_that_syncs_its_query_encoder_uses_every_weight_and_answers_as_before(choices):
     model = make_model("llama", **choices).train()
     batch = PPlugProcessor.from_model(model)(
         tiny.PROMPTS, persona=[[], [], []], query=tiny.PROMPTS, labels=tiny.ANSWERS
     )
     loss = model(**batch).loss
-    model.plug.always_asks = True
+    model.plug.sync_query_encoder = True
     asked = model(**batch).loss
     asked.backward()
     assert torch.equal(asked, loss)

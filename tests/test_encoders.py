@@ -76,11 +76,13 @@ def test_each_distinct_text_is_encoded_once(monkeypatch):
 
 
 def test_histories_of_a_batch_share_one_pass(monkeypatch):
-    model = tiny.model("gpt2")
-    model.history_encoder, seen = tiny.encoder(), []
-    encode = model.history_encoder.encode
+    encoder, seen = tiny.encoder(), []
+    model = PPlugForConditionalGeneration.from_backbone(
+        tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2")
+    )
+    encode = encoder.encode
     monkeypatch.setattr(
-        model.history_encoder, "encode", lambda texts, **kwargs: (seen.append(list(texts)), encode(texts, **kwargs))[1]
+        encoder, "encode", lambda texts, **kwargs: (seen.append(list(texts)), encode(texts, **kwargs))[1]
     )
     personas = model.encode_persona([["sea", "moon"], [], ["moon", "sea", "dog"]])
     assert seen == [["sea", "moon", "dog"]]

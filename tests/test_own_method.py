@@ -8,7 +8,7 @@ import pytest
 from bench_data import SHELVES, make_world, predictions, quietly, settings_for, write_data
 
 from pplug_hf.cli import main
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.errors import ConfigurationError, MismatchError
 from pplug_hf.methods import names
 from pplug_hf.methods.base import Method
 from pplug_hf.methods.decoding import Answers, ModelInputs
@@ -112,6 +112,16 @@ def test_it_may_be_made_of_other_methods(world, tmp_path):
     made, _ = quietly(settings_for(world, tmp_path, "longest", "pplug", "bm25@1"), task=SHELVES)
     (chosen,), (one, _), (other,) = (made.predictions[row] for row in ("longest", "pplug", "bm25@1"))
     assert chosen == [max(pair, key=len) for pair in zip(one, other, strict=True)]
+
+
+def test_it_gives_one_answer_to_each_question(world, tmp_path):
+    class Lazy(Method):
+        def answer(self, examples, resources):
+            return Answers(["sea"])
+
+    register_method("lazy", Lazy)
+    with pytest.raises(MismatchError, match="lazy gave 1 answers to 10 questions"):
+        quietly(settings_for(world, tmp_path, "lazy"), task=SHELVES)
 
 
 def test_a_package_registers_by_an_entry_point(monkeypatch):

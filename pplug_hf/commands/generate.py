@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +13,24 @@ from ..methods.decoding import answer
 from ..modeling import Persona, PPlugModel
 from ..modeling.encoders import item_texts
 from ..processing import PPlugProcessor
+from .options import option, required
 
 
 @dataclass
 class GenerateSettings:
     """Answer a prompt for the user of a history."""
 
-    plug: str = field(metadata={"help": "Plug folder or Hub id."})
-    prompt: str = field(metadata={"help": "What to answer."})
-    history: str | None = field(
-        default=None, metadata={"help": "JSON list of texts or items, or text file with one item per line."}
-    )
-    persona: str | None = field(
-        default=None, metadata={"help": "Folder or file of an encoded history, in the place of --history."}
-    )
-    query: str | None = field(
-        default=None, metadata={"help": "Query that weights the history items (default: the prompt)."}
-    )
-    backbone: str | None = field(default=None, metadata={"help": "Use the backbone at this place."})
-    encoder: str | None = field(default=None, metadata={"help": "Use the encoder at this place."})
-    max_new_tokens: int = field(default=64, metadata={"help": "Tokens of the answer at most."})
-    num_beams: int = field(default=1, metadata={"help": "Beams."})
-    labels: list[str] | None = field(default=None, metadata={"help": "Answer with one of these (default: anything)."})
-    picture: str | None = field(default=None, metadata={"help": "PNG file for the weights of the history items."})
+    plug: str = required("Plug folder or Hub id.")
+    prompt: str = required("What to answer.")
+    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    persona: str | None = option(None, "Folder or file of an encoded history, in the place of --history.")
+    query: str | None = option(None, "Query that weights the history items (default: the prompt).")
+    backbone: str | None = option(None, "Use the backbone at this place.")
+    encoder: str | None = option(None, "Use the encoder at this place.")
+    max_new_tokens: int = option(64, "Tokens of the answer at most.")
+    num_beams: int = option(1, "Beams.")
+    labels: list[str] | None = option(None, "Answer with one of these (default: anything).")
+    picture: str | None = option(None, "PNG file for the weights of the history items.")
 
 
 def generate(settings: GenerateSettings) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..modeling import plug_folder as files
 from ..modeling.frozen import describe
+from .options import required
 
 
 @dataclass
 class InfoSettings:
     """Say what is in a plug: its parts, its choices and its size."""
 
-    plug: str = field(metadata={"help": "Plug folder or Hub id."})
+    plug: str = required("Plug folder or Hub id.")
 
 
 def info(settings: InfoSettings) -> None:

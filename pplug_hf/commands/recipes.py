@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..tasks.recipes import RECIPES, Recipe, get_recipe
+from .options import option
 
 
 @dataclass
 class RecipesSettings:
     """List the recipes, or show one."""
 
-    name: str | None = field(
-        default=None, metadata={"help": "Recipe to show, as in paper/lamp-4 (default: list all)."}
-    )
+    name: str | None = option(None, "Recipe to show, as in paper/lamp-4 (default: list all).")
 
 
 def recipes(settings: RecipesSettings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.examples import Source
@@ -13,20 +13,18 @@ from ..errors import DataError
 from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
-from .options import TASK
+from .options import TASK, option, required
 
 
 @dataclass
 class ReportSettings:
     """Describe the histories of a data set: sizes, ages, labels, repetitions, near-duplicates of the questions."""
 
-    data: str = field(
-        metadata={"help": "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."}
-    )
-    split: str = field(default="dev", metadata={"help": "Which split of a folder."})
-    task: str | None = field(default=None, metadata={"help": TASK})
-    seed: int = field(default=0, metadata={"help": "Seed of the random users that real ones are compared with."})
-    output: str | None = field(default=None, metadata={"help": "Write the report to this JSON file, too."})
+    data: str = required("Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
+    split: str = option("dev", "Which split of a folder.")
+    task: str | None = option(None, TASK)
+    seed: int = option(0, "Seed of the random users that real ones are compared with.")
+    output: str | None = option(None, "Write the report to this JSON file, too.")
 
 
 def report(settings: ReportSettings, task: Task | None = None, data: Source | None = None) -> HistoryReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..tasks.metric import get_metric
 from ..tasks.metrics import score
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
+from .options import option, required
 
 _NO_TASK = "{where} does not name its task: pass --task, as in --task LaMP-3."
 _OTHER_TASK = (
@@ -27,20 +28,17 @@ _OTHER_TASK = (
 class ScoreSettings:
     """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
 
-    golds: str = field(metadata={"help": "The official {split}_outputs.json, plain or gzipped."})
-    predictions: str = field(metadata={"help": "A file of the same layout with the answers, plain or gzipped."})
-    task: str | None = field(
-        default=None,
-        metadata={"help": "Task, or a .json file with a task of your own (default: what the golds file says)."},
+    golds: str = required("The official {split}_outputs.json, plain or gzipped.")
+    predictions: str = required("A file of the same layout with the answers, plain or gzipped.")
+    task: str | None = option(
+        None, "Task, or a .json file with a task of your own (default: what the golds file says)."
     )
-    fallback: Fallback = field(
-        default="farthest",
-        metadata={
-            "help": "Value of a rating that is not a number: the end of the scale farthest from the gold (LaMP), or "
-            "the first digit in it, else the low end (PPlug's authors)."
-        },
+    fallback: Fallback = option(
+        "farthest",
+        "Value of a rating that is not a number: the end of the scale farthest from the gold (LaMP), or "
+        "the first digit in it, else the low end (PPlug's authors).",
     )
-    output: str | None = field(default=None, metadata={"help": "Also write the JSON to this file."})
+    output: str | None = option(None, "Also write the JSON to this file.")
 
 
 def score_files(settings: ScoreSettings) -> dict[str, Any]:

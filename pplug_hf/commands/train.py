@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,62 +32,59 @@ from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 from .data_warnings import warn_short_histories, warn_truncated_prompts
-from .options import TASK, DType
-from .options import option as _option
+from .options import TASK, DType, option, required
 
 
 @dataclass
 class TrainSettings:
     """Train a persona plug on questions and histories; the backbone stays frozen."""
 
-    data: str = field(
-        metadata={
-            "help": "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
-            ".jsonl file. The dev and test splits are never used for training."
-        }
+    data: str = required(
+        "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
+        ".jsonl file. The dev and test splits are never used for training."
     )
-    output: str = field(metadata={"help": "Folder for the plug: a new one, or one with a plug to replace."})
-    backbone: str = field(metadata={"help": "Frozen language model: Hub id or local folder."})
-    encoder: str = field(metadata={"help": "Frozen sentence encoder: Hub id or local folder."})
-    task: str | None = _option(None, TASK)
-    backbone_dtype: DType = _option("auto", "Data type of the backbone. The plug is float32.")
-    train_on_histories: bool = _option(True, "Make every answered history item one more example.")
-    synthetic_users: int = _option(
+    output: str = required("Folder for the plug: a new one, or one with a plug to replace.")
+    backbone: str = required("Frozen language model: Hub id or local folder.")
+    encoder: str = required("Frozen sentence encoder: Hub id or local folder.")
+    task: str | None = option(None, TASK)
+    backbone_dtype: DType = option("auto", "Data type of the backbone. The plug is float32.")
+    train_on_histories: bool = option(True, "Make every answered history item one more example.")
+    synthetic_users: int = option(
         0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
     )
-    labelled_items: bool = _option(True, "Encode items with the user's own tag, score or title (paper: without).")
-    use_history: bool = _option(
+    labelled_items: bool = option(True, "Encode items with the user's own tag, score or title (paper: without).")
+    use_history: bool = option(
         True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
     )
-    max_items: int | None = _option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
-    history_dropout: float = _option(0.5, "In every epoch, drop a random share of each history's items, at most this.")
-    history_repeats: int = _option(
+    max_items: int | None = option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
+    history_dropout: float = option(0.5, "In every epoch, drop a random share of each history's items, at most this.")
+    history_repeats: int = option(
         0,
         "Extra copies of each example per epoch, each with some history items dropped (paper: 10). The example itself "
         "stays whole.",
     )
-    leave_out_users: float = _option(
+    leave_out_users: float = option(
         0.0, "Share of the training users to leave out, e.g. because the backbone was trained on them."
     )
-    split_seed: int = _option(0, "Seed of the choice of users that are left out.")
-    validation_users: float = _option(0.1, "Share of the users held out to choose the best checkpoint.")
-    epochs: float = _option(10, "Maximum number of passes over the examples.")
-    patience: int = _option(5, "Stop after this many evaluations without a better validation loss.")
-    evaluations_per_epoch: int = _option(1, "Validations (and checkpoints) per epoch.")
-    batch_size: int = _option(32, "Examples per step, over all processes.")
-    gradient_accumulation: int = _option(1, "Batches per optimiser step.")
-    learning_rate: float = _option(1e-3, "Learning rate of projector and instruction.")
-    encoder_learning_rate: float | None = _option(
+    split_seed: int = option(0, "Seed of the choice of users that are left out.")
+    validation_users: float = option(0.1, "Share of the users held out to choose the best checkpoint.")
+    epochs: float = option(10, "Maximum number of passes over the examples.")
+    patience: int = option(5, "Stop after this many evaluations without a better validation loss.")
+    evaluations_per_epoch: int = option(1, "Validations (and checkpoints) per epoch.")
+    batch_size: int = option(32, "Examples per step, over all processes.")
+    gradient_accumulation: int = option(1, "Batches per optimiser step.")
+    learning_rate: float = option(1e-3, "Learning rate of projector and instruction.")
+    encoder_learning_rate: float | None = option(
         None, "Learning rate of the input encoder (default: learning_rate / 20)."
     )
-    weight_decay: float = _option(0.01, "Weight decay.")
-    warmup: float = _option(0.05, "Share of the steps with a rising learning rate.")
-    gradient_checkpointing: bool = _option(False, "Trade time for memory in the backbone.")
-    max_length: int = _option(256, "Maximum prompt length in tokens.")
-    max_target_length: int = _option(128, "Maximum answer length in tokens.")
-    seed: int = _option(0, "Seed of initialisation, order and drop-out.")
-    vectors: str = _option(DEFAULT_FOLDER, "Folder of the vector store.")
-    resume: bool = _option(True, "Resume from the last checkpoint in the output folder, if there is one.")
+    weight_decay: float = option(0.01, "Weight decay.")
+    warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
+    gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
+    max_length: int = option(256, "Maximum prompt length in tokens.")
+    max_target_length: int = option(128, "Maximum answer length in tokens.")
+    seed: int = option(0, "Seed of initialisation, order and drop-out.")
+    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+    resume: bool = option(True, "Resume from the last checkpoint in the output folder, if there is one.")
 
 
 def plug_choices() -> type:
@@ -96,7 +93,7 @@ def plug_choices() -> type:
     default = {"query_prompt": None, "history_prompt": None}
     return make_dataclass(
         "PlugChoices",
-        [(f.name, f.type, _option(default.get(f.name, f.default), f.metadata["help"])) for f in choices().values()],
+        [(f.name, f.type, option(default.get(f.name, f.default), f.metadata["help"])) for f in choices().values()],
     )
 
 

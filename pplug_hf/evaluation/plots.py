@@ -10,7 +10,7 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from ..tasks.metrics import score_titles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Record: TypeAlias = Mapping[str, Any]
+Records: TypeAlias = Mapping[str, Record]
 
 
 def plot_weights(weights: Tensor, texts: Sequence[str], title: str = "", most: int = 12) -> Figure:
@@ -46,7 +49,7 @@ def plot_weights(weights: Tensor, texts: Sequence[str], title: str = "", most: i
     return figure
 
 
-def plot_rows(records: Sequence[Mapping[str, Any]], metric: str, reference: str) -> Figure:
+def plot_rows(records: Sequence[Record], metric: str, reference: str) -> Figure:
     """Draw one bar per row of a `Comparison`, with the 95 % interval over users.
 
     Args:
@@ -104,11 +107,7 @@ def plot_history_length(results: Mapping[str, Any], metric: str) -> Figure:
 
 
 def _plot_newest(
-    axes: Any,
-    newest: Mapping[str, Mapping[int, Mapping[str, Any]]],
-    rows: Mapping[str, Mapping[str, Any]],
-    looks: Mapping[str, Mapping[str, Any]],
-    metric: str,
+    axes: Any, newest: Mapping[str, Mapping[int, Record]], rows: Records, looks: Records, metric: str
 ) -> None:
     """Draw the rows NAME:last-N, by NAME and N, and behind them the row NAME, which shows all items."""
     counts = sorted({count for records in newest.values() for count in records})
@@ -127,7 +126,7 @@ def _plot_newest(
     axes.legend(frameon=False, fontsize=7)
 
 
-def plot_weight_profiles(profiles: Mapping[str, Mapping[str, Any]]) -> Figure:
+def plot_weight_profiles(profiles: Records) -> Figure:
     """Draw how items are weighted, over all users: by age (left) and by place among the weights (right), without texts.
 
     Args:

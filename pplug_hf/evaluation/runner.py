@@ -20,12 +20,19 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.records import Example
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, MismatchError
 from ..methods.base import Method
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
 from .predictions import Prediction, differences, file_name, read_predictions, write_prediction
 from .provenance import data_digest, git_commit, shared_key
+
+_MISSING = {
+    "labels": "is for tasks whose items carry one of a list of labels, and {task} has none: leave it out.",
+    "training": "is fitted on the train split, and no examples of it are there or left: leave it out, or choose another "
+    "leave_out_users.",
+    "encoder": "needs a sentence encoder: pass retriever, or a plug, which brings its own.",
+}
 
 
 @dataclass
@@ -62,22 +69,15 @@ class Runner:
             PPlugError: a method or the decoding needs something that the task, the data or the settings do not have.
         """
         self.resources.check()
-        task = self.resources.task
+        task, plugs = self.resources.task, self.resources.plugs
+        needs = {
+            "labels": bool(task.labels and task.answer_field),
+            "training": bool(self.training),
+            "encoder": bool(self.resources.retriever or plugs),
+        }
         for row, (method, *_) in methods.items():
-            if "labels" in method.needs and not (task.labels and task.answer_field):
-                raise ConfigurationError(
-                    f"The row {row} is for tasks whose items carry one of a list of labels, and {task.name} has "
-                    "none: leave it out."
-                )
-            if "training" in method.needs and not self.training:
-                raise ConfigurationError(
-                    f"The row {row} is fitted on the train split, and no examples of it are there or left: leave it "
-                    "out, or choose another leave_out_users."
-                )
-            if "encoder" in method.needs and not self.resources.retriever and not self.resources.plugs:
-                raise ConfigurationError(
-                    f"The row {row} needs a sentence encoder: pass retriever, or a plug, which brings its own."
-                )
+            if missing := [need for need in needs if need in method.needs and not needs[need]]:
+                raise ConfigurationError(f"The row {row} {_MISSING[missing[0]].format(task=task.name)}")
             method.check(self.examples, self.resources)
 
     def run(self, methods: Mapping[str, Sequence[Method]]) -> list[Prediction]:
@@ -117,6 +117,10 @@ class Runner:
         if "training" in method.needs:
             method.fit(self.training, self.resources)
         texts, counts, weights = method.answer(self.examples, self.resources)
+        if len(texts) != len(self.examples):
+            raise MismatchError(
+                f"{row} gave {len(texts)} answers to {len(self.examples)} questions: give one to each."
+            )
         about: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
         about |= {"device": str(self.resources.language_model.device.type), "git_commit": git_commit()}
         about |= {**({"prompts": counts} if counts else {}), **method.about(self.resources)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +21,10 @@ from ..configuration import PPlugConfig
 from ..configuration.pplug import choices
 from ..data.dataset import PersonaDataset
 from ..data.records import Example
+from ..errors import DataError
 from ..modeling import plug_folder as files
 from ..modeling.persona import Persona
-from ..processing import PPlugProcessor
+from ..storage.files import read_json_object
 from .base import Method, Need
 from .decoding import Answers, ModelInputs, shuffle_histories
 from .plain import Plain, Retrieval
@@ -75,10 +77,8 @@ class Plug(Method):
             self.retrieval.check(examples, resources)
 
     def inputs(self, examples: Sequence[Example], resources: Resources) -> ModelInputs:
-        model = resources.plug(self.folder)
         if self.retrieval:
-            processor = PPlugProcessor.from_model(model)
-            inputs = self.retrieval.inputs(examples, resources, processor, positions=self.paper_order)
+            inputs = self.retrieval.inputs(examples, resources, self.folder, positions=self.paper_order)
         else:
             inputs = Plain().inputs(examples, resources)
         if self.ignores_history:
@@ -182,7 +182,6 @@ def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
 
 def _training_seed(place: str) -> int | None:
     """Return the seed that a plug was trained with, as far as its folder says."""
-    try:
-        return json.loads((Path(place) / "training_args.json").read_text(encoding="utf-8")).get("seed")
-    except (OSError, ValueError, AttributeError):
-        return None
+    with suppress(OSError, DataError):
+        return read_json_object(Path(place) / "training_args.json", "The training arguments").get("seed")
+    return None

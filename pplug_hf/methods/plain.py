@@ -52,21 +52,17 @@ class Retrieval(Method):
         return [[e.history[i] for i in order[: self.k]] for e, order in zip(examples, orders, strict=True)]
 
     def inputs(
-        self,
-        examples: Sequence[Example],
-        resources: Resources,
-        processor: PPlugProcessor | None = None,
-        positions: bool = False,
+        self, examples: Sequence[Example], resources: Resources, plug: str = "", positions: bool = False
     ) -> ModelInputs:
         """Return the prompts with their items.
 
         Args:
             examples: n of them.
             resources: shared by all methods.
-            processor: of the model that reads them (default: of the language model without a plug).
+            plug: folder of the plug that reads them (default: the language model without one).
             positions: also say where a soft prompt goes that stands between items and input.
         """
-        processor = processor or resources.processor
+        processor = PPlugProcessor.from_model(resources.plug(plug)) if plug else resources.processor
         found, budget = self.items(examples, resources), resources.decoding.max_length
         prompts = [
             retrieval_prompt(resources.task, e.prompt, items, processor.tokenizer, budget)

@@ -127,10 +127,9 @@ class Resources:
             source, kwargs["revision"] = config.backbone, config.backbone_revision
         if isinstance(source, str):
             source = backbone.load_backbone(source, **kwargs)
-            device: Any = self.device
-            if device is None and torch.accelerator.is_available():
-                device = torch.accelerator.current_accelerator()
-            source = source if device is None else source.to(device)
+            available = torch.accelerator.is_available()
+            device: Any = self.device or (torch.accelerator.current_accelerator() if available else None)
+            source = source.to(device) if device else source
         backbone.freeze_backbone(source)
         return source.eval()
 
@@ -160,24 +159,19 @@ class Resources:
 
     def encoder(self, place: str | None) -> Any:
         """Return the sentence encoder of a plug, or the one of dense retrieval; each is loaded once."""
-        if place is None:
-            name: Any = self.retriever
-            revision = None
-        else:
-            config = self.config(place)
-            known = (config.encoder_fingerprint or {}).get("digest")
-            if known in self._encoders:
-                return self._encoders[known]
+        config = None if place is None else self.config(place)
+        name, revision, digest = self.retriever, None, None
+        if config is not None:
             name, revision = config.encoder, config.encoder_revision
-            if name is None:
-                raise ConfigurationError(f"The plug {place!r} does not say where its encoder is.")
-        if name not in self._encoders:
-            encoder = encoders.freeze_encoder(
-                encoders.load_encoder(name, **({"revision": revision} if revision else {}))
-            )
-            encoder = encoder.to(self.language_model.device)
-            digest = encoders.fingerprint(encoder)["digest"]
-            self._encoders[name] = self._encoders.setdefault(digest, encoder)
+            digest = (config.encoder_fingerprint or {}).get("digest")
+        known = next((self._encoders[each] for each in (digest, name) if each in self._encoders), None)
+        if known is not None:
+            return known
+        if name is None:
+            raise ConfigurationError(f"The plug {place!r} does not say where its encoder is.")
+        encoder = encoders.freeze_encoder(encoders.load_encoder(name, revision=revision))
+        encoder = encoder.to(self.language_model.device)
+        self._encoders[name] = self._encoders.setdefault(encoders.fingerprint(encoder)["digest"], encoder)
         return self._encoders[name]
 
     def store(self, encoder: Any, prompt: str) -> VectorStore:
@@ -216,7 +210,7 @@ class Resources:
 
     def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
         """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
-        decoding = self.decoding
+        decoding, task = self.decoding, self.task
         texts = answer(
             (model or self.language_model).generate,
             PPlugProcessor.from_model(model) if model else self.processor,
@@ -226,8 +220,8 @@ class Resources:
             persona_positions=inputs.positions,
             batch_size=self.batch_size,
             max_length=decoding.max_length,
-            max_new_tokens=decoding.max_new_tokens or self.task.max_new_tokens,
+            max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,
             num_beams=decoding.num_beams,
-            labels=self.task.labels if decoding.constrained else None,
+            labels=task.labels if decoding.constrained else None,
         )
         return Answers(texts, inputs.counts)

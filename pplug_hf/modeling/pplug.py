@@ -54,7 +54,9 @@ class _Loaded(NamedTuple):
     generation_config: Any = None
 
 
-class PPlugForConditionalGeneration(SavingMixin, PreTrainedModel, GenerationMixin):
+class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
+    SavingMixin, PreTrainedModel, GenerationMixin
+):
     """Any frozen seq2seq or causal language model, personalised by a plug (Liu et al., ACL 2025).
 
     Create one with [`from_backbone`], load one with [`from_pretrained`]. `model.backbone` is the frozen model and

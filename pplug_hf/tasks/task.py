@@ -138,7 +138,7 @@ class Task:
             yield f"labels are {labels!r}; give each label once."
         if not self.query_marker:
             yield "query_marker is empty; give the text before the query."
-        pattern = self.retrieval_query_pattern
+        pattern, groups = self.retrieval_query_pattern, 0
         try:
             groups = re.compile(pattern).groups
         except re.error as error:

@@ -16,7 +16,9 @@ class LampAccuracy(base.LampMetric):
         self._labels = () if self.config_name == "default" else get_task(self.config_name).labels
         return super()._info()
 
-    def _compute(self, predictions, references, labels=None):
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, predictions, references, labels=None
+    ):
         """Return the scores of some answers.
 
         Args:

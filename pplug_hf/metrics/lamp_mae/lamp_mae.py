@@ -17,7 +17,9 @@ class LampMae(base.LampMetric):
         self._labels = get_task("LaMP-3" if self.config_name == "default" else self.config_name).labels
         return super()._info()
 
-    def _compute(self, predictions, references, fallback: Fallback = "farthest", labels=None):
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, predictions, references, fallback: Fallback = "farthest", labels=None
+    ):
         """Return the scores of some answers.
 
         Args:

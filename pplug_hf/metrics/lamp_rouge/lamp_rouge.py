@@ -11,7 +11,9 @@ class LampRouge(base.LampMetric):
     a-z and 0-9, so texts in other scripts score 0, as in the benchmark.
     """
 
-    def _compute(self, predictions, references):
+    def _compute(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, predictions, references
+    ):
         """Return the scores of some answers.
 
         Args:
