@@ -67,7 +67,7 @@ class Personalizer(nn.Module):
 
         Args:
             pretrained_model_name_or_path: plug folder or Hub id.
-            encoder: a loaded encoder (or another place) to use instead of the recorded one; it must be the same.
+            encoder: a loaded encoder (or a folder or Hub id) to use instead of the recorded one; it must be the same.
             encoder_kwargs: for `SentenceTransformer` (device, model_kwargs, ...).
             encode_only: read no trained weights, for who shares vectors alone: then only `encode` works.
             device: of plug and encoder (default: the encoder's).
