@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
-from ..tasks.text import item_text
+from ..tasks.items import item_text
 from .frozen import check_attention
 from .tensor_state import state_of
 

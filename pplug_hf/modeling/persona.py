@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import DataError, MismatchError, MissingFileError
 from ..storage.files import atomic_write
-from ..tasks.dates import parse_date, seconds
+from ..tasks.items import parse_date, seconds
 from . import plug_folder
 from .encoders import check_finite
 from .spec import UNRECORDED, EncoderSpec

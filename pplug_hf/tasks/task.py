@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ConfigurationError
+from .items import field_text, fields_of, item_text
 from .lamp_metrics import METRICS  # with LaMP's metrics in it
 from .metric import get_metric
 from .recipes import Recipe, register_recipe, spelled
-from .text import field_text, fields_of, item_text
 
 
 @dataclass(frozen=True, kw_only=True)
