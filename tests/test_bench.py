@@ -34,8 +34,7 @@ from pplug_hf.evaluation.provenance import git_commit
 from pplug_hf.evaluation.runner import Runner
 from pplug_hf.evaluation.style import Style, own_texts
 from pplug_hf.methods.resources import Resources
-from pplug_hf.tasks.metrics import per_example, score
-from pplug_hf.tasks.task import TASKS
+from pplug_hf.tasks.task import TASKS, per_example, score
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from pplug_hf.data.report import describe
 from pplug_hf.data.tables import examples, features, read_splits, read_table, stream
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.modeling.encoders import item_texts
-from pplug_hf.tasks.metrics import score
-from pplug_hf.tasks.task import TASKS, Task
+from pplug_hf.tasks.task import TASKS, Task, score
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("ijson")

@@ -26,8 +26,7 @@ from ..methods.persona import Plug
 from ..methods.plain import Retrieval
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
-from ..tasks.metrics import main_metric
-from ..tasks.task import Task
+from ..tasks.task import Task, main_metric
 from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .options import AnsweringSettings, option, required

@@ -15,7 +15,7 @@ import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.tasks.items import is_null, parse_date, text_of
-from pplug_hf.tasks.metric import get_metric
+from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
 
 SHOWN = 5  # ids in a message
