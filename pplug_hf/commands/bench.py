@@ -16,8 +16,14 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison
 from ..evaluation.plots import plot_weights
-from ..evaluation.predictions import Prediction, check_together, read_predictions
-from ..evaluation.provenance import data_digest, git_commit, versions
+from ..evaluation.predictions import (
+    Prediction,
+    check_together,
+    data_digest,
+    git_commit,
+    read_predictions,
+    versions,
+)
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method
