@@ -26,10 +26,9 @@ from ..evaluation.predictions import (
 )
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
-from ..methods.base import Method
+from ..methods.base import Method, Retrieval
 from ..methods.names import canonical, default_rows, methods_of, parse_plugs, reference_of
 from ..methods.persona import Plug
-from ..methods.plain import Retrieval
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
 from ..tasks.task import Task, main_metric

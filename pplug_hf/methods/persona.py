@@ -23,9 +23,8 @@ from ..errors import DataError
 from ..modeling import plug_folder as files
 from ..modeling.persona import Persona
 from ..storage.files import read_json_object
-from .base import Method, Need
+from .base import Method, Need, Plain, Retrieval
 from .decoding import Answers, ModelInputs, shuffle_histories
-from .plain import Plain, Retrieval
 from .resources import Resources, digest_of_tensors
 
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last"]
