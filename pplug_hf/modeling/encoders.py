@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
-from ..storage.retry import with_retries
 from ..tasks.items import item_text
 from .frozen import check_attention
 from .tensor_state import state_of
@@ -54,7 +53,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     try:
         if place.force_download:
             place.refresh()
-        encoder = with_retries(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
+        encoder = place.with_retries(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
     except OSError as error:
         raise place.load_error(error) from error
     except torch.OutOfMemoryError:
