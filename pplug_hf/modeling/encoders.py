@@ -21,7 +21,6 @@ from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
 from ..tasks.items import item_text
 from .frozen import check_attention
-from .tensor_state import state_of
 
 Item: TypeAlias = str | Mapping[str, Any]
 History: TypeAlias = Sequence[Item]
@@ -214,6 +213,14 @@ def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
 def _settings(module: Any) -> dict[str, Any]:
     settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
     return {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
+
+
+def state_of(tensor: Tensor) -> Any:
+    """Changes with every write to a tensor: torch counts those, except through `.data`, which a sample notices."""
+    step = max(1, tensor.numel() // 64)
+    version = object() if tensor.is_inference() else tensor._version  # those are not counted: never the same
+    sample = tensor.detach().flatten()[::step].tolist()
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device, sample
 
 
 def origin(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
