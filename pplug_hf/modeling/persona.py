@@ -58,20 +58,33 @@ class EncoderSpec:
 
     @classmethod
     def of(cls, config: PPlugConfig) -> EncoderSpec:
-        """Return the spec of the personas that a plug reads."""
+        """Return the spec of the personas that a plug reads.
+
+        Args:
+            config: of the plug.
+        """
         spec = cls.from_fingerprint(config.encoder_fingerprint or {}, config.item_template)
         return replace(spec, width=config.encoder_size, prompt=config.history_prompt)
 
     @classmethod
     def from_fingerprint(cls, fingerprint: Mapping[str, Any], item_template: str | None) -> EncoderSpec:
-        """Return the spec of an encoder's fingerprint and of a template."""
+        """Return the spec of an encoder and a template.
+
+        Args:
+            fingerprint: of the encoder, with the prompt of history items.
+            item_template: see the class.
+        """
         width, prompt = fingerprint.get("embedding_size"), fingerprint.get("history_prompt") or ""
         model_type = fingerprint.get("model_type")
         return cls(fingerprint.get("digest"), width, prompt, item_template, model_type=model_type)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:
-        """Return the spec that `to_dict` gave; fields of later versions are left out."""
+        """Return the spec that `to_dict` gave.
+
+        Args:
+            values: fields by name; those of later versions are left out.
+        """
         names = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
@@ -80,7 +93,11 @@ class EncoderSpec:
         return asdict(self)
 
     def fits(self, other: EncoderSpec) -> bool:
-        """Return whether vectors of both specs may stand in one history."""
+        """Return whether vectors of both specs may stand in one history.
+
+        Args:
+            other: spec to compare with.
+        """
         if UNRECORDED in (self.item_template, other.item_template):
             return replace(self, item_template=None) == replace(other, item_template=None)
         return self == other
@@ -136,7 +153,11 @@ class Persona:
         return Persona(vectors, self.spec, ids, None if both is None else torch.cat(both))
 
     def select(self, positions: Sequence[int]) -> Persona:
-        """Return the items at these positions, in their order in the history."""
+        """Return some of the items, in their order in the history.
+
+        Args:
+            positions: which, from 0 on.
+        """
         kept = sorted(positions)
         ids = None if self.item_ids is None else tuple(self.item_ids[i] for i in kept)
         times = None if self.timestamps is None else self.timestamps[kept]
@@ -148,6 +169,9 @@ class Persona:
         Args:
             item_ids: of items to leave out; ids that are not there are no error.
 
+        Returns:
+            The persona of the others.
+
         Raises:
             DataError: the items of this persona have no ids.
         """
@@ -157,12 +181,21 @@ class Persona:
         return self.select([i for i, name in enumerate(self.item_ids) if name not in gone])
 
     def last(self, n: int) -> Persona:
-        """Return the n newest items: by time where every item has one, else those at the end."""
+        """Return the newest items: by time where every item has one, else those at the end.
+
+        Args:
+            n: how many; a shorter history is returned whole.
+        """
         newest = range(len(self)) if self.timestamps is None else self.timestamps.argsort(stable=True).tolist()
         return self.select(newest[max(0, len(self) - n) :])
 
     def top(self, k: int, weights: Tensor) -> Persona:
-        """Return the k items with the largest of some weights [N], of equal ones the later."""
+        """Return the items with the largest weights, of equal ones the later.
+
+        Args:
+            k: how many; a shorter history is returned whole.
+            weights: [N] or longer, as a row of `Personalizer.weights`.
+        """
         return self.select(weights[: len(self)].float().cpu().argsort(stable=True)[max(0, len(self) - k) :].tolist())
 
     def to(self, *args: Any, **kwargs: Any) -> Persona:
