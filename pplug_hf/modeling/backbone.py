@@ -26,7 +26,6 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
-from ..storage.retry import with_retries
 from .frozen import check_attention
 from .prefix import make_contiguous, word_embeddings
 
@@ -72,7 +71,9 @@ def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         kwargs |= location.hub_arguments
-        model, report = with_retries(lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs))
+        model, report = location.with_retries(
+            lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs)
+        )
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
