@@ -31,7 +31,7 @@ from ..storage.layout import HIDDEN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import warn_short_histories, warn_truncated_prompts
+from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_prompts
 from .options import TASK, DType, option, required
 
 
@@ -223,6 +223,7 @@ def choose_examples(
         f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{synthetic}, "
         f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
     )
+    warn_foreign_labels(task, examples)
     warn_short_histories(examples)
     return task, examples, validation
 

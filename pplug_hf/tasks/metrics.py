@@ -77,4 +77,5 @@ def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fall
                 "do not have them: use `pplug-hf bench`, or pass extra."
             )
         options["extra"] = extra
-    return getattr(metric, method)(*clean(predictions, golds), task, **options)
+    predictions, golds = clean(predictions, golds)
+    return getattr(metric, method)(predictions, [task.label_of(gold) for gold in golds], task, **options)

@@ -11,15 +11,17 @@ name. How retrieval reads and shows items has defaults, so most tasks need none 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ..errors import ConfigurationError
 from .lamp_metrics import METRICS  # with LaMP's metrics in it
 from .metric import get_metric
 from .recipes import Recipe, register_recipe, spelled
-from .text import field_text, fields_of, item_text
+from .text import field_text, fields_of, item_text, text_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ class Task:
             yield f"retrieval_query_pattern is no regular expression ({error})."
         if pattern and not groups:
             yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
-        numbers = bool(self.labels) and all(map(_is_number, self.labels))
+        numbers = bool(self.labels) and all(_number(label) is not None for label in self.labels)
         if get_metric(self.metric).needs_numbers and not numbers:
             yield (
                 f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
@@ -181,6 +183,23 @@ class Task:
     def has_labelled_items(self) -> bool:
         """True if history items carry a label of their own."""
         return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
+
+    def label_of(self, answer: Any) -> str:
+        """Return an answer as a label: a number equal to a label's number is that label, so 5.0 is "5".
+
+        Args:
+            answer: a gold, or the answer in a history item, as text or as a number.
+
+        Returns:
+            The label; the answer without white space around it where it is none, or the task has no list of labels.
+        """
+        text = text_of(answer).strip()
+        return text if text in self.labels else _by_number(self.labels).get(_number(text), text)
+
+    def item_label(self, item: Mapping[str, Any]) -> str:
+        """Return the answer in a history item by the same rule; empty if it has none, or one that is not a label."""
+        answer = self.label_of(field_text(item, self.answer_field))
+        return answer if not self.labels or answer in self.labels else ""
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -282,12 +301,19 @@ class Task:
         return head + marker + body[:start], query, body[start + len(query) :] + rest
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float | None:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
+
+
+@lru_cache  # asked once per history item
+def _by_number(labels: tuple[str, ...]) -> dict[float | None, str]:
+    """Return the labels by their numbers; without numbers that two labels share."""
+    numbers = {label: number for label in labels if (number := _number(label)) is not None}
+    shared = Counter(numbers.values())
+    return {number: label for label, number in numbers.items() if shared[number] == 1}
 
 
 TASKS: dict[str, Task] = {}

@@ -9,7 +9,11 @@ from functools import lru_cache
 from string import Formatter
 from typing import Any
 
+import numpy as np
+
 from ..errors import DataError
+
+_WHOLE = 2**53  # below it every whole number is a float of its own
 
 
 def item_text(item: Mapping[str, Any], template: str, name: str = "The item") -> str:
@@ -45,13 +49,21 @@ def fields_of(template: str) -> frozenset[str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a JSON value as text; null is empty. A stream's numbers are Decimal: 3.50 must read as 3.5 in both."""
-    return "" if is_null(value) else str(float(value)) if isinstance(value, Decimal) else str(value)
+    """Return a JSON value as text; null is empty.
+
+    Equal numbers are equal texts: 5.0, which is what pandas makes of a 5 next to a missing one, is "5"; and a stream's
+    Decimal 3.50 is "3.5".
+    """
+    if is_null(value):
+        return ""
+    if isinstance(value, float | Decimal | np.floating):
+        value = int(value) if abs(value) < _WHOLE and value == int(value) else float(value)
+    return str(value)
 
 
 def is_null(value: Any) -> bool:
     """Return true for None, and for NaN, which is what pandas makes of a missing text."""
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, float | np.floating) and bool(value != value))
 
 
 def normalise(text: str) -> str:
