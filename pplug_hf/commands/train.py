@@ -52,7 +52,9 @@ class TrainSettings:
     synthetic_users: int = option(
         0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
     )
-    labelled_items: bool = option(True, "Encode items with the user's own tag, score or title (paper: without).")
+    labelled_items: bool = option(
+        True, "Encode items with the user's own tag or score (the code of the paper's authors: without)."
+    )
     use_history: bool = option(
         True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
     )

@@ -89,7 +89,7 @@ class Task:
     )
     item_template: str = field(metadata={"help": "Text of a history item for the encoder, its answer included."})
     item_template_unlabelled: str = field(
-        metadata={"help": "The same as in the paper: without tags and scores (titles stay)."}
+        metadata={"help": "The same without tags and scores (titles stay), as in the code of the paper's authors."}
     )
     retrieval_template: str = field(
         default="",
@@ -278,7 +278,7 @@ class Task:
 
         Args:
             item: A history item.
-            labelled: With the user's tag or score (ours), or without (the paper).
+            labelled: With the user's tag or score, or without (the code of the paper's authors).
 
         Returns:
             The filled template; a null field is empty.
