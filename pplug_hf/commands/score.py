@@ -67,6 +67,8 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
     result = {"task": task.name, "examples": len(golds), **numbers}
     if get_metric(task.metric).fallbacks:
         result["fallback"] = settings.fallback
+    if notes := get_metric(task.metric).notes([gold or "" for gold in golds.values()]):
+        result["notes"] = notes
     text = json.dumps(result, indent=2)
     if settings.output:
         write_text(Path(settings.output), text + "\n")

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..errors import ConfigurationError
-from .lamp_metrics import Fallback, clean
+from .lamp_metrics import Fallback, clean, warn_notes
 from .metric import METRICS, Texts, get_metric
 from .task import Task, get_task
 
@@ -30,7 +30,7 @@ def score(
 
     Returns:
         For LaMP "accuracy" and "f1", "mae" and "rmse", or "rouge-1" and "rouge-L"; and "unparsed", the number of
-        answers that are not a label, not a number, or empty.
+        answers that are not a label, not a number, or have no word that the metric reads.
 
     Raises:
         MismatchError: predictions and golds differ in number, there are none, or a gold is impossible.
@@ -78,4 +78,7 @@ def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fall
             )
         options["extra"] = extra
     predictions, golds = clean(predictions, golds)
-    return getattr(metric, method)(predictions, [task.label_of(gold) for gold in golds], task, **options)
+    golds = [task.label_of(gold) for gold in golds]
+    if method == "score":
+        warn_notes(metric, golds)
+    return getattr(metric, method)(predictions, golds, task, **options)

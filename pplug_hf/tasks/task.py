@@ -18,10 +18,10 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import ConfigurationError
-from .lamp_metrics import METRICS  # with LaMP's metrics in it
 from .metric import get_metric
 from .recipes import Recipe, register_recipe, spelled
 from .text import field_text, fields_of, item_text, text_of
+from .text_metrics import METRICS  # with all of this package's in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,8 @@ class Task:
     )
     metric: str = field(
         metadata={
-            "help": "How answers are judged: accuracy, mae, rouge, or a metric of your own that you registered.",
+            "help": "How answers are judged: accuracy, mae, rouge, rouge-unicode, meteor, or a metric of your own that you "
+            "registered.",
             "choices": METRICS,
         }
     )
