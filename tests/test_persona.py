@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from pplug_hf import EncoderSpec, Persona, Personalizer, PPlugForConditionalGeneration
 from pplug_hf.errors import DataError, MismatchError, MissingFileError
 from pplug_hf.modeling.encoders import item_texts
+from pplug_hf.modeling.frozen import describe
 from pplug_hf.modeling.personalizer import is_one_user
-from pplug_hf.modeling.plug_folder import describe
 
 SECRET = "my secret diary"
 SPEC = EncoderSpec("abc", 12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..modeling import plug_folder as files
+from ..modeling.frozen import describe
 from .options import required
 
 
@@ -23,8 +24,8 @@ def info(settings: InfoSettings) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     own = sum(tensor.numel() for key, tensor in weights.items() if not key.startswith("plug.input_encoder."))
     for name, value in (
-        ("backbone", f"{config.backbone} {files.describe(config.backbone_fingerprint or {})}"),
-        ("encoder", f"{config.encoder} {files.describe(config.encoder_fingerprint or {})}"),
+        ("backbone", f"{config.backbone} {describe(config.backbone_fingerprint or {})}"),
+        ("encoder", f"{config.encoder} {describe(config.encoder_fingerprint or {})}"),
         ("trained", f"{numbers:,} parameters, {size / 1e6:.1f} MB ({own:,} without the input encoder)"),
         ("soft prompt", f"{config.prefix_length} tokens of width {config.hidden_size}, {config.aggregator}"),
         ("item template", config.item_template),

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
-from .plug_folder import check_attention
+from .frozen import check_attention
 from .prefix import word_embeddings
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
 from ..tasks.items import item_text
-from .plug_folder import check_attention
+from .frozen import check_attention
 
 Item: TypeAlias = str | Mapping[str, Any]
 History: TypeAlias = Sequence[Item]

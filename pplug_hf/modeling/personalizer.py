@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..storage.location import Location
-from . import encoders, plug_folder
+from . import encoders, frozen, plug_folder
 from .encoders import History, check_finite, item_texts
 from .persona import EncoderSpec, Persona, check_spec, item_facts
 from .plug import PersonaPlug, SoftPrompt, batch_histories
@@ -89,9 +89,9 @@ class Personalizer(nn.Module):
         config = plug_folder.load_config(location)
         if not encode_only:
             plug_folder.check_sizes(plug_folder.weight_shapes(location), config, location.name)
-        found = plug_folder.locate("encoder", encoder, config, location)
+        found = frozen.locate("encoder", encoder, config, location)
         loaded = encoders.load_encoder(found, **(encoder_kwargs or {}))
-        plug_folder.check_fits(config, "encoder", encoders.fingerprint(loaded, config.history_prompt))
+        frozen.check_fits(config, "encoder", encoders.fingerprint(loaded, config.history_prompt))
         with torch.device("meta") if encode_only else nullcontext():
             personalizer = cls(config)
         personalizer.attach(loaded, device)

@@ -35,7 +35,7 @@ from ..configuration.pplug import choices as known_choices
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..storage.location import HUB_ARGUMENTS
 from . import backbone as backbones
-from . import encoders, plug_folder
+from . import encoders, frozen, plug_folder
 from .encoders import History
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
@@ -175,8 +175,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
-        plug_folder.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
-        plug_folder.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        frozen.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
+        frozen.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
         self._put_on(backbone, encoder, tokenizer)
 
     def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:

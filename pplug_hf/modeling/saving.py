@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..configuration import PPlugConfig
 from ..storage.replace import replacing
 from . import backbone as backbones
-from . import encoders, plug_folder
+from . import encoders, frozen, plug_folder
 
 
 class SavingMixin:
@@ -177,16 +177,16 @@ class SavingMixin:
         plug_folder.check_sizes(plug_folder.weight_shapes(location), config, location.name)
 
         where = [
-            plug_folder.locate(kind, given, config, location)
+            frozen.locate(kind, given, config, location)
             for kind, given in (("backbone", backbone), ("encoder", encoder))
         ]
         backbone = backbones.load_backbone(where[0], **(backbone_kwargs or {}), **kwargs)
         encoder = encoders.load_encoder(where[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
-        plug_folder.check_fits(config, "backbone", backbones.fingerprint(backbone))
+        frozen.check_fits(config, "backbone", backbones.fingerprint(backbone))
         name, commit = backbones.origin(backbone)
-        plug_folder.note_other_backbone(config, plug_folder.absolute_if_local(name), commit)
-        plug_folder.check_fits(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
+        frozen.note_other_backbone(config, plug_folder.absolute_if_local(name), commit)
+        frozen.check_fits(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
         model: Any = cls(config)  # type: ignore[call-arg]
         tokenizer = plug_folder.load_tokenizer(location) or backbones.find_tokenizer(backbone, location)
         model._put_on(backbone, encoder, tokenizer)

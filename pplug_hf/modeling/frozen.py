@@ -1,0 +1,104 @@
+"""The frozen modules of a plug, its backbone and its encoder: finding them, and checking that they fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..configuration import PPlugConfig
+from ..errors import ConfigurationError, MismatchError
+from ..storage.location import Location, is_hub_id
+
+logger = logging.getLogger(__name__)
+
+
+def locate(kind: str, given: Any, config: PPlugConfig, location: Location) -> Any:
+    """Return a frozen module for `load_backbone` or `load_encoder`: the one the user names, else the one the plug recorded.
+
+    Args:
+        kind: "backbone" or "encoder".
+        given: by the user: something loaded, a folder, a Hub id, or None.
+        config: of the plug.
+        location: of the plug, whose token, cache and choices serve for the frozen module too.
+
+    Raises:
+        ConfigurationError: neither says it, or a repository names a folder of this machine.
+    """
+    if given is not None:
+        return location.frozen_module(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
+    recorded, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
+    wanted = describe(getattr(config, f"{kind}_fingerprint") or {})
+    if recorded is None:
+        raise ConfigurationError(
+            f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
+            f"that is on no Hub, {wanted}."
+        )
+    if not location.is_local and (not is_hub_id(recorded) or os.path.exists(recorded)):
+        what = "a path on this machine" if is_hub_id(recorded) else "no Hub id"
+        raise ConfigurationError(
+            f"The plug {location.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
+            f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
+        )
+    return location.frozen_module(recorded, revision, kind)
+
+
+def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | None) -> None:
+    """Warn if a backbone that fits differs by name or commit from the one that the plug was trained on.
+
+    Args:
+        config: of the plug.
+        name, commit: of the backbone, as far as it knows.
+    """
+    known = (config.backbone, name), (config.backbone_revision, commit)
+    if any(recorded and got and recorded != got for recorded, got in known):
+        logger.warning(
+            "The plug was trained on the backbone %s at %s and is put on %s at %s. It fits, but its answers may be worse, "
+            "unless the weights are the same: measure them.",
+            *(config.backbone, config.backbone_revision, name, commit),
+        )
+
+
+def check_attention(location: Location) -> None:
+    """Refuse a backbone or encoder whose settings name a repository of kernels: only the user may have code fetched.
+
+    Args:
+        location: pinned to a commit.
+
+    Raises:
+        ConfigurationError: they do.
+        DataError: they are damaged, or larger than settings are.
+    """
+    settings = location.settings()
+    configs = [settings, *(value for value in settings.values() if isinstance(value, dict))]  # of text, of images
+    named = [config.get(key) for config in configs for key in ("attn_implementation", "_attn_implementation")]
+    if any("/" in str(name) for name in named):
+        raise ConfigurationError(
+            f"The {location.kind} {location.name!r} wants the attention of a repository of kernels, which is code and is not "
+            f"fetched: if you trust it, load it yourself and pass {location.kind}=<a loaded one>."
+        )
+
+
+def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
+    """Raise a `MismatchError` unless a frozen module is the one that the plug was made for.
+
+    Args:
+        config: of the plug.
+        kind: "backbone" or "encoder".
+        got: its fingerprint.
+    """
+    width = ("hidden_size", config.hidden_size) if kind == "backbone" else ("embedding_size", config.encoder_size)
+    expected = {**(getattr(config, f"{kind}_fingerprint") or {}), width[0]: width[1]}
+    # Another version of the package may record more, or less.
+    if any(got[key] != expected[key] for key in got.keys() & expected.keys()):
+        raise MismatchError(
+            f"This plug was made for the {kind} {getattr(config, kind)!r} {describe(expected)}, and got "
+            f"{describe(got)}. Load that one, or train a plug for this one with from_backbone."
+        )
+
+
+def describe(fingerprint: Mapping[str, Any]) -> str:
+    """Return a fingerprint in words, for messages."""
+    known = {key: value for key, value in fingerprint.items() if value not in (None, "")}
+    return "(" + ", ".join(f"{key}={value}" for key, value in known.items()) + ")"
