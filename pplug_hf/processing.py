@@ -143,8 +143,9 @@ class PPlugProcessor(ProcessorMixin):
         prompts = _rows(text, "text")
         if isinstance(persona, str):
             raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
+        single = is_one_user(persona)
         rows = {
-            "persona": None if persona is None else [persona] if is_one_user(persona) else list(persona),  # pyright: ignore[reportArgumentType]
+            "persona": None if persona is None else [persona] if single else list(persona),  # pyright: ignore[reportArgumentType]
             "query": None if query is None else _rows(query, "query"),
             "labels": None if labels is None else _rows(labels, "labels"),
         }

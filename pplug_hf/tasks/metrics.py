@@ -81,6 +81,10 @@ class Metric(ABC):
         mean = float(self.per_example(predictions, golds, task, **options).mean())
         return {self.main: mean, "unparsed": sum(not text for text in predictions)}
 
+    def notes(self, golds: Texts) -> list[str]:
+        """Return sentences about what it cannot judge in these golds; `score` warns with them, and results have them."""
+        return []
+
     def best_labels(self, log_probs: np.ndarray, labels: Texts) -> np.ndarray:
         """Return the label with the best expected score: the most likely one, unless a metric knows better.
 
