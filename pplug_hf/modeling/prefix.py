@@ -88,14 +88,16 @@ def position_limit(backbone: PreTrainedModel) -> int | None:
     Models with rotary positions go on behind their `max_position_embeddings`, as well or badly as without a persona.
     """
     reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
+    named = (*reader.named_modules(), *reader.named_buffers())
+    tables = [(name.rpartition(".")[2], table) for name, table in named]
     limits = []
-    for name, module in reader.named_modules():
-        last = name.rpartition(".")[2]
-        is_table = isinstance(module, nn.Embedding) and ("wpe" in last or "pos" in last) and "rel" not in last
-        if is_table and not hasattr(module, "make_weight"):  # FSMT's, which grows
-            # OPT and BART number from `offset`, RoBERTa from behind the padding's row.
-            skipped = getattr(module, "offset", 0) or (0 if module.padding_idx is None else module.padding_idx + 1)
-            limits.append(module.num_embeddings - int(skipped))
+    for name, table in tables:
+        if ("pos" not in name and "wpe" not in name) or "rel" in name:
+            continue
+        if isinstance(table, nn.Embedding) and not hasattr(table, "make_weight"):  # FSMT's, which grows
+            limits.append(table.num_embeddings - int(getattr(table, "offset", 0)))  # BART and OPT skip rows
+        elif isinstance(table, Tensor) and table.ndim == 2 and table.is_floating_point():  # GPT-J
+            limits.append(len(table))
     return min(limits, default=None)
 
 
