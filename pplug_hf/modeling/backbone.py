@@ -47,10 +47,9 @@ def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwar
         source = Location(os.fspath(source), kind="backbone")
     if isinstance(source, Location):
         source = _load(*source.updated(kwargs))
-    if not isinstance(source, PreTrainedModel) or not source.can_generate():
+    if not isinstance(source, PreTrainedModel) or not source.can_generate() or source.config.model_type == "pplug":
         raise ConfigurationError(
-            f"The backbone must be a transformers model that generates text, got {type(source).__name__}: load it with "
-            "AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder."
+            f"The backbone must be a transformers model that generates text, got {type(source).__name__}: {_advice(source)}."
         )
     return source
 

@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Router
+from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
-from ..tasks.text import item_text
+from ..tasks.text import item_text, whole_texts
 from .frozen import check_attention
 from .tensor_state import state_of
 
@@ -41,8 +42,14 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
         HubError: the Hub refuses.
         ConfigurationError: it needs code of its own, or is no encoder.
     """
-    if isinstance(source, SentenceTransformer):
+    if isinstance(source, SentenceTransformer) and not isinstance(source, SparseEncoder):
         return source
+    if not isinstance(source, str | os.PathLike | Location):
+        raise ConfigurationError(
+            f"The encoder must be a SentenceTransformer that gives dense vectors, or its Hub id or folder, got a "
+            f"{type(source).__name__}: a bare transformers model needs a pooling first, as in "
+            "SentenceTransformer(modules=[Transformer(name), Pooling(width)])."
+        )
     if not isinstance(source, Location):
         source = Location(os.fspath(source), kind="encoder")
     if "cache_folder" in kwargs:  # as SentenceTransformer calls it
@@ -129,6 +136,7 @@ def embed(
     prompt: str = "",
     batch_size: int = 32,
     show_progress: bool = False,
+    task: str = "document",
 ) -> Tensor:
     """Equation (1): vectors [len(texts), D] in fp32, detached. Each distinct text is encoded once.
 
@@ -138,14 +146,16 @@ def embed(
         prompt: put in front of every text.
         batch_size: texts per forward pass.
         show_progress: show a progress bar.
+        task: "document" or "query", for encoders that have a side for each.
     """
     distinct = list(dict.fromkeys(texts))
     vectors = encoder.encode(
-        distinct,
+        whole_texts(distinct),
         prompt=prompt,
         batch_size=batch_size,
         show_progress_bar=show_progress,
         convert_to_tensor=True,
+        **_task(encoder, task),
     )
     row = dict(zip(distinct, range(len(distinct)), strict=True))
     # Indexing copies, which also turns encode's inference tensors into ones that autograd may save.
@@ -168,9 +178,10 @@ def check_finite(vectors: Tensor) -> None:
 def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
     """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
-    features = encoder.preprocess(list(texts), prompt=prompt)
+    task = _task(encoder, "query")
+    features = encoder.preprocess(whole_texts(list(texts)), prompt=prompt, **task)
     features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-    vectors = encoder(features)["sentence_embedding"]
+    vectors = encoder(features, **task)["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
@@ -197,7 +208,8 @@ _known: WeakKeyDictionary[SentenceTransformer, tuple[Any, tuple[str, int]]] = We
 
 def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
     """Return digest and width D, from memory unless the encoder has changed since."""
-    settings = [[type(module).__name__, _settings(module)] for module in encoder]
+    routed = [part for router in encoder.modules() if isinstance(router, Router) for part in _parts(router)]
+    settings = [[type(module).__name__, _settings(module)] for module in (*encoder, *routed)]
     weights = sorted((name, weight) for name, weight in encoder.state_dict().items() if not is_unused(name))
     state = settings, encoder.max_seq_length, encoder.truncate_dim, [state_of(weight) for _, weight in weights]
     if encoder not in _known or _known[encoder][0] != state:
@@ -210,6 +222,10 @@ def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
         digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
         _known[encoder] = state, (digest.hexdigest()[:16], embed(encoder, ["width"]).shape[1])
     return _known[encoder][1]
+
+
+def _parts(router: Router) -> list[nn.Module]:
+    return [part for _, route in sorted(router.sub_modules.items()) for part in route]  # type: ignore[union-attr]
 
 
 def _settings(module: Any) -> dict[str, Any]:

@@ -143,7 +143,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known_choices())}.")
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
-        if tokenizer is None:
+        if backbones.checked_tokenizer(tokenizer) is None:
             tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
@@ -184,8 +184,10 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
+        backbone, encoder = backbones.load_backbone(backbone), encoders.load_encoder(encoder)
         frozen.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
         frozen.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        backbones.checked_tokenizer(tokenizer)
         self._put_on(backbone, encoder, tokenizer)
 
     def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:
