@@ -16,7 +16,7 @@ from .modeling.personalizer import is_one_user
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
-from .tasks.text import whole_texts
+from .tasks.items import whole_texts
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration

@@ -11,8 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_squared_error
 
 from pplug_hf.errors import ConfigurationError, MismatchError
-from pplug_hf.tasks.metrics import higher_is_better, main_metric, per_example, score
-from pplug_hf.tasks.task import TASKS, get_task
+from pplug_hf.tasks.task import TASKS, get_task, higher_is_better, main_metric, per_example, score
 
 TAGS = get_task("LaMP-2").labels
 answers = st.sampled_from([*TAGS, "western", "", "Comedy"])

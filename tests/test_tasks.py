@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.data.histories import newest_first
 from pplug_hf.data.records import Repairs, examples
 from pplug_hf.data.report import describe
 from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.modeling.encoders import item_texts
-from pplug_hf.tasks.dates import day_number, parse_date
+from pplug_hf.tasks.items import day_number, newest_first, parse_date
 from pplug_hf.tasks.task import TASKS, Task, get_task
 
 PROMPTS = {  # one input per task, with {} where the query stands

@@ -26,9 +26,8 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..modeling import encoders
-from ..storage.files import atomic_write
-from ..storage.replace import locked
-from ..tasks.text import whole_texts
+from ..storage.files import atomic_write, locked
+from ..tasks.items import whole_texts
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
 

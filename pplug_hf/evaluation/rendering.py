@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..storage.files import write_text
-from ..tasks.metrics import main_metric, score
+from ..tasks.task import main_metric, score
 from .compare import Comparison, to_json
 from .plots import plot_history_length, plot_rows, plot_weight_profiles
 from .predictions import official

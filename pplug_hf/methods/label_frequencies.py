@@ -30,9 +30,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..tasks.metric import get_metric
+from ..tasks.items import field_text
+from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
-from ..tasks.text import field_text
 from .base import Method, Need
 from .decoding import Answers, batches_by_length, evaluating
 

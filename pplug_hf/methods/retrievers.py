@@ -29,12 +29,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..data.histories import newest_first
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling.encoders import has_routes, item_texts
 from ..optional import require
+from ..tasks.items import newest_first
 from ..tasks.task import Task, get_task
 
 Similarity = Literal["dot", "cosine"]

@@ -26,9 +26,8 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
-from ..storage.retry import with_retries
 from .frozen import check_attention
-from .prefix import word_embeddings
+from .prefix import make_contiguous, word_embeddings
 
 
 def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -54,6 +53,32 @@ def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwar
     return source
 
 
+def _advice(source: Any) -> str:
+    """Return what to pass instead of an object that is no backbone: often it holds one."""
+    if hasattr(source, "merge_and_unload"):  # PEFT
+        return "merge the adapter into its model, model = model.merge_and_unload()"
+    for name in ("backbone", "module", "_orig_mod", "model"):  # a plug, DataParallel, torch.compile, a pipeline
+        inner = getattr(source, name, None)
+        if isinstance(inner, PreTrainedModel) and inner.can_generate():
+            return f"pass its .{name}"
+    return "load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder"
+
+
+def checked_tokenizer(tokenizer: Any) -> Any:
+    """Return a tokenizer, or None, as it is.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    inner = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
+    raise ConfigurationError(
+        f"The tokenizer must be one of transformers, got {type(tokenizer).__name__}: "
+        + ("pass its .tokenizer." if inner else "load it with AutoTokenizer.from_pretrained.")
+    )
+
+
 def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
     location = location.pinned()
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
@@ -71,7 +96,9 @@ def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         kwargs |= location.hub_arguments
-        model, report = with_retries(lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs))
+        model, report = location.with_retries(
+            lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs)
+        )
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
@@ -97,6 +124,11 @@ def _load_config(location: Location, kwargs: dict[str, Any]) -> Any:
     except ValueError as error:
         if isinstance(error, OSError):
             raise
+        if location.file("adapter_config.json") is not None:
+            raise ConfigurationError(
+                f"The backbone {location.name!r} is an adapter, not a whole model: load it with peft, merge it "
+                "(merge_and_unload), save the result and pass that folder."
+            ) from error
         raise ConfigurationError(
             f"The backbone {location.name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
         ) from error
@@ -111,23 +143,14 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
     # Once, however many plugs freeze the backbone.
-    if output is not None and _contiguous not in output._forward_pre_hooks.values():
-        output.register_forward_pre_hook(_contiguous)
+    if output is not None and make_contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(make_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
-
-
-def _contiguous(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(tensor.contiguous() for tensor in given)
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:

@@ -16,14 +16,13 @@ from weakref import WeakKeyDictionary
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.modules import Router
+from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
-from ..storage.retry import with_retries
-from ..tasks.text import item_text, whole_texts
+from ..tasks.items import item_text, whole_texts
 from .frozen import check_attention
-from .tensor_state import state_of
 
 Item: TypeAlias = str | Mapping[str, Any]
 History: TypeAlias = Sequence[Item]
@@ -61,7 +60,9 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     try:
         if location.force_download:
             location.refresh()
-        encoder = with_retries(lambda: SentenceTransformer(location.name, **location.encoder_arguments, **kwargs))
+        encoder = location.with_retries(
+            lambda: SentenceTransformer(location.name, **location.encoder_arguments, **kwargs)
+        )
     except OSError as error:
         raise location.load_error(error) from error
     except torch.OutOfMemoryError:
@@ -80,9 +81,37 @@ def freeze_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
     return encoder.requires_grad_(False).eval()
 
 
+def _routes(encoder: SentenceTransformer, task: str) -> dict[Router, str]:
+    """Return the routers that have a route of their own for the texts of a task ("query", "document"), and its name."""
+    found = {}
+    for router in encoder.modules():
+        if isinstance(router, Router):
+            mapped = router.route_mappings
+            route = mapped.get((task, "text")) or mapped.get((task, None)) or task
+            if route in router.sub_modules:
+                found[router] = route
+    return found
+
+
+def has_routes(encoder: SentenceTransformer) -> bool:
+    """Return true if queries pass through other modules than documents."""
+    return bool(_routes(encoder, "query"))
+
+
+def _task(encoder: SentenceTransformer, task: str) -> dict[str, Any]:
+    return {"task": task} if _routes(encoder, task) else {}  # other encoders may have tasks of their own
+
+
 def trainable_copy(encoder: SentenceTransformer) -> SentenceTransformer:
-    """Return an fp32 copy to train as the encoder of queries. Its pooler head never sees a gradient, so it stays frozen."""
+    """Return an fp32 copy to train as the encoder of queries, of the queries' side if there are two.
+
+    Its pooler head never sees a gradient, so it stays frozen.
+    """
     trained = copy.deepcopy(encoder).float().requires_grad_(True)
+    for router, route in _routes(trained, "query").items():
+        router.sub_modules = nn.ModuleDict({route: router.sub_modules[route]})
+        router.route_mappings = {key: to for key, to in router.route_mappings.items() if to == route}
+        router.default_route = route
     for name, parameter in trained.named_parameters():
         if is_unused(name):
             parameter.requires_grad_(False)
@@ -180,8 +209,7 @@ def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prom
     device = next(encoder.parameters()).device
     task = _task(encoder, "query")
     features = encoder.preprocess(whole_texts(list(texts)), prompt=prompt, **task)
-    features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-    vectors = encoder(features, **task)["sentence_embedding"]
+    vectors = encoder(batch_to_device(features, device), **task)["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
@@ -231,6 +259,14 @@ def _parts(router: Router) -> list[nn.Module]:
 def _settings(module: Any) -> dict[str, Any]:
     settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
     return {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
+
+
+def state_of(tensor: Tensor) -> Any:
+    """Changes with every write to a tensor: torch counts those, except through `.data`, which a sample notices."""
+    step = max(1, tensor.numel() // 64)
+    version = object() if tensor.is_inference() else tensor._version  # those are not counted: never the same
+    sample = tensor.detach().flatten()[::step].tolist()
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device, sample
 
 
 def origin(encoder: SentenceTransformer) -> tuple[str | None, str | None]:

@@ -481,7 +481,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         labels: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask, their order, the prompt's mask."""
-        backbone = self._attached()
+        backbone = self._attached() if self.backbone is None else self.backbone
         if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
             got = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DataError(
