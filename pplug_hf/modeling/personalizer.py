@@ -283,7 +283,7 @@ class Personalizer(nn.Module):
                     "request is about>, one text per prompt."
                 )
         if plug.input_encoder is None:
-            vectors = encoders.embed(self.history_encoder, query, self.config.query_prompt)
+            vectors = encoders.embed(self.history_encoder, query, self.config.query_prompt, task="query")
         else:
             vectors = encoders.embed_with_gradient(plug.input_encoder, query, self.config.query_prompt)
         return vectors.to(plug.no_persona)
