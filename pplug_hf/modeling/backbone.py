@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,17 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
@@ -66,6 +71,8 @@ def _load(place: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
             config, "auto_map", {}
         ):
             auto = AutoModelForCausalLM
+        elif config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            auto = AutoModelForImageTextToText
         else:
             raise ConfigurationError(
                 f"The backbone {place.name!r} is of type {config.model_type!r}, which transformers has neither as a "
@@ -104,10 +111,11 @@ def _load_config(place: Location, kwargs: dict[str, Any]) -> Any:
 
 
 def freeze_backbone(backbone: PreTrainedModel) -> None:
-    """Freeze a backbone in place: no gradients, every dropout rate zero, a contiguous input of the output layer.
+    """Freeze a backbone in place: no gradients, no noise in training mode, a contiguous input of the output layer.
 
-    Rates are zeroed rather than the mode fixed to `eval()`, because activation checkpointing is skipped by layers
-    in eval mode. They are modules (`nn.Dropout`) or plain attributes (`attention_dropout`, `layerdrop`, ...).
+    In training mode its modules stay in eval mode, whatever they would do at random. Exceptions are the layers that
+    checkpoint activations, which they skip in eval mode: their dropout rates are zero, be it modules (`nn.Dropout`), plain
+    attributes (`layerdrop`, ...) or numbers of their configuration.
     """
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
@@ -117,9 +125,45 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+        elif _follows_mode(module) or module is backbone:
+            for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
                 setattr(module, name, 0.0)
+            config = vars(module).get("config")
+            if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+                module.config = _Quiet(config)  # type: ignore[assignment]
+    vars(backbone)["train"] = partial(_train, backbone)
+    backbone.train(backbone.training)
+
+
+def _train(backbone: PreTrainedModel, mode: bool = True) -> PreTrainedModel:
+    """Switch the mode of a frozen backbone: of the layers that need to know it, and of nothing that would be noisy."""
+    type(backbone).train(backbone, mode)
+    for module in backbone.modules():
+        if module is not backbone and not _follows_mode(module):
+            module.training = False
+    return backbone
+
+
+def _follows_mode(module: nn.Module) -> bool:
+    """True for layers that checkpoint activations in training mode, and for products, which some kinds do in two ways."""
+    return isinstance(module, GradientCheckpointingLayer | nn.Linear)
+
+
+class _Quiet:
+    """A configuration as it is, but for its dropout rates, which are zero.
+
+    Args:
+        config: to look everything up in.
+    """
+
+    def __init__(self, config: Any):
+        vars(self)["_config"] = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_config":  # while it is being copied
+            raise AttributeError(name)
+        value = getattr(self._config, name)
+        return 0.0 if "drop" in name and isinstance(value, float) else value
 
 
 def _contiguous(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -32,7 +32,10 @@ def word_embeddings(backbone: PreTrainedModel) -> Any:
     """The module that embeds a prompt, scaling included: the encoder's own, which untied weights set apart from the
     model's (BART with tie_word_embeddings=False)."""
     reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
-    return reader.get_input_embeddings()
+    try:
+        return reader.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # FSMT's encoder
+        return backbone.get_input_embeddings()
 
 
 def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -70,6 +73,22 @@ def reorder(order: Tensor, prefix: Tensor, text: Tensor) -> Tensor:
     """Concatenate [B, P, ...] and [B, T, ...] along the tokens and bring them in `order` ([B, P + T])."""
     both = torch.cat([prefix, text], dim=1)
     return both.gather(1, order[(...,) + (None,) * (both.ndim - 2)].expand_as(both))
+
+
+def placeholders(order: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Return the ids [B, P + T] of a prompt, its own first token in the places of the soft prompt.
+
+    Args:
+        order: [B, P + T], of `prefix_order`.
+        input_ids, text_mask: [B, T], of the prompt alone.
+    """
+    first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
+    return reorder(order, first.expand(-1, order.shape[1] - input_ids.shape[1]), input_ids)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return the positions [B, L] of the tokens of a causal model, counted without padding."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 def generate_with_prefix(
