@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -36,11 +37,14 @@ from .frozen import check_attention
 from .prefix import word_embeddings
 
 
-def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+def load_backbone(
+    source: str | os.PathLike | Location | PreTrainedModel, *, model_type: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """The language model of a Hub id or local folder; a loaded model is returned as it is.
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
+        model_type: of the text model alone, if the files hold one that also sees: "gemma3_text" of a "gemma3".
         **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, ...).
 
     Raises:
@@ -51,7 +55,7 @@ def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwar
     if isinstance(source, str | os.PathLike):
         source = Location(os.fspath(source), kind="backbone")
     if isinstance(source, Location):
-        source = _load(*source.updated(kwargs))
+        source = _load(*source.updated(kwargs), model_type)
     if not isinstance(source, PreTrainedModel) or not source.can_generate():
         raise ConfigurationError(
             f"The backbone must be a transformers model that generates text, got {type(source).__name__}: load it with "
@@ -60,7 +64,7 @@ def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwar
     return source
 
 
-def _load(place: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _load(place: Location, kwargs: dict[str, Any], model_type: str | None) -> PreTrainedModel:
     place = place.pinned()
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
@@ -73,11 +77,16 @@ def _load(place: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
             auto = AutoModelForCausalLM
         elif config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             auto = AutoModelForImageTextToText
+        elif config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:  # causal ones that listen, too
+            auto = AutoModelForSeq2SeqLM
         else:
             raise ConfigurationError(
                 f"The backbone {place.name!r} is of type {config.model_type!r}, which transformers has neither as a "
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
+        text = config.get_text_config()
+        if model_type == text.model_type != config.model_type and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            auto = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
         kwargs |= place.hub_arguments
         model, report = with_retries(lambda: auto.from_pretrained(place.name, output_loading_info=True, **kwargs))
     except (PPlugError, torch.OutOfMemoryError):

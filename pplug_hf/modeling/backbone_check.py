@@ -135,6 +135,7 @@ class _Check:
                 raise _Unfit(f"words {how} do not mean what they mean as ids")
             if not self.offloaded:
                 embeds, mask, ids, text, text_mask = self._prompt(by_ids, padding=0)
+                embeds[:, :P] = (embeds[:, :P] + embeds[:, P : 2 * P]) / 2  # of no word: some kinds look embeddings up
                 config = GenerationConfig(max_new_tokens=2, do_sample=False, num_beams=1)
                 with reading_ids(self.backbone, ids):
                     generate_with_prefix(self.backbone, embeds, mask, text, text_mask, config)

@@ -519,8 +519,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         both = reorder(order, shown, mask)
         if not self._reading.padding and not both.all():
             raise ConfigurationError(
-                f"The backbone {type(backbone).__name__} has no attention mask: padding changes its answers. Pass prompts of "
-                "one length, or one prompt at a time (per_device_train_batch_size=1 in training)."
+                f"Padding changes the answers of the backbone {type(backbone).__name__}, which has no attention mask or counts "
+                "positions with the padding. Pass rows of one length, or one row at a time "
+                "(per_device_train_batch_size=1 in training)."
             )
         ids = placeholders(order, input_ids, mask) if self._reading.by_ids else None
         return reorder(order, prefix, words), both, order, mask, ids
@@ -569,7 +570,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                 if shift := getattr(backbone, "prepare_decoder_input_ids_from_labels", None):
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
-                    kwargs["labels"] = labels
+                    kwargs["labels"] = labels.contiguous()
             with reading_ids(backbone, ids):
                 output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
             if labels is not None:

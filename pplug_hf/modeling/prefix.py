@@ -42,7 +42,7 @@ def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mas
     """[B]: how many real tokens stay in front of the prefix: a causal model's BOS, else none (equation 5)."""
     if backbone.config.is_encoder_decoder:
         return attention_mask.new_zeros(len(input_ids))
-    bos = backbone.config.get_text_config().bos_token_id
+    bos = getattr(backbone.config.get_text_config(), "bos_token_id", None)  # Pegasus has none
     first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True)).squeeze(1)
     starts_with_bos = torch.isin(first, torch.as_tensor([] if bos is None else bos, device=first.device).to(first))
     return (starts_with_bos & attention_mask.any(dim=1)).long()

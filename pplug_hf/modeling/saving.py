@@ -183,7 +183,8 @@ class SavingMixin:
             frozen.locate(kind, given, config, location)
             for kind, given in (("backbone", backbone), ("encoder", encoder))
         ]
-        backbone = backbones.load_backbone(where[0], **(backbone_kwargs or {}), **kwargs)
+        model_type = (config.backbone_fingerprint or {}).get("model_type")
+        backbone = backbones.load_backbone(where[0], model_type=model_type, **(backbone_kwargs or {}), **kwargs)
         encoder = encoders.load_encoder(where[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
         frozen.check_fits(config, "backbone", backbones.fingerprint(backbone))
