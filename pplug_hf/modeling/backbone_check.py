@@ -20,6 +20,7 @@ from ..errors import ConfigurationError
 from .backbone import freeze_backbone
 from .prefix import generate_with_prefix, placeholders, position_ids, prefix_order, reorder, word_embeddings
 from .substitution import reading_ids
+from .weight_sample import weight_digests
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def check_backbone(backbone: PreTrainedModel) -> Reading:
 
     Compared are the logits of embeddings and of ids, of a soft prompt of two words' embeddings and of these words, of
     padded rows and of themselves alone, of the model frozen, in training mode, and as it came; and `generate` has to take
-    a soft prompt. What was found is remembered for backbones of the same class, configuration and dtype.
+    a soft prompt. What was found is remembered for backbones of the same class, configuration, weights and dtype.
 
     Args:
         backbone: a loaded language model.
@@ -51,7 +52,7 @@ def check_backbone(backbone: PreTrainedModel) -> Reading:
     Raises:
         ConfigurationError: it cannot take a soft prompt; the message says what fails and what to do.
     """
-    settings = backbone.config.to_json_string(use_diff=False) + repr(backbone)
+    settings = backbone.config.to_json_string(use_diff=False) + repr(backbone) + str(weight_digests(backbone))
     key = type(backbone), backbone.dtype, hashlib.sha256(settings.encode()).digest(), vars(backbone).get("forward")
     if key not in _known:
         training = backbone.training
