@@ -10,14 +10,20 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from pplug_hf import get_task, read_lamp
-from pplug_hf.commands.train import TrainSettings, train
-from pplug_hf.evaluation.compare import Comparison
-from pplug_hf.evaluation.rendering import markdown
-from pplug_hf.methods.decoding import answer
-from pplug_hf.methods.prompts import persona_positions, retrieval_prompt
-from pplug_hf.methods.retrievers import get_ranker, retrieve
-from pplug_hf.processing import PPlugProcessor
+from pplug_hf import (
+    Comparison,
+    PPlugProcessor,
+    TrainSettings,
+    answer,
+    get_ranker,
+    get_task,
+    markdown,
+    persona_positions,
+    read_lamp,
+    retrieval_prompt,
+    retrieve,
+    train,
+)
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 MAX_LENGTH = 128  # maximum prompt length in tokens, items included

@@ -15,8 +15,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor, read_lamp
-from pplug_hf.errors import MismatchError
+from pplug_hf import MismatchError, PPlugForConditionalGeneration, PPlugModel, PPlugProcessor, read_lamp
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 

@@ -12,8 +12,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from pplug_hf.commands.bench import BenchSettings, bench
-from pplug_hf.commands.train import TrainSettings, train
+from pplug_hf import BenchSettings, TrainSettings, bench, train
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 ROWS = ["no-persona", "bm25@1", "instruction-only", "pplug:wrong-user", "pplug"]

@@ -12,11 +12,20 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from pplug_hf import PPlugCollator, PPlugForConditionalGeneration, PPlugProcessor, PPlugTrainer, VectorStore, read_lamp
-from pplug_hf.data.dataset import PersonaDataset
-from pplug_hf.data.histories import history_examples, split_users
-from pplug_hf.methods.decoding import answer, shuffle_histories
-from pplug_hf.training import PPlugTrainingArguments
+from pplug_hf import (
+    PersonaDataset,
+    PPlugCollator,
+    PPlugForConditionalGeneration,
+    PPlugProcessor,
+    PPlugTrainer,
+    PPlugTrainingArguments,
+    VectorStore,
+    answer,
+    history_examples,
+    read_lamp,
+    shuffle_histories,
+    split_users,
+)
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 

@@ -14,11 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from pplug_hf import PPlugProcessor, Task, read_lamp
-from pplug_hf.commands.bench import BenchSettings, bench
-from pplug_hf.commands.train import TrainSettings, train
-from pplug_hf.data.report import describe
-from pplug_hf.data.tables import stream
+from pplug_hf import BenchSettings, PPlugProcessor, Task, TrainSettings, bench, describe, read_lamp, stream, train
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 

@@ -13,35 +13,109 @@ from . import auto
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .commands.bench import BenchSettings, bench
+    from .commands.evaluate import EvaluateSettings, evaluate
+    from .commands.train import TrainSettings, train
     from .configuration import PPlugConfig
-    from .data.lamp import Example, read_lamp
+    from .data.dataset import PersonaDataset
+    from .data.histories import history_examples, split_users
+    from .data.lamp import read_lamp
+    from .data.records import Example
+    from .data.report import describe
+    from .data.tables import read_table, stream
     from .data.vectors import VectorStore
+    from .errors import (
+        ConfigurationError,
+        DataError,
+        HubError,
+        MismatchError,
+        MissingFileError,
+        MissingPackageError,
+        PPlugError,
+    )
+    from .evaluation.compare import Comparison
+    from .evaluation.plots import plot_weights
+    from .evaluation.rendering import markdown
+    from .methods.base import Method
+    from .methods.decoding import ModelInputs, answer, shuffle_histories
+    from .methods.names import register_method
+    from .methods.prompts import persona_positions, retrieval_prompt
+    from .methods.retrievers import get_ranker, retrieve
     from .modeling import EncoderSpec, Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
+    from .modeling.aggregators import Aggregator, Items, register_aggregator
+    from .modeling.plug import SoftPrompt
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
-    from .tasks.task import TASKS, Task, get_task
-    from .training import PPlugCollator, PPlugTrainer
+    from .tasks.metric import Metric, register_metric
+    from .tasks.metrics import score
+    from .tasks.recipes import Recipe, get_recipe
+    from .tasks.task import TASKS, PromptFormat, Task, get_task, register_task
+    from .training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 
+# The public names: these alone are documented and kept stable. Where each is defined may change.
 _WHERE = {
-    "PPlugConfig": "configuration",
-    "TASKS": "tasks.task",
-    "Task": "tasks.task",
-    "get_task": "tasks.task",
-    "Example": "data.lamp",
-    "read_lamp": "data.lamp",
-    "VectorStore": "data.vectors",
-    "Persona": "modeling",
-    "Personalizer": "modeling",
+    "Aggregator": "modeling.aggregators",
+    "answer": "methods.decoding",
+    "bench": "commands.bench",
+    "BenchSettings": "commands.bench",
+    "Comparison": "evaluation.compare",
+    "ConfigurationError": "errors",
+    "DataError": "errors",
+    "describe": "data.report",
     "EncoderSpec": "modeling",
+    "evaluate": "commands.evaluate",
+    "EvaluateSettings": "commands.evaluate",
+    "Example": "data.records",
+    "get_ranker": "methods.retrievers",
+    "get_recipe": "tasks.recipes",
+    "get_task": "tasks.task",
+    "history_examples": "data.histories",
+    "HubError": "errors",
+    "Items": "modeling.aggregators",
+    "markdown": "evaluation.rendering",
+    "Method": "methods.base",
+    "Metric": "tasks.metric",
+    "MismatchError": "errors",
+    "MissingFileError": "errors",
+    "MissingPackageError": "errors",
+    "ModelInputs": "methods.decoding",
+    "Persona": "modeling",
+    "persona_positions": "methods.prompts",
+    "PersonaDataset": "data.dataset",
+    "PersonalizedTextGenerationPipeline": "pipeline",
+    "Personalizer": "modeling",
+    "plot_weights": "evaluation.plots",
+    "PPlugCollator": "training",
+    "PPlugConfig": "configuration",
+    "PPlugError": "errors",
     "PPlugForConditionalGeneration": "modeling",
     "PPlugModel": "modeling",
-    "PersonalizedTextGenerationPipeline": "pipeline",
     "PPlugProcessor": "processing",
-    "PPlugCollator": "training",
     "PPlugTrainer": "training",
+    "PPlugTrainingArguments": "training",
+    "PromptFormat": "tasks.task",
+    "read_lamp": "data.lamp",
+    "read_table": "data.tables",
+    "Recipe": "tasks.recipes",
+    "register_aggregator": "modeling.aggregators",
+    "register_method": "methods.names",
+    "register_metric": "tasks.metric",
+    "register_task": "tasks.task",
+    "retrieval_prompt": "methods.prompts",
+    "retrieve": "methods.retrievers",
+    "score": "tasks.metrics",
+    "shuffle_histories": "methods.decoding",
+    "SoftPrompt": "modeling.plug",
+    "split_users": "data.histories",
+    "stream": "data.tables",
+    "Task": "tasks.task",
+    "TASKS": "tasks.task",
+    "train": "commands.train",
+    "TrainSettings": "commands.train",
+    "VectorStore": "data.vectors",
 }
 
-__all__ = [*_WHERE, "__version__"]
+__all__ = [*_WHERE, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""What transformers' Auto classes and `pipeline` know of plugs once pplug_hf is imported.
+"""Registration of plugs with transformers' Auto classes and `pipeline`, once pplug_hf is imported.
 
-They take seconds to import, and `import pplug_hf` should take none. So each is told about plugs right after its own
-import, be that before or after ours; and what it is told is a stand-in, which imports our code when a plug is loaded.
+These take seconds to import, and `import pplug_hf` should not. So plugs are registered with each of them right after it is
+imported, before or after pplug_hf; and a stand-in is registered, which imports our code when a plug is loaded.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Model:
     """Stands in for [`PPlugForConditionalGeneration`] in an Auto class."""
 
     auto_class: str
-    seq2seq: bool | None  # kind of backbone that the Auto class is for; None: any
+    seq2seq: bool | None  # the kind of backbone that the Auto class is for; None: any
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
@@ -65,7 +65,7 @@ class _Model:
                 f"The backbone of the plug {str(pretrained_model_name_or_path)!r} is {kind}, which {cls.auto_class} is "
                 f"not for: use AutoModelFor{other}LM, or PPlugModel or AutoModel for both kinds."
             )
-        # What the Auto classes add. Trust in the code of a repository is given to that one, not to the backbone's.
+        # Added by the Auto classes. Trust in the code of this repository is not trust in the backbone's.
         kwargs = {key: value for key, value in kwargs.items() if key not in ("adapter_kwargs", "trust_remote_code")}
         from .modeling import PPlugModel
 
@@ -90,7 +90,7 @@ class _Processor:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the modules of `_REGISTER` as the other finders do, and has them told once they have run."""
+    """Finds the modules of `_REGISTER` as the other finders do, and registers plugs once they have run."""
 
     def __init__(self) -> None:
         self.busy: set[str] = set()
@@ -108,18 +108,18 @@ class _AfterImport(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
-            def run_and_tell(module: ModuleType) -> None:
+            def run_and_register(module: ModuleType) -> None:
                 run(module)
-                if module.__name__ == fullname:  # a loader may be that of other modules too
+                if module.__name__ == fullname:  # one loader may load several modules
                     _REGISTER[fullname](module)
 
-            spec.loader.exec_module = run_and_tell
+            spec.loader.exec_module = run_and_register
         return spec
 
 
 def register() -> None:
-    """Have transformers know plugs: now, where it is imported already, or as soon as it is."""
+    """Register plugs with transformers: now, as far as it is imported, or as soon as it is."""
     sys.meta_path.insert(0, _AfterImport())
-    for name, tell in _REGISTER.items():
+    for name, register_with in _REGISTER.items():
         if name in sys.modules:
-            tell(sys.modules[name])
+            register_with(sys.modules[name])

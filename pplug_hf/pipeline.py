@@ -16,12 +16,12 @@ from transformers.utils.chat_template_utils import Chat, is_valid_message
 from .errors import ConfigurationError, DataError, MismatchError
 
 TASK = "personalized-text-generation"
-_UNSAID = ...  # None is a plug that somebody may ask for: none at all
+_UNSET = ...  # None is a choice of its own: an answer without any plug
 
 
 @dataclass
 class _Request:
-    """One prompt and whose it is, on its way through the pipeline."""
+    """A prompt and its user, on their way through the pipeline."""
 
     prompt: Any  # a text, or the messages of a chat
     persona: Any
@@ -30,11 +30,11 @@ class _Request:
 
 
 class PersonalizedTextGenerationPipeline(Pipeline):
-    """Answers prompts as their users would like them answered.
+    """A pipeline that answers prompts, each for its own user.
 
     Made by `pipeline("personalized-text-generation", model=...)` from a plug folder, a Hub id or a loaded
-    [`PPlugForConditionalGeneration`]; see [`__call__`]. Everything that `__call__` takes by name can be given here too,
-    as the default for all calls: `persona=history` makes it one user's pipeline.
+    [`PPlugForConditionalGeneration`]; see [`__call__`]. Everything that `__call__` takes by name can also be given here,
+    as the default of all calls: `persona=history` makes a pipeline for one user.
     """
 
     model: Any
@@ -42,7 +42,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     processor: Any
 
     _pipeline_calls_generate = True
-    # The model knows its tokenizer, and the processor is made of that.
+    # The model has its tokenizer, and the processor is made from it.
     _load_tokenizer = _load_processor = False
     _load_image_processor = _load_video_processor = _load_feature_extractor = False
     _default_generation_config = GenerationConfig(max_new_tokens=256)
@@ -67,21 +67,21 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         super().__init__(model, tokenizer=processor.tokenizer, processor=processor, device=device, **kwargs)
 
     def __call__(self, text_inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Generate.
+        """Answer prompts.
 
         Args:
             text_inputs: a prompt, a chat (list of messages), or a list, generator or data set of them. A prompt may
                 also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ...}`.
             persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
                 prompt. None is a user without history.
-            query: what the request is about: one text, or one per prompt. It weights the history. Default: the prompt
-                (of a chat, all that is said in it).
+            query: one text, or one per prompt, that decides which history items matter. Default: the prompt (of a chat,
+                all its messages).
             plug: name of a loaded plug (default: the active one), or a list with a name or None per prompt. None in a list
-                is an answer without any plug.
+                means an answer without any plug.
             batch_size: prompts per pass (default: 1).
-            return_full_text: with the prompt in front, as a causal model's text-generation pipeline has it (default:
-                yes for causal models; an encoder-decoder model's answer does not continue the prompt).
-            skip_special_tokens: when decoding (default: yes).
+            return_full_text: include the prompt, as the text-generation pipeline does (default: yes for causal models;
+                an encoder-decoder model's answer does not continue the prompt).
+            skip_special_tokens: leave special tokens out of the answer (default: yes).
             stop_sequence: text, or texts, after which an answer ends.
             tokenizer_encode_kwargs: for the processor, e.g. `{"max_length": 256}`; for a chat, for its
                 `apply_chat_template`.
@@ -92,16 +92,18 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             iterator of them for a generator or data set. The generated text of a chat is the chat and its answer.
 
         Raises:
-            MismatchError: as many personas, queries or plugs as prompts are needed, and there are not.
+            MismatchError: the number of personas, queries or plugs is not the number of prompts.
             ConfigurationError: no plug of that name is loaded.
-            DataError: something that is no prompt or no history.
+            DataError: something is not a prompt or not a history.
         """
         from .modeling.personalizer import is_one_user
 
         single = isinstance(text_inputs, str | Mapping) or _is_chat(text_inputs)
         rows: Any = [text_inputs] if single else text_inputs
         if not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
-            raise DataError(f"A prompt is a text, a chat, or a mapping with both; got a {type(rows).__name__}.")
+            raise DataError(
+                f"A prompt is a text, a chat, or a mapping with one of them under 'text'; got a {type(rows).__name__}."
+            )
         if "persona" in kwargs and not is_one_user(kwargs["persona"]):
             rows = _with(rows, "persona", kwargs.pop("persona"))
         for name in ("query", "plug"):
@@ -117,7 +119,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         before = _taken(parameters, "persona", "query", "tokenizer_encode_kwargs")
         after = _taken(parameters, "return_full_text", "skip_special_tokens")
         specs = {personalizer.spec for personalizer in self.model.personalizers.values()}
-        if before.get("persona") is not None and len(specs) == 1:  # else each plug encodes it in its own
+        if before.get("persona") is not None and len(specs) == 1:  # otherwise each plug encodes it by itself
             before["persona"] = self.model.encode_persona(before["persona"])
         if after.get("return_full_text") and self.model.config.is_encoder_decoder:
             raise ConfigurationError(
@@ -131,14 +133,14 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     def preprocess(  # type: ignore[override]
         self, row: Any, persona: Any = None, query: str | None = None, tokenizer_encode_kwargs: Any = None
     ) -> dict[str, Any]:
-        """One prompt to tensors [1, T], and what goes with it."""
+        """Return the tensors [1, T] of one prompt, with its user and query."""
         if isinstance(row, Mapping):
             if "text" not in row:
-                raise DataError(f"A prompt as a mapping has its text under 'text', got {sorted(map(str, row))}.")
+                raise DataError(f"A prompt that is a mapping needs a 'text', got {sorted(map(str, row))}.")
             prompt, persona, query = row["text"], row.get("persona", persona), row.get("query", query)
-            plug = row.get("plug", _UNSAID)
+            plug = row.get("plug", _UNSET)
         else:
-            prompt, plug = row, _UNSAID
+            prompt, plug = row, _UNSET
         prompt: Any = prompt.messages if isinstance(prompt, Chat) else prompt
         options = tokenizer_encode_kwargs or {}
         if _is_chat(prompt):
@@ -148,7 +150,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             )
         else:
             inputs = self.processor([prompt], **options)
-        if query is None:  # as the model would do
+        if query is None:  # as the model does
             query = inputs.pop("query", None) or self.tokenizer.decode(
                 inputs["input_ids"][0], skip_special_tokens=True
             )
@@ -159,9 +161,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         requests = request if isinstance(request, list) else [request]  # a batch, or a prompt alone
         B, T = model_inputs["input_ids"].shape
         plug = generate_kwargs.pop("plug", None)
-        if any(one.plug is not _UNSAID for one in requests):
+        if any(one.plug is not _UNSET for one in requests):
             default = plug or self.model.active_plug
-            plug = [default if one.plug is _UNSAID else one.plug for one in requests]
+            plug = [default if one.plug is _UNSET else one.plug for one in requests]
         output = self.model.generate(
             **model_inputs,
             persona=[one.persona for one in requests],
@@ -177,7 +179,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True
     ) -> list[dict[str, Any]]:
-        """The texts of one prompt's sequences [1, n, L]."""
+        """Return the texts of one prompt's sequences [1, n, L]."""
         if return_full_text is None:
             return_full_text = not self.model.config.is_encoder_decoder
         prompt = model_outputs["request"].prompt
@@ -188,12 +190,12 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         return [{"generated_text": _joined(prompt, text) if return_full_text else text.strip()} for text in answers]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """The model's plug folder and the processor's files. No code, which other pipelines would write too."""
+        """Write the model's plug folder and the processor's files, without the code that other pipelines also write."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """As the model's."""
+        """Push the model. See its `push_to_hub`."""
         return self.model.push_to_hub(*args, **kwargs)
 
 
@@ -206,12 +208,12 @@ def _is_chat(value: Any) -> bool:
 
 
 def _goes_on(messages: Sequence[Mapping[str, str]]) -> bool:
-    """Whether an answer continues the last message, instead of being one of its own."""
+    """Return whether an answer continues the last message rather than being a new one."""
     return messages[-1]["role"] == "assistant"
 
 
 def _joined(prompt: Any, answer: str) -> Any:
-    """Prompt and answer in one: a text, or a chat."""
+    """Return prompt and answer together: a text, or a chat."""
     if isinstance(prompt, str):
         return prompt + answer
     if _goes_on(prompt):
@@ -220,7 +222,7 @@ def _joined(prompt: Any, answer: str) -> Any:
 
 
 def _with(rows: Iterable[Any], name: str, values: Any) -> Any:
-    """Prompts as mappings that also hold one of the values each; lazily, if the prompts come one by one."""
+    """Return prompts as mappings with one of the values each; lazily, if the prompts come one by one."""
     if isinstance(values, str | Mapping | Tensor) or not isinstance(values, Iterable):
         raise DataError(
             f"{name} must be one for all prompts or a list with one per prompt, got a {type(values).__name__}."

@@ -83,19 +83,19 @@ class PPlugProcessor(ProcessorMixin):
             MissingFileError: there is none.
             HubError: the Hub refuses, or fails.
         """
-        place = open_location(
+        location = open_location(
             pretrained_model_name_or_path, **{k: kwargs.pop(k) for k in HUB_ARGUMENTS if k in kwargs}
         )
-        check_tokenizer(place)
+        check_tokenizer(location)
         try:
-            return super().from_pretrained(place.folder((CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES)), **kwargs)
+            return super().from_pretrained(location.folder((CONFIG, PROCESSOR_CONFIG, *TOKENIZER_FILES)), **kwargs)
         except PPlugError:
             raise
         except OSError as error:
-            raise place.load_error(error, TOKENIZER_CONFIG) from error
+            raise location.load_error(error, TOKENIZER_CONFIG) from error
         except Exception as error:  # tokenizers raises nothing more special
             raise DataError(
-                f"The processor of {place.name!r} is damaged ({type(error).__name__}: {error}): download or save it again."
+                f"The processor of {location.name!r} is damaged ({type(error).__name__}: {error}): download or save it again."
             ) from error
 
     @classmethod

@@ -55,7 +55,7 @@ class PPlugCollator:
     max_target_length: int | None = 128
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """One batch.
+        """Collate one batch.
 
         Args:
             rows: B of them.
@@ -112,7 +112,7 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
 
 
 class _SetEpoch(TrainerCallback):
-    """Tells the training data its epoch; accelerate forgets to in a resumed epoch and with several processes."""
+    """Set the epoch of the training data, which accelerate does not in a resumed epoch and with several processes."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         data: Any = getattr(train_dataloader, "dataset", None)
@@ -160,7 +160,7 @@ class PPlugTrainer(Seq2SeqTrainer):
             self.model.plug.sync_query_encoder = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As the Trainer's, over the plug.
+        """Create the Trainer's optimiser, over the plug alone.
 
         Raises:
             ConfigurationError: nothing to train, something outside of the plug that would be trained, or a quantised
@@ -246,7 +246,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Plug, processor and arguments; the Trainer's own would pickle the arguments."""
+        """Save plug, processor and arguments; the Trainer's own method would pickle the arguments."""
         folder = Path(output_dir or self.args.output_dir)
         self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
         if self.args.should_save:
@@ -309,7 +309,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         return push(folder, commit_message, token=token, revision=revision, private=private, **card)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """The plug of a checkpoint. Its optimiser stays here, and so do the arguments, which the Trainer would pickle."""
+        """Push the plug of a checkpoint, but neither its optimiser nor the arguments, which the Trainer would pickle."""
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)

@@ -104,7 +104,8 @@ def docstring(value: Any, overrides: bool = False) -> Iterator[str]:
     if inspect.isclass(value):
         return
     returns = inspect.signature(function).return_annotation
-    if returns not in (None, "None", inspect.Signature.empty) and "Args:" in text and "Returns:" not in text:
+    says = text.startswith(("Return ", "Equation")) or "Returns:" in text
+    if returns not in (None, "None", inspect.Signature.empty) and "Args:" in text and not says:
         yield "does not say what it returns"
     for error in sorted(raised(function)):
         if error not in text:

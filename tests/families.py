@@ -124,6 +124,7 @@ SETTINGS: dict = {
         ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "kimi_linear"),
         {"layer_types": ["linear_attention", "full_attention"]},
     ),
+    "diffllama": {"attention_dropout": 0.0},
     "ministral": {"head_dim": 8},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
@@ -146,7 +147,7 @@ def verdict(model_type, kind):
         warnings.simplefilter("ignore")
         try:
             bare = backbone(model_type, kind)
-            ids = torch.tensor([[20, 21, 22, 23, 24]])
+            ids = torch.tensor([[20, 21, 22, 23, 24, 25]] * 2)
             with torch.no_grad():
                 bare(input_ids=ids, **({"decoder_input_ids": ids} if bare.config.is_encoder_decoder else {}))
         except Exception as error:

@@ -347,7 +347,7 @@ SECRET = "my secret diary"
         ("the sea", {"persona": Persona(torch.zeros(1, 12), EncoderSpec("x", 12))}, MismatchError, "was encoded by"),
         (3, {}, DataError, "A prompt is a text, a chat, or .*; got a int"),
         ([3], {}, DataError, r"text\[0\] is a int, not a text"),
-        ([{"prompt": SECRET}], {}, DataError, r"has its text under 'text', got \['prompt'\]"),
+        ([{"prompt": SECRET}], {}, DataError, r"needs a 'text', got \['prompt'\]"),
         ("the sea", {"persona": [SECRET], "query": " "}, DataError, "query of row 0 is empty"),
         ([[{"role": "system", "content": SECRET}]], {}, DataError, "none of the 1 messages is a user's"),
         ("the sea", {"prompt_lookup_num_tokens": 3}, ConfigurationError, "does not work with a persona"),

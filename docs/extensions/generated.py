@@ -35,11 +35,8 @@ def _options() -> str:
 
 
 def _functions() -> str:
-    entries = []
-    for module, settings, function, _ in cli._COMMANDS.values():
-        place = f"pplug_hf.commands.{module}"
-        entries.append(f".. autofunction:: {place}.{function}\n\n.. autoclass:: {place}.{settings}\n")
-    return "\n".join(entries)
+    public = [(f, settings) for _, settings, f, _ in cli._COMMANDS.values() if f in pplug_hf.__all__]
+    return "\n".join(f".. autofunction:: pplug_hf.{f}\n\n.. autoclass:: pplug_hf.{s}\n" for f, s in public)
 
 
 def _settings_of_recipes() -> str:
@@ -97,8 +94,9 @@ def section(name: str) -> str:
     lines = [f"## {name}", "", str(parser.description), "", f"    {usage}", ""]
     lines += ["| option | what it is | default |", "|---|---|---|"]
     lines += [f"| `{a.option_strings[0]}` | {_cell(_help(a))} | {_default(a)} |" for a in own.values()]
-    module, _, function, _ = cli._COMMANDS[name]
-    lines += ["", f"In Python: {{py:func}}`pplug_hf.commands.{module}.{function}`."]
+    _, _, function, _ = cli._COMMANDS[name]
+    if function in pplug_hf.__all__:
+        lines += ["", f"In Python: {{py:func}}`pplug_hf.{function}`."]
     return "\n".join(lines)
 
 

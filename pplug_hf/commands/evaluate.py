@@ -45,7 +45,8 @@ def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source 
         The comparison.
 
     Raises:
-        PPlugError: settings, data or plugs that cannot be used; nothing is written then.
+        ConfigurationError: settings that cannot be used; nothing is written then.
+        PPlugError: data or plugs that cannot be used; likewise.
     """
     if not settings.plug:
         raise ConfigurationError("plug is empty: name at least one plug folder.")

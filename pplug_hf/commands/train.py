@@ -113,7 +113,8 @@ def train(
         The trained model (best checkpoint by the loss on held-out users), also saved in `settings.output`.
 
     Raises:
-        PPlugError: settings, data or folders that cannot be used; nothing is written then.
+        ConfigurationError: settings that cannot be used; nothing is written then.
+        PPlugError: data or folders that cannot be used; likewise.
     """
     processes = require("accelerate", "train", "Training").PartialState(cpu=not torch.accelerator.is_available())
     if settings.batch_size % processes.num_processes:

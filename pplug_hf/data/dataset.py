@@ -67,11 +67,19 @@ class PersonaDataset(Dataset):
         self.views += [(i, True) for i, e in enumerate(examples) if len(e.history) > 2 for _ in range(repeats)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other items from now on; trainers call it."""
+        """Draw other items from now on; trainers call it.
+
+        Args:
+            epoch: its number, from 0 on.
+        """
         self.epoch = epoch
 
     def persona(self, index: int) -> Persona:
-        """Return the history of a row, as it is in this epoch."""
+        """Return the history of a row, as it is in this epoch.
+
+        Args:
+            index: of the row.
+        """
         number, loses = self.views[index]
         rows = self.rows[number]
         facts = item_facts(self.examples[number].history if len(rows) else ())

@@ -1,1 +1,1 @@
-"""What `pplug-hf demo` runs on: synthetic readers, a tiny backbone and encoder (scripts/make_demo_assets.py)."""
+"""Data of `pplug-hf demo`: synthetic readers, a tiny backbone and encoder (scripts/make_demo_assets.py)."""

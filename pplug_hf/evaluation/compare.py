@@ -53,7 +53,12 @@ class Comparison:
             )
 
     def add(self, row: str, answers: list[str]) -> None:
-        """Add one run (seed) of a row."""
+        """Add one run (seed) of a row.
+
+        Args:
+            row: name of the row.
+            answers: one per example.
+        """
         self.predictions.setdefault(row, []).append(answers)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -34,6 +34,9 @@ def plot_weights(weights: Tensor, texts: Sequence[str], title: str = "", most: i
         texts: [N] labels of the bars.
         title: written above it.
         most: show this many items.
+
+    Returns:
+        A matplotlib figure, which `figure.savefig(path)` saves.
     """
     order = weights.argsort(descending=True)[:most].tolist()
     shown = [_cut(str(texts[i]), 70) for i in order]

@@ -22,6 +22,9 @@ def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None
     Args:
         comparison: the numbers.
         records: its rows, if they are worked out already.
+
+    Returns:
+        A Markdown table with a line per row.
     """
     records = comparison.rows() if records is None else records
     first = comparison.examples[0]

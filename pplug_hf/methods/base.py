@@ -35,23 +35,51 @@ class Method:
         return frozenset()
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
-        """Raise a `PPlugError` for what would fail later; nothing may be loaded for that."""
+        """Raise a `PPlugError` for what would fail later; nothing may be loaded for that.
+
+        Args:
+            examples: n of them, with histories.
+            resources: shared by all methods.
+        """
 
     def fit(self, train: Sequence[Example], resources: Resources) -> None:
-        """Learn from the examples of the train split; called once, before `answer`."""
+        """Learn from the examples of the train split; called once, before `answer`.
+
+        Args:
+            train: examples with answers, of users whom the language model does not know.
+            resources: shared by all methods.
+        """
 
     def inputs(self, examples: Sequence[Example], resources: Resources) -> ModelInputs:
-        """Return what the language model is given for each example."""
+        """Return what the language model is given for each example.
+
+        Args:
+            examples: n of them, with histories.
+            resources: shared by all methods.
+        """
         raise NotImplementedError(f"{type(self).__name__} has to define inputs or answer.")
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
-        """Return an answer to each example, in their order."""
+        """Return an answer to each example, in their order.
+
+        Args:
+            examples: n of them, with histories.
+            resources: shared by all methods.
+        """
         return resources.generate(self.inputs(examples, resources))
 
     def key(self, resources: Resources) -> dict[str, Any]:
-        """Return what else than data, language model and decoding determines the answers, as JSON takes it."""
+        """Return what else than data, language model and decoding determines the answers, as JSON takes it.
+
+        Args:
+            resources: shared by all methods.
+        """
         return {}
 
     def about(self, resources: Resources) -> dict[str, Any]:
-        """Return facts to keep with the answers, as JSON takes them."""
+        """Return facts to keep with the answers, as JSON takes them.
+
+        Args:
+            resources: shared by all methods.
+        """
         return {}

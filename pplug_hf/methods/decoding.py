@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 
 
 class ModelInputs(NamedTuple):
-    """Inputs of the language model for n examples."""
+    """Inputs of the language model for n examples.
+
+    Args:
+        prompts: n texts.
+        personas: n personas, for a plug.
+        queries: n texts, or vectors [n, D] for a plug with a frozen input encoder.
+        positions: [n] tokens before the soft prompt, where that is not its usual place.
+        counts: of retrieved items, to keep with the answers.
+    """
 
     prompts: list[str]
     personas: list[Persona] | None = None
-    queries: list[str] | Tensor | None = None  # texts, or vectors [n, D] for a plug with a frozen input encoder
-    positions: Tensor | None = None  # [n] tokens before the soft prompt, where that is not its usual place
-    counts: dict[str, int] = {}  # noqa: RUF012 - of retrieved items; never written to
+    queries: list[str] | Tensor | None = None
+    positions: Tensor | None = None
+    counts: dict[str, int] = {}  # noqa: RUF012 - never written to
 
 
 class Answers(NamedTuple):

@@ -198,6 +198,9 @@ def get_ranker(name: str, task: Task | str, **options: Any) -> Ranker:
         task: the task, or its name.
         **options: `seed` of "random"; `store` (needed), `item_template`, `query_prompt`, `similarity` of "dense".
 
+    Returns:
+        An object whose `rank(example)` gives the positions of the history's items, best first.
+
     Raises:
         ConfigurationError: no such ranker or option, or something it needs is missing.
     """

@@ -65,7 +65,11 @@ A = TypeVar("A", bound=type[Aggregator])
 
 
 def register_aggregator(name: str) -> Callable[[A], A]:
-    """Return a class decorator that makes an aggregator known under a name, for `PPlugConfig.aggregator`."""
+    """Return a class decorator that makes an aggregator known.
+
+    Args:
+        name: for `PPlugConfig.aggregator`, up to 64 letters, digits, `_` and `-`.
+    """
 
     def register(aggregator: A) -> A:
         AGGREGATORS[name] = aggregator

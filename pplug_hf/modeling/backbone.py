@@ -34,7 +34,7 @@ from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
 from .frozen import check_attention
-from .prefix import word_embeddings
+from .prefix import make_contiguous, word_embeddings
 
 
 def load_backbone(
@@ -64,11 +64,11 @@ def load_backbone(
     return source
 
 
-def _load(place: Location, kwargs: dict[str, Any], model_type: str | None) -> PreTrainedModel:
-    place = place.pinned()
+def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) -> PreTrainedModel:
+    location = location.pinned()
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
     try:
-        config = _load_config(place, kwargs)
+        config = _load_config(location, kwargs)
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             auto: Any = AutoModelForSeq2SeqLM
         elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
@@ -81,41 +81,41 @@ def _load(place: Location, kwargs: dict[str, Any], model_type: str | None) -> Pr
             auto = AutoModelForSeq2SeqLM
         else:
             raise ConfigurationError(
-                f"The backbone {place.name!r} is of type {config.model_type!r}, which transformers has neither as a "
+                f"The backbone {location.name!r} is of type {config.model_type!r}, which transformers has neither as a "
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         text = config.get_text_config()
         if model_type == text.model_type != config.model_type and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
             auto = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
-        kwargs |= place.hub_arguments
-        model, report = with_retries(lambda: auto.from_pretrained(place.name, output_loading_info=True, **kwargs))
+        kwargs |= location.hub_arguments
+        model, report = with_retries(lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs))
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
-        raise place.load_error(error) from error
+        raise location.load_error(error) from error
     except Exception as error:  # nonsense in a file, options that do not go together, a package that it needs
         raise ConfigurationError(
-            f"The backbone {place.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
+            f"The backbone {location.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigurationError(
-            f"The backbone {place.name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), "
+            f"The backbone {location.name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), "
             "which would stay random: it is no complete language model."
         )
-    model.config._commit_hash = place.commit  # as transformers did until 5.20
+    model.config._commit_hash = location.commit  # as transformers did until 5.20
     return model
 
 
-def _load_config(place: Location, kwargs: dict[str, Any]) -> Any:
-    check_attention(place)
+def _load_config(location: Location, kwargs: dict[str, Any]) -> Any:
+    check_attention(location)
     trusted = {"trust_remote_code": kwargs["trust_remote_code"]}  # the user's choice alone
     try:
-        return AutoConfig.from_pretrained(place.name, **trusted, **place.hub_arguments)
+        return AutoConfig.from_pretrained(location.name, **trusted, **location.hub_arguments)
     except ValueError as error:
         if isinstance(error, OSError):
             raise
         raise ConfigurationError(
-            f"The backbone {place.name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
+            f"The backbone {location.name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -129,8 +129,8 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
     # Once, however many plugs freeze the backbone.
-    if output is not None and _contiguous not in output._forward_pre_hooks.values():
-        output.register_forward_pre_hook(_contiguous)
+    if output is not None and make_contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(make_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -154,8 +154,9 @@ def _train(backbone: PreTrainedModel, mode: bool = True) -> PreTrainedModel:
 
 
 def _follows_mode(module: nn.Module) -> bool:
-    """True for layers that checkpoint activations in training mode, and for products, which some kinds do in two ways."""
-    return isinstance(module, GradientCheckpointingLayer | nn.Linear)
+    """Return True for layers that checkpoint activations in training mode, and for quantised ones, which have modes."""
+    quantised = isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter
+    return quantised or isinstance(module, GradientCheckpointingLayer)
 
 
 class _Quiet:
@@ -173,15 +174,6 @@ class _Quiet:
             raise AttributeError(name)
         value = getattr(self._config, name)
         return 0.0 if "drop" in name and isinstance(value, float) else value
-
-
-def _contiguous(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(tensor.contiguous() for tensor in given)
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:
@@ -233,22 +225,22 @@ def origin(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
 
 
 def find_tokenizer(
-    backbone: PreTrainedModel, place: Location | None = None, **kwargs: Any
+    backbone: PreTrainedModel, location: Location | None = None, **kwargs: Any
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded.
 
     Args:
         backbone: the language model.
-        place: of the plug, whose token, cache and choices serve for the tokenizer too.
+        location: of the plug, whose token, cache and choices serve for the tokenizer too.
         **kwargs: those that `load_backbone` had, otherwise.
     """
     name, commit = origin(backbone)
     if name is None:
         return None
-    place = place or Location(name).updated(kwargs)[0]
-    place = replace(place, name=name, revision=commit, subfolder=kwargs.get("subfolder") or "")
+    location = location or Location(name).updated(kwargs)[0]
+    location = replace(location, name=name, revision=commit, subfolder=kwargs.get("subfolder") or "")
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **place.hub_arguments)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **location.hub_arguments)
     except (OSError, ValueError):
         return None
 

@@ -1,4 +1,4 @@
-"""Sentence encoders: equation (1) frozen for the history, equation (2) trained for the request.
+"""Sentence encoders: equation (1) frozen for the history, equation (2) trained for the query.
 
 Both are a `SentenceTransformer` as it is, with its pooling, normalisation, dense heads and prompts.
 """
@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from ..errors import ConfigurationError, DataError
@@ -29,7 +30,7 @@ History: TypeAlias = Sequence[Item]
 
 
 def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
-    """The encoder of a Hub id or local folder; a finished encoder is returned as it is.
+    """Load the encoder of a Hub id or local folder; a loaded encoder is returned as it is.
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
@@ -47,34 +48,34 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
         source = Location(os.fspath(source), kind="encoder")
     if "cache_folder" in kwargs:  # as SentenceTransformer calls it
         kwargs["cache_dir"] = kwargs.pop("cache_folder")
-    place, kwargs = source.updated(kwargs)
+    location, kwargs = source.updated(kwargs)
     kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
-    place = place.pinned()
-    check_attention(place)
+    location = location.pinned()
+    check_attention(location)
     try:
-        if place.force_download:
-            place.refresh()
-        encoder = with_retries(lambda: SentenceTransformer(place.name, **place.encoder_arguments, **kwargs))
+        if location.force_download:
+            location.refresh()
+        encoder = with_retries(lambda: SentenceTransformer(location.name, **location.encoder_arguments, **kwargs))
     except OSError as error:
-        raise place.load_error(error) from error
+        raise location.load_error(error) from error
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a module that is code of the repository, a pickle, nonsense in one of its files
         reason = next(iter(str(error).splitlines()), "")
         raise ConfigurationError(
-            f"The sentence encoder {place.name!r} cannot be used ({type(error).__name__}: {reason})."
+            f"The sentence encoder {location.name!r} cannot be used ({type(error).__name__}: {reason})."
         ) from error
-    vars(encoder)["_source"] = (place.name, place.commit)
+    vars(encoder)["_source"] = (location.name, location.commit)
     return encoder
 
 
 def freeze_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
-    """In place: no gradients, no dropout."""
+    """Freeze an encoder in place: no gradients, no dropout."""
     return encoder.requires_grad_(False).eval()
 
 
 def trainable_copy(encoder: SentenceTransformer) -> SentenceTransformer:
-    """An fp32 copy to train as input encoder. Its pooler head never sees a gradient, so it stays frozen."""
+    """Return an fp32 copy to train as the encoder of queries. Its pooler head never sees a gradient, so it stays frozen."""
     trained = copy.deepcopy(encoder).float().requires_grad_(True)
     for name, parameter in trained.named_parameters():
         if is_unused(name):
@@ -83,12 +84,12 @@ def trainable_copy(encoder: SentenceTransformer) -> SentenceTransformer:
 
 
 def is_unused(parameter_name: str) -> bool:
-    """Whether a parameter is part of a BERT-style pooler head, which sentence vectors do not pass through."""
+    """Return whether a parameter belongs to a BERT-style pooler head, which sentence vectors do not pass through."""
     return ".pooler." in parameter_name
 
 
 def encoder_size(encoder: SentenceTransformer) -> int:
-    """D, measured: a Dense head or a truncation may have changed what the configuration says."""
+    """Measure D: a Dense head or a truncation may have changed what the configuration says."""
     return _digest_and_dim(encoder)[1]
 
 
@@ -130,7 +131,7 @@ def embed(
     batch_size: int = 32,
     show_progress: bool = False,
 ) -> Tensor:
-    """Equation (1): vectors [len(texts), D] of the distinct texts' one encoding each, detached, in fp32.
+    """Equation (1): vectors [len(texts), D] in fp32, detached. Each distinct text is encoded once.
 
     Args:
         encoder: a frozen encoder.
@@ -166,16 +167,15 @@ def check_finite(vectors: Tensor) -> None:
 
 
 def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
-    """Equation (2): [B, D] vectors of requests, part of the autograd graph."""
+    """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
     features = encoder.preprocess(list(texts), prompt=prompt)
-    features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-    vectors = encoder(features)["sentence_embedding"]
+    vectors = encoder(batch_to_device(features, device))["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
 def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[str, Any]:
-    """What must be equal for two encoders to give the same item vectors.
+    """Return the properties that two encoders must share to give the same item vectors.
 
     The digest covers every weight and the settings of every module (pooling, normalisation, lengths). Weights are
     read as bfloat16, so that the same encoder loaded in fp32 and in bf16 counts as one.
@@ -196,7 +196,7 @@ _known: WeakKeyDictionary[SentenceTransformer, tuple[Any, tuple[str, int]]] = We
 
 
 def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
-    """Digest and width D, from memory if nothing has been done to the encoder since."""
+    """Return digest and width D, from memory unless the encoder has changed since."""
     settings = [[type(module).__name__, _settings(module)] for module in encoder]
     weights = sorted((name, weight) for name, weight in encoder.state_dict().items() if not is_unused(name))
     state = settings, encoder.max_seq_length, encoder.truncate_dim, [state_of(weight) for _, weight in weights]
@@ -218,7 +218,7 @@ def _settings(module: Any) -> dict[str, Any]:
 
 
 def origin(encoder: SentenceTransformer) -> tuple[str | None, str | None]:
-    """(Hub id or folder, commit) an encoder was loaded from, as far as it, or else the cache, knows."""
+    """Return (Hub id or folder, commit) of an encoder, as far as it, or else the cache, knows."""
     if "_source" in vars(encoder):
         return vars(encoder)["_source"]
     config = getattr(getattr(encoder[0], "auto_model", None), "config", None)

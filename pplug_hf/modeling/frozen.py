@@ -1,4 +1,4 @@
-"""The frozen parts of a plug, its backbone and its encoder: where they are recorded to be, and what they may ask for."""
+"""The frozen modules of a plug, its backbone and its encoder: finding them, and checking that they fit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .weight_sample import differs_from_files
 logger = logging.getLogger(__name__)
 
 
-def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
-    """A frozen part, as `load_backbone` and `load_encoder` take it: what the user says, else what the plug recorded.
+def locate(kind: str, given: Any, config: PPlugConfig, location: Location) -> Any:
+    """Return a frozen module for `load_backbone` or `load_encoder`: the one the user names, else the one the plug recorded.
 
     Args:
         kind: "backbone" or "encoder".
         given: by the user: something loaded, a folder, a Hub id, or None.
         config: of the plug.
-        place: of the plug, whose token, cache and choices serve for the part too.
+        location: of the plug, whose token, cache and choices serve for the frozen module too.
 
     Raises:
         ConfigurationError: neither says it, or a repository names a folder of this machine.
     """
     if given is not None:
-        return place.frozen_module(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
+        return location.frozen_module(os.fspath(given), None, kind) if isinstance(given, str | os.PathLike) else given
     recorded, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
     wanted = describe(getattr(config, f"{kind}_fingerprint") or {})
     if recorded is None:
@@ -37,17 +37,17 @@ def locate(kind: str, given: Any, config: PPlugConfig, place: Location) -> Any:
             f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
             f"that is on no Hub, {wanted}."
         )
-    if not place.is_local and (not is_hub_id(recorded) or os.path.exists(recorded)):
+    if not location.is_local and (not is_hub_id(recorded) or os.path.exists(recorded)):
         what = "a path on this machine" if is_hub_id(recorded) else "no Hub id"
         raise ConfigurationError(
-            f"The plug {place.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
+            f"The plug {location.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
         )
-    return place.frozen_module(recorded, revision, kind)
+    return location.frozen_module(recorded, revision, kind)
 
 
 def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | None) -> None:
-    """Warn if a backbone that fits is, by its name or commit, another than the plug was trained on.
+    """Warn if a backbone that fits differs by name or commit from the one that the plug was trained on.
 
     Args:
         config: of the plug.
@@ -96,23 +96,23 @@ def note_changed_backbone(name: str | None, folder: Path | None, backbone: Any) 
         )
 
 
-def check_attention(place: Location) -> None:
-    """Refuse a backbone or encoder whose settings name a repository of kernels: only its user may have code fetched.
+def check_attention(location: Location) -> None:
+    """Refuse a backbone or encoder whose settings name a repository of kernels: only the user may have code fetched.
 
     Args:
-        place: pinned.
+        location: pinned to a commit.
 
     Raises:
         ConfigurationError: they do.
         DataError: they are damaged, or larger than settings are.
     """
-    settings = place.settings()
+    settings = location.settings()
     configs = [settings, *(value for value in settings.values() if isinstance(value, dict))]  # of text, of images
     named = [config.get(key) for config in configs for key in ("attn_implementation", "_attn_implementation")]
     if any("/" in str(name) for name in named):
         raise ConfigurationError(
-            f"The {place.kind} {place.name!r} wants the attention of a repository of kernels, which is code and is not "
-            f"fetched: if you trust it, load it yourself and pass {place.kind}=<a loaded one>."
+            f"The {location.kind} {location.name!r} wants the attention of a repository of kernels, which is code and is not "
+            f"fetched: if you trust it, load it yourself and pass {location.kind}=<a loaded one>."
         )
 
 

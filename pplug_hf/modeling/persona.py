@@ -81,7 +81,11 @@ class Persona:
         return Persona(vectors, self.spec, ids, None if both is None else torch.cat(both))
 
     def select(self, positions: Sequence[int]) -> Persona:
-        """Return the items at these positions, in their order in the history."""
+        """Return some of the items, in their order in the history.
+
+        Args:
+            positions: which, from 0 on.
+        """
         kept = sorted(positions)
         ids = None if self.item_ids is None else tuple(self.item_ids[i] for i in kept)
         times = None if self.timestamps is None else self.timestamps[kept]
@@ -93,6 +97,9 @@ class Persona:
         Args:
             item_ids: of items to leave out; ids that are not there are no error.
 
+        Returns:
+            The persona of the others.
+
         Raises:
             DataError: the items of this persona have no ids.
         """
@@ -102,12 +109,21 @@ class Persona:
         return self.select([i for i, name in enumerate(self.item_ids) if name not in gone])
 
     def last(self, n: int) -> Persona:
-        """Return the n newest items: by time where every item has one, else those at the end."""
+        """Return the newest items: by time where every item has one, else those at the end.
+
+        Args:
+            n: how many; a shorter history is returned whole.
+        """
         newest = range(len(self)) if self.timestamps is None else self.timestamps.argsort(stable=True).tolist()
         return self.select(newest[max(0, len(self) - n) :])
 
     def top(self, k: int, weights: Tensor) -> Persona:
-        """Return the k items with the largest of some weights [N], of equal ones the later."""
+        """Return the items with the largest weights, of equal ones the later.
+
+        Args:
+            k: how many; a shorter history is returned whole.
+            weights: [N] or longer, as a row of `Personalizer.weights`.
+        """
         return self.select(weights[: len(self)].float().cpu().argsort(stable=True)[max(0, len(self) - k) :].tolist())
 
     def to(self, *args: Any, **kwargs: Any) -> Persona:

@@ -67,7 +67,7 @@ class Personalizer(nn.Module):
 
         Args:
             pretrained_model_name_or_path: plug folder or Hub id.
-            encoder: a loaded encoder (or another place) to use instead of the recorded one; it must be the same.
+            encoder: a loaded encoder (or a folder or Hub id) to use instead of the recorded one; it must be the same.
             encoder_kwargs: for `SentenceTransformer` (device, model_kwargs, ...).
             encode_only: read no trained weights, for who shares vectors alone: then only `encode` works.
             device: of plug and encoder (default: the encoder's).
@@ -119,6 +119,9 @@ class Personalizer(nn.Module):
     def load_weights(self, location: Location) -> None:
         """Read the trained weights of a plug folder; those of the encoder's unused head stay as they are.
 
+        Args:
+            location: of the plug.
+
         Raises:
             MissingFileError: there are none.
             DataError: they are damaged or do not fit.
@@ -158,11 +161,14 @@ class Personalizer(nn.Module):
 
     @torch.no_grad()
     def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
-        """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes prompt embeddings.
+        """Equation (5): [I ; P], for any engine that takes prompt embeddings.
 
         Args:
             persona: a history, a [`Persona`], or a list of them.
             query: the query (text, list of texts, or vectors [B, D]).
+
+        Returns:
+            [B, 1 + K, H] ([B, K, H] without an instruction), detached.
         """
         return self(histories_of(persona), query).embeddings
 

@@ -1,4 +1,4 @@
-"""What is read from a plug's folder or repository, with errors that say what to do."""
+"""Reading the files of a plug's folder or repository, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 def absolute_if_local(name: str | None) -> str | None:
-    """Local folders are recorded absolute, so that a plug loads from any working directory."""
+    """Return the absolute path of a local folder, so that a plug loads from any working directory; other names as they are."""
     return os.path.abspath(name) if name and os.path.isdir(name) else name
 
 
 def open_location(name: str | os.PathLike | Location, kind: str = "plug", **arguments: Any) -> Location:
-    """A folder or repository at one commit: read all files of one load from one such place.
+    """Open a folder or repository at one commit. All files of one load are read from one such location.
 
     Args:
-        name: folder, Hub id, or a place already opened, which is returned as it is.
+        name: folder, Hub id, or a location already opened, which is returned as it is.
         kind: what is there: "plug", "persona".
         **arguments: revision, subfolder, token, cache_dir, local_files_only, force_download.
 
@@ -47,7 +47,7 @@ def open_location(name: str | os.PathLike | Location, kind: str = "plug", **argu
 
 
 def find(name: str | os.PathLike | Location, filename: str, kind: str = "plug", **arguments: Any) -> str:
-    """The path of a file of a plug (or of another kind of thing) in a folder, the cache or on the Hub.
+    """Return the path of a file of a plug (or of something else) in a folder, the cache or on the Hub.
 
     Raises:
         MissingFileError: it is in none of them.
@@ -58,46 +58,46 @@ def find(name: str | os.PathLike | Location, filename: str, kind: str = "plug", 
 
 
 def load_config(name: str | os.PathLike | Location, **arguments: Any) -> PPlugConfig:
-    """The configuration of a plug.
+    """Read the configuration of a plug.
 
     Raises:
         MissingFileError: there is none.
         DataError: it is damaged, or too large to be one.
         ConfigurationError: it is another kind of model's.
     """
-    place = open_location(name, **arguments)
-    values = _read_json(place, place.require(CONFIG))
+    location = open_location(name, **arguments)
+    values = _read_json(location, location.require(CONFIG))
     model_type = values.get("model_type")
     if model_type != PPlugConfig.model_type:
         raise ConfigurationError(
-            f"{place.name!r} is a model of type {model_type!r}, not a plug. To put a plug on it, use "
-            f"PPlugForConditionalGeneration.from_backbone({place.name!r}, encoder=...)."
+            f"{location.name!r} is a model of type {model_type!r}, not a plug. To put a plug on it, use "
+            f"PPlugForConditionalGeneration.from_backbone({location.name!r}, encoder=...)."
         )
     config = PPlugConfig.from_dict(values)
-    config.name_or_path = place.name
+    config.name_or_path = location.name
     return config
 
 
 def weight_shapes(name: str | os.PathLike | Location, **arguments: Any) -> dict[str, list[int]]:
-    """Names and shapes of the trained tensors of a plug, of which none is read.
+    """Read the names and shapes of a plug's trained tensors, but not the tensors.
 
     Raises:
         MissingFileError: there are none.
         DataError: the file is truncated or damaged, or holds something else than floating point numbers.
     """
-    place = open_location(name, **arguments)
-    path = place.require(WEIGHTS)
+    location = open_location(name, **arguments)
+    path = location.require(WEIGHTS)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             if odd := sorted(key for key, part in slices.items() if part.get_dtype() not in _DTYPES):
                 raise DataError(
-                    f"The weights of {place.name!r} are no floating point numbers in {odd[0]} "
+                    f"The weights of {location.name!r} are no floating point numbers in {odd[0]} "
                     f"({slices[odd[0]].get_dtype()}): the plug is not usable."
                 )
             return {key: part.get_shape() for key, part in slices.items()}
     except (SafetensorError, RuntimeError) as error:  # the latter: more than the machine can address
-        raise _damaged(place, WEIGHTS, error) from error
+        raise _damaged(location, WEIGHTS, error) from error
 
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -106,26 +106,26 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 def load_weights(
     name: str | os.PathLike | Location, expected: Mapping[str, Tensor] | None = None, **arguments: Any
 ) -> dict[str, Tensor]:
-    """The trained tensors of a plug, on the CPU.
+    """Read the trained tensors of a plug, to the CPU.
 
     Args:
-        name: folder, Hub id or place.
+        name: folder, Hub id or location.
         expected: tensors of the names and shapes that must be there; a file with others is not read.
-        **arguments: of a place.
+        **arguments: of a location.
 
     Raises:
         MissingFileError: there are none.
         DataError: the file is damaged, does not fit what is expected, or holds NaN or infinity.
     """
-    place = open_location(name, **arguments)
-    shapes = weight_shapes(place)
+    location = open_location(name, **arguments)
+    shapes = weight_shapes(location)
     if expected is not None:
-        _check_shapes(shapes, {key: list(tensor.shape) for key, tensor in expected.items()}, place.name)
-    weights = load_file(place.require(WEIGHTS))
+        _check_shapes(shapes, {key: list(tensor.shape) for key, tensor in expected.items()}, location.name)
+    weights = load_file(location.require(WEIGHTS))
     for key, tensor in weights.items():
         # A finite sum has finite terms, and takes a tenth of the time of looking at each.
         if not (tensor.sum().isfinite() or tensor.isfinite().all()):
-            raise DataError(f"The weights of {place.name!r} hold NaN or infinity in {key}: the plug is not usable.")
+            raise DataError(f"The weights of {location.name!r} hold NaN or infinity in {key}: the plug is not usable.")
     return weights
 
 
@@ -155,43 +155,43 @@ def _check_shapes(got: Mapping[str, list[int]], expected: Mapping[str, list[int]
 
 
 def load_generation_config(name: str | os.PathLike | Location, **arguments: Any) -> GenerationConfig | None:
-    """The generation configuration saved with a plug, if there is one.
+    """Read the generation configuration saved with a plug, if there is one.
 
     Raises:
         DataError: it is damaged.
     """
-    place = open_location(name, **arguments)
-    path = place.file(GENERATION_CONFIG)
+    location = open_location(name, **arguments)
+    path = location.file(GENERATION_CONFIG)
     if path is None:
         return None
-    values = _read_json(place, path)
+    values = _read_json(location, path)
     try:
         return GenerationConfig.from_dict(values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise _damaged(place, GENERATION_CONFIG, error) from error
+        raise _damaged(location, GENERATION_CONFIG, error) from error
 
 
 def load_tokenizer(name: str | os.PathLike | Location, **arguments: Any) -> PreTrainedTokenizerBase | None:
-    """The backbone's tokenizer saved with a plug, if there is one.
+    """Load the backbone's tokenizer saved with a plug, if there is one.
 
     Raises:
         DataError: it is damaged, or needs code of its own.
     """
-    place = open_location(name, **arguments)
-    if not check_tokenizer(place):
+    location = open_location(name, **arguments)
+    if not check_tokenizer(location):
         return None
-    folder = place.folder((CONFIG, *TOKENIZER_FILES))
+    folder = location.folder((CONFIG, *TOKENIZER_FILES))
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises nothing more special
-        raise _damaged(place, TOKENIZER_CONFIG, error) from error
+        raise _damaged(location, TOKENIZER_CONFIG, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # some classes of transformers hold two
-        raise _damaged(place, TOKENIZER_CONFIG, f"it is a {type(tokenizer).__name__}")
+        raise _damaged(location, TOKENIZER_CONFIG, f"it is a {type(tokenizer).__name__}")
     return tokenizer
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike) -> None:
-    """Put the backbone's tokenizer beside a plug; not one whose class is a repository's code, which no load would run."""
+    """Save the backbone's tokenizer with a plug, unless its class is code of a repository, which loading would not run."""
     if type(tokenizer).__module__.startswith("transformers_modules."):
         logger.warning(
             "The tokenizer %s is code of its repository and is not saved with the plug: whoever loads the plug passes it, as "
@@ -202,23 +202,23 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
         tokenizer.save_pretrained(folder)
 
 
-def check_tokenizer(place: Location) -> bool:
-    """Whether a plug has a tokenizer. Its files are found by their names, never by what one of them says.
+def check_tokenizer(location: Location) -> bool:
+    """Return whether a plug has a tokenizer. Its files are found by name, never through a setting in one of them.
 
     Raises:
         DataError: one of them names another.
     """
-    path = place.file(TOKENIZER_CONFIG)
-    for key, value in _read_json(place, path).items() if path is not None else ():
+    path = location.file(TOKENIZER_CONFIG)
+    for key, value in _read_json(location, path).items() if path is not None else ():
         if key.endswith(("_file", "_files")) and value:
-            raise _damaged(place, TOKENIZER_CONFIG, f"its {key} names a file")
+            raise _damaged(location, TOKENIZER_CONFIG, f"its {key} names a file")
     return path is not None
 
 
-def _read_json(place: Location, path: Path) -> dict[str, Any]:
-    return read_json_object(path, f"The {path.name} of {place.name!r}")
+def _read_json(location: Location, path: Path) -> dict[str, Any]:
+    return read_json_object(path, f"The {path.name} of {location.name!r}")
 
 
-def _damaged(place: Location, filename: str, why: Any) -> DataError:
+def _damaged(location: Location, filename: str, why: Any) -> DataError:
     state = "truncated or damaged" if filename == WEIGHTS else "damaged"
-    return DataError(f"The {filename} of {place.name!r} is {state} ({why}): download or save it again.")
+    return DataError(f"The {filename} of {location.name!r} is {state} ({why}): download or save it again.")

@@ -58,7 +58,7 @@ DEFAULT = "default"  # the name of a model's first plug, as PEFT calls its first
 
 
 class _Loaded(NamedTuple):
-    """A plug and what belongs to it alone; the backbone is everybody's."""
+    """A plug with its own tokenizer and generation settings; all plugs share the backbone."""
 
     personalizer: Personalizer
     tokenizer: Any = None
@@ -109,7 +109,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """The plug draws its own weights, and what is attached is trained already."""
+        """Leave all weights alone: the plug initialises its own, and attached modules are trained already."""
 
     # ---- creating, attaching -------------------------------------------------------------------------------
 
@@ -125,12 +125,12 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         check_backbone: bool = True,
         **choices: Any,
     ) -> PPlugForConditionalGeneration:
-        """A fresh plug over a frozen language model.
+        """Create a new plug on a frozen language model.
 
         Args:
             backbone: Hub id, local folder, or a loaded seq2seq or causal model.
             encoder: Hub id, local folder, or a loaded `SentenceTransformer`.
-            tokenizer: the backbone's; found beside the backbone if not given.
+            tokenizer: the backbone's; default: the one saved with the backbone.
             backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config, ...).
             encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
             check_backbone: find out on a few tokens how the backbone takes a soft prompt, and refuse it at once if it cannot.
@@ -217,7 +217,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self._show()
 
     def _show(self) -> None:
-        """Make the active plug what the attributes show."""
+        """Let the attributes show the active plug."""
         personalizer, self.tokenizer, self.generation_config = self._loaded[self.active_plug]
         self.config, self.plug = personalizer.config, personalizer.plug
         self.history_encoder = personalizer.history_encoder
@@ -232,7 +232,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         return self.backbone
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the plug and the backbone in place, each one graph: between them texts are read, outside of any graph.
+        """Compile the plug and the backbone in place, each as one graph. Texts are tokenised and encoded outside of them.
 
         Args:
             *args: as of `torch.compile`.
@@ -246,7 +246,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         backbone.compile(*args, **kwargs)
 
     def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
-        """The backbone's method. The encoders keep what they were loaded with: they compute in a dtype of their own.
+        """Choose the backbone's attention. The encoders keep theirs: they compute in a dtype of their own.
 
         Args:
             *args: as of the backbone's: `"sdpa"`, `"eager"`, `"flash_attention_2"`, ...
@@ -258,15 +258,15 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self._attached().set_attn_implementation(*args, **kwargs)
 
     def get_input_embeddings(self) -> Any:
-        """The backbone's, for what looks for them in any model of transformers; None before there is one."""
+        """Return the backbone's input embeddings, which some tools expect of any model; None before there is a backbone."""
         return None if self.backbone is None else self.backbone.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """Likewise the layer that gives the logits."""
+        """Return the backbone's output layer; None before there is a backbone."""
         return None if self.backbone is None else self.backbone.get_output_embeddings()
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie again what is tied in the backbone, and nothing else.
+        """Tie the weights that are tied in the backbone, and no others.
 
         transformers would go by the configuration, which says "tied" for FlanT5 although the checkpoint is not, and would
         overwrite the output layer.
@@ -301,14 +301,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
     # ---- training ------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
-        """The history encoder never leaves eval mode; the backbone has no dropout left to switch on."""
+        """Switch the mode. The history encoder never leaves eval mode; the backbone has no dropout left to switch on."""
         super().train(mode)
         if mode and self.history_encoder is not None:
             self.history_encoder.eval()
         return self
 
     def print_trainable_parameters(self) -> None:
-        """One line, as PEFT prints it."""
+        """Print the number of trainable parameters in one line, as PEFT does."""
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.parameters())
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
@@ -331,7 +331,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         return {name: loaded.personalizer.config for name, loaded in self._loaded.items()}
 
     def load_plug(self, pretrained_model_name_or_path: str | os.PathLike, name: str, **kwargs: Any) -> None:
-        """Load another plug beside those that are there. It becomes active with [`set_plug`].
+        """Load one more plug. It becomes active with [`set_plug`].
 
         Args:
             pretrained_model_name_or_path: plug folder or Hub id, made for this model's backbone.
@@ -502,7 +502,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
         Ids [B, P + T] are for a backbone that is given ids, whose embeddings are replaced; None for all others.
         """
-        backbone = self._attached()
+        backbone = self._attached() if self.backbone is None else self.backbone
         if input_ids is None or input_ids.ndim != 2:
             raise DataError(
                 f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
@@ -538,7 +538,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | Seq2SeqLMOutput:
-        """Logits, and the loss of equation (6) if there are labels.
+        """Compute logits, and the loss of equation (6) if there are labels.
 
         Args:
             input_ids: [B, T] prompts; for a causal model in training, prompts followed by answers.
@@ -618,7 +618,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | ModelOutput:
-        """Answer prompts as their users would like them answered. Takes and returns what the backbone's generate does.
+        """Answer prompts, each for its user. Arguments and results are those of the backbone's generate.
 
         Args:
             input_ids: [B, T] prompts, padded on either side.
@@ -644,7 +644,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
 
 class PPlugModel:
-    """The front door: `PPlugModel.from_pretrained(plug)` gives the right class, ready to generate."""
+    """The class to load a plug with: `PPlugModel.from_pretrained(plug)` gives a model that is ready to generate."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         raise ConfigurationError(
@@ -654,7 +654,7 @@ class PPlugModel:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> PPlugForConditionalGeneration:
-        """See [`PPlugForConditionalGeneration.from_pretrained`]."""
+        """Load a plug, see [`PPlugForConditionalGeneration.from_pretrained`]."""
         return PPlugForConditionalGeneration.from_pretrained(*args, **kwargs)
 
 

@@ -1,9 +1,9 @@
-"""What a plug makes of a persona whatever the request, computed once and remembered.
+"""A cache of the part of a soft prompt that does not depend on the query.
 
 The hidden vectors gelu(W1 h_i + b1) of equation (4) depend on the items and the plug's weights alone, and are nearly all
-of the work of a soft prompt. Where no gradient is needed they are computed at a persona's first request. They are
-remembered beside the objects, not in them, so nothing saves or copies them; they go with the persona or the plug, with
-any change to either, and beyond `LIMIT` bytes per plug, those first that were not used for longest.
+of the work of a soft prompt. Where no gradient is needed they are computed at a persona's first query. They are
+kept outside of the objects, so they are neither saved nor copied. They are dropped with the persona or the plug, with
+any change to either, and, least recently used first, beyond `LIMIT` bytes per plug.
 
 Letters: N items of one user, D encoder width, M projector width.
 """
@@ -68,7 +68,7 @@ def _may_remember(plug: PersonaPlug, users: Sequence[Persona]) -> bool:
 
 
 class _Cache:
-    """The items of personas for one plug, those used last at the end. Threads may share it."""
+    """The items of personas for one plug, the most recently used last. Threads may share it."""
 
     def __init__(self) -> None:
         self._state: Any = None
@@ -113,7 +113,7 @@ _caches: WeakKeyDictionary[PersonaPlug, _Cache] = WeakKeyDictionary()
 
 
 def _state(plug: PersonaPlug) -> Any:
-    """Changes with whatever the items of a persona depend on, beside the persona."""
+    """Return a value that changes with everything but the persona that its cached items depend on."""
     layer, device = plug.projector.hidden, plug.no_persona.device.type
     autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     weights = [state_of(tensor) for tensor in (*layer.parameters(), *layer.buffers())]

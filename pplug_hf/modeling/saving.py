@@ -1,6 +1,6 @@
-"""A plug on disk and back: what is saved is the plug alone, what is loaded comes with its backbone and encoder.
+"""Saving and loading: a saved plug is the plug alone, a loaded one comes with its backbone and encoder.
 
-The frozen parts are dropped from every state dict and forgiven when one is loaded, so that checkpoints, wrappers
+Frozen modules are dropped from every state dict, and may be missing when one is loaded, so that checkpoints, wrappers
 and `save_pretrained` alike hold the trained tensors only.
 """
 
@@ -140,13 +140,13 @@ class SavingMixin:
         force_download: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """A plug from a folder or the Hub, on its backbone and encoder at the commits it was trained with.
+        """Load a plug from a folder or the Hub, on its backbone and encoder at the commits it was trained with.
 
         All its files come from one commit, which a branch or tag is resolved to once. Offline, from the cache.
 
         Args:
             pretrained_model_name_or_path: plug folder or Hub id.
-            backbone: a loaded model (or another place) to use instead of the recorded one; it must fit.
+            backbone: a loaded model (or a folder or Hub id) to use instead of the recorded one; it must fit.
             encoder: likewise.
             config: instead of the plug's own.
             backbone_kwargs: for the backbone's `from_pretrained`.
@@ -207,19 +207,19 @@ def _is_plug(key: str, prefix: str = "") -> bool:
 
 
 def drop_frozen(module: Any, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
-    """A state dict of the model is the plug, for save_pretrained, checkpoints and wrappers alike."""
+    """Remove all but the plug from a state dict, for save_pretrained, checkpoints and wrappers alike."""
     for key in [key for key in state_dict if key.startswith(prefix) and not _is_plug(key, prefix)]:
         del state_dict[key]
 
 
 def _is_frozen(path: list[str]) -> bool:
-    """Whether a state dict key, split at its dots, is of a frozen part; in front may stand a wrapper's prefix."""
+    """Return whether a state dict key, split at its dots, belongs to a frozen module, with or without a wrapper's prefix."""
     if "plug" in path:
         return encoders.is_unused(".".join(path))
     return "backbone" in path or "history_encoder" in path
 
 
 def ignore_missing_frozen(module: Any, incompatible: Any) -> None:
-    """... so loading one must not ask for the rest, under a wrapper's prefix either."""
+    """Allow a loaded state dict to lack the frozen modules, also under a wrapper's prefix."""
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if not _is_frozen(key.split("."))]

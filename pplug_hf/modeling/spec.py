@@ -33,20 +33,33 @@ class EncoderSpec:
 
     @classmethod
     def of(cls, config: PPlugConfig) -> EncoderSpec:
-        """Return the spec of the personas that a plug reads."""
+        """Return the spec of the personas that a plug reads.
+
+        Args:
+            config: of the plug.
+        """
         spec = cls.from_fingerprint(config.encoder_fingerprint or {}, config.item_template)
         return replace(spec, width=config.encoder_size, prompt=config.history_prompt)
 
     @classmethod
     def from_fingerprint(cls, fingerprint: Mapping[str, Any], item_template: str | None) -> EncoderSpec:
-        """Return the spec of an encoder's fingerprint and of a template."""
+        """Return the spec of an encoder and a template.
+
+        Args:
+            fingerprint: of the encoder, with the prompt of history items.
+            item_template: see the class.
+        """
         width, prompt = fingerprint.get("embedding_size"), fingerprint.get("history_prompt") or ""
         model_type = fingerprint.get("model_type")
         return cls(fingerprint.get("digest"), width, prompt, item_template, model_type=model_type)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderSpec:
-        """Return the spec that `to_dict` gave; fields of later versions are left out."""
+        """Return the spec that `to_dict` gave.
+
+        Args:
+            values: fields by name; those of later versions are left out.
+        """
         names = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
@@ -55,7 +68,11 @@ class EncoderSpec:
         return asdict(self)
 
     def fits(self, other: EncoderSpec) -> bool:
-        """Return whether vectors of both specs may stand in one history."""
+        """Return whether vectors of both specs may stand in one history.
+
+        Args:
+            other: spec to compare with.
+        """
         if UNRECORDED in (self.item_template, other.item_template):
             return replace(self, item_template=None) == replace(other, item_template=None)
         return self == other

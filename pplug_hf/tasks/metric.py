@@ -72,7 +72,12 @@ class Metric(ABC):
         """
 
     def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
-        """Return all scores of a set of answers, and `unparsed`, how many could not be read. Arguments as above."""
+        """Return all scores of a set of answers, and `unparsed`, how many could not be read.
+
+        Args:
+            predictions, golds, task: as of `per_example`.
+            **options: likewise.
+        """
         mean = float(self.per_example(predictions, golds, task, **options).mean())
         return {self.main: mean, "unparsed": sum(not text for text in predictions)}
 
@@ -94,6 +99,10 @@ METRICS: dict[str, Metric] = {}
 
 def register_metric(metric: Metric, exist_ok: bool = False) -> None:
     """Make a metric known by its name.
+
+    Args:
+        metric: an instance of its class.
+        exist_ok: replace a metric of that name.
 
     Raises:
         ConfigurationError: the name is taken, unless `exist_ok` says to replace it.

@@ -61,6 +61,9 @@ def get_recipe(name: str) -> Recipe:
     Args:
         name: as in "paper/lamp-4"; "paper/LaMP_4" is the same.
 
+    Returns:
+        The recipe.
+
     Raises:
         ConfigurationError: there is no such recipe.
     """

@@ -63,7 +63,11 @@ class PromptFormat:
         return fields_of(self.item) | fields_of(self.item_tokens if isinstance(self.item_tokens, str) else "")
 
     def split(self, input_text: str) -> tuple[str, str] | None:
-        """Return an input as (head, rest), which joined are the input; None if retrieved items have no place in it."""
+        """Return an input as (head, rest), which joined are the input; None if retrieved items have no place in it.
+
+        Args:
+            input_text: an input of the task.
+        """
         if not self.after:
             return "", input_text
         head, after, rest = input_text.partition(self.after)
