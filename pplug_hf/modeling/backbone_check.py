@@ -139,7 +139,7 @@ class _Check:
                 embeds[:, :P] = (embeds[:, :P] + embeds[:, P : 2 * P]) / 2  # of no word: some kinds look embeddings up
                 config = GenerationConfig(max_new_tokens=2, do_sample=False, num_beams=1)
                 with reading_ids(self.backbone, ids):
-                    generate_with_prefix(self.backbone, embeds, mask, text, text_mask, config)
+                    generate_with_prefix(self.backbone, embeds, mask, text, text_mask, config, {})
         except (_Unfit, torch.OutOfMemoryError):
             raise
         except Exception as error:

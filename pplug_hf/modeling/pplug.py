@@ -42,10 +42,12 @@ from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
 from .prefix import (
+    check_positions,
     default_position,
     generate_with_prefix,
     placeholders,
     position_ids,
+    position_limit,
     prefix_order,
     reorder,
     word_embeddings,
@@ -101,6 +103,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self.loss_type = None  # transformers would pick one by the class name
         self.backbone: Any = None  # a PreTrainedModel, once attached
         self._reading = Reading()  # the way in which the backbone takes soft prompts
+        self._position_limit: int | None = None  # of the backbone
         self.active_plug = DEFAULT  # name of the plug that answers unless a call names another
         self._loaded = {DEFAULT: _Loaded(Personalizer(config))}  # by name, in the order of loading
         self._show()
@@ -210,7 +213,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             self._reading = backbone_check.check_backbone(backbone)
         else:
             backbones.freeze_backbone(backbone)
-        self.backbone = backbone
+        self.backbone, self._position_limit = backbone, position_limit(backbone)
         personalizer = self.personalizer
         personalizer.attach(encoder, word_embeddings(backbone).weight.device)
         self._loaded[self.active_plug] = _Loaded(personalizer, tokenizer, copy.deepcopy(backbone.generation_config))
@@ -503,9 +506,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Ids [B, P + T] are for a backbone that is given ids, whose embeddings are replaced; None for all others.
         """
         backbone = self._attached() if self.backbone is None else self.backbone
-        if input_ids is None or input_ids.ndim != 2:
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+            got = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DataError(
-                f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
+                f"input_ids must be a tensor [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+                "through the processor."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
@@ -517,6 +522,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
         order = prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
         both = reorder(order, shown, mask)
+        check_positions(self._position_limit, both, shown.shape[1], causal=not self.config.is_encoder_decoder)
         if not self._reading.padding and not both.all():
             raise ConfigurationError(
                 f"Padding changes the answers of the backbone {type(backbone).__name__}, which has no attention mask or counts "
@@ -640,7 +646,32 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         with reading_ids(self.backbone, ids):
-            return generate_with_prefix(self.backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
+            return generate_with_prefix(self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit)
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.
+
+        Args:
+            *args: `sequences`, `scores`, `beam_indices`, `normalize_logits` of an output of `generate`.
+            **kwargs: likewise.
+
+        Raises:
+            ConfigurationError: the model has no backbone yet.
+        """
+        return self._attached().compute_transition_scores(*args, **kwargs)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse continuous batching, which takes ids alone.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "Continuous batching takes ids alone and would not see a persona: use model.generate, with one persona per "
+            "prompt, or an engine that takes prompt embeddings and model.soft_prompt."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
 
 class PPlugModel:
