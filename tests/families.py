@@ -32,7 +32,10 @@ RULES = [
     (r"layers$|n_layer$|num_blocks$|num_hidden_layers", 2),
     (r"hidden_size_per_layer_input", 4),
     (r"shared_layers", 0),
-    (r"^(attention_)?hidden_size$|d_model|n_embd|^dim$|embedding_size|dim_model|word_embed_proj_dim|lru_width|embed_dim", 16),
+    (
+        r"^(attention_)?hidden_size$|d_model|n_embd|^dim$|embedding_size|dim_model|word_embed_proj_dim|lru_width|embed_dim",
+        16,
+    ),
     (r"intermediate_size|ffn_dim|ffn_hidden|d_ff|dff|dim_ff|n_inner|feed_forward_size|mlp_dim|ff_dim", 24),
     (r"max_.*position|n_positions|n_ctx|context_length|max_seq|seq_length|max_source|max_target", 128),
     (r"experts_per_tok|top_?k$|moe_k$", 2),
@@ -62,7 +65,9 @@ def sizes(cls, **more):
         sub = cls.sub_configs.get(name)
         if sub is not None and isinstance(value, dict):
             sub = CONFIG_MAPPING[value["model_type"]] if sub.__name__ == "AutoConfig" else sub
-            small[name] = sizes(sub, **SETTINGS.get(sub.model_type, {})) | ({"model_type": value["model_type"]} if "model_type" in value else {})
+            small[name] = sizes(sub, **SETTINGS.get(sub.model_type, {})) | (
+                {"model_type": value["model_type"]} if "model_type" in value else {}
+            )
         elif name in ("pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id"):
             small[name] = {"p": tiny.PAD, "e": tiny.EOS, "b": tiny.BOS, "d": tiny.EOS}[name[0]]
         elif re.search(r"token_(id|index)$", name) and isinstance(value, int) and value >= V:
@@ -117,7 +122,12 @@ SETTINGS: dict = {
         "activation_sparsity_pattern": [0.0] * 4,
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1},
+    "granitemoehybrid": {
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+    },
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1},
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_ssm": 32, "mamba_n_groups": 1},
     **dict.fromkeys(
@@ -154,7 +164,10 @@ def verdict(model_type, kind):
             return f"not judged: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:80]}"
         try:
             model = PPlugForConditionalGeneration.from_backbone(
-                copy.deepcopy(bare), tiny.shared_encoder(), tokenizer=tiny.tokenizer("llama"), train_input_encoder=False
+                copy.deepcopy(bare),
+                tiny.shared_encoder(),
+                tokenizer=tiny.tokenizer("llama"),
+                train_input_encoder=False,
             )
         except PPlugError as error:
             return f"refused: {str(error).partition('soft prompt: ')[2].partition('. Choose')[0]}"
@@ -202,6 +215,7 @@ def near(got, expected, what):
     """Raise unless one row at least is equal: routers of experts may flip by rounding."""
     error = (got - expected).flatten(-2).abs().amax(-1).min() if got.ndim > 1 else (got - expected).abs()
     assert error <= 2e-3 * expected.abs().max().clamp(min=1), f"{what} ({error:.4f})"
+
 
 # What is expected of families that do not simply work.
 LENGTH = "works: rows of equal length only"

@@ -646,7 +646,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         with reading_ids(self.backbone, ids):
-            return generate_with_prefix(self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit)
+            return generate_with_prefix(
+                self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit
+            )
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.

@@ -115,7 +115,8 @@ def position_limit(backbone: PreTrainedModel) -> int | None:
 
     Models with rotary positions go on behind their `max_position_embeddings`, as well or badly as without a persona.
     """
-    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
+    # Not the images' positions of a model that also sees.
+    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone.get_decoder()
     named = (*reader.named_modules(), *reader.named_buffers())
     tables = [(name.rpartition(".")[2], table) for name, table in named]
     limits = []
