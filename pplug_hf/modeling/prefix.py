@@ -115,10 +115,10 @@ def position_limit(backbone: PreTrainedModel) -> int | None:
 
     Models with rotary positions go on behind their `max_position_embeddings`, as well or badly as without a persona.
     """
-    # Not the images' positions of a model that also sees.
-    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone.get_decoder()
+    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
     named = (*reader.named_modules(), *reader.named_buffers())
-    tables = [(name.rpartition(".")[2], table) for name, table in named]
+    others = ("vision", "visual", "image", "audio")  # of a model that also sees or hears
+    tables = [(name.rpartition(".")[2], table) for name, table in named if not any(part in name for part in others)]
     limits = []
     for name, table in tables:
         if ("pos" not in name and "wpe" not in name) or "rel" in name:
