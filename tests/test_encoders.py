@@ -4,11 +4,11 @@ import pytest
 import tiny
 import torch
 from reference import close
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Dense, Router, StaticEmbedding
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel
-from pplug_hf.errors import MissingFileError
+from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor, VectorStore
+from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.modeling.encoders import (
     embed,
     embed_with_gradient,
@@ -266,7 +266,9 @@ def test_queries_and_history_go_through_sides_of_their_own(trained, tmp_path):
     model = PPlugForConditionalGeneration.from_backbone(
         tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"), train_input_encoder=trained
     )
-    assert torch.allclose(model.encode_persona(tiny.HISTORY).vectors, torch.tensor(encoder.encode_document(tiny.HISTORY)))
+    assert torch.allclose(
+        model.encode_persona(tiny.HISTORY).vectors, torch.tensor(encoder.encode_document(tiny.HISTORY))
+    )
     weights = model.persona_weights(tiny.HISTORY, query="the sea")[0]
     asked = torch.tensor(encoder.encode_query(["the sea"]))
     assert torch.allclose(weights, model.persona_weights(tiny.HISTORY, query=asked)[0], atol=1e-5)
@@ -274,7 +276,9 @@ def test_queries_and_history_go_through_sides_of_their_own(trained, tmp_path):
     assert bool(names) == trained and not any("document" in name for name in names)
     for name in names:  # whatever is trained has a gradient
         model.zero_grad()
-        model(torch.tensor([[9, 10]]), labels=torch.tensor([[9, 10]]), persona=tiny.HISTORY, query="sea").loss.backward()
+        model(
+            torch.tensor([[9, 10]]), labels=torch.tensor([[9, 10]]), persona=tiny.HISTORY, query="sea"
+        ).loss.backward()
         assert model.plug.get_parameter(name).grad.abs().sum() > 0
     model.save_pretrained(tmp_path)
     again = PPlugForConditionalGeneration.from_pretrained(tmp_path, backbone=model.backbone, encoder=routed())
@@ -318,7 +322,10 @@ def test_a_backbone_of_another_kind(backbone, message):
 
 @pytest.mark.parametrize("encoder", [None, 3, "transformer", "sparse"])
 def test_an_encoder_of_another_kind(encoder):
-    made = {"transformer": lambda: tiny.encoder()[0].auto_model, "sparse": lambda: SparseEncoder(modules=[tiny.encoder()[0]])}
+    made = {
+        "transformer": lambda: tiny.encoder()[0].auto_model,
+        "sparse": lambda: SparseEncoder(modules=[tiny.encoder()[0]]),
+    }
     given = made[encoder]() if encoder in made else encoder
     with pytest.raises(ConfigurationError, match="encoder must be a SentenceTransformer that gives dense vectors"):
         PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), given, tokenizer=tiny.tokenizer("gpt2"))

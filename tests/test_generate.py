@@ -375,7 +375,9 @@ class Seen:
 
 @pytest.mark.parametrize("position", [None, [0, 2, 1]], ids=["usual", "elsewhere"])
 @pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}], ids=["greedy", "beams", "samples"]
+    "options",
+    [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}],
+    ids=["greedy", "beams", "samples"],
 )
 def test_rules_see_the_ids_that_they_see_without_a_persona(model, options, position):
     if position and model.config.is_encoder_decoder:
@@ -388,6 +390,7 @@ def test_rules_see_the_ids_that_they_see_without_a_persona(model, options, posit
     ):
         note = Seen()
         shared = {**batch, **whose, **options, "max_new_tokens": 3, "min_new_tokens": 3}
+        torch.manual_seed(0)
         generate(**shared, stopping_criteria=[note.stop], logits_processor=[note.score])
         generate(**shared, prefix_allowed_tokens_fn=note.allow)
         seen.append(note.ids)
@@ -460,7 +463,9 @@ def test_transition_scores_are_the_backbones(model):
     close(scores.sum(dim=1), output.sequences_scores, 1e-4)
 
 
-@pytest.mark.parametrize("option", [{"token_healing": True}, {"assistant_early_exit": 1}, {"cache_implementation": "paged"}])
+@pytest.mark.parametrize(
+    "option", [{"token_healing": True}, {"assistant_early_exit": 1}, {"cache_implementation": "paged"}]
+)
 def test_more_options_that_would_not_see_the_persona(option):
     with pytest.raises(ConfigurationError, match="does not work with a persona"):
         answer(tiny.model("gpt2"), max_new_tokens=2, **option)

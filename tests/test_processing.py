@@ -226,12 +226,20 @@ def test_other_forms_are_those_of_the_tokenizer():
 # ---- chats to train on ----------------------------------------------------------------------------------------------
 
 WRITES_BOS = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
-NO_END = "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
-THINKS = "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}{% if add_generation_prompt %}<bot> dream {% endif %}"
+NO_END = (
+    "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
+)
+THINKS = (
+    "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}<bot> dream {% endif %}"
+)
 TALK = [[USER, {"role": "assistant", "content": "the sea is cold"}], [USER, {"role": "assistant", "content": "moon"}]]
 
 
-@pytest.mark.parametrize("template", [WRITES_BOS, TEMPLATES["trims"], NO_END, THINKS], ids=["bos", "no bos", "no end", "thinks"])
+@pytest.mark.parametrize(
+    "template", [WRITES_BOS, TEMPLATES["trims"], NO_END, THINKS], ids=["bos", "no bos", "no end", "thinks"]
+)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])  # one whose tokenizer writes BOS itself, and one that does not
 def test_a_batch_to_train_on(family, template):
     made = processor(family, template)
@@ -276,16 +284,21 @@ def test_template_variables_arrive():
     assert made.apply_chat_template([USER], effort="long", max_length=3)["input_ids"].shape == (1, 3)
 
 
-PARTS = "{% for m in messages %}<{{ m.role }}> {% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }} {% endfor %}{% endif %}{% endfor %}"
+PARTS = (
+    "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {% if m.content is string %}{{ m.content }} "
+    "{% else %}{% for c in m.content %}{{ c.text }} {% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
+)
 
 
 def test_contents_may_be_text_parts():
     made = processor("llama", PARTS)
     parts = [{"type": "text", "text": "write about"}, {"type": "text", "text": "the sea"}]
     batch = made.apply_chat_template([{"role": "system", "content": "cold"}, {"role": "user", "content": parts}])
-    assert batch["input_ids"].tolist() == [ids("<system> cold<user>") + ids("write about the sea")] or batch[
-        "persona_position"
-    ].item() == batch["input_ids"].shape[1] - 4
+    assert batch["input_ids"].tolist() == [ids("<system> cold <user> write about the sea")]
+    assert batch["persona_position"].tolist() == [3]
+    learnt = made.apply_chat_template([{"role": "user", "content": parts}], labels=["moon"])
+    assert learnt["labels"].tolist() == [[-100] * 6 + ids("moon <eos>")]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +324,9 @@ def test_chats_that_do_not_fit_are_refused(chat, options, error, message):
 
 def test_a_template_that_leaves_the_user_out_is_refused():
     with pytest.raises(DataError, match="does not write the last user's text"):
-        processor("llama", "{{ messages[0].content }}").apply_chat_template(TALK[0][::-1] + [{"role": "user", "content": "moon"}])
+        processor("llama", "{{ messages[0].content }}").apply_chat_template(
+            [*TALK[0][::-1], {"role": "user", "content": "moon"}]
+        )
 
 
 def test_half_an_emoji_is_repaired_everywhere(model):
