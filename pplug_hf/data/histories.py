@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.tasks.items import field_text, item_id, newest_first, normalise
+from pplug_hf.tasks.items import item_id, newest_first, normalise
 from pplug_hf.tasks.task import Task, get_task
 
 
@@ -27,7 +27,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
         One example for each distinct (user, item id), with id `"{user}/{item id}"`, in order of first
         appearance. Its history is what stands before the item in that profile of the user which has most
         before it (profiles may be windows, so this need not be the longest); texts are shared, not copied.
-        Left out are items without query or answer, questions that `examples` or `exclude` ask the same
+        Left out are items without query or answer, items whose answer is not a label of the task, questions that `examples` or `exclude` ask the same
         user, and, where the answer is free text, questions that `exclude` asks anybody: co-authors share a
         paper's title. Empty for a task whose items carry no answer.
     """
@@ -56,7 +56,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
         item = example.history[position]
         like = example.prompt if whole is None or task.query_marker in example.prompt else whole
         prompt, query = task.question(item, like)
-        answer, text = field_text(item, task.answer_field), normalise(query)
+        answer, text = task.item_label(item), normalise(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
             continue
         made.append(

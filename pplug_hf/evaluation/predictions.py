@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers import Tokenizer
+
 from ..data.records import Example
 from ..errors import MismatchError
 from ..methods.resources import Resources, digest_of_tensors
@@ -134,9 +136,22 @@ def backbone_digest(model: Any, tokenizer: Any) -> str:
     for settings in (model.config.to_dict(), model.generation_config.to_dict()):
         known = {k: v for k, v in settings.items() if k not in ("_name_or_path", "transformers_version")}
         digest.update(json.dumps(known, sort_keys=True, default=str).encode())
-    words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
-    digest.update(str(words).encode())
+    digest.update(_tokenizer_state(tokenizer).encode())
     return digest.hexdigest()[:16]
+
+
+def _tokenizer_state(tokenizer: Any) -> str:
+    """Return all that determines the tokens of a text.
+
+    Not the padding and truncation of the last call, which a fast tokenizer keeps. The text is that of a tokenizer which
+    was never called, so keys that were made at the start of a bench stay the same.
+    """
+    if not tokenizer.is_fast:
+        return str(sorted(tokenizer.get_vocab().items()))
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy.to_str()
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -30,7 +30,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..tasks.items import field_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
 from .base import Method, Need
@@ -112,8 +111,8 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 def history_labels(example: Example, task: Task | str) -> list[str]:
     """Return the labels a user gave to their history's items, oldest first; none for a task whose items carry no answer."""
-    name = get_task(task).answer_field
-    return [answer for item in example.history if (answer := field_text(item, name))]
+    task = get_task(task)
+    return [label for item in example.history if (label := task.item_label(item))]
 
 
 @dataclass(frozen=True)

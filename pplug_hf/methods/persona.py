@@ -24,10 +24,10 @@ from ..modeling import plug_folder as files
 from ..modeling.persona import Persona
 from ..storage.files import read_json_object
 from .base import Method, Need, Plain, Retrieval
-from .decoding import Answers, ModelInputs, shuffle_histories
+from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
 from .resources import Resources, digest_of_tensors
 
-HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last"]
+HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
 _PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")
 
@@ -39,8 +39,8 @@ class Plug(Method):
     Args:
         name: what the user calls it.
         folder: plug folder or Hub id.
-        history: what the persona is made of: the user's whole history, another user's, none, the top items by
-            weight, or the last ones.
+        history: what the persona is made of: the user's whole history, another user's (any, or the most similar one),
+            none, the top items by weight, or the last ones.
         items: how many, for "top" and "last".
         retrieval: also put retrieved items of the user's own history into the prompt.
         paper_order: put them before the soft prompt instead of behind it.
@@ -68,8 +68,8 @@ class Plug(Method):
         return self.history != "whole" or self.retrieval is not None
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
-        if self.history == "wrong-user":
-            shuffle_histories(examples, resources.seed)
+        if self.history in ("wrong-user", "nearest-user"):
+            check_two_users(examples, self.history)
         if self.retrieval:
             self.retrieval.check(examples, resources)
 
@@ -83,6 +83,8 @@ class Plug(Method):
         personas = self._personas(examples, resources)
         if self.history == "wrong-user":
             personas = [personas[donor] for donor in shuffle_histories(examples, resources.seed)]
+        elif self.history == "nearest-user":
+            personas = [personas[donor] for donor in nearest_histories(examples, personas)]
         elif self.history == "last":
             personas = [persona.last(self.items) for persona in personas]
         elif self.history == "top":

@@ -12,17 +12,20 @@ name. How retrieval reads and shows items has defaults, so most tasks need none 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..errors import ConfigurationError
-from .items import field_text, fields_of, item_text
-from .lamp_metrics import METRICS, Fallback, clean  # with LaMP's metrics in it
+from .items import field_text, fields_of, item_text, text_of
+from .lamp_metrics import Fallback, clean, warn_notes
 from .metrics import Texts, get_metric
 from .recipes import Recipe, register_recipe, spelled
+from .text_metrics import METRICS  # with all of this package's in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ class Task:
     )
     item_template: str = field(metadata={"help": "Text of a history item for the encoder, its answer included."})
     item_template_unlabelled: str = field(
-        metadata={"help": "The same as in the paper: without tags and scores (titles stay)."}
+        metadata={"help": "The same without tags and scores (titles stay), as in the code of the paper's authors."}
     )
     retrieval_template: str = field(
         default="",
@@ -114,7 +117,8 @@ class Task:
     )
     metric: str = field(
         metadata={
-            "help": "How answers are judged: accuracy, mae, rouge, or a metric of your own that you registered.",
+            "help": "How answers are judged: accuracy, mae, rouge, rouge-unicode, meteor, or a metric of your own that you "
+            "registered.",
             "choices": METRICS,
         }
     )
@@ -126,6 +130,17 @@ class Task:
             "help": "Input that asks for the answer of a history item, as a format string over the item's fields, for "
             "training on histories; empty: the input of a question, with the item's query_field for its query."
         },
+    )
+
+    input_template: str = field(
+        default="",
+        repr=False,
+        metadata={"help": "Input of a question, as a format string over the row's fields; empty: its field 'input'."},
+    )
+    user_field: str = field(
+        default="",
+        repr=False,
+        metadata={"help": "Field of a row that says whose it is; empty: 'user_id' or 'user'."},
     )
 
     def __post_init__(self) -> None:
@@ -152,11 +167,13 @@ class Task:
             yield f"retrieval_query_pattern is no regular expression ({error})."
         if pattern and not groups:
             yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
-        numbers = bool(self.labels) and all(map(_is_number, self.labels))
+        numbers = bool(self.labels) and all(_number(label) is not None for label in self.labels)
         if get_metric(self.metric).needs_numbers and not numbers:
             yield (
                 f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
             )
+        if self.input_template and self.query_marker not in self.input_template:
+            yield f"input_template is {self.input_template!r}; it must hold the query_marker {self.query_marker!r}."
         template = self.history_prompt_template
         named = fields_of(template)
         shows_answer = self.answer_field in named
@@ -169,7 +186,7 @@ class Task:
     @property
     def identity(self) -> str:
         """Text that determines the task, for digests; fields that were added later are in it only if they are set."""
-        return repr(self) + self.history_prompt_template
+        return repr(self) + self.history_prompt_template + self.input_template + self.user_field
 
     @property
     def fields(self) -> frozenset[str]:
@@ -188,6 +205,23 @@ class Task:
     def has_labelled_items(self) -> bool:
         """True if history items carry a label of their own."""
         return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
+
+    def label_of(self, answer: Any) -> str:
+        """Return an answer as a label: a number equal to a label's number is that label, so 5.0 is "5".
+
+        Args:
+            answer: a gold, or the answer in a history item, as text or as a number.
+
+        Returns:
+            The label; the answer without white space around it where it is none, or the task has no list of labels.
+        """
+        text = text_of(answer).strip()
+        return text if text in self.labels else _by_number(self.labels).get(_number(text), text)
+
+    def item_label(self, item: Mapping[str, Any]) -> str:
+        """Return the answer in a history item by the same rule; empty if it has none, or one that is not a label."""
+        answer = self.label_of(field_text(item, self.answer_field))
+        return answer if not self.labels or answer in self.labels else ""
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -266,7 +300,7 @@ class Task:
 
         Args:
             item: A history item.
-            labelled: With the user's tag or score (ours), or without (the paper).
+            labelled: With the user's tag or score, or without (the code of the paper's authors).
 
         Returns:
             The filled template; a null field is empty.
@@ -289,12 +323,19 @@ class Task:
         return head + marker + body[:start], query, body[start + len(query) :] + rest
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float | None:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
+
+
+@lru_cache  # asked once per history item
+def _by_number(labels: tuple[str, ...]) -> dict[float | None, str]:
+    """Return the labels by their numbers; without numbers that two labels share."""
+    numbers = {label: number for label in labels if (number := _number(label)) is not None}
+    shared = Counter(numbers.values())
+    return {number: label for label, number in numbers.items() if shared[number] == 1}
 
 
 TASKS: dict[str, Task] = {}
@@ -361,7 +402,7 @@ def score(
 
     Returns:
         For LaMP "accuracy" and "f1", "mae" and "rmse", or "rouge-1" and "rouge-L"; and "unparsed", the number of
-        answers that are not a label, not a number, or empty.
+        answers that are not a label, not a number, or have no word that the metric reads.
 
     Raises:
         MismatchError: predictions and golds differ in number, there are none, or a gold is impossible.
@@ -402,4 +443,8 @@ def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fall
                 "do not have them: use `pplug-hf bench`, or pass extra."
             )
         options["extra"] = extra
-    return getattr(metric, method)(*clean(predictions, golds), task, **options)
+    predictions, golds = clean(predictions, golds)
+    golds = [task.label_of(gold) for gold in golds]
+    if method == "score":
+        warn_notes(metric, golds)
+    return getattr(metric, method)(predictions, golds, task, **options)
