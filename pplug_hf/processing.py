@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
+from .modeling.backbone import checked_tokenizer
 from .modeling.personalizer import is_one_user
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
-from .tasks.text import whole_texts
+from .tasks.items import whole_texts
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration
@@ -39,6 +40,7 @@ class PPlugProcessor(ProcessorMixin):
         self, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool = False, chat_template: Any = None
     ):
         self.is_encoder_decoder = is_encoder_decoder
+        checked_tokenizer(tokenizer)
         super().__init__(tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None))
 
     @classmethod
@@ -57,7 +59,12 @@ class PPlugProcessor(ProcessorMixin):
         Raises:
             ConfigurationError: no tokenizer is known.
         """
-        if tokenizer is not None:
+        if not hasattr(model, "plug") or not hasattr(model, "tokenizer"):
+            raise ConfigurationError(
+                f"PPlugProcessor.from_model takes a plug, got {type(model).__name__}: make one with "
+                "PPlugForConditionalGeneration.from_backbone, or use PPlugProcessor(tokenizer, is_encoder_decoder)."
+            )
+        if checked_tokenizer(tokenizer) is not None:
             model.tokenizer = tokenizer
         if model.tokenizer is None:
             raise ConfigurationError(
@@ -222,7 +229,7 @@ class PPlugProcessor(ProcessorMixin):
         self._check_chat_options(return_tensors, padding, labels, kwargs)
         chats = _chats(conversation)
         rows = _rows_of(
-            len(chats), "chats", persona=persona, query=query, labels=None if labels is True else labels or None
+            len(chats), "chats", persona=persona, query=query, labels=None if isinstance(labels, bool) else labels
         )
         answers = rows.pop("labels")
         if answers is not None:
@@ -309,7 +316,7 @@ class PPlugProcessor(ProcessorMixin):
         return (prompt if self.is_encoder_decoder else text), at, start
 
     def _ends_turn(self, text: str) -> bool:
-        """Whether a special token, and then at most white space, ends a chat: a model must learn to stop."""
+        """Return true if a special token, and then at most white space, ends a chat: a model must learn to stop."""
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return text.rstrip().endswith((*special, *self.tokenizer.all_special_tokens))
 

@@ -155,7 +155,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if check_backbone:
             backbone_check.check_backbone(backbone)
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
-        if tokenizer is None:
+        if backbones.checked_tokenizer(tokenizer) is None:
             tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
@@ -197,8 +197,10 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
+        backbone, encoder = backbones.load_backbone(backbone), encoders.load_encoder(encoder)
         frozen.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
         frozen.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        backbones.checked_tokenizer(tokenizer)
         frozen.note_other_weights(self.config, weight_digests(backbone))
         self._put_on(backbone, encoder, tokenizer)
 
