@@ -39,8 +39,10 @@ class _Substitution:
         return args, {**kwargs, "inputs_embeds": None, "input_ids": ids}
 
     def give_vectors(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        given = args[0] if args else kwargs["input"]
-        if get_ident() != self.thread or self.pending is None or not torch.equal(given, self.pending[0].to(given)):
+        given = args[0] if args else kwargs.get("input")
+        if get_ident() != self.thread or self.pending is None or given is None:
+            return None
+        if not torch.equal(given, self.pending[0].to(given)):
             return None
         (_, embeds), self.pending, self.used = self.pending, None, True
         return embeds.to(output)
