@@ -101,15 +101,6 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(map(Tensor.contiguous, inputs))
-
-
 def position_limit(backbone: PreTrainedModel) -> int | None:
     """Return how many tokens the table of positions has room for; None where positions are computed (rotary, relative).
 
@@ -151,6 +142,15 @@ def check_positions(limit: int | None, attention_mask: Tensor, prefix_length: in
             f"A prompt of {longest - prefix_length} tokens and the persona's {prefix_length} are {longest - limit} more "
             f"than the backbone's {limit} positions: cut prompts to max_length={limit - prefix_length} tokens."
         )
+
+
+def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
+
+    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
+    it copies the frozen weight, the whole vocabulary, once per row.
+    """
+    return tuple(map(Tensor.contiguous, inputs))
 
 
 def generate_with_prefix(
