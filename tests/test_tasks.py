@@ -106,7 +106,8 @@ def test_null_fields_are_empty_and_missing_ones_an_error(task):
     assert isinstance(task.item_text(dict.fromkeys(task.fields)), str)
     assert "None" not in task.item_text(dict.fromkeys(task.fields))
     with pytest.raises(
-        DataError, match=r"The item has no field '(title|text|tag|score|description|abstract|overall|summary|content|reviewText)'"
+        DataError,
+        match=r"The item has no field '(title|text|tag|score|description|abstract|overall|summary|content|reviewText)'",
     ) as error:
         task.item_text({"id": "secret"})
     assert "secret" not in str(error.value)
