@@ -13,10 +13,10 @@ from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.data.vectors import VectorStore
 from pplug_hf.errors import DataError
 from pplug_hf.evaluation.runner import Runner
+from pplug_hf.methods.base import Retrieval
 from pplug_hf.methods.decoding import nearest_histories, shuffle_histories
 from pplug_hf.methods.names import method_of
 from pplug_hf.methods.persona import Plug
-from pplug_hf.methods.plain import Retrieval
 from pplug_hf.methods.resources import Decoding, Resources
 
 

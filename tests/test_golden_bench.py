@@ -8,7 +8,7 @@ import pytest
 import tiny
 from bench_data import SHELVES, golden_settings, predictions, quietly
 
-from pplug_hf.evaluation import provenance as keys_module
+from pplug_hf.evaluation import predictions as keys_module
 
 RELEASES = [path.parent for path in sorted((Path(__file__).parent / "golden").glob("*/bench"))]
 

@@ -20,9 +20,8 @@ from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.methods.prompts import retrieval_prompt
 from pplug_hf.methods.retrievers import get_ranker
 from pplug_hf.tasks.lamp_qa import RubricJudge
-from pplug_hf.tasks.metric import METRICS, register_metric
-from pplug_hf.tasks.metrics import main_metric, score
-from pplug_hf.tasks.task import TASKS, Task, get_task
+from pplug_hf.tasks.metrics import METRICS, register_metric
+from pplug_hf.tasks.task import TASKS, Task, get_task, main_metric, score
 
 ROWS = {
     "LongLaMP-abstract": {

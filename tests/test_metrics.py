@@ -18,8 +18,7 @@ from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, MismatchError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.evaluation.rendering import report
-from pplug_hf.tasks.metrics import higher_is_better, main_metric, per_example, score
-from pplug_hf.tasks.task import TASKS, get_task
+from pplug_hf.tasks.task import TASKS, get_task, higher_is_better, main_metric, per_example, score
 from pplug_hf.tasks.text_metrics import UnicodeTokenizer, meteor
 
 TAGS = get_task("LaMP-2").labels

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.methods.base import Plain, Retrieval
 from pplug_hf.methods.label_frequencies import LabelFrequencies
 from pplug_hf.methods.names import canonical, default_rows, method_of, methods_of, name_of, parse_plugs
 from pplug_hf.methods.persona import Plug
-from pplug_hf.methods.plain import Plain, Retrieval
 from pplug_hf.methods.retrievers import RANKERS
 from pplug_hf.tasks.task import TASKS
 

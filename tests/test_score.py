@@ -23,8 +23,7 @@ from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError, MismatchError
 from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.tasks.lamp_metrics import score_labels, score_ratings, score_texts
-from pplug_hf.tasks.metrics import score
-from pplug_hf.tasks.task import get_task
+from pplug_hf.tasks.task import get_task, score
 
 evaluate = pytest.importorskip("evaluate")
 

@@ -9,16 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.data.histories import history_examples, newest_first
+from pplug_hf.data.histories import history_examples
 from pplug_hf.data.records import Repairs, examples
 from pplug_hf.data.report import describe
 from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.methods.label_frequencies import history_labels
 from pplug_hf.modeling.encoders import item_texts
-from pplug_hf.tasks.dates import day_number, parse_date, seconds
-from pplug_hf.tasks.metrics import score
-from pplug_hf.tasks.task import TASKS, Task, get_task
-from pplug_hf.tasks.text import text_of
+from pplug_hf.tasks.items import day_number, newest_first, parse_date, seconds, text_of
+from pplug_hf.tasks.task import TASKS, Task, get_task, score
 
 PROMPTS = {  # one input per task, with {} where the query stands
     "LaMP-1": 'For an author who has written the paper with the title "{}", which reference is related? '

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.records import Example
+from ..tasks.items import field_text
 from ..tasks.task import Task
-from ..tasks.text import field_text
 
 
 def warn_truncated_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:

@@ -12,9 +12,8 @@ from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..storage.files import write_text
 from ..tasks.lamp_metrics import Fallback
-from ..tasks.metric import get_metric
-from ..tasks.metrics import score
-from ..tasks.task import Task
+from ..tasks.metrics import get_metric
+from ..tasks.task import Task, score
 from ..tasks.task_files import find_task
 from .options import option, required
 

@@ -240,7 +240,7 @@ def make_datasets(
     requests = (
         None
         if config.train_input_encoder
-        else VectorStore(model.history_encoder, config.query_prompt, settings.vectors)
+        else VectorStore(model.history_encoder, config.query_prompt, settings.vectors, task="query")
     )
     made = [
         PersonaDataset(

@@ -6,15 +6,13 @@ pass them as `exclude`.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.tasks.dates import parse_date
+from pplug_hf.tasks.items import item_id, newest_first, normalise
 from pplug_hf.tasks.task import Task, get_task
-from pplug_hf.tasks.text import item_id, normalise
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
@@ -72,15 +70,6 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
             )
         )
     return made
-
-
-def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return all positions of a history, newest item first: by date if every item has one, else the last item first."""
-    dates = [parse_date(item.get("date")) for item in history]
-    order = list(range(len(dates)))
-    if all(dates):
-        order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
-    return order[::-1]
 
 
 def newest(examples: Sequence[Example], most: int) -> list[Example]:

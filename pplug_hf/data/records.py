@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.tasks.dates import parse_date
-from pplug_hf.tasks.metric import get_metric
+from pplug_hf.tasks.items import fields_of, is_null, item_text, parse_date, text_of
+from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
-from pplug_hf.tasks.text import fields_of, is_null, item_text, text_of
 
 SHOWN = 5  # ids in a message
 

@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pplug_hf.data.records import Example, Findings, Repairs
-from pplug_hf.tasks.dates import day_number, parse_date
+from pplug_hf.tasks.items import day_number, field_text, item_id, normalise, parse_date
 from pplug_hf.tasks.task import Task, get_task
-from pplug_hf.tasks.text import field_text, item_id, normalise
 
 FINDINGS = {
     "unanswered": "questions without an answer",

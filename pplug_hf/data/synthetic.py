@@ -14,8 +14,8 @@ import random
 from collections.abc import Iterable, Sequence
 
 from ..errors import ConfigurationError, DataError
+from ..tasks.items import item_id, normalise
 from ..tasks.task import Task, get_task
-from ..tasks.text import item_id, normalise
 from .records import Example
 
 

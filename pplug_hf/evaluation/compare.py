@@ -14,9 +14,8 @@ import numpy as np
 
 from ..data.records import Example, some
 from ..errors import DataError
-from ..tasks.metric import get_metric
-from ..tasks.metrics import higher_is_better, main_metric, per_example, score
-from ..tasks.task import Task
+from ..tasks.metrics import get_metric
+from ..tasks.task import Task, higher_is_better, main_metric, per_example, score
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap, user_means
 from .style import Style, own_texts
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..storage.files import write_text
-from ..tasks.metric import get_metric
-from ..tasks.metrics import main_metric
+from ..tasks.metrics import get_metric
+from ..tasks.task import main_metric
 from .compare import Comparison, to_json
 from .plots import plot_history_length, plot_rows, plot_weight_profiles
 from .predictions import official

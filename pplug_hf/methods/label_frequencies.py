@@ -30,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..tasks.metric import get_metric
+from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
 from .base import Method, Need
 from .decoding import Answers, batches_by_length, evaluating

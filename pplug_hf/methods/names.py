@@ -33,10 +33,9 @@ from typing import Any, get_args
 
 from ..errors import ConfigurationError
 from ..tasks.task import Task
-from .base import Method
+from .base import Method, Plain, Retrieval
 from .label_frequencies import LabelFrequencies
 from .persona import INSTRUCTION_ONLY, HistoryVariant, Plug
-from .plain import Plain, Retrieval
 from .retrievers import RANKERS
 
 NO_PERSONA, FREQUENCIES, PAPER_ORDER = "no-persona", "frequencies", "paper-order"

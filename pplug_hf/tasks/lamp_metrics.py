@@ -22,8 +22,8 @@ import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
 from ..optional import require
-from .metric import METRICS as METRICS
-from .metric import Judged, Metric, Texts, register_metric
+from .metrics import METRICS as METRICS
+from .metrics import Judged, Metric, Texts, register_metric
 
 Fallback = Literal["farthest", "first-digit"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError
-from .metric import Judged, Metric, Texts, register_metric
+from .metrics import Judged, Metric, Texts, register_metric
 from .task import PromptFormat, Task
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..optional import require
 from .lamp_metrics import Rouge
-from .metric import METRICS as METRICS
-from .metric import Judged, Texts, register_metric
+from .metrics import METRICS as METRICS
+from .metrics import Judged, Texts, register_metric
 
 _BY_CHARACTER = "".join(
     rf"\p{{scx={script}}}" for script in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
