@@ -37,7 +37,7 @@ def read_examples(
         source: see above.
         split: which split of a folder or a mapping.
         task: the task, its name, or a JSON file with one (see `tasks/task_files.py`). LaMP's outputs files name
-            it themselves.
+            it themselves; a folder of lines may hold it as `task.json`.
         require_outputs: whether a question without an answer is an error.
 
     Returns:

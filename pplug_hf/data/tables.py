@@ -1,7 +1,8 @@
 """Reading of data of any size and any of these formats into a `datasets.Dataset` on disk.
 
     LaMP         a folder with {split}_questions.json and {split}_outputs.json
-    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line
+    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line;
+                 items.jsonl beside it may hold the items (see `events.py`), and task.json the task
     datasets     a Dataset, an IterableDataset, or any iterable of such rows
 
 Files may be gzipped. They are read row by row, by the rules of `records.py`, and written at once: in memory are the rows
@@ -22,11 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pplug_hf.data import lamp, sources
 from pplug_hf.data import records as rows
+from pplug_hf.data.events import read_stored
 from pplug_hf.data.records import Example, Repairs
 from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.optional import require
 from pplug_hf.storage.files import atomic_write
 from pplug_hf.tasks.task import Task, get_task
+from pplug_hf.tasks.task_files import read_task
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -85,6 +88,9 @@ def stream(
         name = path.name.removesuffix(".gz")
         raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
         where = f"{path}"
+        raw = read_stored(raw, path.parent, where)
+        if task is None and (path.parent / sources.TASK).is_file():
+            task = read_task(path.parent / sources.TASK)
     else:
         if isinstance(raw, Mapping):  # a DatasetDict
             if split not in raw:
