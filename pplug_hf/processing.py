@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
-from .modeling.personalizer import is_one_user
+from .modeling.personalizer import histories_of
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
@@ -143,9 +143,8 @@ class PPlugProcessor(ProcessorMixin):
         prompts = _rows(text, "text")
         if isinstance(persona, str):
             raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
-        single = is_one_user(persona)
         rows = {
-            "persona": None if persona is None else [persona] if single else list(persona),  # pyright: ignore[reportArgumentType]
+            "persona": None if persona is None else list(histories_of(persona)),
             "query": None if query is None else _rows(query, "query"),
             "labels": None if labels is None else _rows(labels, "labels"),
         }
@@ -201,16 +200,25 @@ class PPlugProcessor(ProcessorMixin):
         batch = {"input_ids": ids, "attention_mask": mask, "persona_position": torch.tensor(position)}
         return BatchFeature(batch)
 
-    def decode_answers(self, generated: Any, prompt_length: int = 0) -> list[str]:
+    def decode_answers(self, generated: Any, prompt_length: int | None = None) -> list[str]:
         """What `generate` returned, as texts.
 
         Args:
             generated: [B, L] token ids; -100 counts as padding.
-            prompt_length: T of the `input_ids` given to a causal model.
+            prompt_length: T of the `input_ids` given to a causal model, whose prompts `generate` repeats; 0 for answers
+                alone, as of `Trainer.predict`.
 
         Returns:
             B texts, without special tokens and without a causal model's prompt.
+
+        Raises:
+            ConfigurationError: no `prompt_length` for a causal model.
         """
+        if prompt_length is None and not self.is_encoder_decoder:
+            raise ConfigurationError(
+                "generate repeats the prompt of a causal model: pass prompt_length=inputs['input_ids'].shape[1], or 0 if "
+                "these are answers alone."
+            )
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         skip = 0 if self.is_encoder_decoder else prompt_length
         return [
