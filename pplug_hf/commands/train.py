@@ -300,8 +300,8 @@ def choose_examples(
     )
     if (validating := len({e.user for e in validation})) < _FEW_USERS:
         print(
-            f"{validating} users are few to choose the best checkpoint by: raise validation_users (now "
-            f"{settings.validation_users}), or give more users."
+            f"Only {validating} held-out users choose the best checkpoint, which leaves much to chance: raise "
+            f"validation_users (now {settings.validation_users}), or train on more users."
         )
     warn_short_histories(examples)
     return task, examples, validation

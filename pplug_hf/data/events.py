@@ -250,11 +250,11 @@ def _read_file(path: Path, pandas: Any) -> Any:
     if not path.is_file():
         raise MissingFileError(f"There is no file {str(path)!r}: check the path.")
     kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if kind in ("jsonl", "ndjson"):
+        return pandas.DataFrame.from_records(list(sources.stream_lines(path)))
     try:
         if kind == "parquet":
             return pandas.read_parquet(path)
-        if kind in ("jsonl", "ndjson"):
-            return pandas.DataFrame.from_records(list(sources.stream_lines(path)))
         if kind in ("csv", "tsv", "txt"):
             options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" and "007" stay
             header = ",".join(pandas.read_csv(path, nrows=0, **options).columns)
@@ -373,9 +373,11 @@ def _places(asked: Any, split: Split, dev: float, test: float, seed: int) -> tup
     """Return which questions are in train, dev and test."""
     if split == "users":
         users = asked["user"].unique().tolist()
-        held = nearest_users(users, dev + test, seed)
-        tested = set(held[: _nearest(len(held) * test / ((dev + test) or 1))])
-        in_test, in_dev = asked["user"].isin(tested), asked["user"].isin(set(held) - tested)
+        ordered = nearest_users(users, 1, seed)
+        # Two of eight or more at least: comparisons are between users.
+        tested, developed = (max(_nearest(len(users) * s), min(2, len(users) // 4)) if s else 0 for s in (test, dev))
+        in_test = asked["user"].isin(ordered[:tested])
+        in_dev = asked["user"].isin(ordered[tested : tested + developed])
     elif split in ("per-user", "global"):
         # Events of one time stay together, on the later side.
         groups = asked.groupby(asked["user"] if split == "per-user" else asked["user"].isna())["time"]

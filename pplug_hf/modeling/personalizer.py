@@ -321,14 +321,9 @@ def histories_of(persona: Any) -> Sequence[Any]:
     persona = listed(persona)
     if is_one_user(persona):
         return [persona]
-    if isinstance(persona, Mapping):
-        raise DataError(
-            f"persona is a mapping ({len(persona)} keys), and must be a history, a list of texts; or one history per "
-            "prompt, in a list: persona=[histories[user], ...]."
-        )
     if not isinstance(persona, list | tuple):
         raise DataError(
             f"persona must be a list of texts, got a single {type(persona).__name__}. Wrap it: persona=[text], or pass a "
-            "Persona for finished vectors."
+            "Persona for finished vectors; of histories by user, the one of each prompt: persona=[histories[user], ...]."
         )
     return [listed(history) for history in persona]
