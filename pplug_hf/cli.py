@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 # command -> (module, settings, function, one line)
 _COMMANDS = {
     "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in minutes"),
+    "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
+    "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
+    "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
+    "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "prepare": (
         "prepare",
         "PrepareSettings",
         "prepare",
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
-    "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
-    "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
-    "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
-    "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
-    "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),

@@ -35,7 +35,7 @@ class PrepareSettings:
     test: float = option(0.1, "Share of users (or of events) in test.")
     min_history: int = option(1, "Items that a question must have before it.")
     questions_per_user: int | None = option(None, "Keep at most this many of a user's newest questions in each split.")
-    time_format: str | None = option(None, "Format of the times, e.g. %%d/%%m/%%Y (default: ISO 8601).")
+    time_format: str | None = option(None, "Format of the times, as for strptime (default: ISO 8601).")
     seed: int = option(0, "Seed of the choice of users.")
 
 

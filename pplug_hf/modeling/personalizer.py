@@ -318,8 +318,9 @@ def histories_of(persona: Any) -> Sequence[Any]:
     Raises:
         DataError: neither a history nor a list of them.
     """
-    persona = listed(persona)
     if is_one_user(persona):
+        return [persona]
+    if is_one_user(persona := listed(persona)):
         return [persona]
     if not isinstance(persona, list | tuple):
         raise DataError(
