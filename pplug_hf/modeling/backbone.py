@@ -28,7 +28,7 @@ from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
 from ..storage.retry import with_retries
 from .frozen import check_attention
-from .prefix import word_embeddings
+from .prefix import make_contiguous, word_embeddings
 
 
 def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -112,23 +112,14 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
     # Once, however many plugs freeze the backbone.
-    if output is not None and _contiguous not in output._forward_pre_hooks.values():
-        output.register_forward_pre_hook(_contiguous)
+    if output is not None and make_contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(make_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
-
-
-def _contiguous(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(tensor.contiguous() for tensor in given)
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:

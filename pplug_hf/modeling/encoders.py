@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from ..errors import ConfigurationError, DataError
@@ -183,8 +184,7 @@ def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prom
     """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
     features = encoder.preprocess(list(texts), prompt=prompt)
-    features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-    vectors = encoder(features)["sentence_embedding"]
+    vectors = encoder(batch_to_device(features, device))["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
