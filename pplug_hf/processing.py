@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
 from .modeling.personalizer import histories_of
@@ -18,6 +19,8 @@ from .storage.location import HUB_ARGUMENTS
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration
+
+logger = logging.get_logger(__name__)
 
 _SENTINEL = "\ue000persona\ue000"  # private use characters: no text of a user holds them
 
@@ -227,7 +230,16 @@ class PPlugProcessor(ProcessorMixin):
         ]
 
     def _ids(self, texts: list[str], max_length: int | None, **kwargs: Any) -> list[list[int]]:
-        return self.tokenizer(texts, truncation=max_length is not None, max_length=max_length, **kwargs)["input_ids"]
+        if max_length is None:
+            return self.tokenizer(texts, **kwargs)["input_ids"]
+        ids = self.tokenizer(texts, truncation=True, max_length=max_length + 1, **kwargs)["input_ids"]
+        if all(len(row) <= max_length for row in ids):
+            return ids
+        logger.warning_once(
+            f"A text is longer than max_length={max_length} tokens and loses its end: raise max_length, or put the question "
+            "and the instruction first."
+        )
+        return self.tokenizer(texts, truncation=True, max_length=max_length, **kwargs)["input_ids"]
 
     def _answer_ids(self, answers: list[str], max_length: int | None) -> list[list[int]]:
         if self.is_encoder_decoder:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,21 @@ def test_the_prompt_is_not_taken_for_the_answer(processor):
         causal.decode_answers(ids)
     assert causal.decode_answers(ids, 2) == ["the moon"] and causal.decode_answers(ids, 0) == ["the sea the moon"]
     assert processor.decode_answers(processor(text="the sea")["input_ids"]) == ["the sea"]
+
+
+def test_a_prompt_that_is_cut_is_said_once(processor, caplog, monkeypatch):
+    logging.Logger.warning_once.cache_clear()
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("pplug_hf"), "propagate", True)
+    for text in ("the sea", "the sea and the moon", "the moon and the sea and the rain"):
+        before = processor.tokenizer(text)["input_ids"]
+        inputs = processor(text=text, max_length=4)["input_ids"][0].tolist()
+        assert inputs == before if len(before) <= 4 else len(inputs) == 4
+    said = [record.getMessage() for record in caplog.records if "loses its end" in record.getMessage()]
+    assert said == [
+        "A text is longer than max_length=4 tokens and loses its end: raise max_length, or put the question and the "
+        "instruction first."
+    ]
 
 
 def test_the_same_holds_for_a_personalizer(tmp_path):
