@@ -14,9 +14,8 @@ from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.hub.card_results import model_index, read_results
-from pplug_hf.tasks.metric import METRICS, Metric, get_metric, register_metric
-from pplug_hf.tasks.metrics import higher_is_better, main_metric, per_example, score, score_titles
-from pplug_hf.tasks.task import TASKS
+from pplug_hf.tasks.metrics import METRICS, Metric, get_metric, register_metric, score_titles
+from pplug_hf.tasks.task import TASKS, higher_is_better, main_metric, per_example, score
 
 
 class Meteor(Metric):
@@ -42,9 +41,10 @@ def meteor(prediction, gold):
 
 @pytest.fixture
 def task():
-    register_metric(Meteor())
+    before = METRICS["meteor"]  # the package's own, which has the same name
+    register_metric(Meteor(), exist_ok=True)
     yield replace(TASK, name="reviews", metric="meteor", labels=(), answer_field="text", query_field="tag")
-    del METRICS["meteor"]
+    METRICS["meteor"] = before
 
 
 def rows(split):
@@ -56,8 +56,10 @@ def test_a_task_knows_what_its_metric_is_like(task):
     assert task.is_free_text and not task.has_labelled_items
     assert (main_metric(task), higher_is_better(task)) == ("meteor", True)
     assert score_titles()["meteor"] == ("METEOR", "meteor", True)
-    assert [TASKS[name].is_free_text for name in TASKS] == [False] * 3 + [True] * 4 + [False]
-    assert [TASKS[name].has_labelled_items for name in TASKS] == [False, True, True] + [False] * 4 + [True]
+    assert [TASKS[name].is_free_text for name in TASKS] == [False] * 3 + [True] * 4 + [False] + [True] * 5
+    assert [TASKS[name].has_labelled_items for name in TASKS] == [False, True, True] + [False] * 4 + [True] + [
+        False
+    ] * 5
 
 
 def test_scores_follow_from_one_method(task):

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.examples import Source
+from ..data.examples import Source, stream
 from ..data.records import Example
 from ..data.report import HistoryReport, describe
-from ..data.tables import stream
 from ..errors import DataError
 from ..modeling.encoders import load_encoder
 from ..storage.files import write_text

@@ -26,7 +26,7 @@ from ..data.synthetic import synthetic_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
-from ..evaluation.provenance import data_digest
+from ..evaluation.predictions import data_digest
 from ..modeling import PPlugForConditionalGeneration
 from ..modeling.encoders import item_texts
 from ..optional import require
@@ -36,7 +36,7 @@ from ..storage.layout import HIDDEN, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import warn_short_histories, warn_truncated_items, warn_truncated_prompts
+from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_items, warn_truncated_prompts
 from .options import TASK, DType, option, required
 
 
@@ -57,7 +57,9 @@ class TrainSettings:
     synthetic_users: int = option(
         0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
     )
-    labelled_items: bool = option(True, "Encode items with the user's own tag, score or title (paper: without).")
+    labelled_items: bool = option(
+        True, "Encode items with the user's own tag or score (the code of the paper's authors: without)."
+    )
     use_history: bool = option(
         True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
     )
@@ -303,6 +305,7 @@ def choose_examples(
             f"Only {validating} held-out users choose the best checkpoint, which leaves much to chance: raise "
             f"validation_users (now {settings.validation_users}), or train on more users."
         )
+    warn_foreign_labels(task, examples)
     warn_short_histories(examples)
     return task, examples, validation
 
@@ -313,10 +316,13 @@ def make_datasets(
     """Return training and validation data over one store of vectors."""
     config = model.config
     items = VectorStore(model.history_encoder, config.history_prompt, settings.vectors)
-    requests = None
-    if not config.train_input_encoder:  # one store, if both are encoded in the same way
-        same = config.query_prompt == config.history_prompt
-        requests = items if same else VectorStore(model.history_encoder, config.query_prompt, settings.vectors)
+    requests = (
+        None
+        if config.train_input_encoder
+        else VectorStore(model.history_encoder, config.query_prompt, settings.vectors, task="query")
+    )
+    if requests is not None and requests.folder == items.folder:
+        requests = items  # both are encoded in the same way
     if settings.use_history:
         distinct = {id(item): item for example in (*train, *validation) for item in example.history}
         texts = dict.fromkeys(item_texts(list(distinct.values()), config.item_template))
@@ -337,7 +343,7 @@ def make_datasets(
             (validation, 0.0, 0),
         )
     ]
-    stores = [items] if requests in (None, items) else [items, requests]
+    stores = {store for store in (items, requests) if store is not None}
     print(f"Texts: {sum(s.encoded for s in stores)} encoded now, {sum(map(len, stores))} in the vector store.")
     return made
 

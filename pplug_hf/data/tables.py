@@ -15,21 +15,21 @@ of one batch, and the ids (and, for LaMP, the answers) of all other rows.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pplug_hf.data import lamp, sources
-from pplug_hf.data import records as rows
-from pplug_hf.data.events import read_stored
+import numpy as np
+
+from pplug_hf.data.examples import stream
 from pplug_hf.data.records import Example, Repairs
-from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.optional import require
 from pplug_hf.storage.files import atomic_write
+from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import Task, get_task
-from pplug_hf.tasks.task_files import read_task
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -39,66 +39,12 @@ _BATCH = 4_000_000  # characters that are written at once
 _temporary: list[tempfile.TemporaryDirectory] = []  # tables without a folder of their own live as long as the process
 
 
-class Stream(NamedTuple):
-    """Examples that are read once, as they are iterated over."""
-
-    task: Task
-    examples: Iterator[Example]
-    repairs: Repairs  # complete when the examples are read
-
-
 class Table(NamedTuple):
     """Result of `read_table`."""
 
     task: Task
     rows: Dataset
     repairs: Repairs
-
-
-def stream(
-    source: str | os.PathLike | Iterable[Mapping[str, Any]] | Mapping[str, Any],
-    split: str | None = None,
-    task: Task | str | None = None,
-    *,
-    require_outputs: bool = True,
-    unnamed_user: str = "{id}",
-) -> Stream:
-    """Return examples one at a time; arguments and errors as in `read_table`.
-
-    Errors of single rows come when the row is read, those of the whole (ids, answers) behind the last one. A row that
-    does not say whose it is gets the user `unnamed_user`, made from its id.
-    """
-    repairs = Repairs()
-    options: dict[str, Any] = {"unnamed_user": unnamed_user, "repairs": repairs}
-    raw: Any = source
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_dir():
-            if not path.is_file():
-                raise MissingFileError(f"There is no file or folder {path}; check the path.")
-        elif split is None:
-            raise ConfigurationError(f"{path} is a folder; say which split of it, as in split='dev'.")
-        else:
-            path = sources.find(path, f"{split}_questions.json", f"{split}.jsonl")
-            if path.name.startswith(f"{split}_questions.json"):
-                declared, golds, outputs = lamp.find_golds(path.parent, split, require_outputs)
-                task = rows.decide_task(task, declared, f"{path}")
-                options |= {"keys": lamp.KEYS, "golds": golds, "golds_where": outputs and f"{outputs}"}
-                return Stream(task, rows.examples(sources.stream_array(path), task, f"{path}", **options), repairs)
-        name = path.name.removesuffix(".gz")
-        raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
-        where = f"{path}"
-        raw = read_stored(raw, path.parent, where)
-        if task is None and (path.parent / sources.TASK).is_file():
-            task = read_task(path.parent / sources.TASK)
-    else:
-        if isinstance(raw, Mapping):  # a DatasetDict
-            if split not in raw:
-                raise ConfigurationError(f"There is no split {split!r}; pass split=, one of {', '.join(raw)}.")
-            raw = raw[split]
-        where = "the data set"
-    task = rows.decide_task(task, None, where)
-    return Stream(task, rows.examples(raw, task, where, require_outputs=require_outputs, **options), repairs)
 
 
 def read_table(
@@ -171,18 +117,23 @@ def _note_shared(examples: Iterable[Example], seen: set[str], ids: list[str], re
 
 
 def features(task: Task | str) -> Features:
-    """Return the columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields."""
+    """Return the columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields.
+
+    For a metric that reads further fields of a row also `extra`, those fields as JSON.
+    """
     datasets = require("datasets", "train", "A table")
     text = datasets.Value("string")
     item = {name: text for name in _item_fields(get_task(task))}
-    columns = {name: text for name in ("id", "user", "input", "query", "output")}
+    extra = ("extra",) if get_metric(get_task(task).metric).fields else ()
+    columns = {name: text for name in ("id", "user", "input", "query", "output", *extra)}
     return datasets.Features({**columns, "profile": datasets.List(item)})
 
 
 def examples(table: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
     """Yield the rows of a table as examples; `list(...)` of it holds all in memory."""
     for row in table:
-        yield Example(row["id"], row["user"], row["input"], row["query"], row["output"], row["profile"])
+        extra = json.loads(row.get("extra") or "{}")
+        yield Example(row["id"], row["user"], row["input"], row["query"], row["output"], row["profile"], extra)
 
 
 def _item_fields(task: Task) -> list[str]:
@@ -219,6 +170,15 @@ def _write(
     return datasets.Dataset.from_file(str(path))
 
 
+def _to_json(values: Mapping[str, Any]) -> str:
+    """Return further fields of a row as JSON; numbers of a stream or of numpy as Python's."""
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else float(value)
+
+    return json.dumps(dict(values), default=plain)
+
+
 def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any]:
     extra = {name: None for item in example.history for name in item if name not in fields}
     repairs.add("extra_fields", example.id, len(extra), extra)
@@ -243,6 +203,7 @@ def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any
         "query": whole(example.query),
         "output": None if example.target is None else whole(example.target),
         "profile": [{name: whole(item.get(name, "")) for name in fields} for item in example.history],
+        "extra": _to_json(example.extra),  # a column only if the task's metric reads any
     }
     repairs.add("broken_text", row["id"], broken)
     return row

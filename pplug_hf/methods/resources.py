@@ -10,12 +10,14 @@ n examples, N items of one user, D encoder width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..configuration import PPlugConfig
@@ -174,9 +176,12 @@ class Resources:
         self._encoders[name] = self._encoders.setdefault(encoders.fingerprint(encoder)["digest"], encoder)
         return self._encoders[name]
 
-    def store(self, encoder: Any, prompt: str) -> VectorStore:
-        """Return the vectors of an encoder with a prompt."""
-        return self.once(("store", id(encoder), prompt), lambda: VectorStore(encoder, prompt, self.vectors))
+    def store(self, encoder: Any, prompt: str, task: str = "document") -> VectorStore:
+        """Return the vectors of an encoder with a prompt, of its side for a task ("document", "query")."""
+        return self.once(
+            ("store", id(encoder), prompt, task if encoders.has_routes(encoder) else ""),
+            lambda: VectorStore(encoder, prompt, self.vectors, task),
+        )
 
     def ranking(self, name: str, examples: Sequence[Example]) -> list[list[int]]:
         """Return all positions of each history in a ranker's order; worked out once."""
@@ -225,3 +230,13 @@ class Resources:
             labels=task.labels if decoding.constrained else None,
         )
         return Answers(texts, inputs.counts)
+
+
+def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
+    """Return a hash over names, types, shapes and values, to which more can be added."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest

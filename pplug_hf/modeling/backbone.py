@@ -26,7 +26,6 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import ConfigurationError, PPlugError
 from ..storage.location import Location, cached_commit
-from ..storage.retry import with_retries
 from .frozen import check_attention
 from .prefix import make_contiguous, word_embeddings
 
@@ -47,12 +46,37 @@ def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwar
         source = Location(os.fspath(source), kind="backbone")
     if isinstance(source, Location):
         source = _load(*source.updated(kwargs))
-    if not isinstance(source, PreTrainedModel) or not source.can_generate():
+    if not isinstance(source, PreTrainedModel) or not source.can_generate() or source.config.model_type == "pplug":
         raise ConfigurationError(
-            f"The backbone must be a transformers model that generates text, got {type(source).__name__}: load it with "
-            "AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder."
+            f"The backbone must be a transformers model that generates text, got {type(source).__name__}: {_advice(source)}."
         )
     return source
+
+
+def _advice(source: Any) -> str:
+    """Return what to pass instead of an object that is no backbone: often it holds one."""
+    if hasattr(source, "merge_and_unload"):  # PEFT
+        return "merge the adapter into its model, model = model.merge_and_unload()"
+    for name in ("backbone", "module", "_orig_mod", "model"):  # a plug, DataParallel, torch.compile, a pipeline
+        inner = getattr(source, name, None)
+        if isinstance(inner, PreTrainedModel) and inner.can_generate():
+            return f"pass its .{name}"
+    return "load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder"
+
+
+def checked_tokenizer(tokenizer: Any) -> Any:
+    """Return a tokenizer, or None, as it is.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    inner = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
+    raise ConfigurationError(
+        f"The tokenizer must be one of transformers, got {type(tokenizer).__name__}: "
+        + ("pass its .tokenizer." if inner else "load it with AutoTokenizer.from_pretrained.")
+    )
 
 
 def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
@@ -72,7 +96,9 @@ def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         kwargs |= location.hub_arguments
-        model, report = with_retries(lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs))
+        model, report = location.with_retries(
+            lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs)
+        )
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
@@ -98,6 +124,11 @@ def _load_config(location: Location, kwargs: dict[str, Any]) -> Any:
     except ValueError as error:
         if isinstance(error, OSError):
             raise
+        if location.file("adapter_config.json") is not None:
+            raise ConfigurationError(
+                f"The backbone {location.name!r} is an adapter, not a whole model: load it with peft, merge it "
+                "(merge_and_unload), save the result and pass that folder."
+            ) from error
         raise ConfigurationError(
             f"The backbone {location.name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
         ) from error

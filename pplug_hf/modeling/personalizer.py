@@ -24,11 +24,10 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from ..storage.location import Location
 from . import encoders, frozen, plug_folder
 from .encoders import History, check_finite, item_texts
-from .persona import Persona, check_spec, item_facts
+from .persona import EncoderSpec, Persona, check_spec, item_facts
 from .plug import PersonaPlug, SoftPrompt, batch_histories
 from .plug_batched import Group
 from .projection_cache import get_or_compute
-from .spec import EncoderSpec
 
 
 class Personalizer(nn.Module):
@@ -286,7 +285,7 @@ class Personalizer(nn.Module):
                     "request is about>, one text per prompt."
                 )
         if plug.input_encoder is None:
-            vectors = encoders.embed(self.history_encoder, query, self.config.query_prompt)
+            vectors = encoders.embed(self.history_encoder, query, self.config.query_prompt, task="query")
         else:
             vectors = encoders.embed_with_gradient(plug.input_encoder, query, self.config.query_prompt)
         return vectors.to(plug.no_persona)

@@ -40,7 +40,15 @@ from .encoders import History
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
-from .prefix import default_position, generate_with_prefix, prefix_order, reorder, word_embeddings
+from .prefix import (
+    check_positions,
+    default_position,
+    generate_with_prefix,
+    position_limit,
+    prefix_order,
+    reorder,
+    word_embeddings,
+)
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 
 DEFAULT = "default"  # the name of a model's first plug, as PEFT calls its first adapter
@@ -89,6 +97,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         super().__init__(config)
         self.loss_type = None  # transformers would pick one by the class name
         self.backbone: Any = None  # a PreTrainedModel, once attached
+        self._position_limit: int | None = None  # of the backbone
         self.active_plug = DEFAULT  # name of the plug that answers unless a call names another
         self._loaded = {DEFAULT: _Loaded(Personalizer(config))}  # by name, in the order of loading
         self._show()
@@ -134,7 +143,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known_choices())}.")
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
-        if tokenizer is None:
+        if backbones.checked_tokenizer(tokenizer) is None:
             tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
@@ -175,13 +184,15 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
+        backbone, encoder = backbones.load_backbone(backbone), encoders.load_encoder(encoder)
         frozen.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
         frozen.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        backbones.checked_tokenizer(tokenizer)
         self._put_on(backbone, encoder, tokenizer)
 
     def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:
         backbones.freeze_backbone(backbone)
-        self.backbone = backbone
+        self.backbone, self._position_limit = backbone, position_limit(backbone)
         personalizer = self.personalizer
         personalizer.attach(encoder, word_embeddings(backbone).weight.device)
         self._loaded[self.active_plug] = _Loaded(personalizer, tokenizer, copy.deepcopy(backbone.generation_config))
@@ -471,9 +482,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask, their order, the prompt's mask."""
         backbone = self._attached() if self.backbone is None else self.backbone
-        if input_ids is None or input_ids.ndim != 2:
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+            got = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DataError(
-                f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
+                f"input_ids must be a tensor [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+                "through the processor."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
@@ -484,7 +497,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         else:
             position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
         order = prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
-        return reorder(order, prefix, words), reorder(order, shown, mask), order, mask
+        both = reorder(order, shown, mask)
+        check_positions(self._position_limit, both, shown.shape[1], causal=not self.config.is_encoder_decoder)
+        return reorder(order, prefix, words), both, order, mask
 
     def forward(
         self,
@@ -594,7 +609,34 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
-        return generate_with_prefix(self.backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
+        return generate_with_prefix(
+            self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit
+        )
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.
+
+        Args:
+            *args: `sequences`, `scores`, `beam_indices`, `normalize_logits` of an output of `generate`.
+            **kwargs: likewise.
+
+        Raises:
+            ConfigurationError: the model has no backbone yet.
+        """
+        return self._attached().compute_transition_scores(*args, **kwargs)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse continuous batching, which takes ids alone.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "Continuous batching takes ids alone and would not see a persona: use model.generate, with one persona per "
+            "prompt, or an engine that takes prompt embeddings and model.soft_prompt."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
 
 class PPlugModel:
