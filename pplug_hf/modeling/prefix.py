@@ -42,14 +42,17 @@ def word_embeddings(backbone: PreTrainedModel) -> Any:
     """The module that embeds a prompt, scaling included: the encoder's own, which untied weights set apart from the
     model's (BART with tie_word_embeddings=False)."""
     reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
-    return reader.get_input_embeddings()
+    try:
+        return reader.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # FSMT's encoder
+        return backbone.get_input_embeddings()
 
 
 def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """[B]: how many real tokens stay in front of the prefix: a causal model's BOS, else none (equation 5)."""
     if backbone.config.is_encoder_decoder:
         return attention_mask.new_zeros(len(input_ids))
-    bos = backbone.config.get_text_config().bos_token_id
+    bos = getattr(backbone.config.get_text_config(), "bos_token_id", None)  # Pegasus has none
     first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True)).squeeze(1)
     starts_with_bos = torch.isin(first, torch.as_tensor([] if bos is None else bos, device=first.device).to(first))
     return (starts_with_bos & attention_mask.any(dim=1)).long()
@@ -82,6 +85,31 @@ def reorder(order: Tensor, prefix: Tensor, text: Tensor) -> Tensor:
     return both.gather(1, order[(...,) + (None,) * (both.ndim - 2)].expand_as(both))
 
 
+def placeholders(order: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Return the ids [B, P + T] of a prompt, its own first token in the places of the soft prompt.
+
+    Args:
+        order: [B, P + T], of `prefix_order`.
+        input_ids, text_mask: [B, T], of the prompt alone.
+    """
+    first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
+    return reorder(order, first.expand(-1, order.shape[1] - input_ids.shape[1]), input_ids)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return the positions [B, L] of the tokens of a causal model, counted without padding."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
+
+    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
+    it copies the frozen weight, the whole vocabulary, once per row.
+    """
+    return tuple(map(Tensor.contiguous, inputs))
+
+
 def position_limit(backbone: PreTrainedModel) -> int | None:
     """Return how many tokens the table of positions has room for; None where positions are computed (rotary, relative).
 
@@ -89,7 +117,8 @@ def position_limit(backbone: PreTrainedModel) -> int | None:
     """
     reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
     named = (*reader.named_modules(), *reader.named_buffers())
-    tables = [(name.rpartition(".")[2], table) for name, table in named]
+    others = ("vision", "visual", "image", "audio")  # of a model that also sees or hears
+    tables = [(name.rpartition(".")[2], table) for name, table in named if not any(part in name for part in others)]
     limits = []
     for name, table in tables:
         if ("pos" not in name and "wpe" not in name) or "rel" in name:
@@ -122,15 +151,6 @@ def check_positions(limit: int | None, attention_mask: Tensor, prefix_length: in
             f"A prompt of {longest - prefix_length} tokens and the persona's {prefix_length} are {longest - limit} more "
             f"than the backbone's {limit} positions: cut prompts to max_length={limit - prefix_length} tokens."
         )
-
-
-def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(map(Tensor.contiguous, inputs))
 
 
 def generate_with_prefix(
