@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, MismatchError
-from ..storage.location import Location, is_hub_id
+from ..storage.location import Location, hub_repository
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ def locate(kind: str, given: Any, config: PPlugConfig, location: Location) -> An
             f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
             f"that is on no Hub, {wanted}."
         )
-    if not location.is_local and (not is_hub_id(recorded) or os.path.exists(recorded)):
-        what = "a path on this machine" if is_hub_id(recorded) else "no Hub id"
+    repository = hub_repository(recorded)
+    if not location.is_local and (repository is None or os.path.exists(repository)):
+        what = "no Hub id" if repository is None else "a path on this machine"
         raise ConfigurationError(
             f"The plug {location.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
