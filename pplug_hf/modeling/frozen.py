@@ -11,6 +11,8 @@ from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, MismatchError
 from ..storage.location import Location, hub_repository
 
+_SHA256 = 64  # hexadecimal digits of a GGUF file's digest; a commit has 40
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +55,8 @@ def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | Non
         name, commit: of the backbone, as far as it knows.
     """
     known = (config.backbone, name), (config.backbone_revision, commit)
+    if commit == config.backbone_revision and len(commit or "") == _SHA256:
+        return  # the same file, wherever it is
     if any(recorded and got and recorded != got for recorded, got in known):
         logger.warning(
             "The plug was trained on the backbone %s at %s and is put on %s at %s. It fits, but its answers may be worse, "
