@@ -9,6 +9,7 @@ import sys
 import pytest
 import tiny
 import torch
+from test_cli import ENCODER, SMALL, quietly, write_data
 
 from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
 from pplug_hf.cli import main
@@ -78,6 +79,17 @@ def test_arguments_reach_the_loader(made):
     assert backbone.dtype == torch.bfloat16 and backbone.config._attn_implementation == "eager"
 
 
+def test_weights_are_unpacked(made, monkeypatch):
+    """Packed ones would need kernels, which are code of a repository."""
+    from transformers import AutoModelForCausalLM
+
+    passed = {}
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: passed.update(k) or load(*a, **k))
+    load_backbone(made[0])
+    assert passed["quantization_config"].dequantize
+
+
 def test_a_model_that_the_user_loaded_says_its_file(made):
     from transformers import AutoModelForCausalLM
 
@@ -124,6 +136,14 @@ def test_commands_take_the_path_of_the_file(plug, made, capsys, caplog):
     main(["generate", "--plug", str(plug[0]), *prompt])
     assert capsys.readouterr().out == printed != "\n"
     assert "was trained on the backbone" not in caplog.text  # a copy elsewhere is the same file
+
+
+def test_training_and_evaluating_on_a_file(made, tmp_path):
+    write_data(tmp_path / "data")
+    data = ["--data", tmp_path / "data", "--vectors", tmp_path / "vectors", "--backbone", made[0]]
+    quietly("train", *data, *SMALL, "--encoder", ENCODER, "--output", tmp_path / "plug")
+    assert json.loads((tmp_path / "plug" / "config.json").read_text())["backbone"] == str(made[0])
+    assert "PPlug" in quietly("evaluate", *data, "--plug", tmp_path / "plug")
 
 
 # ---- what is no backbone ----------------------------------------------------------------------------------------

@@ -36,16 +36,17 @@ from .prefix import word_embeddings
 
 
 def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-    """The language model of a Hub id or local folder; a loaded model is returned as it is.
+    """The language model of a Hub id, local folder or GGUF file; a loaded model is returned as it is.
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
-        **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, ...).
+        **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, gguf_file, ...).
 
     Raises:
         ConfigurationError: not a model that generates text from embeddings.
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
         HubError: the Hub refuses.
+        MissingPackageError: a GGUF file needs a package that is not installed.
     """
     if isinstance(source, str | os.PathLike):
         source = Location(os.fspath(source), kind="backbone")

@@ -115,10 +115,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Create a new plug on a frozen language model.
 
         Args:
-            backbone: Hub id, local folder, or a loaded seq2seq or causal model.
+            backbone: Hub id, local folder, path of a GGUF file, or a loaded seq2seq or causal model.
             encoder: Hub id, local folder, or a loaded `SentenceTransformer`.
             tokenizer: the backbone's; default: the one saved with the backbone.
-            backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config, ...).
+            backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config,
+                gguf_file, ...).
             encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
             **choices: fields of [`PPlugConfig`], e.g. `num_persona_tokens=4`. Prompts default to the encoder's own
                 ("query" for requests, "document" for history items).
