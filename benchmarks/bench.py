@@ -29,7 +29,7 @@ from pplug_hf.data.lamp import Example
 from pplug_hf.methods.names import method_of
 from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.resources import Resources
-from pplug_hf.tasks.metrics import score
+from pplug_hf.tasks.task import score
 
 ROWS = ["no-persona", "bm25@1", "pplug:wrong-user", "pplug"]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py --predictions 100000
 
-Makes headlines of random words, scores them with `pplug_hf.tasks.metrics.score` and with the command's function
+Makes headlines of random words, scores them with `pplug_hf.tasks.task.score` and with the command's function
 (both files read and checked), and divides by the time of a plain loop over rouge-score. Repetitions are interleaved, so
 that a busy machine slows all of them; medians are printed. Also the seconds of a label task and of a rating task.
 """
@@ -21,8 +21,7 @@ from pathlib import Path
 from rouge_score.rouge_scorer import RougeScorer
 
 from pplug_hf.commands.score import ScoreSettings, score_files
-from pplug_hf.tasks.metrics import score
-from pplug_hf.tasks.task import get_task
+from pplug_hf.tasks.task import get_task, score
 
 
 def headlines(n: int, seed: int) -> list[str]:

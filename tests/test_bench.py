@@ -30,12 +30,11 @@ from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.evaluation.attention_profile import weight_profile
 from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, user_means
-from pplug_hf.evaluation.provenance import git_commit
+from pplug_hf.evaluation.predictions import git_commit
 from pplug_hf.evaluation.runner import Runner
 from pplug_hf.evaluation.style import Style, own_texts
 from pplug_hf.methods.resources import Resources
-from pplug_hf.tasks.metrics import per_example, score
-from pplug_hf.tasks.task import TASKS
+from pplug_hf.tasks.task import TASKS, per_example, score
 
 
 @pytest.fixture(scope="module")

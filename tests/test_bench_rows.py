@@ -1,5 +1,7 @@
 """What every row of a bench shows the backbone, against the slow way."""
 
+from dataclasses import replace
+
 import pytest
 import reference
 import torch
@@ -9,11 +11,12 @@ from pplug_hf import PPlugProcessor
 from pplug_hf.data.histories import newest
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.data.vectors import VectorStore
+from pplug_hf.errors import DataError
 from pplug_hf.evaluation.runner import Runner
-from pplug_hf.methods.decoding import shuffle_histories
+from pplug_hf.methods.base import Retrieval
+from pplug_hf.methods.decoding import nearest_histories, shuffle_histories
 from pplug_hf.methods.names import method_of
 from pplug_hf.methods.persona import Plug
-from pplug_hf.methods.plain import Retrieval
 from pplug_hf.methods.resources import Decoding, Resources
 
 
@@ -75,6 +78,44 @@ def test_another_users_history(asked):
     others = shuffle_histories(examples, made.seed)
     expect_personas(asked, shown(asked, "pplug:wrong-user"), [examples[other].history for other in others])
     assert all(examples[other].user != e.user for other, e in zip(others, examples, strict=True))
+
+
+def test_the_most_similar_history_of_another_user(asked):
+    """Against a loop over all pairs of examples."""
+    made, model, examples = asked
+    means = [vectors_of(model, e.history).double().mean(dim=0) if e.history else None for e in examples]
+    expected = []
+    for mean, e in zip(means, examples, strict=True):
+        best, nearest = None, None
+        for other, donor in sorted(zip(means, examples, strict=True), key=lambda pair: (pair[1].user, pair[1].id)):
+            if donor.user == e.user or other is None:
+                continue
+            cosine = 0 if mean is None else torch.cosine_similarity(mean, other, dim=0).item()
+            if best is None or cosine > best + 1e-9:
+                best, nearest = cosine, donor
+        expected.append(nearest.history)
+    expect_personas(asked, shown(asked, "pplug:nearest-user"), expected)
+    if model.config.aggregator != "mean":
+        assert expected != [examples[i].history for i in shuffle_histories(examples, made.seed)]
+
+
+def test_the_nearest_history_does_not_depend_on_the_order_and_is_never_ones_own(asked):
+    _, _, examples = asked
+    personas = shown(asked, "pplug").personas
+    chosen = nearest_histories(examples, personas)
+    assert all(
+        examples[donor].user != e.user and examples[donor].history for donor, e in zip(chosen, examples, strict=True)
+    )
+    backwards = nearest_histories(examples[::-1], personas[::-1])
+    assert [len(examples) - 1 - donor for donor in backwards[::-1]] == chosen
+    lonely = [replace(e, user="me") for e in examples]
+    with pytest.raises(DataError, match="nearest-user ablation needs at least 2 users, and these examples have 1"):
+        nearest_histories(lonely, personas)
+    made, _, _ = asked
+    with pytest.raises(DataError, match="nearest-user ablation needs"):
+        Plug("pplug", made.plugs["pplug"][0], history="nearest-user").check(lonely, made)
+    empty = [replace(e, user=f"{i}", history=[]) for i, e in enumerate(examples[:2])]
+    assert nearest_histories(empty, [personas[0].select([])] * 2) == [1, 0]
 
 
 def test_the_top_items_by_weight(asked):

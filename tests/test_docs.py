@@ -15,7 +15,7 @@ from test_cli import as_movies, movie_tag, write_data
 from pplug_hf import cli
 from pplug_hf.methods.names import METHODS
 from pplug_hf.modeling.aggregators import AGGREGATORS
-from pplug_hf.tasks.metric import METRICS
+from pplug_hf.tasks.metrics import METRICS
 from pplug_hf.tasks.recipes import RECIPES
 from pplug_hf.tasks.task import TASKS
 

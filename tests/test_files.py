@@ -9,7 +9,7 @@ import torch
 
 from pplug_hf import Persona
 from pplug_hf.errors import DataError
-from pplug_hf.modeling.spec import EncoderSpec
+from pplug_hf.modeling.persona import EncoderSpec
 from pplug_hf.storage.files import atomic_write, read_json_object, write_text
 
 

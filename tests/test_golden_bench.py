@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 from bench_data import SHELVES, golden_settings, predictions, quietly
 
-from pplug_hf.evaluation import provenance as keys_module
+from pplug_hf.evaluation import predictions as keys_module
 
 RELEASES = [path.parent for path in sorted((Path(__file__).parent / "golden").glob("*/bench"))]
 
@@ -65,3 +66,22 @@ def test_its_results_are_written_again_to_the_letter(release, tmp_path):
     ):
         assert made[part] == there[part], part
     assert made.keys() == there.keys()
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_the_key_of_a_backbone_does_not_depend_on_what_was_tokenised_before(family):
+    backbone, tokenizer = tiny.backbone(family), tiny.tokenizer(family)
+    fresh = keys_module.backbone_digest(backbone, tokenizer)
+    tokenizer(["the sea", "a"], padding=True, truncation=True, max_length=3, return_tensors="pt")
+    assert tokenizer.backend_tokenizer.padding and tokenizer.backend_tokenizer.truncation, "which it keeps"
+    kept = tokenizer.backend_tokenizer.to_str()
+    assert keys_module.backbone_digest(backbone, tokenizer) == fresh
+    assert tokenizer.backend_tokenizer.to_str() == kept, "the caller's tokenizer is not changed"
+    tokenizer.add_tokens(["castle"])
+    assert keys_module.backbone_digest(backbone, tokenizer) != fresh
+
+
+def test_keys_made_with_a_tokenizer_that_was_never_called_stay_the_same():
+    for family in ("t5", "llama"):
+        tokenizer = tiny.tokenizer(family)
+        assert keys_module._tokenizer_state(tokenizer) == tokenizer.backend_tokenizer.to_str()

@@ -1,18 +1,25 @@
 """Metrics against scikit-learn, rouge-score and the benchmark's rules written out."""
 
+import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nltk.translate.meteor_score import single_meteor_score
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_squared_error
 
+from pplug_hf.cli import main
+from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, MismatchError
-from pplug_hf.tasks.metrics import higher_is_better, main_metric, per_example, score
-from pplug_hf.tasks.task import TASKS, get_task
+from pplug_hf.evaluation.compare import Comparison
+from pplug_hf.evaluation.rendering import report
+from pplug_hf.tasks.task import TASKS, get_task, higher_is_better, main_metric, per_example, score
+from pplug_hf.tasks.text_metrics import UnicodeTokenizer, meteor
 
 TAGS = get_task("LaMP-2").labels
 answers = st.sampled_from([*TAGS, "western", "", "Comedy"])
@@ -68,7 +75,7 @@ def test_rouge_is_the_mean_of_rouge_score(name):
     result = score(name, predictions, golds)
     assert result["rouge-1"] == pytest.approx(np.mean([row["rouge1"].fmeasure for row in rows]))
     assert result["rouge-L"] == pytest.approx(np.mean([row["rougeL"].fmeasure for row in rows]))
-    assert result["unparsed"] == 1
+    assert result["unparsed"] == 2  # empty, and in another script
     assert list(per_example(name, predictions, golds)[-2:]) == [0, 0]  # other scripts have no tokens
 
 
@@ -186,3 +193,103 @@ def test_mistakes_are_explained(function):
         function("LaMP-3", ["5"], ["five"])
     with pytest.raises(ConfigurationError, match="farthest, first-digit"):
         function("LaMP-3", ["5"], ["5"], fallback="guess")
+
+
+# ---- other scripts, METEOR ------------------------------------------------------------------------------------------
+
+FOREIGN = ["日本の夏", "привет мир", "مرحبا بالعالم", "हिन्दी में लिखो", "ภาษาไทย", "한국어 문장"]
+LONG = replace(get_task("LaMP-4"), name="long", metric="meteor")
+UNICODE = replace(get_task("LaMP-4"), name="unicode", metric="rouge-unicode")
+
+
+def test_rouge_says_which_golds_it_cannot_read(tmp_path, capsys):
+    with pytest.warns(UserWarning, match=r"6 of 8 golds \(75.0%\) have no token that rouge-1 reads.*rouge-unicode"):
+        result = score("LaMP-4", [*FOREIGN, "a film", "x"], [*FOREIGN, "a film", "y"])
+    assert result == {"rouge-1": 1 / 8, "rouge-L": 1 / 8, "unparsed": 6}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score("LaMP-4", ["日本", "a"], ["Zoë", "2"])
+        score(UNICODE, FOREIGN, FOREIGN)
+    golds = tmp_path / "golds.json"
+    content = [{"id": str(i), "output": text} for i, text in enumerate(FOREIGN)]
+    golds.write_text(json.dumps({"task": "LaMP_4", "golds": content}))
+    with pytest.warns(UserWarning, match="6 of 6 golds"):
+        assert main(["score", "--golds", str(golds), "--predictions", str(golds)]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note.startswith("6 of 6 golds (100.0%)")
+
+
+def test_results_and_table_say_it_too():
+    asked = [Example(str(i), str(i), "article: x", "x", text, []) for i, text in enumerate(FOREIGN)]
+    with pytest.warns(UserWarning, match="6 of 6"):
+        made = Comparison(get_task("LaMP-4"), asked, "mine", {"mine": [FOREIGN]}, full=True)
+        results = made.results()
+    assert results["notes"][0].startswith("6 of 6 golds")
+    assert results["notes"][0] in report(made, {**results, "runs": {}}, "dev")
+    assert "notes" not in Comparison(UNICODE, asked, "mine", {"mine": [FOREIGN]}).results()
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("日本の夏 2020", "日 本 の 夏 2020"),
+        ("Привет, Мир!", "привет мир"),
+        ("مرحبا بالعالم", "مرحبا بالعالم"),
+        ("हिन्दी में", "हिन्दी में"),
+        ("ラーメンが", "ラ ー メ ン が"),
+        ("한국어 문장", "한국어 문장"),
+        ("The Größe of café", "the grösse of café"),
+        ("\uff11\uff12 🎬", "12"),
+    ],
+)
+def test_words_of_any_script(text, tokens):
+    assert UnicodeTokenizer().tokenize(text) == tokens.split()
+
+
+def test_rouge_of_other_scripts():
+    same = score(UNICODE, FOREIGN, FOREIGN)
+    assert same == {"rouge-1-unicode": 1, "rouge-L-unicode": 1, "unparsed": 0}
+    assert score(UNICODE, ["夏の日本", "мир", "🎬"], ["日本の夏", "привет мир", "x"]) == {
+        "rouge-1-unicode": pytest.approx((1 + 2 / 3) / 3),
+        "rouge-L-unicode": pytest.approx((0.5 + 2 / 3) / 3),
+        "unparsed": 1,
+    }
+    golds, texts = ["The cat sat on the mat", "two words"], ["the cat on a mat", "words two"]
+    plain = score("LaMP-4", texts, golds)
+    assert score(UNICODE, texts, golds)["rouge-1-unicode"] == pytest.approx(plain["rouge-1"])
+
+
+class NoSynonyms:
+    """WordNet without an entry."""
+
+    def synsets(self, word):
+        return []
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    *[
+        st.lists(
+            st.sampled_from(
+                ["the", "cat", "cats", "run", "runs", "running", "on", "a", "mat", "mats", ".", ",", "fast"]
+            ),
+            max_size=12,
+        )
+    ]
+    * 2
+)
+def test_meteor_is_nltks_without_synonyms(given_words, gold_words):
+    expected = single_meteor_score(gold_words, given_words, wordnet=NoSynonyms()) if gold_words else 0
+    assert meteor(" ".join(given_words), " ".join(gold_words)) == pytest.approx(expected)
+
+
+def test_meteor_by_hand():
+    # 2 of 3 words match in one piece: P = R = 2/3, and half of (1 / 2) ** 3 is lost
+    assert meteor("The dogs slept", "the dog ran") == pytest.approx(2 / 3 * (1 - 0.5 / 8))
+    assert meteor("", "the dog") == meteor("a cat", "the dog") == 0
+    predictions, golds = ["The dogs slept", "x"], ["the dog ran", "x"]
+    result = score(LONG, predictions, golds)
+    assert list(result) == ["meteor", "rouge-1", "rouge-L", "unparsed"]
+    assert result["meteor"] == pytest.approx(per_example(LONG, predictions, golds).mean())
+    assert result["rouge-1"] == score("LaMP-4", predictions, golds)["rouge-1"]
+    assert (main_metric(LONG), higher_is_better(LONG)) == ("meteor", True)

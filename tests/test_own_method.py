@@ -10,11 +10,10 @@ from bench_data import SHELVES, make_world, predictions, quietly, settings_for, 
 from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError, MismatchError
 from pplug_hf.methods import names
-from pplug_hf.methods.base import Method
+from pplug_hf.methods.base import Method, Plain, Retrieval
 from pplug_hf.methods.decoding import Answers, ModelInputs
 from pplug_hf.methods.names import method_of, methods_of, name_of, register_method
 from pplug_hf.methods.persona import Plug
-from pplug_hf.methods.plain import Plain, Retrieval
 from pplug_hf.methods.resources import Resources
 from pplug_hf.tasks.task import TASKS
 

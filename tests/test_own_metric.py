@@ -14,9 +14,8 @@ from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.hub.card_results import model_index, read_results
-from pplug_hf.tasks.metric import METRICS, Metric, get_metric, register_metric
-from pplug_hf.tasks.metrics import higher_is_better, main_metric, per_example, score, score_titles
-from pplug_hf.tasks.task import TASKS
+from pplug_hf.tasks.metrics import METRICS, Metric, get_metric, register_metric, score_titles
+from pplug_hf.tasks.task import TASKS, higher_is_better, main_metric, per_example, score
 
 
 class Meteor(Metric):
@@ -42,9 +41,10 @@ def meteor(prediction, gold):
 
 @pytest.fixture
 def task():
-    register_metric(Meteor())
+    before = METRICS["meteor"]  # the package's own, which has the same name
+    register_metric(Meteor(), exist_ok=True)
     yield replace(TASK, name="reviews", metric="meteor", labels=(), answer_field="text", query_field="tag")
-    del METRICS["meteor"]
+    METRICS["meteor"] = before
 
 
 def rows(split):

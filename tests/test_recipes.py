@@ -18,7 +18,7 @@ from pplug_hf.errors import ConfigurationError
 from pplug_hf.tasks.recipes import RECIPES, get_recipe
 from pplug_hf.tasks.task import TASKS
 
-NAMES = [f"{whose}/lamp-{number}" for whose in ("paper", "ours") for number in range(1, 8)]
+NAMES = [f"{whose}/lamp-{number}" for whose in ("paper", "ours", "release") for number in range(1, 8)]
 
 
 def names_of(settings):
@@ -63,12 +63,42 @@ def test_the_papers_numbers():
         assert (training["learning_rate"], training["weight_decay"], training["warmup"]) == (1e-4, 1e-4, 0.05)
         assert (training["batch_size"], training["epochs"]) == (64, 1 if number == 3 else 2)
         assert (training["max_length"], training["max_items"], training["history_repeats"]) == (256, 512, 10)
-        assert training.get("labelled_items", True) == (number not in (2, 3)) and not training["train_on_histories"]
+        assert training.get("labelled_items", True) and not training["train_on_histories"]
         assert (plug["num_persona_tokens"], plug["attention_temperature"]) == (1, 1.0) and plug["train_input_encoder"]
         assert plug["query_prompt"].startswith("Represent this sentence") and plug["history_prompt"] == ""
         assert (training["backbone"], training["encoder"]) == ("google/flan-t5-xxl", "BAAI/bge-base-en-v1.5")
         assert (recipe.answering["num_beams"], recipe.answering["max_new_tokens"]) == (4, 10 if number == 3 else 128)
         assert any("539.9738" in line for line in recipe.not_reproduced)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_the_release_leaves_tags_and_scores_out_and_is_else_the_paper(number):
+    paper, release = RECIPES[f"paper/lamp-{number}"], RECIPES[f"release/lamp-{number}"]
+    unlabelled = {"labelled_items": False} if number in (2, 3) else {}
+    assert release.training == {**paper.training, **unlabelled} and release.reasons.keys() == unlabelled.keys()
+    assert (release.plug, release.answering) == (paper.plug, paper.answering)
+    assert release.not_reproduced == paper.not_reproduced
+
+
+def test_the_papers_item_texts():
+    item = {"title": "T", "abstract": "A", "text": "X", "description": "D", "tag": "comedy", "score": "4"}
+    expected = ["T A", "comedy: D", "rated 4 of 5: X", "X T", "T A", "T: X", "X"]
+    unlabelled = ["T A", "D", "X", "X T", "T A", "T: X", "X"]
+    for whose, texts in (("paper", expected), ("release", unlabelled)):
+        for number, text in enumerate(texts, 1):
+            recipe, task = RECIPES[f"{whose}/lamp-{number}"], TASKS[f"LaMP-{number}"]
+            labelled = recipe.training.get("labelled_items", True)
+            template = task.item_template if labelled else task.item_template_unlabelled
+            assert recipe.plug.get("item_template", template).format(**item) == text
+
+
+def test_what_is_not_reproduced_is_said():
+    said = " ".join(RECIPES["paper/lamp-3"].not_reproduced)
+    words = (
+        "presumably, dropout stays on, by length, sub-histories, last 512 items, query is cut, encoded, unused rows"
+    )
+    for fact in (*words.split(", "), "clip gradients", "DeepSpeed"):
+        assert fact in said, fact
 
 
 @pytest.mark.parametrize("name", ["paper/lamp-4", "paper/LaMP-4", " PAPER/lamp_4 "])
@@ -109,10 +139,10 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("where", ["first", "last"])
 def test_what_is_given_explicitly_wins(seen, where):
-    recipe = RECIPES["paper/lamp-2"]
+    recipe = RECIPES["release/lamp-2"]
     own = ["--data", "d", "--output", "o", "--learning_rate", "0.5", "--task", "mine.json", "--query_prompt", ""]
     own += ["--num_persona_tokens", "3", "--labelled_items", "True", "--backbone=mine"]
-    named = ["--recipe", "paper/lamp-2"]
+    named = ["--recipe", "release/lamp-2"]
     assert main(["train", *(named + own if where == "first" else own + named)]) == 0
     ((settings, plug),) = seen
     assert (settings.learning_rate, settings.task, settings.backbone) == (0.5, "mine.json", "mine")
@@ -154,7 +184,7 @@ def test_a_recipe_trains(tmp_path):
     small = ["--backbone", BACKBONE, "--encoder", ENCODER, "--history_repeats", 1, "--validation_users", 0.3]
     quietly("train", *common, *small, "--max_items", 5, "--output", plug)
     config = PPlugModel.from_pretrained(plug).config
-    assert config.item_template == "{description}" and config.query_prompt.startswith("Represent this sentence")
+    assert config.item_template == "{tag}: {description}" and config.query_prompt.startswith("Represent this sentence")
     assert config.num_persona_tokens == 1 and config.train_input_encoder
     arguments = json.loads((plug / "training_args.json").read_text())
     assert arguments["learning_rate"] == arguments["encoder_learning_rate"] == 1e-4

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.methods.base import Plain, Retrieval
 from pplug_hf.methods.label_frequencies import LabelFrequencies
 from pplug_hf.methods.names import canonical, default_rows, method_of, methods_of, name_of, parse_plugs
 from pplug_hf.methods.persona import Plug
-from pplug_hf.methods.plain import Plain, Retrieval
 from pplug_hf.methods.retrievers import RANKERS
 from pplug_hf.tasks.task import TASKS
 
@@ -23,6 +23,7 @@ MEANINGS = {
     "no-instruction": Plug("no-instruction", "runs/no-instruction"),
     "v1.2_b": Plug("v1.2_b", "runs/v1.2_b"),
     "pplug:wrong-user": Plug("pplug", "runs/pplug", history="wrong-user"),
+    "pplug:nearest-user": Plug("pplug", "runs/pplug", history="nearest-user"),
     "mean:no-history": Plug("mean", "runs/mean", history="no-history"),
     "pplug:top-4": Plug("pplug", "runs/pplug", history="top", items=4),
     "pplug:last-8": Plug("pplug", "runs/pplug", history="last", items=8),
@@ -40,7 +41,7 @@ def test_what_a_name_means(name):
 
 @given(
     st.sampled_from(("", *PLUGS)),
-    st.sampled_from(["", ":wrong-user", ":no-history", ":top-3", ":last-10"]),
+    st.sampled_from(["", ":wrong-user", ":nearest-user", ":no-history", ":top-3", ":last-10"]),
     st.sampled_from(["", *RANKERS]),
     st.integers(1, 999),
     st.booleans(),
@@ -78,6 +79,8 @@ def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
         ("pplug+bm25@1:paper", "'paper': only paper-order"),
         ("pplug+bm25@1+bm25@2", r"'1\+bm25@2': a whole number"),
         ("+bm25@1", "'': no plug has this name"),
+        ("instruction-only:nearest-user", "'nearest-user': plugs of this name are asked without history"),
+        ("pplug:nearest-3", "'nearest-3': what changes"),
         ("instruction-only:wrong-user", "'wrong-user': plugs of this name are asked without history"),
         ("no-persona:top-4", "'no-persona': no plug"),
         ("pplug:top-٤", "a whole number"),

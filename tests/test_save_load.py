@@ -22,7 +22,8 @@ from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugModel, PPl
 from pplug_hf.commands.train import check_output
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.modeling import backbone, encoders
-from pplug_hf.storage.replace import locked, replacing
+from pplug_hf.storage.files import locked
+from pplug_hf.storage.replace import replacing
 
 ASKED = {"persona": tiny.HISTORIES, "query": tiny.PROMPTS}
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}

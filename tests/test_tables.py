@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from test_lamp import REAL, SECRET, gold, item, question, write
 
+from pplug_hf.data.examples import stream
 from pplug_hf.data.histories import history_examples
 from pplug_hf.data.lamp import read_lamp
 from pplug_hf.data.records import REPAIRS, Repairs
 from pplug_hf.data.report import describe
-from pplug_hf.data.tables import examples, features, read_splits, read_table, stream
+from pplug_hf.data.tables import examples, features, read_splits, read_table
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.modeling.encoders import item_texts
-from pplug_hf.tasks.metrics import score
-from pplug_hf.tasks.task import TASKS, Task
+from pplug_hf.tasks.task import TASKS, Task, score
 
 datasets = pytest.importorskip("datasets")
 pytest.importorskip("ijson")

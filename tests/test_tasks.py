@@ -1,20 +1,22 @@
 """Tasks: where the query stands, prompts for history items, item texts, look-up."""
 
 from dataclasses import fields, replace
-from datetime import date
+from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.data.histories import newest_first
+from pplug_hf.data.histories import history_examples
 from pplug_hf.data.records import Repairs, examples
 from pplug_hf.data.report import describe
 from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.methods.label_frequencies import history_labels
 from pplug_hf.modeling.encoders import item_texts
-from pplug_hf.tasks.dates import day_number, parse_date
-from pplug_hf.tasks.task import TASKS, Task, get_task
+from pplug_hf.tasks.items import day_number, newest_first, parse_date, seconds, text_of
+from pplug_hf.tasks.task import TASKS, Task, get_task, score
 
 PROMPTS = {  # one input per task, with {} where the query stands
     "LaMP-1": 'For an author who has written the paper with the title "{}", which reference is related? '
@@ -190,6 +192,20 @@ def test_impossible_tasks_are_refused(change, message):
         ("2018-3-9", (2018, 3, 9)),
         ("2020-02-29T23:59", (2020, 2, 29, 23, 59)),
         ("2020-02-29 00:00:30", (2020, 2, 29, 0, 0, 30)),
+        ("2020-02-29T00:30:00+02:00", (2020, 2, 28, 22, 30, 0)),
+        ("2020-02-29 00:30 -0930", (2020, 2, 29, 10, 0)),
+        ("2020-02-29T00:30:00Z", (2020, 2, 29, 0, 30, 0)),
+        ("2020-02-29 00:30:00.250000+00:00", (2020, 2, 29, 0, 30, 0, 250_000)),
+        ("2020-02-29T00:30:00.000000000", (2020, 2, 29, 0, 30, 0)),
+        (datetime(2020, 2, 29, 1, tzinfo=timezone(timedelta(hours=3))), (2020, 2, 28, 22, 0, 0)),
+        (1582936200, (2020, 2, 29, 0, 30, 0)),
+        (1582936200.5, (2020, 2, 29, 0, 30, 0, 500_000)),
+        (Decimal("1582936200.5"), (2020, 2, 29, 0, 30, 0, 500_000)),
+        ("1582936200000", (2020, 2, 29, 0, 30, 0)),
+        (1582936200250.0, (2020, 2, 29, 0, 30, 0, 250_000)),
+        (1582936200250000, (2020, 2, 29, 0, 30, 0, 250_000)),
+        (1582936200250000000, (2020, 2, 29, 0, 30, 0, 250_000)),
+        (2018.0, (2018,)),
     ],
 )
 def test_dates(value, numbers):
@@ -198,10 +214,46 @@ def test_dates(value, numbers):
 
 @pytest.mark.parametrize(
     "value",
-    [None, float("nan"), "", "soon", "0000", "2018-13", "2018-00", "2018-02-29", "2018-01-01T24:00", "2018-01T10:00"],
+    [
+        *(
+            None,
+            float("nan"),
+            "",
+            "soon",
+            "0000",
+            "2018-13",
+            "2018-00",
+            "2018-02-29",
+            "2018-01-01T24:00",
+            "2018-01T10:00",
+        ),
+        *("0001-01-01T00:00+01:00", "2018-01-01T10:00+99:00", "2018-01-01T10:00 CET", "20180101", 12345678),
+    ],
 )
 def test_what_is_not_a_date(value):
     assert parse_date(value) == ()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.datetimes(datetime(1975, 1, 1), datetime(2250, 1, 1)), st.sampled_from([-720, -90, 0, 330, 840, None])
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
+def test_items_are_in_order_of_time_whatever_their_zones_are(moments):
+    dates, true = [], []
+    for moment, offset in moments:
+        moment = moment.replace(tzinfo=UTC)
+        true.append(moment.timestamp())
+        zone = None if offset is None else timezone(timedelta(minutes=offset))
+        dates.append(str(int(moment.timestamp() * 1000)) if zone is None else moment.astimezone(zone).isoformat())
+    read = [seconds(parse_date(text)) for text in dates]
+    assert read == pytest.approx(true, abs=2e-3)
+    order = newest_first([{"date": text} for text in dates])
+    assert [read[i] for i in order] == sorted(read, reverse=True)
 
 
 def test_a_year_and_a_month_count_as_their_middle():
@@ -209,7 +261,17 @@ def test_a_year_and_a_month_count_as_their_middle():
     assert days == ["2018-07-01", "2018-03-15", "2018-03-09"]
 
 
-DATES = ["2018", "2018-03", "2018-3-9", "2019-02-30", "2018-03-09 10:00", "May", ""]
+DATES = [
+    "2018",
+    "2018-03-09T01:00+02:00",
+    "1520553600000",
+    "2018-03",
+    "2018-3-9",
+    "2019-02-30",
+    "2018-03-09 10:00",
+    "May",
+    "",
+]
 
 
 @given(st.lists(st.sampled_from(DATES), min_size=1, max_size=5))
@@ -228,3 +290,66 @@ def test_readers_rankers_and_reports_agree_on_dates(dates):
         assert newest_first(read.history) == list(range(len(dates)))[::-1]
     described = describe([replace(read, history=[item]) for item in read.history], task)
     assert bool(described.first_date) == bool(dated)
+
+
+# ---- labels as numbers ----------------------------------------------------------------------------------------------
+
+STARS = Task(
+    name="stars",
+    query_marker="review:",
+    query_field="text",
+    answer_field="rating",
+    item_template="{rating} stars: {text}",
+    item_template_unlabelled="{text}",
+    labels=("1", "2", "3", "4", "5"),
+    metric="mae",
+    max_new_tokens=4,
+)
+
+
+@pytest.mark.parametrize("given", [5, 5.0, "5", "5.0", "05", "5.00", Decimal("5.0"), np.float32(5), np.int64(5)])
+def test_a_number_equal_to_a_label_is_that_label(given):
+    for labels, label in ((STARS.labels, "5"), (("1.0", "3.0", "5.0"), "5.0")):
+        task, repairs = replace(STARS, labels=labels), Repairs()
+        rows = [{"input": "review: it cuts", "output": given, "profile": [{"rating": given, "text": "sharp"}]}]
+        (read,) = examples(rows, task, "the rows", repairs=repairs)
+        assert read.target == read.history[0]["rating"] == label
+        assert task.item_text(read.history[0]) == f"{label} stars: sharp"
+        assert history_labels(read, task) == [label]
+        (made,) = history_examples([read], task)
+        assert made.target == label
+        by_hand = replace(read, history=[{"rating": str(given), "text": "sharp"}])
+        assert history_labels(by_hand, task) == [label] == [e.target for e in history_examples([by_hand], task)]
+        assert describe([by_hand], task).labels.everybody == {label: 1.0}
+        assert score(task, ["3"], [str(given)])["mae"] == 2
+        assert "foreign_label" not in repairs
+
+
+@pytest.mark.parametrize("given", ["4.5", "five", "6", "nan", True, "5 stars", "1e400"])
+def test_what_is_not_a_label_is_reported_and_never_a_question(given):
+    repairs = Repairs()
+    items = [{"rating": given, "text": "sharp"}, {"rating": 2.0, "text": "blunt"}, {"rating": None, "text": "new"}]
+    (read,) = examples([{"input": "review: x", "output": 1, "profile": items}], STARS, "the rows", repairs=repairs)
+    assert repairs["foreign_label"].count == 1 and repairs["foreign_label"].ids == ["0"]
+    assert read.history[0]["rating"] == str(given), "the history itself is kept"
+    assert [e.target for e in history_examples([read], STARS)] == history_labels(read, STARS) == ["2"]
+    assert describe([read], STARS).findings["foreign_labels"].count == 1
+    with pytest.raises(DataError, match="must be one of 1, 2, 3, 4, 5"):
+        list(examples([{"input": "review: x", "output": given, "profile": []}], STARS, "the rows"))
+
+
+def test_labels_that_are_the_same_number_stay_apart():
+    task = replace(STARS, labels=("1", "1.0", "2"), metric="accuracy")
+    assert [task.label_of(text) for text in ("1", "1.0", "1.00", "2.0", "x")] == ["1", "1.0", "1.00", "2", "x"]
+    assert replace(STARS, labels=(), metric="accuracy").label_of("5.0") == "5.0"
+
+
+def test_a_whole_number_reads_the_same_as_integer_and_float():
+    assert [text_of(value) for value in (5, 5.0, Decimal("5.00"), np.float64(5), -3.0)] == ["5"] * 4 + ["-3"]
+    assert [text_of(value) for value in (5.25, Decimal("5.250"), 1e300, float("inf"))] == [
+        "5.25",
+        "5.25",
+        "1e+300",
+        "inf",
+    ]
+    assert text_of(np.float32("nan")) == text_of(float("nan")) == ""

@@ -40,20 +40,20 @@ def _functions() -> str:
 
 
 def _settings_of_recipes() -> str:
-    """Return every setting of the paper's recipes as a table, with ours and the default."""
+    """Return every setting of the paper's recipes as a table, with those of its authors' code, ours and the default."""
     recipes = {name: {**r.training, **r.plug, **r.answering} for name, r in RECIPES.items()}
     reasons: dict[str, dict[str, list[str]]] = {}
     for recipe in RECIPES.values():
         for name, why in recipe.reasons.items():
             reasons.setdefault(name, {}).setdefault(why, []).append(recipe.task)
     defaults = {f.name: f.default for kind in (PPlugConfig, BenchSettings, TrainSettings) for f in fields(kind)}
-    lines = ["| setting | paper | ours | default | why ours is not the paper's |", "|---|---|---|---|---|"]
+    lines = ["| setting | paper | release | ours | default | why not as in the paper |", "|---|---|---|---|---|---|"]
     for name in dict.fromkeys(name for settings in recipes.values() for name in settings):
         if name != "task":
-            paper, ours = (_values(name, recipes, f"{kind}/") for kind in ("paper", "ours"))
-            why = reasons.get(name, {}) if ours != paper else {}
+            paper, release, ours = (_values(name, recipes, f"{kind}/") for kind in ("paper", "release", "ours"))
+            why = reasons.get(name, {}) if len({paper, release, ours}) > 1 else {}
             said = " ".join(f"{', '.join(tasks)}: {text}" if len(why) > 1 else text for text, tasks in why.items())
-            lines.append(f"| `{name}` | {paper} | {ours} | {_shown(defaults.get(name))} | {_cell(said)} |")
+            lines.append(f"| `{name}` | {paper} | {release} | {ours} | {_shown(defaults.get(name))} | {_cell(said)} |")
     return "\n".join(lines)
 
 

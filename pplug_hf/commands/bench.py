@@ -16,18 +16,22 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison
 from ..evaluation.plots import plot_weights
-from ..evaluation.predictions import Prediction, check_together, read_predictions
-from ..evaluation.provenance import data_digest, git_commit, versions
+from ..evaluation.predictions import (
+    Prediction,
+    check_together,
+    data_digest,
+    git_commit,
+    read_predictions,
+    versions,
+)
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
-from ..methods.base import Method
+from ..methods.base import Method, Retrieval
 from ..methods.names import canonical, default_rows, methods_of, parse_plugs, reference_of
 from ..methods.persona import Plug
-from ..methods.plain import Retrieval
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
-from ..tasks.metrics import main_metric
-from ..tasks.task import Task
+from ..tasks.task import Task, main_metric
 from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .options import AnsweringSettings, option, required

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.records import Example
+from ..tasks.items import field_text
+from ..tasks.task import Task
 
 
 def warn_truncated_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
@@ -23,3 +25,11 @@ def warn_short_histories(examples: Sequence[Example], k: int = 1) -> None:
         print(f"{empty} of {len(examples)} histories are empty: these users are answered as new ones.")
     if short := sum(0 < length < k for length in lengths):
         print(f"{short} of {len(examples)} histories have fewer than {k} items and are shown whole.")
+
+
+def warn_foreign_labels(task: Task, examples: Sequence[Example]) -> None:
+    """Print how many history items have an answer that is not a label: they are never trained on."""
+    items = {id(item): item for e in examples for item in e.history}.values()
+    foreign = sum(bool(field_text(item, task.answer_field)) and not task.item_label(item) for item in items)
+    if foreign:
+        print(f"{foreign} of {len(items)} history items have an answer that is not a label of {task.name}.")

@@ -28,7 +28,7 @@ class EncodeSettings:
         default_factory=lambda: ["train", "dev", "test"],
         metadata={"help": "Which splits of a folder; those that it lacks are passed over."},
     )
-    labelled_items: bool = option(True, "With the user's own tag, score or title.")
+    labelled_items: bool = option(True, "With the user's own tag or score.")
     history_prompt: str | None = option(None, "Put in front of items (default: encoder's).")
     batch_size: int = option(64, "Texts per forward pass.")
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")

@@ -48,4 +48,4 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _line(recipe: Recipe) -> str:
-    return f"{recipe.name:14}{', '.join(recipe.training[name] for name in ('backbone', 'encoder') if name in recipe.training)}"
+    return f"{recipe.name:16}{', '.join(recipe.training[name] for name in ('backbone', 'encoder') if name in recipe.training)}"

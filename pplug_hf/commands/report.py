@@ -6,9 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.examples import Source
+from ..data.examples import Source, stream
 from ..data.report import HistoryReport, describe
-from ..data.tables import stream
 from ..errors import DataError
 from ..storage.files import write_text
 from ..tasks.task import Task

@@ -12,9 +12,8 @@ from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..storage.files import write_text
 from ..tasks.lamp_metrics import Fallback
-from ..tasks.metric import get_metric
-from ..tasks.metrics import score
-from ..tasks.task import Task
+from ..tasks.metrics import get_metric
+from ..tasks.task import Task, score
 from ..tasks.task_files import find_task
 from .options import option, required
 
@@ -67,6 +66,8 @@ def score_files(settings: ScoreSettings) -> dict[str, Any]:
     result = {"task": task.name, "examples": len(golds), **numbers}
     if get_metric(task.metric).fallbacks:
         result["fallback"] = settings.fallback
+    if notes := get_metric(task.metric).notes([gold or "" for gold in golds.values()]):
+        result["notes"] = notes
     text = json.dumps(result, indent=2)
     if settings.output:
         write_text(Path(settings.output), text + "\n")
@@ -99,7 +100,7 @@ def check(
             f"{settings.golds} and {settings.predictions} must have the same ids. Only in the golds: "
             f"{rows.some(unanswered) or 'none'}. Only in the predictions: {rows.some(unknown) or 'none'}."
         )
-    wrong = [id_ for id_, gold in golds.items() if task.labels and str(gold).strip() not in task.labels]
+    wrong = [id_ for id_, gold in golds.items() if task.labels and task.label_of(gold) not in task.labels]
     if wrong:
         raise DataError(
             f"{settings.golds}: golds of {task.name} must be one of {', '.join(task.labels)}; those of these ids are not: "

@@ -31,7 +31,7 @@ from ..storage.layout import HIDDEN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import warn_short_histories, warn_truncated_prompts
+from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_prompts
 from .options import TASK, DType, option, required
 
 
@@ -52,7 +52,9 @@ class TrainSettings:
     synthetic_users: int = option(
         0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
     )
-    labelled_items: bool = option(True, "Encode items with the user's own tag, score or title (paper: without).")
+    labelled_items: bool = option(
+        True, "Encode items with the user's own tag or score (the code of the paper's authors: without)."
+    )
     use_history: bool = option(
         True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
     )
@@ -224,6 +226,7 @@ def choose_examples(
         f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{synthetic}, "
         f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
     )
+    warn_foreign_labels(task, examples)
     warn_short_histories(examples)
     return task, examples, validation
 

@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ConfigurationError
 from ..modeling.encoders import item_texts
-from ..modeling.persona import Persona, item_facts
-from ..modeling.spec import EncoderSpec
+from ..modeling.persona import EncoderSpec, Persona, item_facts
 from .lamp import Example
 from .vectors import VectorStore
 

@@ -6,26 +6,34 @@
     read_examples(dataset_dict, "dev", task)                 a DatasetDict, or a mapping of splits to rows
     read_examples(dataset, "dev", task)                      a Dataset, or any iterable of rows: one split, too
 
-All are held in memory; equal history items are one object. For data too large for that see `tables.py`.
+`read_examples` holds all in memory; equal history items are one object. `stream` holds one example at a time, and
+`tables.py` writes a stream to disk.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
-from . import sources
-from .lamp import read_lamp
-from .records import Example, shared, some
-from .tables import stream
+from . import lamp, sources
+from . import records as rows
+from .records import Example, Repairs, shared, some
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 Source: TypeAlias = str | os.PathLike | Rows | Mapping[str, Rows]
+
+
+class Stream(NamedTuple):
+    """Examples that are read once, as they are iterated over."""
+
+    task: Task
+    examples: Iterator[Example]
+    repairs: Repairs  # complete when the examples are read
 
 
 def read_examples(
@@ -49,7 +57,8 @@ def read_examples(
             or are no labels, an input is empty; or there are no rows.
         ConfigurationError: there is no such task, or its file describes none that works.
     """
-    task = find_task(task)
+    if isinstance(task, str):
+        task = find_task(task)
     name = "the data set"
     if isinstance(source, str | os.PathLike):
         name = f"{source}"
@@ -58,7 +67,7 @@ def read_examples(
     elif task is None:
         raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
     if isinstance(source, str | os.PathLike) and _is_lamp(Path(source), split):
-        task, examples = read_lamp(source, split, task, require_outputs=require_outputs)
+        task, examples = lamp.read_lamp(source, split, task, require_outputs=require_outputs)
     else:
         task, found, _ = stream(source, split, task, require_outputs=require_outputs)
         examples = shared(found)
@@ -70,6 +79,49 @@ def read_examples(
             "what they ask."
         )
     return task, examples
+
+
+def stream(
+    source: Source,
+    split: str | None = None,
+    task: Task | str | None = None,
+    *,
+    require_outputs: bool = True,
+    unnamed_user: str = "{id}",
+) -> Stream:
+    """Return examples one at a time; arguments and errors as in `tables.read_table`.
+
+    Errors of single rows come when the row is read, those of the whole (ids, answers) behind the last one. A row that
+    does not say whose it is gets the user `unnamed_user`, made from its id.
+    """
+    repairs = Repairs()
+    options: dict[str, Any] = {"unnamed_user": unnamed_user, "repairs": repairs}
+    raw: Any = source
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_dir():
+            if not path.is_file():
+                raise MissingFileError(f"There is no file or folder {path}; check the path.")
+        elif split is None:
+            raise ConfigurationError(f"{path} is a folder; say which split of it, as in split='dev'.")
+        else:
+            path = sources.find(path, f"{split}_questions.json", f"{split}.jsonl")
+            if path.name.startswith(f"{split}_questions.json"):
+                declared, golds, outputs = lamp.find_golds(path.parent, split, require_outputs)
+                task = rows.decide_task(task, declared, f"{path}")
+                options |= {"keys": lamp.KEYS, "golds": golds, "golds_where": outputs and f"{outputs}"}
+                return Stream(task, rows.examples(sources.stream_array(path), task, f"{path}", **options), repairs)
+        name = path.name.removesuffix(".gz")
+        raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
+        where = f"{path}"
+    else:
+        if isinstance(raw, Mapping):  # a DatasetDict
+            if split not in raw:
+                raise ConfigurationError(f"There is no split {split!r}; pass split=, one of {', '.join(raw)}.")
+            raw = raw[split]
+        where = "the data set"
+    task = rows.decide_task(task, None, where)
+    return Stream(task, rows.examples(raw, task, where, require_outputs=require_outputs, **options), repairs)
 
 
 def has_split(source: Source, split: str) -> bool:

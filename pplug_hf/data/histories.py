@@ -6,15 +6,13 @@ pass them as `exclude`.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.tasks.dates import parse_date
+from pplug_hf.tasks.items import item_id, newest_first, normalise
 from pplug_hf.tasks.task import Task, get_task
-from pplug_hf.tasks.text import field_text, item_id, normalise
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
@@ -29,7 +27,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
         One example for each distinct (user, item id), with id `"{user}/{item id}"`, in order of first
         appearance. Its history is what stands before the item in that profile of the user which has most
         before it (profiles may be windows, so this need not be the longest); texts are shared, not copied.
-        Left out are items without query or answer, questions that `examples` or `exclude` ask the same
+        Left out are items without query or answer, items whose answer is not a label of the task, questions that `examples` or `exclude` ask the same
         user, and, where the answer is free text, questions that `exclude` asks anybody: co-authors share a
         paper's title. Empty for a task whose items carry no answer.
     """
@@ -58,7 +56,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
         item = example.history[position]
         like = example.prompt if whole is None or task.query_marker in example.prompt else whole
         prompt, query = task.question(item, like)
-        answer, text = field_text(item, task.answer_field), normalise(query)
+        answer, text = task.item_label(item), normalise(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
             continue
         made.append(
@@ -72,15 +70,6 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
             )
         )
     return made
-
-
-def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return all positions of a history, newest item first: by date if every item has one, else the last item first."""
-    dates = [parse_date(item.get("date")) for item in history]
-    order = list(range(len(dates)))
-    if all(dates):
-        order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
-    return order[::-1]
 
 
 def newest(examples: Sequence[Example], most: int) -> list[Example]:

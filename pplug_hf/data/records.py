@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.tasks.dates import parse_date
-from pplug_hf.tasks.metric import get_metric
+from pplug_hf.tasks.items import is_null, parse_date, text_of
+from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
-from pplug_hf.tasks.text import is_null, text_of
 
 SHOWN = 5  # ids in a message
 
@@ -30,9 +29,12 @@ REPAIRS = {
     "null": "null fields: read as empty",
     "null_output": "null answers in the outputs file: read as empty",
     "empty_history": "empty histories: kept",
+    "other_number": "answers that are a label written as another number, as 5.0 for 5: read as that label",
+    "foreign_label": "history items whose answer is not a label: kept in histories, never a question to train on",
     "undated": "history items without a date: kept",
     "year_only": "history items with a year for a date: kept",
-    "odd_date": "history items whose date is not YYYY, YYYY-MM or YYYY-MM-DD, with or without a time: kept as they are",
+    "odd_date": "history items whose date is not YYYY, YYYY-MM, YYYY-MM-DD with or without a time, or seconds since 1970: "
+    "kept as they are",
     "unordered": "histories that are not oldest first: kept in their order",
     "extra_fields": "fields that are not the task's: left out",
     "broken_text": "texts with half a surrogate pair: the half became U+FFFD",
@@ -151,8 +153,9 @@ def examples(
             unanswered[id_] = None
             target = None
         else:
-            target = text_of(answer).strip()
+            target = task.label_of(answer)
             repairs.add("null_output", id_, is_null(answer))
+            repairs.add("other_number", id_, target != text_of(answer).strip())
             if task.labels and target not in task.labels:
                 wrong[id_] = target[:60]
         user = next((row[name] for name in ("user_id", "user") if not is_null(row.get(name))), None)
@@ -170,7 +173,7 @@ def examples(
             prompt=prompt,
             query=query,
             target=target,
-            history=[{name: text_of(value) for name, value in item.items()} for item in items],
+            history=_read_labels([{k: text_of(v) for k, v in item.items()} for item in items], id_, task, repairs),
             extra={name: row[name] for name in fields if name in row},
         )
     if repeated:
@@ -323,6 +326,22 @@ def _check_fields(items: list[Mapping[str, Any]], id_: str, task: Task, where: s
             f"{where} does not hold task {task.name}: history items need the fields {sorted(fields)}, but "
             f"one of id {id_!r} has {sorted(found)}. {hint}"
         )
+
+
+def _read_labels(items: list[dict[str, str]], id_: str, task: Task, repairs: Repairs) -> list[dict[str, str]]:
+    """Return the items with their labels as the task writes them."""
+    name = task.answer_field
+    if not task.labels or name is None:
+        return items
+    other = foreign = 0
+    for item in items:
+        given, label = item[name].strip(), task.item_label(item)
+        foreign += bool(given) and not label
+        if label and label != given:
+            item[name], other = label, other + 1
+    repairs.add("other_number", id_, other)
+    repairs.add("foreign_label", id_, foreign)
+    return items
 
 
 def _note_nulls_and_dates(row: Mapping[str, Any], items: list[Mapping[str, Any]], id_: str, repairs: Repairs) -> None:

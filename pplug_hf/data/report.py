@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pplug_hf.data.records import Example, Findings, Repairs
-from pplug_hf.tasks.dates import day_number, parse_date
+from pplug_hf.tasks.items import day_number, field_text, item_id, normalise, parse_date
 from pplug_hf.tasks.task import Task, get_task
-from pplug_hf.tasks.text import field_text, item_id, normalise
 
 FINDINGS = {
     "unanswered": "questions without an answer",
@@ -195,7 +194,7 @@ def describe(
         labels = Counter(label for item in example.history for label in _label(item, task, labelled))
         if labels and example.target is not None:
             most = max(labels.values())
-            golds.append((example.target.strip(), [label for label, count in labels.items() if count == most]))
+            golds.append((task.label_of(example.target), [label for label, count in labels.items() if count == most]))
         _find(example, task, labelled, report.findings)
 
     everyone = list(users.values())
@@ -230,7 +229,7 @@ def _find(example: Example, task: Task, labelled: bool, findings: Findings) -> N
         text, answer, id_ = (field_text(item, name) for name in (task.query_field, task.answer_field, "id"))
         found["empty_items"] += not text
         found["unlabelled_items"] += task.answer_field is not None and not answer
-        found["foreign_labels"] += labelled and bool(task.labels) and bool(answer) and answer not in task.labels
+        found["foreign_labels"] += labelled and bool(answer) and not task.item_label(item)
         found["repeated_ids"] += id_ in ids
         ids |= {id_} if id_ else set()
         if not text:
@@ -322,7 +321,7 @@ def _short(number: float) -> str:
 
 def _label(item: Mapping[str, str], task: Task, labelled: bool) -> tuple[str, ...]:
     """Return the item's label, if it has one."""
-    label = field_text(item, task.answer_field) if labelled else ""
+    label = task.label_of(field_text(item, task.answer_field)) if labelled else ""
     return (label,) if label else ()
 
 

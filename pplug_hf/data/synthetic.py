@@ -14,8 +14,8 @@ import random
 from collections.abc import Iterable, Sequence
 
 from ..errors import ConfigurationError, DataError
+from ..tasks.items import item_id, normalise
 from ..tasks.task import Task, get_task
-from ..tasks.text import item_id, normalise, text_of
 from .records import Example
 
 
@@ -64,8 +64,8 @@ def synthetic_examples(
     for user, own in items.items():
         labels = []
         for item in own.values():
-            label, text = text_of(item.get(task.answer_field)), normalise(task.question(item, like)[1])
-            if label in task.labels and text and (user, text) not in asked:
+            label, text = task.item_label(item), normalise(task.question(item, like)[1])
+            if label and text and (user, text) not in asked:
                 pool.setdefault(label, []).append(item)
                 texts[id(item)] = text
                 labels.append(label)
@@ -89,7 +89,7 @@ def synthetic_examples(
                 user=name,
                 prompt=prompt,
                 query=query,
-                target=str(target[task.answer_field]),
+                target=task.item_label(target),
                 history=[item for item in drawn if texts[id(item)] != texts[id(target)]],
             )
         )

@@ -20,10 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pplug_hf.data import lamp, sources
-from pplug_hf.data import records as rows
+from pplug_hf.data.examples import stream
 from pplug_hf.data.records import Example, Repairs
-from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.optional import require
 from pplug_hf.storage.files import atomic_write
 from pplug_hf.tasks.task import Task, get_task
@@ -36,63 +34,12 @@ _BATCH = 4_000_000  # characters that are written at once
 _temporary: list[tempfile.TemporaryDirectory] = []  # tables without a folder of their own live as long as the process
 
 
-class Stream(NamedTuple):
-    """Examples that are read once, as they are iterated over."""
-
-    task: Task
-    examples: Iterator[Example]
-    repairs: Repairs  # complete when the examples are read
-
-
 class Table(NamedTuple):
     """Result of `read_table`."""
 
     task: Task
     rows: Dataset
     repairs: Repairs
-
-
-def stream(
-    source: str | os.PathLike | Iterable[Mapping[str, Any]] | Mapping[str, Any],
-    split: str | None = None,
-    task: Task | str | None = None,
-    *,
-    require_outputs: bool = True,
-    unnamed_user: str = "{id}",
-) -> Stream:
-    """Return examples one at a time; arguments and errors as in `read_table`.
-
-    Errors of single rows come when the row is read, those of the whole (ids, answers) behind the last one. A row that
-    does not say whose it is gets the user `unnamed_user`, made from its id.
-    """
-    repairs = Repairs()
-    options: dict[str, Any] = {"unnamed_user": unnamed_user, "repairs": repairs}
-    raw: Any = source
-    if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        if not path.is_dir():
-            if not path.is_file():
-                raise MissingFileError(f"There is no file or folder {path}; check the path.")
-        elif split is None:
-            raise ConfigurationError(f"{path} is a folder; say which split of it, as in split='dev'.")
-        else:
-            path = sources.find(path, f"{split}_questions.json", f"{split}.jsonl")
-            if path.name.startswith(f"{split}_questions.json"):
-                declared, golds, outputs = lamp.find_golds(path.parent, split, require_outputs)
-                task = rows.decide_task(task, declared, f"{path}")
-                options |= {"keys": lamp.KEYS, "golds": golds, "golds_where": outputs and f"{outputs}"}
-                return Stream(task, rows.examples(sources.stream_array(path), task, f"{path}", **options), repairs)
-        name = path.name.removesuffix(".gz")
-        raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
-        where = f"{path}"
-    else:
-        if isinstance(raw, Mapping):  # a DatasetDict
-            if split not in raw:
-                raise ConfigurationError(f"There is no split {split!r}; pass split=, one of {', '.join(raw)}.")
-            raw = raw[split]
-        where = "the data set"
-    task = rows.decide_task(task, None, where)
-    return Stream(task, rows.examples(raw, task, where, require_outputs=require_outputs, **options), repairs)
 
 
 def read_table(

@@ -26,8 +26,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError
 from ..modeling import encoders
-from ..storage.files import atomic_write
-from ..storage.replace import locked
+from ..storage.files import atomic_write, locked
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.histories import newest_first
 from ..data.records import Example
+from ..tasks.items import newest_first
 from .bootstrap import bootstrap_mean
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..data.records import Example, some
 from ..errors import DataError
-from ..tasks.metrics import higher_is_better, main_metric, per_example, score
-from ..tasks.task import Task
+from ..tasks.metrics import get_metric
+from ..tasks.task import Task, higher_is_better, main_metric, per_example, score
 from .bootstrap import Interval, bootstrap_mean, paired_bootstrap, user_means
 from .style import Style, own_texts
 
@@ -133,6 +133,8 @@ class Comparison:
             "reference": self.reference,
             "rows": self.rows(),
         }
+        if notes := get_metric(self.task.metric).notes([str(e.target) for e in self.examples]):
+            results["notes"] = notes
         if self.full:
             results["by_history_length"] = self.by_history_length()
             results["style_of_golds"] = self.style_of_golds()

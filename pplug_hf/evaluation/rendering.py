@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..storage.files import write_text
-from ..tasks.metrics import main_metric, score
+from ..tasks.metrics import get_metric
+from ..tasks.task import main_metric
 from .compare import Comparison, to_json
 from .plots import plot_history_length, plot_rows, plot_weight_profiles
 from .predictions import official
@@ -27,8 +28,8 @@ def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None
         A Markdown table with a line per row.
     """
     records = comparison.rows() if records is None else records
-    first = comparison.examples[0]
-    metrics = list(score(comparison.task, ["x"], [str(first.target)], extra=[first.extra]))
+    scores = [*(name for name, _, _ in get_metric(comparison.task.metric).titles), "unparsed"]
+    metrics = [name for name in scores if all(name in record for record in records)]
     styled, full = any("style" in record for record in records), comparison.full
     head = ["row", *metrics, *(["style [95 %]"] if styled else []), f"{comparison.reference} is better by [95 %]"]
     head += ["for users: better, equal, worse"] if full else []
@@ -68,6 +69,7 @@ def report(comparison: Comparison, results: Mapping[str, Any], split: str) -> st
         f"± is the standard deviation over seeds. Brackets are 95 % intervals of a paired bootstrap over users "
         f"(10,000 resamples) of the mean over seeds, for {metric}.",
     ]
+    lines += [line for note in results.get("notes", []) for line in ("", note)]
     if (golds := results.get("style_of_golds")) is not None:
         lines += [
             "",

@@ -24,8 +24,16 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from ..methods.base import Method
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
-from .predictions import Prediction, differences, file_name, read_predictions, write_prediction
-from .provenance import data_digest, git_commit, shared_key
+from .predictions import (
+    Prediction,
+    data_digest,
+    differences,
+    file_name,
+    git_commit,
+    read_predictions,
+    shared_key,
+    write_prediction,
+)
 
 _MISSING = {
     "labels": "is for tasks whose items carry one of a list of labels, and {task} has none: leave it out.",

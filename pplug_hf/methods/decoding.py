@@ -1,4 +1,4 @@
-"""Answers to many prompts, and whose history the wrong-user ablation sees."""
+"""Answers to many prompts, and whose history the wrong-user and nearest-user ablations see."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..data.lamp import Example
@@ -138,8 +139,7 @@ def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
     rows_of: dict[str, list[int]] = {}
     for row in sorted(range(len(examples)), key=lambda row: (examples[row].user, examples[row].id)):
         rows_of.setdefault(examples[row].user, []).append(row)
-    if len(rows_of) < 2:
-        raise DataError(f"The wrong-user ablation needs at least 2 users, and these examples have {len(rows_of)}.")
+    check_two_users(examples, "wrong-user")
     rng = random.Random(seed)
     users = list(rows_of)
     rng.shuffle(users)
@@ -155,6 +155,44 @@ def shuffle_histories(examples: Sequence[Example], seed: int = 0) -> list[int]:
         donor = donors[place % len(donors)]
         given[user] = shown[users[1] if donor == user else donor]  # equal only if a single user has a history
     return [given[example.user] for example in examples]
+
+
+def nearest_histories(examples: Sequence[Example], personas: Sequence[Persona]) -> list[int]:
+    """Choose the most similar history of another user for each example: how much of a gain is a taste that users share?
+
+    Args:
+        examples: of at least two users. Their order does not matter.
+        personas: the history of each.
+
+    Returns:
+        For each example the index of the one whose history it gets: the highest cosine between the means of the item
+        vectors; of equals the first by user and id. Never one of the same user, and never an empty one unless no other
+        user has a history. An empty history is equally far from all.
+
+    Raises:
+        DataError: there are fewer than two users.
+    """
+    check_two_users(examples, "nearest-user")
+    order = sorted(range(len(examples)), key=lambda row: (examples[row].user, examples[row].id))
+    means = torch.stack([personas[row].vectors.double().sum(dim=0) for row in order])  # [n, D], up to their lengths
+    means = F.normalize(means, dim=-1)
+    empty = torch.tensor([not len(personas[row]) for row in order])
+    number = {user: i for i, user in enumerate(sorted({e.user for e in examples}))}
+    users = torch.tensor([number[examples[row].user] for row in order])
+    given = [0] * len(examples)
+    for start in range(0, len(order), 1024):
+        rows = slice(start, start + 1024)
+        cosines = (means[rows] @ means.T).masked_fill(empty, -2.0)  # [b, n]
+        nearest = cosines.masked_fill(users[rows, None] == users, -3.0).argmax(dim=1)
+        for row, donor in zip(order[rows], nearest.tolist(), strict=True):
+            given[row] = order[donor]
+    return given
+
+
+def check_two_users(examples: Sequence[Example], ablation: str) -> None:
+    """Raise a `DataError` if nobody else's history is there to be taken."""
+    if (users := len({e.user for e in examples})) < 2:
+        raise DataError(f"The {ablation} ablation needs at least 2 users, and these examples have {users}.")
 
 
 def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -> Iterator[list[int]]:

@@ -30,9 +30,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..tasks.metric import get_metric
+from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
-from ..tasks.text import field_text
 from .base import Method, Need
 from .decoding import Answers, batches_by_length, evaluating
 
@@ -112,8 +111,8 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 def history_labels(example: Example, task: Task | str) -> list[str]:
     """Return the labels a user gave to their history's items, oldest first; none for a task whose items carry no answer."""
-    name = get_task(task).answer_field
-    return [answer for item in example.history if (answer := field_text(item, name))]
+    task = get_task(task)
+    return [label for item in example.history if (label := task.item_label(item))]
 
 
 @dataclass(frozen=True)

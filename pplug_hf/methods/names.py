@@ -7,6 +7,7 @@
 | `bm25@4` | 4 items found by this retriever, then the input; also random, recency, bm25s, dense, and any other number |
 | `NAME` | [I; P; input], by the plugs that the user calls NAME; several are seeds |
 | `NAME:wrong-user` | the same with P of another user's history |
+| `NAME:nearest-user` | the same with P of the most similar history of another user |
 | `NAME:no-history` | the same with P of an empty history |
 | `NAME:top-4` | the same with P of the top 4 items by weight |
 | `NAME:last-8` | the same with P of the 8 newest items |
@@ -32,10 +33,9 @@ from typing import Any, get_args
 
 from ..errors import ConfigurationError
 from ..tasks.task import Task
-from .base import Method
+from .base import Method, Plain, Retrieval
 from .label_frequencies import LabelFrequencies
 from .persona import INSTRUCTION_ONLY, HistoryVariant, Plug
-from .plain import Plain, Retrieval
 from .retrievers import RANKERS
 
 NO_PERSONA, FREQUENCIES, PAPER_ORDER = "no-persona", "frequencies", "paper-order"

@@ -5,7 +5,6 @@ n examples, N items of one user, D encoder width.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,12 +23,11 @@ from ..errors import DataError
 from ..modeling import plug_folder as files
 from ..modeling.persona import Persona
 from ..storage.files import read_json_object
-from .base import Method, Need
-from .decoding import Answers, ModelInputs, shuffle_histories
-from .plain import Plain, Retrieval
-from .resources import Resources
+from .base import Method, Need, Plain, Retrieval
+from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
+from .resources import Resources, digest_of_tensors
 
-HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last"]
+HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
 _PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")
 
@@ -42,8 +39,8 @@ class Plug(Method):
     Args:
         name: what the user calls it.
         folder: plug folder or Hub id.
-        history: what the persona is made of: the user's whole history, another user's, none, the top items by
-            weight, or the last ones.
+        history: what the persona is made of: the user's whole history, another user's (any, or the most similar one),
+            none, the top items by weight, or the last ones.
         items: how many, for "top" and "last".
         retrieval: also put retrieved items of the user's own history into the prompt.
         paper_order: put them before the soft prompt instead of behind it.
@@ -71,8 +68,8 @@ class Plug(Method):
         return self.history != "whole" or self.retrieval is not None
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
-        if self.history == "wrong-user":
-            shuffle_histories(examples, resources.seed)
+        if self.history in ("wrong-user", "nearest-user"):
+            check_two_users(examples, self.history)
         if self.retrieval:
             self.retrieval.check(examples, resources)
 
@@ -86,6 +83,8 @@ class Plug(Method):
         personas = self._personas(examples, resources)
         if self.history == "wrong-user":
             personas = [personas[donor] for donor in shuffle_histories(examples, resources.seed)]
+        elif self.history == "nearest-user":
+            personas = [personas[donor] for donor in nearest_histories(examples, personas)]
         elif self.history == "last":
             personas = [persona.last(self.items) for persona in personas]
         elif self.history == "top":
@@ -168,16 +167,6 @@ def plug_digest(place: str, config: PPlugConfig) -> str:
     known = {k: v for k, v in config.to_dict().items() if k not in _PLACES}
     digest.update(json.dumps(known, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
-
-
-def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
-    """Return a hash over names, types, shapes and values, to which more can be added."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest
 
 
 def _training_seed(place: str) -> int | None:

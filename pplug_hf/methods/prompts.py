@@ -31,8 +31,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigurationError
+from ..tasks.items import item_text
 from ..tasks.task import PromptFormat, Task, get_task
-from ..tasks.text import item_text
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor

@@ -10,12 +10,14 @@ n examples, N items of one user, D encoder width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..configuration import PPlugConfig
@@ -225,3 +227,13 @@ class Resources:
             labels=task.labels if decoding.constrained else None,
         )
         return Answers(texts, inputs.counts)
+
+
+def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
+    """Return a hash over names, types, shapes and values, to which more can be added."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest

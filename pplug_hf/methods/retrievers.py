@@ -12,7 +12,8 @@
 | `bm25s` | Lucene's BM25 over lower-case words, by the library bm25s; another ranking, not a faster `bm25` |
 | `dense` | similarity of sentence vectors, which come from the store that personas use |
 
-Every order is complete, the same in every run, and puts the newer of two equal items first, as the benchmark does.
+Every order is complete, the same in every run, and puts the newer of two equal items first. In the benchmark the order of
+equal items depends on how the machine sorts.
 
 N items of one user, D encoder width.
 """
@@ -29,12 +30,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..data.histories import newest_first
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling.encoders import item_texts
 from ..optional import require
+from ..tasks.items import newest_first
 from ..tasks.task import Task, get_task
 
 Similarity = Literal["dot", "cosine"]

@@ -1,9 +1,8 @@
 """The mathematics: encoders, aggregators, the plug, and the composite with a frozen backbone."""
 
-from .persona import Persona
+from .persona import EncoderSpec, Persona
 from .personalizer import Personalizer
 from .plug import PersonaPlug
 from .pplug import PPlugForConditionalGeneration, PPlugModel
-from .spec import EncoderSpec
 
 __all__ = ["EncoderSpec", "PPlugForConditionalGeneration", "PPlugModel", "Persona", "PersonaPlug", "Personalizer"]

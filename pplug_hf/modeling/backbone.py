@@ -30,9 +30,8 @@ from transformers.models.auto.modeling_auto import (
 from ..errors import ConfigurationError, PPlugError
 from ..optional import require
 from ..storage.location import Location, cached_commit, split_gguf
-from ..storage.retry import with_retries
 from .frozen import check_attention
-from .prefix import word_embeddings
+from .prefix import make_contiguous, word_embeddings
 
 
 def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -81,7 +80,7 @@ def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         kwargs |= arguments | ({"config": config} if location.gguf_file else {})  # read once, for it takes seconds
-        model, report = with_retries(lambda: auto.from_pretrained(name, output_loading_info=True, **kwargs))
+        model, report = location.with_retries(lambda: auto.from_pretrained(name, output_loading_info=True, **kwargs))
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
@@ -133,23 +132,14 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
     # Once, however many plugs freeze the backbone.
-    if output is not None and _contiguous not in output._forward_pre_hooks.values():
-        output.register_forward_pre_hook(_contiguous)
+    if output is not None and make_contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(make_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():
             if isinstance(value, float) and ("drop" in name or "jitter" in name):
                 setattr(module, name, 0.0)
-
-
-def _contiguous(layer: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(tensor.contiguous() for tensor in given)
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:

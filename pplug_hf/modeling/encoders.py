@@ -15,14 +15,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
-from ..storage.retry import with_retries
-from ..tasks.text import item_text
+from ..tasks.items import item_text
 from .frozen import check_attention
-from .tensor_state import state_of
 
 Item: TypeAlias = str | Mapping[str, Any]
 History: TypeAlias = Sequence[Item]
@@ -54,7 +53,9 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     try:
         if location.force_download:
             location.refresh()
-        encoder = with_retries(lambda: SentenceTransformer(location.name, **location.encoder_arguments, **kwargs))
+        encoder = location.with_retries(
+            lambda: SentenceTransformer(location.name, **location.encoder_arguments, **kwargs)
+        )
     except OSError as error:
         raise location.load_error(error) from error
     except torch.OutOfMemoryError:
@@ -169,8 +170,7 @@ def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prom
     """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
     features = encoder.preprocess(list(texts), prompt=prompt)
-    features = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in features.items()}
-    vectors = encoder(features)["sentence_embedding"]
+    vectors = encoder(batch_to_device(features, device))["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
@@ -215,6 +215,14 @@ def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
 def _settings(module: Any) -> dict[str, Any]:
     settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
     return {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
+
+
+def state_of(tensor: Tensor) -> Any:
+    """Changes with every write to a tensor: torch counts those, except through `.data`, which a sample notices."""
+    step = max(1, tensor.numel() // 64)
+    version = object() if tensor.is_inference() else tensor._version  # those are not counted: never the same
+    sample = tensor.detach().flatten()[::step].tolist()
+    return tensor.data_ptr(), version, tensor.dtype, tensor.device, sample
 
 
 def origin(encoder: SentenceTransformer) -> tuple[str | None, str | None]:

@@ -23,11 +23,10 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from ..storage.location import Location
 from . import encoders, frozen, plug_folder
 from .encoders import History, check_finite, item_texts
-from .persona import Persona, check_spec, item_facts
+from .persona import EncoderSpec, Persona, check_spec, item_facts
 from .plug import PersonaPlug, SoftPrompt, batch_histories
 from .plug_batched import Group
 from .projection_cache import get_or_compute
-from .spec import EncoderSpec
 
 
 class Personalizer(nn.Module):

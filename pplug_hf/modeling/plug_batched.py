@@ -70,7 +70,9 @@ def batch_histories(
 
 
 def _group(histories: Any, hidden: Any, ages: Any) -> Group:
-    users = {history: i for i, history in enumerate(dict.fromkeys(histories))}  # rows that share a history share items
+    users = dict(
+        zip(dict.fromkeys(histories), range(len(histories)), strict=False)
+    )  # rows that share a history share items
     items = _join(users)  # [S, D]
     lengths = torch.tensor([len(history) for history in users])
     user = torch.arange(len(users)).repeat_interleave(lengths, output_size=len(items))  # [S]

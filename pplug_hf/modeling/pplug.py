@@ -471,7 +471,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         labels: Any,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask, their order, the prompt's mask."""
-        backbone = self._attached()
+        backbone = self._attached() if self.backbone is None else self.backbone
         if input_ids is None or input_ids.ndim != 2:
             raise DataError(
                 f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."

@@ -72,6 +72,15 @@ def reorder(order: Tensor, prefix: Tensor, text: Tensor) -> Tensor:
     return both.gather(1, order[(...,) + (None,) * (both.ndim - 2)].expand_as(both))
 
 
+def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
+
+    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
+    it copies the frozen weight, the whole vocabulary, once per row.
+    """
+    return tuple(map(Tensor.contiguous, inputs))
+
+
 def generate_with_prefix(
     backbone: Any,
     inputs_embeds: Tensor,

@@ -19,9 +19,9 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from .encoders import state_of
 from .persona import Persona
 from .plug import PersonaPlug
-from .tensor_state import state_of
 
 LIMIT = 2**28  # bytes; a batch that needs more is computed piece by piece, and nothing of it is kept
 

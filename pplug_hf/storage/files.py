@@ -1,4 +1,4 @@
-"""Single files: atomic replacement, and reading a JSON object."""
+"""Single files: atomic replacement, the lock of a folder, and reading a JSON object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..errors import DataError
+from .layout import HIDDEN
 
 
 @contextlib.contextmanager
@@ -58,3 +61,23 @@ def read_json_object(path: str | os.PathLike, name: str, remedy: str = "download
     if not isinstance(values, dict):
         raise DataError(f"{name} is damaged (it holds a {type(values).__name__}, not settings by name): {remedy}.")
     return values
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: its writers wait for each other. The system releases the lock of a killed process.
+
+    Where there is no lock to be had (a folder that cannot be written, a file system without locks), nobody waits.
+    """
+    path = folder / f"{HIDDEN}lock"
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    with contextlib.suppress(OSError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            # While the lock is held: who gets the lock of a file that is gone, tries again. Windows does it on release.
+            with contextlib.suppress(OSError):
+                path.unlink()
+            lock.release()

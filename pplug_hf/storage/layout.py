@@ -4,6 +4,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
+SAVED = f"{HIDDEN}saved"  # folder of a new plug whose files are moved into place
 
 # The vocabularies of transformers' tokenizers.
 VOCABULARIES = (

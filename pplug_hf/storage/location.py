@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
@@ -29,9 +29,9 @@ from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
 from .files import read_json_object
 from .hub_errors import FAILURES, hub_error
-from .layout import CONFIG, FROZEN_FILES, PLUG_FILES, VOCABULARIES, WEIGHTS
-from .replace import finish, stamp
-from .retry import with_retries
+from .layout import CONFIG, FROZEN_FILES, PLUG_FILES, SAVED, VOCABULARIES, WEIGHTS
+from .replace import finish
+from .retry import T, with_retries
 
 _MB = 2**20
 # Bytes at most. The largest vocabularies in use have about 40 MB; settings have some thousand bytes.
@@ -188,6 +188,10 @@ class Location:
         kind = "sentence encoder" if self.kind == "encoder" else self.kind
         return f"Cannot load {filename + ' of ' if filename else ''}the {kind} {self.full_name!r}"
 
+    def with_retries(self, call: Callable[[], T]) -> T:
+        """Return the result of a library's call that loads from here; what may be downloaded is tried again, see `retry`."""
+        return call() if self.is_local else with_retries(call)
+
     # ---- files ---------------------------------------------------------------------------------------------
 
     def file(self, filename: str) -> Path | None:
@@ -321,13 +325,13 @@ class Location:
 
     @cached_property
     def _stamp(self) -> Any:
-        return stamp(self._local_roots[1])
+        return _stamp_of(self._local_roots[1])
 
     def _local_file(self, filename: str) -> Path | None:
         root, folder, roots = self._local_roots
-        if folder.is_relative_to(root):
+        if folder.is_relative_to(root) and (folder / SAVED).is_dir():
             finish(folder)
-        if stamp(folder) != self._stamp:  # files read earlier belong to another plug
+        if _stamp_of(folder) != self._stamp:  # files read earlier belong to another plug
             raise DataError(f"The {self.kind} in {self.name!r} was saved anew while it was being read: load it again.")
         path = folder / filename
         real = Path(os.path.realpath(path))  # unlike `resolve`, it accepts circular links
@@ -340,6 +344,15 @@ class Location:
             )
         self._check_size(filename, real.stat().st_size)
         return path
+
+
+def _stamp_of(folder: Path) -> Any:
+    """Return a value that changes whenever a plug is saved in the folder."""
+    try:
+        there = (folder / CONFIG).stat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino, there.st_mtime_ns
 
 
 def _cache_of(folder: Path) -> tuple[Path, ...]:

@@ -4,8 +4,8 @@ A file system replaces a single file atomically, but not several. The new files 
 the plug folder, which is then renamed to `.pplug-saved`: from that moment the new plug counts. Its files are moved into
 place one by one; if the process is killed meanwhile, the next reader or writer of the folder moves the rest.
 
-Writers of one folder wait for each other. A reader does not wait; it compares `stamp` before and after to find out
-whether all it has read belongs to one plug.
+Writers of one folder wait for each other. A reader does not wait; it looks before and after whether
+`config.json` is still the same file, to find out whether all it has read belongs to one plug.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from filelock import FileLock
 
 from ..errors import ConfigurationError, DataError
-from .files import read_json_object
-from .layout import CONFIG, HIDDEN, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from .files import locked, read_json_object
+from .layout import CONFIG, HIDDEN, SAVED, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 
 _WRITING = f"{HIDDEN}saving-"
-_SAVED = f"{HIDDEN}saved"
-_LOCK = f"{HIDDEN}lock"
-_NAMES = ".names"  # inside _SAVED: the names of the new plug's files
+_NAMES = ".names"  # inside SAVED: the names of the new plug's files
 
 MODEL_TYPE = "pplug"
 
@@ -77,7 +72,7 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
                 names = [path.relative_to(staging).as_posix() for path in sorted(staging.rglob("*")) if path.is_file()]
                 (staging / _NAMES).write_text(json.dumps(names), encoding="utf-8")
                 _move(folder)
-                staging.rename(folder / _SAVED)
+                staging.rename(folder / SAVED)
                 _move(folder)
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -88,49 +83,19 @@ def replacing(folder: str | os.PathLike) -> Iterator[str]:
 
 
 def finish(folder: Path) -> None:
-    """Complete an interrupted save: move the remaining files of the new plug into place.
+    """Complete an interrupted save, if there is a `.pplug-saved`: move the remaining files of the new plug into place.
 
     If the process that saves is still alive, wait until it is done.
 
     Raises:
         DataError: the folder cannot be written, or what was saved is damaged.
     """
-    if (folder / _SAVED).is_dir():
-        with locked(folder):
-            _move(folder)
-
-
-def stamp(folder: Path) -> Any:
-    """Return a value that changes whenever a plug is saved in the folder."""
-    try:
-        there = (folder / CONFIG).stat()
-    except OSError:
-        return None
-    return there.st_dev, there.st_ino, there.st_mtime_ns
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder: its writers wait for each other. The system releases the lock of a killed process.
-
-    Where there is no lock to be had (a folder that cannot be written, a file system without locks), nobody waits.
-    """
-    path = folder / _LOCK
-    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
-    with contextlib.suppress(OSError):
-        lock.acquire()
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            # While the lock is held: who gets the lock of a file that is gone, tries again. Windows does it on release.
-            with contextlib.suppress(OSError):
-                path.unlink()
-            lock.release()
+    with locked(folder):
+        _move(folder)
 
 
 def _move(folder: Path) -> None:
-    saved = folder / _SAVED
+    saved = folder / SAVED
     if saved.is_symlink() or not saved.is_dir():
         return
     try:

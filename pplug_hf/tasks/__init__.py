@@ -8,4 +8,6 @@ for _of in lamp.MODULES:
     register_task(_of.TASK, (_of.PAPER,))
 for _of in lamp.MODULES:  # lists show all of the paper's first
     register_recipe(_of.OURS)
+for _of in lamp.MODULES:
+    register_recipe(_of.RELEASE)
 register_task(demo.TASK)

@@ -4,7 +4,8 @@
               task, also those that nobody gave.
     mae       an answer is float(answer); anything else counts as the end of the scale farthest from the gold.
     rouge     F-measure of ROUGE-1 and ROUGE-L (rouge-score, no stemming), mean over examples. Its tokens are made
-              of a-z and 0-9, so texts in other scripts score 0, as in the benchmark.
+              of a-z and 0-9, so texts in other scripts score 0, as in the benchmark; `score` warns of it. The
+              metric "rouge-unicode" (text_metrics.py) reads them.
 
 The modules in `pplug_hf/metrics` offer `score_labels`, `score_ratings` and `score_texts` to the `evaluate` library.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import Counter
 from typing import Any, Literal, get_args
 
@@ -20,8 +22,8 @@ import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
 from ..optional import require
-from .metric import METRICS as METRICS
-from .metric import Judged, Metric, Texts, register_metric
+from .metrics import METRICS as METRICS
+from .metrics import Judged, Metric, Texts, register_metric
 
 Fallback = Literal["farthest", "first-digit"]
 
@@ -82,22 +84,28 @@ def score_ratings(
 
 
 def score_texts(predictions: Texts, golds: Texts) -> dict[str, float]:
-    """Return ROUGE-1 and ROUGE-L.
+    """Return ROUGE-1 and ROUGE-L, and warn of golds that its tokens cannot show.
 
     Args:
         predictions: One answer per question.
         golds: The right answers, in the same order.
 
     Returns:
-        "rouge-1", "rouge-L" and "unparsed", the number of empty answers.
+        "rouge-1", "rouge-L" and "unparsed", the number of answers without a token: empty, or in another script.
 
     Raises:
         MismatchError: Predictions and golds differ in number, or there are none.
     """
     predictions, golds = clean(predictions, golds)
-    rouge_1, rouge_l = _rouge(predictions, golds).mean(axis=0)
-    unparsed = sum(not prediction for prediction in predictions)
-    return {"rouge-1": float(rouge_1), "rouge-L": float(rouge_l), "unparsed": unparsed}
+    rouge = Rouge()
+    warn_notes(rouge, golds)
+    return rouge.means(predictions, golds)
+
+
+def warn_notes(metric: Metric, golds: Texts) -> None:
+    """Warn of what a metric cannot judge; Python shows an equal warning once."""
+    for note in metric.notes(golds):
+        warnings.warn(note, stacklevel=3)
 
 
 def clean(predictions: Texts, golds: Texts) -> tuple[list[str], list[str]]:
@@ -148,9 +156,11 @@ def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name
     return np.array(errors)
 
 
-def _rouge(predictions: Texts, golds: Texts) -> np.ndarray:
+def rouge_scores(predictions: Texts, golds: Texts, tokenizer: Any = None) -> np.ndarray:
     """Return ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
-    scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+    scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(
+        ["rouge1", "rougeL"], use_stemmer=False, tokenizer=tokenizer
+    )
     scores = [scorer.score(gold, prediction) for prediction, gold in zip(predictions, golds, strict=True)]
     return np.array([[each["rouge1"].fmeasure, each["rougeL"].fmeasure] for each in scores])
 
@@ -205,12 +215,33 @@ class Rouge(Metric):
 
     name, main = "rouge", "rouge-1"
     titles = (("rouge-1", "ROUGE-1", "rouge"), ("rouge-L", "ROUGE-L", "rouge"))
+    tokenizer: Any = None  # rouge-score's own, which is the benchmark's
+
+    def is_readable(self, text: str) -> bool:
+        """Return true if a text has a token."""
+        return re.search("[a-z0-9]", text.lower()) is not None
+
+    def means(self, predictions: Texts, golds: Texts) -> dict[str, float]:
+        """Return both scores, and the number of answers without a token."""
+        means = rouge_scores(predictions, golds, self.tokenizer).mean(axis=0).tolist()
+        names = [name for name, _, _ in self.titles[-2:]]
+        return dict(zip(names, means, strict=True)) | {"unparsed": sum(not self.is_readable(p) for p in predictions)}
 
     def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
-        return score_texts(predictions, golds)
+        return self.means(predictions, golds)
 
     def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
-        return _rouge(predictions, golds)[:, 0]
+        return rouge_scores(predictions, golds, self.tokenizer)[:, 0]
+
+    def notes(self, golds: Texts) -> list[str]:
+        blind = sum(not self.is_readable(gold) for gold in golds)
+        if not blind:
+            return []
+        advice = "" if self.tokenizer else " For other scripts use a task with the metric 'rouge-unicode'."
+        return [
+            f"{blind} of {len(golds)} golds ({blind / len(golds):.1%}) have no token that {self.main} reads: every answer "
+            f"to them scores 0.{advice}"
+        ]
 
 
 for _metric in (Accuracy(), AbsoluteError(), Rouge()):

@@ -1,80 +1,135 @@
-"""Scores of a task's answers, by the metric that the task names. The rules of LaMP are in `lamp_metrics.py`."""
+"""A metric: how the answers to a task are judged. A metric of your own is one class.
+
+class Length(Metric):
+    name, main, titles = "length", "words", (("words", "words", ""),)
+
+    def per_example(self, predictions, golds, task):
+        return np.array([len(text.split()) for text in predictions], dtype=np.float64)
+
+register_metric(Length())
+task = Task(metric="length", ...)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from ..errors import ConfigurationError
-from .lamp_metrics import Fallback, clean
-from .metric import METRICS, Texts, get_metric
-from .task import Task, get_task
 
-Extra: TypeAlias = Sequence[Mapping[str, Any]] | None
+Texts: TypeAlias = Sequence[str]
 
 
-def score(
-    task: Task | str, predictions: Texts, golds: Texts, *, fallback: Fallback = "farthest", extra: Extra = None
-) -> dict[str, float]:
-    """Return all scores of the answers to a set of questions.
+class Judged(Protocol):
+    """Part of a task that a metric reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+
+class Metric(ABC):
+    """One way to judge answers. What a subclass declares:
+
+    Attributes:
+        name: what a task calls it.
+        main: name of the score that decides, the mean of `per_example`.
+        titles: for each of its scores its name, a title for tables, and the metric's id on the Hub ("" for none).
+        higher_is_better: the direction of its scores.
+        is_free_text: answers are texts, not labels; style and shared questions matter only for texts.
+        needs_numbers: the labels of a task must be numbers.
+        fallbacks: rules for answers that cannot be read; `score` and `per_example` take one as `fallback`.
+        fields: further fields of a row that it reads; `score` and `per_example` take them as `extra`.
+    """
+
+    name: str
+    main: str
+    titles: tuple[tuple[str, str, str], ...]
+    higher_is_better = True
+    is_free_text = True
+    needs_numbers = False
+    fallbacks: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+    @abstractmethod
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+        """Return the main score of each answer.
+
+        Args:
+            predictions: n answers, without white space around them.
+            golds: the n right answers.
+            task: their task.
+            **options: `fallback` if there are `fallbacks`; `extra`, n mappings with the `fields` that a row has, if
+                there are `fields`.
+
+        Returns:
+            [n] in fp64.
+        """
+
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
+        """Return all scores of a set of answers, and `unparsed`, how many could not be read.
+
+        Args:
+            predictions, golds, task: as of `per_example`.
+            **options: likewise.
+        """
+        mean = float(self.per_example(predictions, golds, task, **options).mean())
+        return {self.main: mean, "unparsed": sum(not text for text in predictions)}
+
+    def notes(self, golds: Texts) -> list[str]:
+        """Return sentences about what it cannot judge in these golds; `score` warns with them, and results have them."""
+        return []
+
+    def best_labels(self, log_probs: np.ndarray, labels: Texts) -> np.ndarray:
+        """Return the label with the best expected score: the most likely one, unless a metric knows better.
+
+        Args:
+            log_probs: [n, L] of the labels.
+            labels: L labels.
+
+        Returns:
+            [n] positions in `labels`; of equally good ones the first.
+        """
+        return log_probs.argmax(axis=-1)
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def register_metric(metric: Metric, exist_ok: bool = False) -> None:
+    """Make a metric known by its name.
 
     Args:
-        task: their task.
-        predictions: one answer per question.
-        golds: the right answers, in the same order.
-        fallback: for ratings that are not a number: "farthest" is LaMP's rule; "first-digit" is the one of the
-            paper's authors, the first digit in the answer, else the low end of the scale.
-        extra: `Example.extra` of each question, for a metric that reads further fields of a row.
-
-    Returns:
-        For LaMP "accuracy" and "f1", "mae" and "rmse", or "rouge-1" and "rouge-L"; and "unparsed", the number of
-        answers that are not a label, not a number, or empty.
+        metric: an instance of its class.
+        exist_ok: replace a metric of that name.
 
     Raises:
-        MismatchError: predictions and golds differ in number, there are none, or a gold is impossible.
-        ConfigurationError: no such task or fallback, or the metric needs `extra`.
+        ConfigurationError: the name is taken, unless `exist_ok` says to replace it.
     """
-    return _judge("score", task, predictions, golds, fallback, extra)
+    if metric.name in METRICS and not exist_ok:
+        raise ConfigurationError(f"There is a metric {metric.name!r} already: pass exist_ok=True to replace it.")
+    METRICS[metric.name] = metric
 
 
-def per_example(
-    task: Task | str, predictions: Texts, golds: Texts, *, fallback: Fallback = "farthest", extra: Extra = None
-) -> np.ndarray:
-    """Return the main score of each answer, for a bootstrap. Arguments and errors as in `score`.
+def get_metric(name: str) -> Metric:
+    """Return the metric of that name.
 
-    Returns:
-        For LaMP correctness (0 or 1), absolute error, or ROUGE-1, [n]. Its mean is `score(...)[main_metric(task)]`.
+    Raises:
+        ConfigurationError: no metric of that name is registered.
     """
-    return _judge("per_example", task, predictions, golds, fallback, extra)
-
-
-def main_metric(task: Task | str) -> str:
-    """Return the name of the score that decides: for LaMP "accuracy", "mae" or "rouge-1"."""
-    return get_metric(get_task(task).metric).main
-
-
-def higher_is_better(task: Task | str) -> bool:
-    """Return true unless the task is judged by errors."""
-    return get_metric(get_task(task).metric).higher_is_better
+    if name not in METRICS:
+        raise ConfigurationError(
+            f"There is no metric {name!r}; choose one of {', '.join(METRICS)}, or register_metric one of your own."
+        )
+    return METRICS[name]
 
 
 def score_titles() -> dict[str, tuple[str, str, bool]]:
     """Return (title, metric id on the Hub or "", higher is better) of every score of every metric, main ones first."""
     metrics = METRICS.values()
     return {name: (title, hub_id, m.higher_is_better) for m in metrics for name, title, hub_id in m.titles}
-
-
-def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fallback: str, extra: Extra) -> Any:
-    task = get_task(task)
-    metric = get_metric(task.metric)
-    options: dict[str, Any] = {"fallback": fallback} if metric.fallbacks else {}
-    if metric.fields:
-        if extra is None:
-            raise ConfigurationError(
-                f"The metric {metric.name!r} needs the fields {', '.join(metric.fields)} of the rows, and answers alone "
-                "do not have them: use `pplug-hf bench`, or pass extra."
-            )
-        options["extra"] = extra
-    return getattr(metric, method)(*clean(predictions, golds), task, **options)

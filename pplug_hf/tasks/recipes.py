@@ -1,4 +1,8 @@
-"""Recipes: named settings for a task. `paper/lamp-4` is the paper's, `ours/lamp-4` ours; each stands beside its task.
+"""Recipes: named settings for a task, next to the task.
+
+    paper/lamp-4     of the paper's text and, where that is silent, of its authors' code
+    release/lamp-4   of the authors' code where text and code differ
+    ours/lamp-4      ours
 
     pplug-hf train --recipe paper/lamp-4 --data LaMP_4 --output my-plug     options you pass override it
     pplug-hf recipes --name ours/lamp-4                                     what is in it, and why
@@ -7,7 +11,7 @@
     train(TrainSettings(**recipe.training, data="LaMP_4", output="my-plug"), **recipe.plug)
     bench(BenchSettings(**recipe.answering, data="LaMP_4", output="bench", plugs=["pplug=my-plug"]))
 
-The paper's settings are those of its text and, where that is silent, of its authors' code. Ours were chosen on
+Ours were chosen on
 a few dev splits with small backbones; only those of LaMP-2 have shown a gain (`benchmarks/results`), and nobody has
 compared them on large ones.
 """

@@ -6,20 +6,26 @@ name. How retrieval reads and shows items has defaults, so most tasks need none 
     task = get_task("LaMP-2")
     task.query("Which tag ... tags: [...] description: A burglar dreams.")  # "A burglar dreams."
     task.item_text({"tag": "sci-fi", "description": "A clock stops."})      # "sci-fi: A clock stops."
+    score(task, ["sci-fi", "action"], ["sci-fi", "comedy"])["accuracy"]     # 0.5
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from ..errors import ConfigurationError
-from .lamp_metrics import METRICS  # with LaMP's metrics in it
-from .metric import get_metric
+from .items import field_text, fields_of, item_text, text_of
+from .lamp_metrics import Fallback, clean, warn_notes
+from .metrics import Texts, get_metric
 from .recipes import Recipe, register_recipe, spelled
-from .text import field_text, fields_of, item_text
+from .text_metrics import METRICS  # with all of this package's in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +97,7 @@ class Task:
     )
     item_template: str = field(metadata={"help": "Text of a history item for the encoder, its answer included."})
     item_template_unlabelled: str = field(
-        metadata={"help": "The same as in the paper: without tags and scores (titles stay)."}
+        metadata={"help": "The same without tags and scores (titles stay), as in the code of the paper's authors."}
     )
     retrieval_template: str = field(
         default="",
@@ -111,7 +117,8 @@ class Task:
     )
     metric: str = field(
         metadata={
-            "help": "How answers are judged: accuracy, mae, rouge, or a metric of your own that you registered.",
+            "help": "How answers are judged: accuracy, mae, rouge, rouge-unicode, meteor, or a metric of your own that you "
+            "registered.",
             "choices": METRICS,
         }
     )
@@ -149,7 +156,7 @@ class Task:
             yield f"retrieval_query_pattern is no regular expression ({error})."
         if pattern and not groups:
             yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
-        numbers = bool(self.labels) and all(map(_is_number, self.labels))
+        numbers = bool(self.labels) and all(_number(label) is not None for label in self.labels)
         if get_metric(self.metric).needs_numbers and not numbers:
             yield (
                 f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
@@ -185,6 +192,23 @@ class Task:
     def has_labelled_items(self) -> bool:
         """True if history items carry a label of their own."""
         return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
+
+    def label_of(self, answer: Any) -> str:
+        """Return an answer as a label: a number equal to a label's number is that label, so 5.0 is "5".
+
+        Args:
+            answer: a gold, or the answer in a history item, as text or as a number.
+
+        Returns:
+            The label; the answer without white space around it where it is none, or the task has no list of labels.
+        """
+        text = text_of(answer).strip()
+        return text if text in self.labels else _by_number(self.labels).get(_number(text), text)
+
+    def item_label(self, item: Mapping[str, Any]) -> str:
+        """Return the answer in a history item by the same rule; empty if it has none, or one that is not a label."""
+        answer = self.label_of(field_text(item, self.answer_field))
+        return answer if not self.labels or answer in self.labels else ""
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -263,7 +287,7 @@ class Task:
 
         Args:
             item: A history item.
-            labelled: With the user's tag or score (ours), or without (the paper).
+            labelled: With the user's tag or score, or without (the code of the paper's authors).
 
         Returns:
             The filled template; a null field is empty.
@@ -286,12 +310,19 @@ class Task:
         return head + marker + body[:start], query, body[start + len(query) :] + rest
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float | None:
     try:
-        float(text)
+        return float(text)
     except ValueError:
-        return False
-    return True
+        return None
+
+
+@lru_cache  # asked once per history item
+def _by_number(labels: tuple[str, ...]) -> dict[float | None, str]:
+    """Return the labels by their numbers; without numbers that two labels share."""
+    numbers = {label: number for label in labels if (number := _number(label)) is not None}
+    shared = Counter(numbers.values())
+    return {number: label for label, number in numbers.items() if shared[number] == 1}
 
 
 TASKS: dict[str, Task] = {}
@@ -338,3 +369,69 @@ def get_task(name: str | Task) -> Task:
     raise ConfigurationError(
         f"There is no task {name!r}; choose one of {', '.join(TASKS)}, or pass a Task of your own."
     )
+
+
+Extra: TypeAlias = Sequence[Mapping[str, Any]] | None
+
+
+def score(
+    task: Task | str, predictions: Texts, golds: Texts, *, fallback: Fallback = "farthest", extra: Extra = None
+) -> dict[str, float]:
+    """Return all scores of the answers to a set of questions.
+
+    Args:
+        task: their task.
+        predictions: one answer per question.
+        golds: the right answers, in the same order.
+        fallback: for ratings that are not a number: "farthest" is LaMP's rule; "first-digit" is the one of the
+            paper's authors, the first digit in the answer, else the low end of the scale.
+        extra: `Example.extra` of each question, for a metric that reads further fields of a row.
+
+    Returns:
+        For LaMP "accuracy" and "f1", "mae" and "rmse", or "rouge-1" and "rouge-L"; and "unparsed", the number of
+        answers that are not a label, not a number, or have no word that the metric reads.
+
+    Raises:
+        MismatchError: predictions and golds differ in number, there are none, or a gold is impossible.
+        ConfigurationError: no such task or fallback, or the metric needs `extra`.
+    """
+    return _judge("score", task, predictions, golds, fallback, extra)
+
+
+def per_example(
+    task: Task | str, predictions: Texts, golds: Texts, *, fallback: Fallback = "farthest", extra: Extra = None
+) -> np.ndarray:
+    """Return the main score of each answer, for a bootstrap. Arguments and errors as in `score`.
+
+    Returns:
+        For LaMP correctness (0 or 1), absolute error, or ROUGE-1, [n]. Its mean is `score(...)[main_metric(task)]`.
+    """
+    return _judge("per_example", task, predictions, golds, fallback, extra)
+
+
+def main_metric(task: Task | str) -> str:
+    """Return the name of the score that decides: for LaMP "accuracy", "mae" or "rouge-1"."""
+    return get_metric(get_task(task).metric).main
+
+
+def higher_is_better(task: Task | str) -> bool:
+    """Return true unless the task is judged by errors."""
+    return get_metric(get_task(task).metric).higher_is_better
+
+
+def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fallback: str, extra: Extra) -> Any:
+    task = get_task(task)
+    metric = get_metric(task.metric)
+    options: dict[str, Any] = {"fallback": fallback} if metric.fallbacks else {}
+    if metric.fields:
+        if extra is None:
+            raise ConfigurationError(
+                f"The metric {metric.name!r} needs the fields {', '.join(metric.fields)} of the rows, and answers alone "
+                "do not have them: use `pplug-hf bench`, or pass extra."
+            )
+        options["extra"] = extra
+    predictions, golds = clean(predictions, golds)
+    golds = [task.label_of(gold) for gold in golds]
+    if method == "score":
+        warn_notes(metric, golds)
+    return getattr(metric, method)(predictions, golds, task, **options)

@@ -1,7 +1,7 @@
 """LaMP-1: which of two papers would this author cite?"""
 
 from ..task import PromptFormat, Task
-from .settings import FEW_EXAMPLES, our_recipe, paper_recipe
+from .settings import FEW_EXAMPLES, our_recipe, paper_recipe, release_recipe
 
 TASK = Task(
     name="LaMP-1",
@@ -24,5 +24,6 @@ TASK = Task(
     metric="accuracy",
     max_new_tokens=8,
 )
-PAPER = paper_recipe(TASK)
+PAPER = paper_recipe(TASK, item_template="{title} {abstract}")
+RELEASE = release_recipe(PAPER)
 OURS = our_recipe(TASK, PAPER, {"epochs": (5, FEW_EXAMPLES)})

@@ -1,7 +1,7 @@
 """LaMP-2: which tag would this user give the movie?"""
 
 from ..task import PromptFormat, Task
-from .settings import LABELLED_ITEMS, our_recipe, paper_recipe
+from .settings import UNLABELLED_ITEMS, our_recipe, paper_recipe, release_recipe
 
 MOVIE_TAGS = (
     "sci-fi",
@@ -32,12 +32,12 @@ TASK = Task(
     metric="accuracy",
     max_new_tokens=16,
 )
-PAPER = paper_recipe(TASK, {"labelled_items": False})
+PAPER = paper_recipe(TASK)
+RELEASE = release_recipe(PAPER, {"labelled_items": UNLABELLED_ITEMS})
 OURS = our_recipe(
     TASK,
     PAPER,
     {
-        "labelled_items": LABELLED_ITEMS,
         "batch_size": (16, "Smaller batches make more steps of few examples, and this task has the fewest."),
         "synthetic_users": (3000, "Synthetic users: a plug memorises the hundred or so of a small data set."),
     },

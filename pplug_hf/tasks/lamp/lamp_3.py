@@ -1,7 +1,7 @@
 """LaMP-3: how many stars would this user give with the review?"""
 
 from ..task import PromptFormat, Task
-from .settings import LABELLED_ITEMS, our_recipe, paper_recipe
+from .settings import UNLABELLED_ITEMS, our_recipe, paper_recipe, release_recipe
 
 TASK = Task(
     name="LaMP-3",
@@ -15,5 +15,6 @@ TASK = Task(
     metric="mae",
     max_new_tokens=10,
 )
-PAPER = paper_recipe(TASK, {"epochs": 1, "labelled_items": False}, {"max_new_tokens": 10})
-OURS = our_recipe(TASK, PAPER, {"labelled_items": LABELLED_ITEMS})
+PAPER = paper_recipe(TASK, {"epochs": 1}, {"max_new_tokens": 10})
+RELEASE = release_recipe(PAPER, {"labelled_items": UNLABELLED_ITEMS})
+OURS = our_recipe(TASK, PAPER)

@@ -1,7 +1,7 @@
 """LaMP-4: the headline that this author would write."""
 
 from ..task import PromptFormat, Task
-from .settings import MANY_EXAMPLES, our_recipe, paper_recipe
+from .settings import MANY_EXAMPLES, our_recipe, paper_recipe, release_recipe
 
 TASK = Task(
     name="LaMP-4",
@@ -15,5 +15,6 @@ TASK = Task(
     metric="rouge",
     max_new_tokens=64,
 )
-PAPER = paper_recipe(TASK)
+PAPER = paper_recipe(TASK, item_template="{text} {title}")
+RELEASE = release_recipe(PAPER)
 OURS = our_recipe(TASK, PAPER, {"epochs": (1, MANY_EXAMPLES)})

@@ -1,7 +1,7 @@
 """LaMP-5: the paper title that this author would choose."""
 
 from ..task import PromptFormat, Task
-from .settings import MANY_EXAMPLES, our_recipe, paper_recipe
+from .settings import MANY_EXAMPLES, our_recipe, paper_recipe, release_recipe
 
 TASK = Task(
     name="LaMP-5",
@@ -21,5 +21,6 @@ TASK = Task(
     metric="rouge",
     max_new_tokens=64,
 )
-PAPER = paper_recipe(TASK)
+PAPER = paper_recipe(TASK, item_template="{title} {abstract}")
+RELEASE = release_recipe(PAPER)
 OURS = our_recipe(TASK, PAPER, {"epochs": (1, MANY_EXAMPLES)})

@@ -1,7 +1,7 @@
 """LaMP-6: the subject line of an e-mail. The corpus is licensed: users bring it."""
 
 from ..task import PromptFormat, Task
-from .settings import MANY_EXAMPLES, our_recipe, paper_recipe
+from .settings import MANY_EXAMPLES, our_recipe, paper_recipe, release_recipe
 
 TASK = Task(
     name="LaMP-6",
@@ -17,6 +17,9 @@ TASK = Task(
 )
 PAPER = paper_recipe(
     TASK,
-    not_reproduced=("The paper has no LaMP-6, whose corpus is licensed: these are its settings for the other tasks.",),
+    not_reproduced=(
+        "Paper and code have no LaMP-6, whose corpus is licensed: these are their settings for the other tasks.",
+    ),
 )
+RELEASE = release_recipe(PAPER)
 OURS = our_recipe(TASK, PAPER, {"epochs": (1, MANY_EXAMPLES)})

@@ -1,7 +1,7 @@
 """LaMP-7: a tweet in this user's words."""
 
 from ..task import PromptFormat, Task
-from .settings import FEW_EXAMPLES, our_recipe, paper_recipe
+from .settings import FEW_EXAMPLES, our_recipe, paper_recipe, release_recipe
 
 TASK = Task(
     name="LaMP-7",
@@ -20,4 +20,5 @@ TASK = Task(
     max_new_tokens=128,
 )
 PAPER = paper_recipe(TASK)
+RELEASE = release_recipe(PAPER)
 OURS = our_recipe(TASK, PAPER, {"epochs": (5, FEW_EXAMPLES)})

@@ -1,20 +1,32 @@
-"""Settings that the recipes share: the paper's, and our changes with their reasons."""
+"""Settings that the recipes share: the paper's, and the changes of its authors' code and of ours, with reasons."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from ..recipes import Recipe, spelled
 from ..task import Task
 
 _NOT_REPRODUCED = (
-    "The soft prompt's fixed scale (539.9738, and a seventh of it for I) is FlanT5-XXL's: here the scale is measured "
-    "from any backbone's token embeddings.",
+    "The soft prompt's fixed scale (539.9738, and a seventh of it for I) is presumably FlanT5-XXL's mean embedding norm: "
+    "here the scale is measured from any backbone's token embeddings.",
     "I has no MLP of its own: it is a trained vector, which can become every vector that the MLP could give.",
     "P starts at a tenth of a token's size and not where the authors' initialisation puts it.",
     "The checkpoint is the one with the best loss on a tenth of the training users, who are held out for that.",
     "The plug is computed in float32 on a bfloat16 backbone.",
+    "The frozen language model's dropout stays on in their training; here it is off.",
+    "Their batches are made by length, not shuffled; here prompts of similar length share a shuffled batch.",
+    "Their ten sub-histories of an example lose at least one item each, and are the same in every epoch; here they are "
+    "drawn anew, and may lose none.",
+    "Their last 512 items are the last in the file; here they are the newest by date, where every item has one.",
+    "Their query is cut with the prompt; here only the encoder's own limit cuts it.",
+    "Their prompts are encoded, decoded and encoded again; here they are encoded once.",
+    "They cut the unused rows of the vocabulary; here the backbone stays as it is.",
+    "They do not clip gradients; here their norm is clipped at 1, the default of transformers' trainer.",
+    "Their DeepSpeed file sets accumulation to 1, so their updates are on 2 x GPUs examples, and the batch of 64 may not "
+    "be what made their table; here a batch has 64.",
 )
 
 Changes: TypeAlias = Mapping[str, tuple[Any, str]]
@@ -64,11 +76,12 @@ _PLUG: Changes = {
     "attention_temperature": (0.1, "At 1, unit vectors get almost the same weight each."),
     "learn_temperature": (True, "How sharply to choose among items depends on the task, and can be learned."),
     "train_input_encoder": (False, "The plug stays small, and requests are encoded once."),
+    "item_template": (None, "The task's own text, in which title and text are told apart."),
     "query_prompt": (None, "An encoder's own prompts are used, so that another encoder needs no other recipe."),
     "history_prompt": (None, "As query_prompt."),
 }
 # Reasons that several tasks share.
-LABELLED_ITEMS = (True, "Without the user's tag or score an item does not say how this user judges.")
+UNLABELLED_ITEMS = (False, "The authors' code leaves tags and scores out; the paper's table 7 shows them.")
 FEW_EXAMPLES = "Its items carry no answers to learn from, so examples are few."
 MANY_EXAMPLES = "Every item is an example, so a pass is long."
 
@@ -78,6 +91,7 @@ def paper_recipe(
     training: dict[str, Any] | None = None,
     answering: dict[str, Any] | None = None,
     not_reproduced: tuple[str, ...] = (),
+    item_template: str = "",
 ) -> Recipe:
     """Return the paper's recipe for a task: the settings that its tasks share, and those that differ here."""
     shared = {"task": task.name, **_SHARED}
@@ -85,9 +99,25 @@ def paper_recipe(
         name=f"paper/{spelled(task.name)}",
         task=task.name,
         training=shared | _PAPER_TRAINING | (training or {}),
-        plug=_PAPER_PLUG,
+        plug=_PAPER_PLUG | ({"item_template": item_template} if item_template else {}),
         answering=shared | {"num_beams": 4, "max_new_tokens": 128} | (answering or {}),
         not_reproduced=_NOT_REPRODUCED + not_reproduced,
+    )
+
+
+def release_recipe(paper: Recipe, training: Changes | None = None) -> Recipe:
+    """Return the recipe that follows the authors' released code where it is not what the paper says.
+
+    Args:
+        paper: the paper's recipe for the task.
+        training: setting -> (value, why it is not the paper's).
+    """
+    training = training or {}
+    return replace(
+        paper,
+        name=f"release/{spelled(paper.task)}",
+        training=_changed(paper.training, training),
+        reasons={name: why for name, (_, why) in training.items()},
     )
 
 
@@ -100,6 +130,8 @@ def our_recipe(task: Task, paper: Recipe, training: Changes | None = None, plug:
         training, plug: setting -> (value, why it is not the paper's); None leaves the setting to its default.
     """
     in_training, in_plug = {**_TRAINING, **(training or {})}, {**_PLUG, **(plug or {})}
+    if "item_template" not in paper.plug and in_plug["item_template"][0] is None:
+        del in_plug["item_template"]
     if task.answer_field is None:
         del in_training["train_on_histories"]  # there is nothing in the items to learn from
     shared = {name: change for name, change in in_training.items() if name in paper.answering}
