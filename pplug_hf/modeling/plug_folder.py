@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 def absolute_if_local(name: str | None) -> str | None:
     """Return the absolute path of a local folder or GGUF file, for any working directory; other names as they are."""
-    is_local = name is not None and (os.path.isdir(name) or (name.endswith(".gguf") and os.path.isfile(name)))
-    return os.path.abspath(name) if is_local else name
+    if name and (os.path.isdir(name) or (name.endswith(".gguf") and os.path.isfile(name))):
+        return os.path.abspath(name)
+    return name
 
 
 def open_location(name: str | os.PathLike | Location, kind: str = "plug", **arguments: Any) -> Location:
