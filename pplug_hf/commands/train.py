@@ -49,7 +49,7 @@ class TrainSettings:
         ".jsonl file. The dev and test splits are never used for training."
     )
     output: str = required("Folder for the plug: a new one, or one with a plug to replace.")
-    backbone: str = required("Frozen language model: Hub id or local folder.")
+    backbone: str = required("Frozen language model: Hub id, local folder, or path of a GGUF file.")
     encoder: str = required("Frozen sentence encoder: Hub id or local folder.")
     task: str | None = option(None, TASK)
     backbone_dtype: DType = option("auto", "Data type of the backbone. The plug is float32.")
