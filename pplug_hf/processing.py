@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
 from .modeling.backbone import checked_tokenizer
-from .modeling.personalizer import is_one_user
+from .modeling.personalizer import histories_of
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
@@ -20,6 +21,8 @@ from .tasks.items import whole_texts
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration
+
+logger = logging.get_logger(__name__)
 
 _SENTINEL = "\ue000persona\ue000"  # private use characters: no text of a user holds them
 
@@ -320,16 +323,25 @@ class PPlugProcessor(ProcessorMixin):
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return text.rstrip().endswith((*special, *self.tokenizer.all_special_tokens))
 
-    def decode_answers(self, generated: Any, prompt_length: int = 0) -> list[str]:
+    def decode_answers(self, generated: Any, prompt_length: int | None = None) -> list[str]:
         """What `generate` returned, as texts.
 
         Args:
             generated: [B, L] token ids; -100 counts as padding.
-            prompt_length: T of the `input_ids` given to a causal model.
+            prompt_length: T of the `input_ids` given to a causal model, whose prompts `generate` repeats; 0 for answers
+                alone, as of `Trainer.predict`.
 
         Returns:
             B texts, without special tokens and without a causal model's prompt.
+
+        Raises:
+            ConfigurationError: no `prompt_length` for a causal model.
         """
+        if prompt_length is None and not self.is_encoder_decoder:
+            raise ConfigurationError(
+                "generate repeats the prompt of a causal model: pass prompt_length=inputs['input_ids'].shape[1], or 0 if "
+                "these are answers alone."
+            )
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         skip = 0 if self.is_encoder_decoder else prompt_length
         return [
@@ -338,7 +350,16 @@ class PPlugProcessor(ProcessorMixin):
         ]
 
     def _ids(self, texts: list[str], max_length: int | None, **kwargs: Any) -> list[list[int]]:
-        return self.tokenizer(texts, truncation=max_length is not None, max_length=max_length, **kwargs)["input_ids"]
+        if max_length is None:
+            return self.tokenizer(texts, **kwargs)["input_ids"]
+        ids = self.tokenizer(texts, truncation=True, max_length=max_length + 1, **kwargs)["input_ids"]
+        if all(len(row) <= max_length for row in ids):
+            return ids
+        logger.warning_once(
+            f"A text is longer than max_length={max_length} tokens and loses its end: raise max_length, or put the question "
+            "and the instruction first."
+        )
+        return self.tokenizer(texts, truncation=True, max_length=max_length, **kwargs)["input_ids"]
 
     def _answer_ids(self, answers: list[str], max_length: int | None) -> list[list[int]]:
         answers = whole_texts(answers)
@@ -381,7 +402,7 @@ def _rows_of(count: int, prompts: str, *, persona: Any, query: Any, labels: Any)
     if isinstance(persona, str):
         raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
     rows = {
-        "persona": None if persona is None else [persona] if is_one_user(persona) else list(persona),
+        "persona": None if persona is None else list(histories_of(persona)),
         "query": None if query is None else _rows(query, "query"),
         "labels": None if labels is None else _rows(labels, "labels"),
     }

@@ -167,6 +167,35 @@ def test_the_commit_of_what_the_user_loaded(hub, pushed, me):
     assert me.log.read_text().count("commit of the backbone") == 2
 
 
+def test_a_gguf_file_of_a_repository(hub, pushed, me, stranger, tmp_path):
+    """Its name, path and commit are recorded, and nothing else of the repository is fetched."""
+    pytest.importorskip("gguf")
+    (tmp_path / "q8").mkdir()
+    tiny.gguf(tmp_path / "q8" / "tiny.gguf")
+    repo = hub.repo("me/files", private=True)
+    commit = repo.add(tmp_path)
+    make = "model = PPlugForConditionalGeneration.from_backbone('me/files', 'me/encoder', backbone_kwargs=given)"
+    me(make, given={"gguf_file": "q8/tiny.gguf"})
+    me("tiny.randomise(model.plug); model.push_to_hub('me/gguf-plug', private=True)")
+    answers, files = me(ANSWER), hub.repos["me/gguf-plug"].files()
+    config = json.loads(files["config.json"].data)
+    assert (config["backbone"], config["backbone_revision"]) == ("me/files/q8/tiny.gguf", commit)
+    assert ModelCard(files["README.md"].data.decode()).data.base_model == "me/files"
+    tiny.gguf(tmp_path / "q8" / "tiny.gguf", seed=1)
+    repo.add(tmp_path)
+    load(stranger, "me/gguf-plug", token=TOKEN)
+    assert stranger(ANSWER) == answers
+    load(stranger, "me/gguf-plug", local_files_only=True)
+    assert stranger(ANSWER) == answers
+    text, kinds = refused(me, make, given={"gguf_file": "q4.gguf"})
+    assert "Cannot load q4.gguf of the backbone" in text and "MissingFileError" in kinds
+    for name in ("me/files/../../q8/tiny.gguf", "/etc/tiny.gguf"):
+        hostile = {**files, "config.json": File(json.dumps(config | {"backbone": name}).encode(), False)}
+        hub.repos["me/gguf-plug"].commit("main", hostile)
+        _, kinds = refused(me, LOAD, name="me/gguf-plug", given={})
+        assert "ConfigurationError" in kinds
+
+
 def test_a_download_that_was_cut_off_is_no_plug_offline(hub, pushed, me, requests, tmp_path):
     """Not even if the weights are there: what would be missing then changes answers without a word."""
     hub.fail("GET", "plug/resolve/.*/(generation_config|tokenizer_config).json", status=500)

@@ -135,6 +135,16 @@ def test_prompts_with_retrieved_items_are_the_benchmarks(name):
     prompt = retrieval_prompt(get_task(name), read.prompt, read.history[:1], characters(), 4000)
     assert prompt.text == PROMPTS[name] + read.prompt
     assert sorted(get_ranker("bm25", get_task(name)).rank(read)) == [0, 1]
+    for items, budget in (([], 4000), (read.history, 1)):  # nothing to show, or no room
+        assert retrieval_prompt(get_task(name), read.prompt, items, characters(), budget).text == read.prompt
+    long = {**read.history[0], get_task(name).prompt_format.cut: "x" * 9000}
+    made = retrieval_prompt(get_task(name), read.prompt, [long], characters(), 1000)
+    assert made.items == 1 and len(made.text) <= 1000 and made.text.endswith(read.prompt)
+
+
+def test_reviews_are_looked_for_by_the_whole_input():
+    asked = ROWS["LongLaMP-review"]["input"]
+    assert get_task("LongLaMP-review").retrieval_query(asked) == asked
 
 
 def test_longlamp_is_judged_by_three_scores():

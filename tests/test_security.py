@@ -201,6 +201,10 @@ def test_a_configuration_imports_nothing(plug, parts, alarm, monkeypatch):
         "",
         "mine",
         "me/mine",
+        "me/mine/x.gguf",
+        "mine/x.gguf",
+        "x.gguf",
+        "/etc/x.gguf",
     ],
 )
 def test_a_plug_of_the_hub_names_no_folder_of_this_machine(name, part, plug, parts, tmp_path, monkeypatch):

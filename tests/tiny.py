@@ -1,12 +1,13 @@
 """Tiny models with random weights, the same in every run: language models, a sentence encoder, a plug on top."""
 
 import functools
+import json
 import tempfile
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -136,6 +137,64 @@ def tokenizer(family="gpt2"):
     if family in ("bart", "llama", "encoder"):
         special |= {"bos_token": "<bos>", "cls_token": "<bos>", "sep_token": "<eos>"}
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
+
+
+def gguf(path, architecture="llama", seed=0, words=True):
+    """Write a language model of two layers, most of its weights in 8 bits, with its tokenizer into a file.
+
+    Returns the weights as they are in the file.
+    """
+    from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=150, special_tokens=["<unk>", "<bos>", "<eos>"], show_progress=False)
+    bpe.train_from_iterator([" ".join(WORDS)] * 2, trainer)
+    bpe = json.loads(bpe.to_str())["model"]
+    size = len(bpe["vocab"])
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"q": 2, "k": 1}
+    config = LlamaConfig(vocab_size=size, **shape, num_attention_heads=heads["q"], num_key_value_heads=heads["k"])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        state = {name: torch.randn(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
+
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, 2)
+    file = GGUFWriter(path, architecture)
+    file.add_name("tiny")
+    file.add_vocab_size(size)
+    file.add_context_length(128)
+    file.add_embedding_length(32)
+    file.add_feed_forward_length(64)
+    file.add_block_count(2)
+    file.add_head_count(heads["q"])
+    file.add_head_count_kv(heads["k"])
+    file.add_layer_norm_rms_eps(1e-6)
+    if words:
+        file.add_tokenizer_model("gpt2")
+        file.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+        file.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+        file.add_bos_token_id(1)
+        file.add_eos_token_id(2)
+        file.add_unk_token_id(0)
+    for name, tensor in state.items():
+        weights = tensor.numpy()
+        if tensor.ndim > 1:
+            weights = quants.quantize(weights, GGMLQuantizationType.Q8_0)
+            state[name] = torch.from_numpy(quants.dequantize(weights, GGMLQuantizationType.Q8_0))
+        if (kind := name.split(".")[-2][0]) in heads and "attn" in name:  # llama.cpp turns pairs of neighbours
+            rows = heads[kind]
+            weights = weights.reshape(rows, 2, len(weights) // rows // 2, -1).swapaxes(1, 2).reshape(weights.shape)
+        file.add_tensor(
+            names.get_name(name.removesuffix(".weight")) + ".weight",
+            weights,
+            raw_dtype=GGMLQuantizationType.Q8_0 if tensor.ndim > 1 else None,
+        )
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return state
 
 
 def encoder(pooling="cls", normalize=True, dense=None, width=12, seed=0, include_prompt=True, **kwargs):

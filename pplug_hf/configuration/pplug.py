@@ -64,8 +64,8 @@ class PPlugConfig(PreTrainedConfig):
     config_version: int = _recorded(CONFIG_VERSION, "What the fields of this file mean; see CONFIG_VERSION.")
 
     # The frozen modules, by name: their weights are never saved with a plug.
-    backbone: str | None = _recorded(None, "Frozen language model: Hub id or local folder.")
-    backbone_revision: str | None = _recorded(None, "Commit of the backbone.")
+    backbone: str | None = _recorded(None, "Frozen language model: Hub id, local folder, or path of a GGUF file.")
+    backbone_revision: str | None = _recorded(None, "Commit of the backbone; of a local GGUF file its SHA-256.")
     backbone_fingerprint: dict | None = _recorded(
         None, "Model type, sizes and kind of the backbone that the plug was made for."
     )

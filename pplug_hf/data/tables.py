@@ -1,7 +1,8 @@
 """Reading of data of any size and any of these formats into a `datasets.Dataset` on disk.
 
     LaMP         a folder with {split}_questions.json and {split}_outputs.json
-    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line
+    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line;
+                 items.jsonl beside it may hold the items (see `events.py`), and task.json the task
     datasets     a Dataset, an IterableDataset, or any iterable of such rows
 
 Files may be gzipped. They are read row by row, by the rules of `records.py`, and written at once: in memory are the rows

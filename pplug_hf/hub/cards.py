@@ -25,7 +25,7 @@ from ..errors import ConfigurationError
 from ..modeling.plug_folder import weight_shapes
 from ..storage.files import atomic_write
 from ..storage.layout import CARD, TRAIN_SETTINGS, WEIGHTS
-from ..storage.location import is_hub_id
+from ..storage.location import hub_repository, is_hub_id
 from .card_results import model_index, read_results
 from .card_text import CardText
 
@@ -149,7 +149,7 @@ def _frozen(config: PPlugConfig, kind: str) -> dict[str, Any]:
     name, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
     fingerprint = getattr(config, f"{kind}_fingerprint") or {}
     return {
-        "id": name if is_hub_id(name) and revision else None,  # a relative folder can look like one, but has no commit
+        "id": hub_repository(name) if revision else None,  # a relative folder can look like one, but has no commit
         "revision": _plain(revision),
         "type": _plain(fingerprint.get("model_type")) or "model",
         "vocabulary": size if isinstance(size := fingerprint.get("vocab_size"), int) else None,

@@ -21,7 +21,7 @@ from ..modeling.plug_folder import load_config, weight_shapes
 from ..storage.files import read_json_object
 from ..storage.hub_errors import FAILURES, chain_of, hub_error, status_of
 from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS
-from ..storage.location import Location, is_hub_id
+from ..storage.location import Location, hub_repository, is_hub_id
 from ..version import __version__
 from .cards import write_card
 from .stub import add_stub
@@ -121,12 +121,13 @@ def _stage(location: Location, staging: Path, api: HfApi) -> PPlugConfig:
 
 def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | None, str | None]:
     """Return the Hub id and commit of a frozen part as a repository may name them; (None, None) for a local one."""
-    if not is_hub_id(name):
+    repository = hub_repository(name)
+    if repository is None:
         return None, None
     if isinstance(commit, str):
         return name, commit
     try:  # it was loaded by somebody else, who did not say which commit
-        commit = api.resolve_revision(name).resolved
+        commit = api.resolve_revision(repository).resolved
     except FAILURES as error:
         logger.warning(
             "The commit of the %s %r is not known, and the Hub does not tell (%s). It is recorded as a local one: "

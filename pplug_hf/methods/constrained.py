@@ -70,7 +70,7 @@ def label_ids(processor: PPlugProcessor, labels: Sequence[str]) -> list[list[int
             f"The tokenizer does not end labels with its end-of-sequence token (eos_token_id is {end}), which leaves "
             "the end of a label open: set tokenizer.eos_token, or answer without labels."
         )
-    written = [processor.decode_answers(torch.tensor([row]))[0] for row in ids]
+    written = [processor.decode_answers(torch.tensor([row]), 0)[0] for row in ids]
     lost = [label for label, text in zip(labels, written, strict=True) if text != label.strip()]
     if lost:
         raise ConfigurationError(

@@ -5,9 +5,11 @@ Letters: B batch, T text tokens, P prefix tokens, H backbone width.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,7 +34,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ..errors import ConfigurationError, PPlugError
-from ..storage.location import Location, cached_commit
+from ..optional import require
+from ..storage.location import Location, cached_commit, split_gguf
 from .frozen import check_attention
 from .prefix import make_contiguous, word_embeddings
 
@@ -39,17 +43,18 @@ from .prefix import make_contiguous, word_embeddings
 def load_backbone(
     source: str | os.PathLike | Location | PreTrainedModel, *, model_type: str | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """The language model of a Hub id or local folder; a loaded model is returned as it is.
+    """Load the language model of a Hub id, local folder or GGUF file; a loaded model is returned as it is.
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
         model_type: of the text model alone, if the files hold one that also sees: "gemma3_text" of a "gemma3".
-        **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, ...).
+        **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, gguf_file, ...).
 
     Raises:
         ConfigurationError: not a model that generates text from embeddings.
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
         HubError: the Hub refuses.
+        MissingPackageError: a GGUF file needs a package that is not installed.
     """
     if isinstance(source, str | os.PathLike):
         source = Location(os.fspath(source), kind="backbone")
@@ -90,9 +95,13 @@ def checked_tokenizer(tokenizer: Any) -> Any:
 
 def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) -> PreTrainedModel:
     location = location.pinned()
+    name, arguments = _loading_arguments(location)
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
+    if location.gguf_file:  # packed weights would need code of another repository, and pass no gradient
+        kwargs = {"quantization_config": GgufConfig(dequantize=True), **kwargs}
     try:
-        config = _load_config(location, kwargs)
+        check_attention(location)
+        config = _load_config(location, name, arguments | {"trust_remote_code": kwargs["trust_remote_code"]})
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             auto: Any = AutoModelForSeq2SeqLM
         elif config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "AutoModelForCausalLM" in getattr(
@@ -105,38 +114,48 @@ def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) ->
             auto = AutoModelForSeq2SeqLM
         else:
             raise ConfigurationError(
-                f"The backbone {location.name!r} is of type {config.model_type!r}, which transformers has neither as a "
+                f"The backbone {location.full_name!r} is of type {config.model_type!r}, which transformers has neither as a "
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
         text = config.get_text_config()
         if model_type == text.model_type != config.model_type and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
             auto = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
-        kwargs |= location.hub_arguments
-        model, report = location.with_retries(
-            lambda: auto.from_pretrained(location.name, output_loading_info=True, **kwargs)
-        )
+        kwargs |= arguments | ({"config": config} if location.gguf_file else {})  # read once, for it takes seconds
+        model, report = location.with_retries(lambda: auto.from_pretrained(name, output_loading_info=True, **kwargs))
     except (PPlugError, torch.OutOfMemoryError):
         raise
     except OSError as error:
         raise location.load_error(error) from error
     except Exception as error:  # nonsense in a file, options that do not go together, a package that it needs
         raise ConfigurationError(
-            f"The backbone {location.name!r} cannot be used ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})."
+            f"The backbone {location.full_name!r} cannot be used ({type(error).__name__}: "
+            f"{next(iter(str(error).splitlines()), '')})."
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigurationError(
-            f"The backbone {location.name!r} lacks {len(missing)} weights of a {type(model).__name__} (first {missing[0]}), "
-            "which would stay random: it is no complete language model."
+            f"The backbone {location.full_name!r} lacks {len(missing)} weights of a {type(model).__name__} (first "
+            f"{missing[0]}), which would stay random: it is no complete language model."
         )
     model.config._commit_hash = location.commit  # as transformers did until 5.20
+    if location.gguf_file:
+        model.config.name_or_path = location.full_name
     return model
 
 
-def _load_config(location: Location, kwargs: dict[str, Any]) -> Any:
-    check_attention(location)
-    trusted = {"trust_remote_code": kwargs["trust_remote_code"]}  # the user's choice alone
+def _loading_arguments(location: Location) -> tuple[str, dict[str, Any]]:
+    """Return what to pass to `from_pretrained` of transformers: the name, and where to find the files of that name."""
+    if not location.gguf_file:
+        return location.name, location.hub_arguments
+    for package in ("gguf", "accelerate"):
+        require(package, "gguf", "A backbone in a GGUF file")
+    path = location.gguf_path()
+    # Absolute, for transformers would prefer a file of that name in the working directory.
+    return os.path.dirname(path), {"gguf_file": path, "local_files_only": True}
+
+
+def _load_config(location: Location, name: str, arguments: dict[str, Any]) -> Any:
     try:
-        return AutoConfig.from_pretrained(location.name, **trusted, **location.hub_arguments)
+        return AutoConfig.from_pretrained(name, **arguments)
     except ValueError as error:
         if isinstance(error, OSError):
             raise
@@ -146,7 +165,7 @@ def _load_config(location: Location, kwargs: dict[str, Any]) -> Any:
                 "(merge_and_unload), save the result and pass that folder."
             ) from error
         raise ConfigurationError(
-            f"The backbone {location.name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
+            f"The backbone {location.full_name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -250,9 +269,20 @@ def hidden_size(backbone: PreTrainedModel) -> int:
 
 
 def origin(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
-    """(Hub id or folder, commit) a backbone was loaded from, as far as it, or else the cache, knows."""
-    name = backbone.config.name_or_path or None
-    return name, getattr(backbone.config, "_commit_hash", None) or cached_commit(name)
+    """(Hub id or folder, commit) a backbone was loaded from, as far as it, or else the cache, knows.
+
+    Of a GGUF file: (its path, its SHA-256), or on the Hub ("owner/name/file.gguf", commit).
+    """
+    config = backbone.config
+    name = config.name_or_path or None
+    commit = getattr(config, "_commit_hash", None) or cached_commit(name)
+    file = getattr(getattr(config, "quantization_config", None), "gguf_file", None)
+    if name and file and not name.endswith(".gguf"):  # loaded by the user
+        name = str(PurePosixPath(name, file))
+    if name and name.endswith(".gguf") and commit is None and os.path.isfile(name):
+        with open(name, "rb") as weights:
+            commit = config._commit_hash = hashlib.file_digest(weights, "sha256").hexdigest()
+    return name, commit
 
 
 def find_tokenizer(
@@ -269,10 +299,12 @@ def find_tokenizer(
     if name is None:
         return None
     location = location or Location(name).updated(kwargs)[0]
-    location = replace(location, name=name, revision=commit, subfolder=kwargs.get("subfolder") or "")
+    subfolder = "" if split_gguf(name)[1] else kwargs.get("subfolder") or ""
+    location = replace(location, name=name, revision=commit, subfolder=subfolder, gguf_file="", kind="backbone")
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **location.hub_arguments)
-    except (OSError, ValueError):
+        name, arguments = _loading_arguments(location)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError):
         return None
 
 

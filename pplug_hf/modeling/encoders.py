@@ -57,6 +57,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
     location = location.pinned()
     check_attention(location)
+    _check_is_encoder(location)
     try:
         if location.force_download:
             location.refresh()
@@ -74,6 +75,17 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
         ) from error
     vars(encoder)["_source"] = (location.name, location.commit)
     return encoder
+
+
+def _check_is_encoder(location: Location) -> None:
+    """Refuse a model that generates text, of which SentenceTransformer would make an untrained encoder."""
+    generates = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    kinds = [name for name in location.settings().get("architectures") or () if str(name).endswith(generates)]
+    if kinds and location.file("modules.json") is None:
+        raise ConfigurationError(
+            f"The encoder {location.name!r} is a language model ({kinds[0]}), not a sentence encoder: name a "
+            "sentence-transformers model, e.g. BAAI/bge-base-en-v1.5, or pass a loaded SentenceTransformer to insist."
+        )
 
 
 def freeze_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
@@ -139,11 +151,11 @@ def item_texts(history: History, template: str | None) -> list[str]:
         DataError: something that is not a text, or an item without a field of the template. Names the position
             and the type or the field, never what the item says.
     """
-    if isinstance(history, str) or not isinstance(history, Iterable):
+    if isinstance(history, str | Mapping) or not isinstance(history, Iterable):
         raise DataError(f"A history is a list of texts or items, got a single {type(history).__name__}: pass [text].")
     texts = []
     for i, item in enumerate(history):
-        if isinstance(item, Mapping):
+        if is_mapping := isinstance(item, Mapping):
             if template is None:
                 raise DataError(
                     f"History item {i} is a mapping with the fields {sorted(map(str, item))}, and the model has no "
@@ -154,6 +166,8 @@ def item_texts(history: History, template: str | None) -> list[str]:
             raise DataError(
                 f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."
             )
+        if not is_mapping and not item.strip():
+            raise DataError(f"History item {i} is an empty text, which tells nothing of its user: leave it out.")
         texts.append(item)
     return texts
 
@@ -179,12 +193,12 @@ def embed(
     """
     distinct = list(dict.fromkeys(texts))
     vectors = encoder.encode(
-        whole_texts(distinct),
+        distinct if "".join(distinct).isascii() else whole_texts(distinct),
         prompt=prompt,
         batch_size=batch_size,
         show_progress_bar=show_progress,
         convert_to_tensor=True,
-        **_task(encoder, task),
+        **(_task(encoder, task) if isinstance(encoder[0], Router) else {}),
     )
     row = dict(zip(distinct, range(len(distinct)), strict=True))
     # Indexing copies, which also turns encode's inference tensors into ones that autograd may save.
@@ -207,8 +221,9 @@ def check_finite(vectors: Tensor) -> None:
 def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
     """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
-    task = _task(encoder, "query")
-    features = encoder.preprocess(whole_texts(list(texts)), prompt=prompt, **task)
+    task = _task(encoder, "query") if isinstance(encoder[0], Router) else {}
+    texts = list(texts) if "".join(texts).isascii() else whole_texts(list(texts))
+    features = encoder.preprocess(texts, prompt=prompt, **task)
     vectors = encoder(batch_to_device(features, device), **task)["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 

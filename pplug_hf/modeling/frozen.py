@@ -10,8 +10,10 @@ from typing import Any
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, MismatchError
-from ..storage.location import Location, is_hub_id
+from ..storage.location import Location, hub_repository
 from .weight_sample import differs_from_files
+
+_SHA256 = 64  # hexadecimal digits of a GGUF file's digest; a commit has 40
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,9 @@ def locate(kind: str, given: Any, config: PPlugConfig, location: Location) -> An
             f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
             f"that is on no Hub, {wanted}."
         )
-    if not location.is_local and (not is_hub_id(recorded) or os.path.exists(recorded)):
-        what = "a path on this machine" if is_hub_id(recorded) else "no Hub id"
+    repository = hub_repository(recorded)
+    if not location.is_local and (repository is None or os.path.exists(repository)):
+        what = "no Hub id" if repository is None else "a path on this machine"
         raise ConfigurationError(
             f"The plug {location.name!r} comes from the Hub and says that its {kind} is {recorded!r}, which is {what} and "
             f"is not opened: pass {kind}=<a loaded one, or its name>, {wanted}."
@@ -54,6 +57,8 @@ def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | Non
         name, commit: of the backbone, as far as it knows.
     """
     known = (config.backbone, name), (config.backbone_revision, commit)
+    if commit == config.backbone_revision and len(commit or "") == _SHA256:
+        return  # the same file, wherever it is
     if any(recorded and got and recorded != got for recorded, got in known):
         logger.warning(
             "The plug was trained on the backbone %s at %s and is put on %s at %s. It fits, but its answers may be worse, "

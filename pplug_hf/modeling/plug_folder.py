@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def absolute_if_local(name: str | None) -> str | None:
-    """Return the absolute path of a local folder, so that a plug loads from any working directory; other names as they are."""
-    return os.path.abspath(name) if name and os.path.isdir(name) else name
+    """Return the absolute path of a local folder or GGUF file, for any working directory; other names as they are."""
+    if name and (os.path.isdir(name) or (name.endswith(".gguf") and os.path.isfile(name))):
+        return os.path.abspath(name)
+    return name
 
 
 def open_location(name: str | os.PathLike | Location, kind: str = "plug", **arguments: Any) -> Location:

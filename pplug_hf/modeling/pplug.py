@@ -132,10 +132,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Create a new plug on a frozen language model.
 
         Args:
-            backbone: Hub id, local folder, or a loaded seq2seq or causal model.
+            backbone: Hub id, local folder, path of a GGUF file, or a loaded seq2seq or causal model.
             encoder: Hub id, local folder, or a loaded `SentenceTransformer`.
             tokenizer: the backbone's; default: the one saved with the backbone.
-            backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config, ...).
+            backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config,
+                gguf_file, ...).
             encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
             check_backbone: find out on a few tokens how the backbone takes a soft prompt, and refuse it at once if it cannot.
                 Without it, soft prompts and words go in as `inputs_embeds`.

@@ -198,7 +198,8 @@ def generate_with_prefix(
     P, T = inputs_embeds.shape[1] - input_ids.shape[1], input_ids.shape[1]
     if limit is not None:
         _keep_within(config, limit, attention_mask, T)
-    if P > 0:
+    given = config.max_length or config.min_length or config.max_cache_len or backbone.generation_config.max_length
+    if P > 0 and (given or backbone.generation_config.min_length):
         _count_without_prefix(config, backbone.generation_config, P, T)
     # Padding goes in front, as in the embeddings: a rule reads each prompt right before its answer.
     ids = input_ids.gather(1, text_mask.argsort(dim=1, stable=True))

@@ -53,6 +53,7 @@ _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
 # The arguments of transformers' `from_pretrained` that say where to load from.
 HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+_ARGUMENTS = (*HUB_ARGUMENTS, "gguf_file")
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +70,22 @@ class Location:
     local_files_only: bool = False
     force_download: bool = False
     kind: str = "plug"  # or backbone, encoder, persona
+    gguf_file: str = ""  # of a backbone that is one file in the GGUF format; it may also end the name
 
     def __post_init__(self) -> None:
-        path = PurePosixPath((self.subfolder or "").replace("\\", "/"))
+        name, file = split_gguf(self.name) if self.kind == "backbone" else (self.name, "")
+        gguf_file = PurePosixPath((self.gguf_file or file).replace("\\", "/"))
+        path = PurePosixPath((self.subfolder or "").replace("\\", "/"), gguf_file.parent)
         if path.is_absolute() or ".." in path.parts:
-            raise ConfigurationError(f"subfolder must lie inside the {self.kind}, got {self.subfolder!r}.")
-        object.__setattr__(self, "subfolder", "" if path == PurePosixPath() else str(path))
+            option, value = ("gguf_file", gguf_file) if gguf_file.name else ("subfolder", self.subfolder)
+            raise ConfigurationError(f"{option} must lie inside the {self.kind}, got {str(value)!r}.")
+        options = {
+            "name": name,
+            "gguf_file": gguf_file.name,
+            "subfolder": "" if path == PurePosixPath() else str(path),
+        }
+        for option, value in options.items():
+            object.__setattr__(self, option, value)
         if self.force_download and self.local_files_only:
             raise ConfigurationError(
                 "force_download=True and local_files_only=True contradict each other: choose one."
@@ -82,12 +93,17 @@ class Location:
 
     def updated(self, arguments: Mapping[str, Any]) -> tuple[Location, dict[str, Any]]:
         """Return the location with the options in `arguments`, and the arguments that are not about the location."""
-        options = {key: arguments[key] for key in HUB_ARGUMENTS if arguments.get(key) is not None}
-        return replace(self, **options), {key: value for key, value in arguments.items() if key not in HUB_ARGUMENTS}
+        options = {key: arguments[key] for key in _ARGUMENTS if arguments.get(key) is not None}
+        return replace(self, **options), {key: value for key, value in arguments.items() if key not in _ARGUMENTS}
 
     def frozen_module(self, name: str, revision: str | None, kind: str) -> Location:
         """Return the location of a backbone or encoder, with the same token, cache and download options."""
-        return replace(self, name=name, revision=revision, subfolder="", kind=kind)
+        return replace(self, name=name, revision=revision, subfolder="", gguf_file="", kind=kind)
+
+    @property
+    def full_name(self) -> str:
+        """The name, and of a GGUF file its path behind it."""
+        return str(PurePosixPath(self.name, self.subfolder, self.gguf_file)) if self.gguf_file else self.name
 
     @property
     def is_local(self) -> bool:
@@ -170,7 +186,7 @@ class Location:
     def _task(self, filename: str = "") -> str:
         filename = filename or (CONFIG if self.kind == "plug" else "")
         kind = "sentence encoder" if self.kind == "encoder" else self.kind
-        return f"Cannot load {filename + ' of ' if filename else ''}the {kind} {self.name!r}"
+        return f"Cannot load {filename + ' of ' if filename else ''}the {kind} {self.full_name!r}"
 
     def with_retries(self, call: Callable[[], T]) -> T:
         """Return the result of a library's call that loads from here; what may be downloaded is tried again, see `retry`."""
@@ -215,6 +231,19 @@ class Location:
             raise MissingFileError(
                 f"{self._task(filename)}: there is no such file in {where}. Check the name, revision= and subfolder=."
             )
+        return path
+
+    def gguf_path(self) -> str:
+        """Return the absolute path of the GGUF file, downloaded if necessary.
+
+        Raises:
+            MissingFileError, HubError: see `file`; there is no such file.
+        """
+        if not self.is_local:
+            return os.path.abspath(self.require(self.gguf_file))
+        path = os.path.abspath(self.full_name)  # a user's own folder may hold a link to it
+        if not os.path.isfile(path):
+            raise MissingFileError(f"{self._task()}: there is no such file{_REMEDIES[self.kind]}.")
         return path
 
     def folder(self, filenames: Iterable[str] = PLUG_FILES) -> Path:
@@ -281,7 +310,7 @@ class Location:
         return {**self.hub_arguments, "library_name": "pplug-hf", "library_version": __version__}
 
     def _check_size(self, filename: str, size: int) -> None:
-        limit = None if self.kind == "persona" else _LIMITS.get(filename, _LIMIT)
+        limit = None if self.kind == "persona" or filename == self.gguf_file else _LIMITS.get(filename, _LIMIT)
         if limit is not None and size > limit:
             raise DataError(
                 f"{self._task(filename)}: it has {size / _MB:.0f} MB, and such a file has at most {limit / _MB:.0f} MB. "
@@ -333,6 +362,24 @@ def _cache_of(folder: Path) -> tuple[Path, ...]:
             # The second is shared between repositories.
             return snapshots.parent / "blobs", snapshots.parent.parent / "blobs"
     return ()
+
+
+def split_gguf(name: str) -> tuple[str, str]:
+    """Return ("folder", "file.gguf") of "folder/file.gguf", likewise of "owner/name/file.gguf"; (name, "") of all others."""
+    if not name.endswith(".gguf") or os.path.isdir(name):
+        return name, ""
+    folder, file = os.path.split(name)
+    if os.path.isdir(folder or os.curdir):
+        return folder or os.curdir, file
+    owner, *rest = name.split("/", 2)
+    repository = f"{owner}/{rest[0]}" if len(rest) == 2 else None
+    return (repository, rest[1]) if repository and is_hub_id(repository) else (name, "")
+
+
+def hub_repository(name: str | None) -> str | None:
+    """Return the repository that a frozen module's name says, with or without a GGUF file; None if it is on no Hub."""
+    repository = split_gguf(name)[0] if name else None
+    return repository if is_hub_id(repository) else None
 
 
 def is_hub_id(name: str | None) -> bool:

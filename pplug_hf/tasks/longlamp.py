@@ -35,6 +35,7 @@ ABSTRACT = Task(
         frame="{head}{items}. Use the above abstracts as context to understand the style and language of the user and, "
         "{input}",
         reserved="Use the above abstracts as context to understand the style and language of the user and,",
+        frame_tokens=3,
     ),
     # A profile has no keywords, and those of another paper would be wrong: the title is all that is known.
     history_prompt_template='Generate an abstract for the title "{title}" using the following items: {title}',
@@ -57,6 +58,7 @@ REVIEW = Task(
         cut="reviewText",
         frame="{head}{items}. Following the given patterns {input}",
         reserved="Following the given patterns",
+        frame_tokens=3,
     ),
     history_prompt_template="Generate the review text written by a reviewer who has a given an overall rating of "  # sic
     '"{overall}" for a product with description "{description}". The summary of the review text is "{summary}".',
@@ -76,6 +78,7 @@ TOPIC = Task(
         cut="content",
         frame="{head}{items}. Following the given patterns, {input}",
         reserved="Following the given patterns,",
+        frame_tokens=3,
     ),
     **_ANY,
 )
