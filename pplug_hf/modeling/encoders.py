@@ -179,12 +179,12 @@ def embed(
     """
     distinct = list(dict.fromkeys(texts))
     vectors = encoder.encode(
-        distinct if "".join(distinct).isascii() else whole_texts(distinct),
+        distinct if all(map(str.isascii, distinct)) else whole_texts(distinct),
         prompt=prompt,
         batch_size=batch_size,
         show_progress_bar=show_progress,
         convert_to_tensor=True,
-        **(_task(encoder, task) if isinstance(encoder[0], Router) else {}),
+        **(_task(encoder, task) if Router in set(map(type, encoder)) else {}),
     )
     row = dict(zip(distinct, range(len(distinct)), strict=True))
     # Indexing copies, which also turns encode's inference tensors into ones that autograd may save.
@@ -207,9 +207,9 @@ def check_finite(vectors: Tensor) -> None:
 def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
     """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
-    task = _task(encoder, "query") if isinstance(encoder[0], Router) else {}
-    texts = list(texts) if "".join(texts).isascii() else whole_texts(list(texts))
-    features = encoder.preprocess(texts, prompt=prompt, **task)
+    task = _task(encoder, "query") if Router in set(map(type, encoder)) else {}
+    texts = texts if all(map(str.isascii, texts)) else whole_texts(list(texts))
+    features = encoder.preprocess(list(texts), prompt=prompt, **task)
     vectors = encoder(batch_to_device(features, device), **task)["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 

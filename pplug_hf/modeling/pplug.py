@@ -14,6 +14,7 @@ import copy
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -579,7 +580,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            with reading_ids(backbone, ids):
+            with nullcontext() if ids is None else reading_ids(backbone, ids):
                 output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
             if labels is not None:
                 output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
@@ -600,7 +601,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
         kwargs["position_ids"] = position_ids(mask)
-        with reading_ids(backbone, ids):
+        with nullcontext() if ids is None else reading_ids(backbone, ids):
             output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
         if targets is not None:
             logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
@@ -647,7 +648,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
-        with reading_ids(self.backbone, ids):
+        with nullcontext() if ids is None else reading_ids(self.backbone, ids):
             return generate_with_prefix(
                 self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit
             )
