@@ -52,19 +52,16 @@ def make_backbone(tokenizer):
 
 
 def batches(processor, examples, personas, steps, batch_size):
-    """Yield random batches, with the persona right before the user's text as in `apply_chat_template`."""
+    """Yield random batches to train on: chats that end with the answer, the persona right before the user's text."""
     draw = random.Random(0)
     for _ in range(steps):
         rows = draw.choices(range(len(examples)), k=batch_size)
-        chats = [chat(examples[i].prompt) for i in rows]
-        batch = processor(
-            text=processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True),
+        yield processor.apply_chat_template(
+            [chat(examples[i].prompt) for i in rows],
             persona=[personas[i] for i in rows],
             query=[examples[i].query for i in rows],
             labels=[str(examples[i].target) for i in rows],
         )
-        batch["persona_position"] = processor.apply_chat_template(chats)["persona_position"]
-        yield batch
 
 
 def chat(text):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .commands.train import TrainSettings, train
     from .configuration import PPlugConfig
     from .data.dataset import PersonaDataset
+    from .data.events import from_events
     from .data.examples import stream
     from .data.histories import history_examples, split_users
     from .data.lamp import read_lamp
@@ -66,6 +67,7 @@ _WHERE = {
     "evaluate": "commands.evaluate",
     "EvaluateSettings": "commands.evaluate",
     "Example": "data.records",
+    "from_events": "data.events",
     "get_ranker": "methods.retrievers",
     "get_recipe": "tasks.recipes",
     "get_task": "tasks.task",

@@ -23,6 +23,12 @@ _COMMANDS = {
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "prepare": (
+        "prepare",
+        "PrepareSettings",
+        "prepare",
+        "make a data set and a task of a log of events (CSV, Parquet, ...)",
+    ),
     "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),

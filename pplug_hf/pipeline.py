@@ -96,7 +96,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             ConfigurationError: no plug of that name is loaded.
             DataError: something is not a prompt or not a history.
         """
-        from .modeling.personalizer import is_one_user
+        from .modeling.personalizer import is_one_user, listed
 
         single = isinstance(text_inputs, str | Mapping) or _is_chat(text_inputs)
         rows: Any = [text_inputs] if single else text_inputs
@@ -104,6 +104,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             raise DataError(
                 f"A prompt is a text, a chat, or a mapping with one of them under 'text'; got a {type(rows).__name__}."
             )
+        if hasattr(kwargs.get("persona"), "__len__"):  # a generator may give one history per prompt, as they come
+            kwargs["persona"] = listed(kwargs["persona"])
         if "persona" in kwargs and not is_one_user(kwargs["persona"]):
             rows = _with(rows, "persona", kwargs.pop("persona"))
         for name in ("query", "plug"):

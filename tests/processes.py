@@ -54,7 +54,7 @@ def train(folder, family="t5", new="some", accumulated=1, resume=None, predict=F
     }
     if predict:
         predictions = trainer.predict(data, max_new_tokens=5)
-        seen["answers"] = trainer.processing_class.decode_answers(predictions.predictions)
+        seen["answers"] = trainer.processing_class.decode_answers(predictions.predictions, 0)
     (folder / f"seen-{RANK}.json").write_text(json.dumps(seen), encoding="utf-8")
     save_file(plug_of(model), folder / f"plug-{RANK}.safetensors")
 

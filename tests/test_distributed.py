@@ -200,7 +200,9 @@ def arguments(places, tmp_path):
         profile = [{"text": sentence(rng, 2, 5), "shelf": shelf} for _ in range(rng.randint(1, 5))]
         name = str(len(rows))
         rows.append({"id": name, "user": name, "input": f"book {text}", "output": shelf, "profile": profile})
-        learning, validating = split_users([Example(r["id"], r["user"], "", "", "", []) for r in rows], 0.1, seed=1)
+        learning, validating = split_users(
+            [Example(r["id"], r["user"], "", "", "", []) for r in rows], 0.1, 1, nearest=True
+        )
         if len(learning) == 32 and validating:
             break
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

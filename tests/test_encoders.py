@@ -4,11 +4,11 @@ import pytest
 import tiny
 import torch
 from reference import close
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Dense, Router, StaticEmbedding
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel
-from pplug_hf.errors import MissingFileError
+from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor, VectorStore
+from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.modeling.encoders import (
     embed,
     embed_with_gradient,
@@ -247,3 +247,107 @@ def test_a_half_precision_encoder_gives_full_precision_vectors(places):
     assert persona.vectors.dtype == torch.float32
     close(persona.vectors, tiny.model().encode_persona(tiny.HISTORY).vectors, 0.1)
     assert model.soft_prompt(persona, query="the sea").dtype == torch.float32
+
+
+# ---- encoders with two sides ----------------------------------------------------------------------------------------
+
+
+def routed(**choices):
+    words = tiny.tokenizer("encoder").backend_tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sides = [[StaticEmbedding(words, embedding_dim=12)] for _ in range(2)]
+    return SentenceTransformer(modules=[Router.for_query_document(*sides, **choices)], device="cpu")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_queries_and_history_go_through_sides_of_their_own(trained, tmp_path):
+    encoder = routed()
+    model = PPlugForConditionalGeneration.from_backbone(
+        tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"), train_input_encoder=trained
+    )
+    assert torch.allclose(
+        model.encode_persona(tiny.HISTORY).vectors, torch.tensor(encoder.encode_document(tiny.HISTORY))
+    )
+    weights = model.persona_weights(tiny.HISTORY, query="the sea")[0]
+    asked = torch.tensor(encoder.encode_query(["the sea"]))
+    assert torch.allclose(weights, model.persona_weights(tiny.HISTORY, query=asked)[0], atol=1e-5)
+    names = [name for name, _ in model.plug.named_parameters() if name.startswith("input_encoder")]
+    assert bool(names) == trained and not any("document" in name for name in names)
+    for name in names:  # whatever is trained has a gradient
+        model.zero_grad()
+        model(
+            torch.tensor([[9, 10]]), labels=torch.tensor([[9, 10]]), persona=tiny.HISTORY, query="sea"
+        ).loss.backward()
+        assert model.plug.get_parameter(name).grad.abs().sum() > 0
+    model.save_pretrained(tmp_path)
+    again = PPlugForConditionalGeneration.from_pretrained(tmp_path, backbone=model.backbone, encoder=routed())
+    assert torch.allclose(again.persona_weights(tiny.HISTORY, query="the sea")[0], weights, atol=1e-6)
+
+
+def test_a_store_keeps_the_sides_apart(tmp_path):
+    encoder = routed()
+    items, queries = VectorStore(encoder, folder=tmp_path), VectorStore(encoder, folder=tmp_path, task="query")
+    assert torch.allclose(items(["sea"]), torch.tensor(encoder.encode_document(["sea"])), atol=1e-6)
+    assert torch.allclose(queries(["sea"]), torch.tensor(encoder.encode_query(["sea"])), atol=1e-6)
+    plain = tiny.shared_encoder()
+    assert VectorStore(plain, folder=tmp_path).folder == VectorStore(plain, folder=tmp_path, task="query").folder
+
+
+# ---- objects of the wrong kind --------------------------------------------------------------------------------------
+
+
+class Holder:
+    """As DataParallel, a pipeline or torch.compile hold a model."""
+
+    def __init__(self, **held):
+        vars(self).update(held)
+
+
+@pytest.mark.parametrize(
+    "backbone, message",
+    [
+        (lambda: tiny.backbone("gpt2").transformer, "GPT2Model: load it with AutoModelForCausalLM"),
+        (lambda: Holder(module=tiny.backbone("gpt2")), "pass its .module"),
+        (lambda: Holder(model=tiny.backbone("gpt2"), tokenizer=None), "pass its .model"),
+        (lambda: Holder(merge_and_unload=None), "merge the adapter"),
+        (lambda: tiny.model("gpt2"), "pass its .backbone"),
+        (lambda: None, "got NoneType"),
+    ],
+)
+def test_a_backbone_of_another_kind(backbone, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PPlugForConditionalGeneration.from_backbone(backbone(), tiny.shared_encoder())
+
+
+@pytest.mark.parametrize("encoder", [None, 3, "transformer", "sparse"])
+def test_an_encoder_of_another_kind(encoder):
+    made = {
+        "transformer": lambda: tiny.encoder()[0].auto_model,
+        "sparse": lambda: SparseEncoder(modules=[tiny.encoder()[0]]),
+    }
+    given = made[encoder]() if encoder in made else encoder
+    with pytest.raises(ConfigurationError, match="encoder must be a SentenceTransformer that gives dense vectors"):
+        PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), given, tokenizer=tiny.tokenizer("gpt2"))
+
+
+def test_a_tokenizer_of_another_kind():
+    for given, advice in (("gpt2", "AutoTokenizer"), (Holder(tokenizer=tiny.tokenizer()), r"pass its \.tokenizer")):
+        with pytest.raises(ConfigurationError, match=advice):
+            PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), tiny.shared_encoder(), tokenizer=given)
+        with pytest.raises(ConfigurationError, match=advice):
+            PPlugProcessor.from_model(tiny.model("gpt2"), tokenizer=given)
+    with pytest.raises(ConfigurationError, match="takes a plug, got GPT2LMHeadModel"):
+        PPlugProcessor.from_model(tiny.backbone("gpt2"))
+
+
+def test_an_adapter_folder_is_no_backbone(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ConfigurationError, match="is an adapter, not a whole model"):
+        PPlugForConditionalGeneration.from_backbone(str(tmp_path), tiny.shared_encoder())
+
+
+def test_a_batch_that_is_not_unpacked_is_said():
+    model = tiny.model("gpt2")
+    with pytest.raises(DataError, match=r"pass a processor's batch as \*\*batch"):
+        model.generate(model.tokenizer("the sea", return_tensors="pt"), persona=tiny.HISTORY)

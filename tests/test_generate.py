@@ -5,11 +5,17 @@ import reference
 import tiny
 import torch
 from reference import close
-from transformers import GenerationConfig, LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.errors import ConfigurationError, DataError
 
 PROMPT = tiny.PROMPTS[0]
 
@@ -343,3 +349,160 @@ def test_neutral_values_of_refused_options_are_not_refused(model):
 def test_unknown_arguments_raise_as_they_do_without_a_prefix(model):
     with pytest.raises(ValueError, match="no_such_option"):
         answer(model, max_new_tokens=2, no_such_option=3)
+
+
+# ---- what looks at ids sees those of the backbone alone ------------------------------------------------------------
+
+
+class Seen:
+    """Notes the ids that a rule is shown, as a criterion, a processor or a prefix function."""
+
+    def __init__(self):
+        self.ids = []
+
+    def stop(self, input_ids, scores, **kwargs):
+        self.ids.append(input_ids.tolist())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def score(self, input_ids, scores):
+        self.ids.append(input_ids.tolist())
+        return torch.zeros_like(scores).index_fill(1, torch.tensor([9]), 1.0)  # every model says the same
+
+    def allow(self, row, ids):
+        self.ids.append([row, ids.tolist()])
+        return [9]
+
+
+@pytest.mark.parametrize("position", [None, [0, 2, 1]], ids=["usual", "elsewhere"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}],
+    ids=["greedy", "beams", "samples"],
+)
+def test_rules_see_the_ids_that_they_see_without_a_persona(model, options, position):
+    if position and model.config.is_encoder_decoder:
+        position = [0, 0, 0]
+    side = "right" if model.config.is_encoder_decoder else "left"
+    batch, seen = inputs(model, tiny.PROMPTS, side), []
+    for generate, whose in (
+        (model.backbone.generate, {}),
+        (model.generate, {"persona": tiny.HISTORIES, "persona_position": position}),
+    ):
+        note = Seen()
+        shared = {**batch, **whose, **options, "max_new_tokens": 3, "min_new_tokens": 3}
+        torch.manual_seed(0)
+        generate(**shared, stopping_criteria=[note.stop], logits_processor=[note.score])
+        generate(**shared, prefix_allowed_tokens_fn=note.allow)
+        seen.append(note.ids)
+    assert seen[0] == seen[1]
+
+
+def test_a_criterion_of_the_users_replaces_generates_own(model):
+    batch = inputs(model)
+    longest = [MaxLengthCriteria(batch["input_ids"].shape[1] + 5)]
+    options = {"max_new_tokens": 2, "min_new_tokens": 2, "suppress_tokens": [tiny.EOS], "stopping_criteria": longest}
+    expected = model.backbone.generate(**batch, **options).shape
+    assert model.generate(**batch, persona=tiny.HISTORY, **options).shape == expected
+
+
+def test_the_prefix_makes_no_ngram_of_its_own():
+    """A prompt's first word may follow itself, unless the prompt says it twice."""
+    model = tiny.model("gpt2", num_persona_tokens=4)
+    wanted = {"sequence_bias": [[[tiny.VOCABULARY.index("cat")], 1000.0]]}
+    batch = inputs(model, "cat moon")
+    assert answer(model, prompt="cat moon", no_repeat_ngram_size=2, max_new_tokens=2, **wanted) == [
+        *batch["input_ids"][0, :1].tolist() * 2
+    ]
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_rules_about_the_encoders_words_see_the_prompt(family, beams):
+    model = tiny.model(family)
+    batch = inputs(model, ["cat moon the sea", "the night"])
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "num_beams": beams, "persona": tiny.HISTORIES[:2]}
+    said = model.generate(
+        **batch, encoder_no_repeat_ngram_size=1, sequence_bias=[[[i], 50.0] for i in range(7, 60)], **options
+    )
+    for row, prompt in zip(said.tolist(), batch["input_ids"].tolist(), strict=True):
+        assert not set(row[1:]) & (set(prompt) - {tiny.PAD, tiny.EOS})
+    scores = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    output = model.generate(**batch, encoder_repetition_penalty=0.5, **scores, **options | {"num_beams": 1})
+    raw, scored = output.logits[1], output.scores[1]
+    for b, prompt in enumerate(batch["input_ids"].tolist()):
+        expected = raw[b].clone()
+        for token in set(prompt):
+            expected[token] = raw[b, token] * 0.5 if raw[b, token] > 0 else raw[b, token] / 0.5
+        expected[tiny.EOS] = -torch.inf  # min_new_tokens
+        close(scored[b], expected, 1e-4)
+
+
+def test_a_penalty_sees_the_whole_prompt_of_a_row_without_a_plug():
+    model = tiny.model("gpt2")
+    batch = inputs(model, ["cat moon the sea", "the night"], "left")
+    options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    output = model.generate(**batch, plug=["default", None], repetition_penalty=2.0, **options)
+    for b in range(2):
+        changed = (output.scores[0][b] != output.logits[0][b]).nonzero().flatten().tolist()
+        assert set(changed) == set(batch["input_ids"][b][batch["attention_mask"][b].bool()].tolist())
+
+
+def test_transition_scores_are_the_backbones(model):
+    """With beams and no length penalty they add up to the score of each sequence."""
+    output = model.generate(
+        **inputs(model),
+        persona=tiny.HISTORY,
+        num_beams=3,
+        num_return_sequences=2,
+        max_new_tokens=4,
+        length_penalty=0.0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    scores = model.compute_transition_scores(output.sequences, output.scores, output.beam_indices)
+    close(scores.sum(dim=1), output.sequences_scores, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "option", [{"token_healing": True}, {"assistant_early_exit": 1}, {"cache_implementation": "paged"}]
+)
+def test_more_options_that_would_not_see_the_persona(option):
+    with pytest.raises(ConfigurationError, match="does not work with a persona"):
+        answer(tiny.model("gpt2"), max_new_tokens=2, **option)
+
+
+def test_continuous_batching_is_refused():
+    with pytest.raises(ConfigurationError, match="would not see a persona"):
+        tiny.model("gpt2").generate_batch([[9, 10]])
+
+
+# ---- positions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_the_prefix_counts_among_the_positions(family):
+    model = tiny.model(family)
+    ids = torch.randint(8, 60, (1, 127), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(DataError, match="127 tokens and the persona's 2 are 1 more than the backbone's 128 positions"):
+        model.generate(ids, persona=tiny.HISTORY, query="sea", max_new_tokens=1)
+    with pytest.raises(DataError, match="max_length=126"):
+        model(ids, persona=tiny.HISTORY, query="sea", labels=ids)
+    assert model.generate(ids[:, :126], persona=tiny.HISTORY, query="sea", max_new_tokens=1).shape[0] == 1
+
+
+def test_answers_end_where_the_positions_end(caplog):
+    model = tiny.model("gpt2")
+    ids = torch.randint(8, 60, (1, 120), generator=torch.Generator().manual_seed(0))
+    options = {"persona": tiny.HISTORY, "query": "sea", "suppress_tokens": [tiny.EOS]}
+    assert model.generate(ids, max_new_tokens=7, **options).shape[1] == 127
+    assert not caplog.records
+    assert model.generate(ids, max_new_tokens=12, **options).shape[1] == 127
+    assert "12 new tokens are 5 more than the backbone's 128 positions allow" in caplog.text
+    assert model.generate(ids, **options).shape[1] == 127  # 20 are only a default
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "qwen3"])
+def test_models_without_a_table_of_positions_go_on(family):
+    model = tiny.model(family)
+    ids = torch.randint(8, 60, (1, 140), generator=torch.Generator().manual_seed(0))
+    assert model.generate(ids, persona=tiny.HISTORY, query="sea", max_new_tokens=2).shape[0] == 1

@@ -22,6 +22,7 @@ from pplug_hf.tasks.task import TASKS, get_task, higher_is_better, main_metric, 
 from pplug_hf.tasks.text_metrics import UnicodeTokenizer, meteor
 
 TAGS = get_task("LaMP-2").labels
+JUDGED_BY_ANSWERS = [name for name in TASKS if name != "LaMP-QA"]  # which a judge of one's own reads more for
 answers = st.sampled_from([*TAGS, "western", "", "Comedy"])
 ratings = st.sampled_from(
     ["1", "2", "3", "4", "5", "3.5", "7", "-1", " 2 ", "1e0", "", "five", "4 stars", "nan", "inf"]
@@ -149,7 +150,7 @@ def test_the_scale_is_the_tasks_own():
     assert list(per_example(task, ["x", "x", "x"], ["0", "5", "10"])) == [10, 5, 10]
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", JUDGED_BY_ANSWERS)
 def test_mean_of_the_examples_is_the_main_score(name):
     golds = list(TASKS[name].labels) or ["a title", "another title"]
     predictions = [*golds[1:], "nonsense"]
@@ -158,10 +159,12 @@ def test_mean_of_the_examples_is_the_main_score(name):
     assert values.mean() == pytest.approx(score(name, predictions, golds)[main_metric(name)])
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", JUDGED_BY_ANSWERS)
 def test_right_answers_get_the_best_score(name):
     golds = list(TASKS[name].labels) or ["a title", "another title"]
     best = 1 if higher_is_better(name) else 0
+    if TASKS[name].metric == "meteor":
+        best -= 0.5 / 2**3  # a single piece of two words counts as a break, too
     assert list(per_example(name, golds, golds)) == [best] * len(golds)
     assert score(name, golds, golds)["unparsed"] == 0
 

@@ -56,8 +56,10 @@ def test_a_task_knows_what_its_metric_is_like(task):
     assert task.is_free_text and not task.has_labelled_items
     assert (main_metric(task), higher_is_better(task)) == ("meteor", True)
     assert score_titles()["meteor"] == ("METEOR", "meteor", True)
-    assert [TASKS[name].is_free_text for name in TASKS] == [False] * 3 + [True] * 4 + [False]
-    assert [TASKS[name].has_labelled_items for name in TASKS] == [False, True, True] + [False] * 4 + [True]
+    assert [TASKS[name].is_free_text for name in TASKS] == [False] * 3 + [True] * 4 + [False] + [True] * 5
+    assert [TASKS[name].has_labelled_items for name in TASKS] == [False, True, True] + [False] * 4 + [True] + [
+        False
+    ] * 5
 
 
 def test_scores_follow_from_one_method(task):

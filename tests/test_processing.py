@@ -221,3 +221,124 @@ def test_other_forms_are_those_of_the_tokenizer():
     for options in ({"tokenize": False}, {"return_dict": False}):
         expected = made.tokenizer.apply_chat_template(CHATS["one turn"], **options)
         assert made.apply_chat_template(CHATS["one turn"], **options) == expected
+
+
+# ---- chats to train on ----------------------------------------------------------------------------------------------
+
+WRITES_BOS = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+NO_END = (
+    "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
+)
+THINKS = (
+    "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}<bot> dream {% endif %}"
+)
+TALK = [[USER, {"role": "assistant", "content": "the sea is cold"}], [USER, {"role": "assistant", "content": "moon"}]]
+
+
+@pytest.mark.parametrize(
+    "template", [WRITES_BOS, TEMPLATES["trims"], NO_END, THINKS], ids=["bos", "no bos", "no end", "thinks"]
+)
+@pytest.mark.parametrize("family", ["llama", "qwen3"])  # one whose tokenizer writes BOS itself, and one that does not
+def test_a_batch_to_train_on(family, template):
+    made = processor(family, template)
+    batch = made.apply_chat_template(TALK, persona=tiny.HISTORIES[:2], query=["sea", "moon"], labels=True)
+    prompts = [made.apply_chat_template(chat[:-1], add_generation_prompt=True) for chat in TALK]
+    for b, chat in enumerate(TALK):
+        real = batch["attention_mask"][b].bool()
+        row, labels = batch["input_ids"][b][real].tolist(), batch["labels"][b][real].tolist()
+        prompt = prompts[b]["input_ids"][0].tolist()  # what a user will ask with
+        assert row == prompt + ids(chat[-1]["content"]) + [tiny.EOS]
+        assert labels == [-100] * len(prompt) + row[len(prompt) :]
+        assert batch["persona_position"][b] == prompts[b]["persona_position"][0]
+        assert row.count(tiny.BOS) == (template is WRITES_BOS)
+        assert (batch["labels"][b][~real] == -100).all()
+    assert batch["persona"] == tiny.HISTORIES[:2] and batch["query"] == ["sea", "moon"]
+    answers = made.apply_chat_template([chat[:-1] for chat in TALK], labels=[chat[-1]["content"] for chat in TALK])
+    assert all(torch.equal(answers[name], batch[name]) for name in ("input_ids", "labels", "persona_position"))
+
+
+def test_an_encoder_decoder_model_trains_on_chats():
+    batch = processor("t5", NO_END).apply_chat_template(TALK, labels=True)
+    assert batch["labels"].tolist() == [ids("the sea is cold <eos>"), [*ids("moon <eos>"), -100, -100, -100]]
+    assert batch["input_ids"].tolist() == [ids("<user> write about the sea <bot>")] * 2
+
+
+def test_a_batch_of_chats_has_the_loss_of_its_sequences():
+    model, made = tiny.model("llama"), processor("llama", WRITES_BOS)
+    batch = made.apply_chat_template(TALK[:1], persona=tiny.HISTORY, query="sea", labels=True)
+    row, at = batch["input_ids"][0].tolist(), batch["persona_position"].item()
+    start = row.index(tiny.VOCABULARY.index("<bot>")) + 1
+    soft = reference.soft_prompt(model, tiny.HISTORY, "sea")
+    nll = 0.0
+    for i in range(start, len(row)):
+        logits = reference.next_logits(model, soft, row[:start], row[start:i], at)
+        nll -= logits.log_softmax(-1)[row[i]].item()
+    assert abs(model(**batch).loss.item() - nll / (len(row) - start)) < 1e-4
+
+
+def test_template_variables_arrive():
+    made = processor("llama", "{{ effort }} {% for m in messages %}{{ m['content'] }} {% endfor %}")
+    assert made.apply_chat_template([USER], effort="long")["input_ids"].tolist() == [ids("long write about the sea")]
+    assert made.apply_chat_template([USER], effort="long", max_length=3)["input_ids"].shape == (1, 3)
+
+
+PARTS = (
+    "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {% if m.content is string %}{{ m.content }} "
+    "{% else %}{% for c in m.content %}{{ c.text }} {% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
+)
+
+
+def test_contents_may_be_text_parts():
+    made = processor("llama", PARTS)
+    parts = [{"type": "text", "text": "write about"}, {"type": "text", "text": "the sea"}]
+    batch = made.apply_chat_template([{"role": "system", "content": "cold"}, {"role": "user", "content": parts}])
+    assert batch["input_ids"].tolist() == [ids("<system> cold <user> write about the sea")]
+    assert batch["persona_position"].tolist() == [3]
+    learnt = made.apply_chat_template([{"role": "user", "content": parts}], labels=["moon"])
+    assert learnt["labels"].tolist() == [[-100] * 6 + ids("moon <eos>")]
+
+
+@pytest.mark.parametrize(
+    "chat, options, error, message",
+    [
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], {}, DataError, "a part of type 'image'"),
+        ([{"role": "user", "content": 3}], {}, DataError, "a part of type 'int'"),
+        ("the sea", {}, DataError, "A chat is a list of messages"),
+        ([], {}, DataError, "a list that is empty"),
+        ([USER], {"labels": True}, DataError, "must be the assistant's"),
+        ([USER], {"labels": ["a", "b"]}, MismatchError, "Got 2 of labels for 1 chats"),
+        ([USER], {"persona": [tiny.HISTORY] * 2}, MismatchError, "Got 2 of persona for 1 chats"),
+        ([USER], {"labels": ["a"], "tokenize": False}, ConfigurationError, "leave out tokenize"),
+        ([USER], {"return_tensors": "np"}, ConfigurationError, "return_tensors='pt'"),
+        ([USER], {"return_assistant_tokens_mask": True}, ConfigurationError, "use labels=True"),
+        (TALK[0], {"labels": True, "max_length": 3}, DataError, "Nothing of the answer of chat 0"),
+    ],
+)
+def test_chats_that_do_not_fit_are_refused(chat, options, error, message):
+    with pytest.raises(error, match=message):
+        processor("llama", TEMPLATES["plain"]).apply_chat_template(chat, **options)
+
+
+def test_a_template_that_leaves_the_user_out_is_refused():
+    with pytest.raises(DataError, match="does not write the last user's text"):
+        processor("llama", "{{ messages[0].content }}").apply_chat_template(
+            [*TALK[0][::-1], {"role": "user", "content": "moon"}]
+        )
+
+
+def test_half_an_emoji_is_repaired_everywhere(model):
+    half, whole = "half \ud83d emoji", "half \ufffd emoji"
+    made = PPlugProcessor.from_model(model)
+    one, two = (made(text=t, query=t, labels=t) for t in (half, whole))
+    assert torch.equal(one["input_ids"], two["input_ids"]) and one["query"] == [whole]
+    assert torch.equal(one["labels"], two["labels"])
+    assert torch.equal(model.soft_prompt([half], half), model.soft_prompt([whole], whole))
+    joined = made(text="\ud83d\ude00")  # both halves are an emoji
+    assert joined["input_ids"].tolist() == made(text="\U0001f600")["input_ids"].tolist()
+    made.tokenizer.chat_template = NO_END
+    chats = [[{"role": "user", "content": t}] for t in (half, whole)]
+    one, two = (made.apply_chat_template(chat)["input_ids"] for chat in chats)
+    assert torch.equal(one, two)

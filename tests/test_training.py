@@ -140,10 +140,10 @@ def test_a_batch_has_all_that_training_and_generation_need(family, dataset):
         assert torch.equal(batch[name], expected[name]), name
     assert [len(persona) for persona in batch["persona"]] == [len(e.history) for e in dataset.examples[:3]]
     assert batch["query"] == [e.query for e in dataset.examples[:3]]
-    assert processor.decode_answers(batch["labels"]) == [e.target for e in dataset.examples[:3]]
+    assert processor.decode_answers(batch["labels"], 0) == [e.target for e in dataset.examples[:3]]
     assert ("prompt_input_ids" in batch) == (family == "gpt2")
     if family == "gpt2":
-        assert processor.decode_answers(batch["prompt_input_ids"]) == [e.prompt for e in dataset.examples[:3]]
+        assert processor.decode_answers(batch["prompt_input_ids"], 0) == [e.prompt for e in dataset.examples[:3]]
 
 
 def test_long_texts_are_cut(dataset):
@@ -506,10 +506,10 @@ def test_predictions_are_the_models_own_answers(family, options, dataset, tmp_pa
     trainer = make_trainer(model, tmp_path, predict_with_generate=True)
     output = trainer.predict(dataset, **options)
     processor = trainer.processing_class
-    answers = processor.decode_answers(output.predictions)
+    answers = processor.decode_answers(output.predictions, 0)
     assert answers == answers_one_by_one(model, dataset.examples, **options)
     assert len(set(answers)) > 1
-    assert processor.decode_answers(output.label_ids) == [e.target for e in dataset.examples]
+    assert processor.decode_answers(output.label_ids, 0) == [e.target for e in dataset.examples]
     assert math.isfinite(output.metrics["test_loss"])
     if family == "gpt2":  # new tokens alone
         assert output.predictions.shape[1] <= options["max_new_tokens"]
@@ -544,8 +544,8 @@ def test_metrics_during_training_see_answers_and_golds(family, dataset, tmp_path
     seen = []
 
     def metrics(prediction):
-        seen.append(processor.decode_answers(prediction.predictions))
-        assert processor.decode_answers(prediction.label_ids) == [e.target for e in dataset.examples]
+        seen.append(processor.decode_answers(prediction.predictions, 0))
+        assert processor.decode_answers(prediction.label_ids, 0) == [e.target for e in dataset.examples]
         return {"words": mean([len(text.split()) for text in seen[-1]])}
 
     trainer.compute_metrics = metrics
@@ -564,7 +564,7 @@ def test_answers_may_be_withheld_from_predictions_but_not_from_training(family, 
     dataset = PersonaDataset(examples, store)
     trainer = make_trainer(make_model(family), tmp_path, dataset, predict_with_generate=True, max_steps=1)
     output = trainer.predict(dataset, max_new_tokens=4)
-    answers = trainer.processing_class.decode_answers(output.predictions)
+    answers = trainer.processing_class.decode_answers(output.predictions, 0)
     assert answers == answers_one_by_one(trainer.model, examples, max_new_tokens=4)
     assert output.label_ids is None and "test_loss" not in output.metrics
     with pytest.raises(DataError, match="no answers"):

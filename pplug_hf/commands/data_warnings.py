@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..data.records import Example
@@ -16,6 +16,20 @@ def warn_truncated_prompts(tokenizer: Any, examples: Sequence[Example], max_leng
     cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
     if cut:
         print(f"{cut} of {len(examples)} inputs have more than max_length={max_length} tokens and lose their end.")
+
+
+def warn_truncated_items(encoder: Any, texts: Iterable[str], prompt: str = "") -> None:
+    """Print how many items are longer than the encoder reads."""
+    limit, texts = encoder.max_seq_length, list(texts)
+    if limit is None:
+        return
+    # A token is at least one byte; most items are too short to be worth counting.
+    long = [prompt + text for text in texts if len((prompt + text).encode("utf-8", "replace")) > limit - 2]
+    tokens = encoder.tokenizer(long, truncation=True, max_length=limit + 1)["input_ids"] if long else []
+    if cut := sum(len(ids) > limit for ids in tokens):
+        print(
+            f"{cut} of {len(texts)} items are longer than the {limit} tokens that the encoder reads and lose their end."
+        )
 
 
 def warn_short_histories(examples: Sequence[Example], k: int = 1) -> None:

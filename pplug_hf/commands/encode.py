@@ -10,6 +10,7 @@ from ..errors import ConfigurationError
 from ..modeling import Personalizer
 from ..modeling.encoders import freeze_encoder, load_encoder
 from ..tasks.task import Task
+from .data_warnings import warn_truncated_items
 from .generate import read_history
 from .options import TASK, option
 
@@ -61,6 +62,7 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
             texts.update(dict.fromkeys(found.item_text(item, settings.labelled_items) for item in example.history))
     encoder = freeze_encoder(load_encoder(settings.encoder))
     prompt = encoder.prompts.get("document") or "" if settings.history_prompt is None else settings.history_prompt
+    warn_truncated_items(encoder, texts, prompt)
     store = VectorStore(encoder, prompt, settings.vectors)
     store(list(texts), batch_size=settings.batch_size)
     print(f"{len(texts)} distinct items: {store.encoded} encoded now, {len(texts) - store.encoded} were in the store.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ..data.vectors import DEFAULT_FOLDER
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: what the outputs file says)."
+TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: the task.json of the folder, or what the outputs file says)."
 DATA = "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.examples import Source, stream
+from ..data.records import Example
 from ..data.report import HistoryReport, describe
 from ..errors import DataError
+from ..modeling.encoders import load_encoder
 from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
+from .data_warnings import warn_truncated_items
 from .options import TASK, option, required
 
 
@@ -23,6 +27,7 @@ class ReportSettings:
     split: str = option("dev", "Which split of a folder.")
     task: str | None = option(None, TASK)
     seed: int = option(0, "Seed of the random users that real ones are compared with.")
+    encoder: str | None = option(None, "Count the items that are too long for this encoder: Hub id or local folder.")
     output: str | None = option(None, "Write the report to this JSON file, too.")
 
 
@@ -41,10 +46,23 @@ def report(settings: ReportSettings, task: Task | None = None, data: Source | No
     source = settings.data if data is None else data
     task = task or find_task(settings.task)
     task, examples, repairs = stream(source, settings.split, task, require_outputs=False)
+    items: dict[str, None] = {}
+    if settings.encoder is not None:
+        examples = _noting(examples, task, items)
     found = describe(examples, task, repairs, settings.seed)
     if not found.questions:
         raise DataError(f"The split {settings.split!r} of {settings.data} holds no questions.")
     print(found)
+    if settings.encoder is not None:
+        encoder = load_encoder(settings.encoder)
+        warn_truncated_items(encoder, items, encoder.prompts.get("document") or "")
     if settings.output:
         write_text(Path(settings.output), json.dumps(found.to_dict(), indent=2) + "\n")
     return found
+
+
+def _noting(examples: Iterable[Example], task: Task, items: dict[str, None]) -> Iterator[Example]:
+    """Yield examples, and note the texts of their items."""
+    for example in examples:
+        items.update(dict.fromkeys(map(task.item_text, example.history)))
+        yield example

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields, make_dataclass
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
@@ -23,15 +26,17 @@ from ..data.synthetic import synthetic_examples
 from ..data.vectors import DEFAULT_FOLDER, VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
+from ..evaluation.predictions import data_digest
 from ..modeling import PPlugForConditionalGeneration
+from ..modeling.encoders import item_texts
 from ..optional import require
 from ..processing import PPlugProcessor
-from ..storage.files import write_text
-from ..storage.layout import HIDDEN, TRAIN_SETTINGS
+from ..storage.files import read_json_object, write_text
+from ..storage.layout import HIDDEN, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_prompts
+from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_items, warn_truncated_prompts
 from .options import TASK, DType, option, required
 
 
@@ -69,7 +74,9 @@ class TrainSettings:
         0.0, "Share of the training users to leave out, e.g. because the backbone was trained on them."
     )
     split_seed: int = option(0, "Seed of the choice of users that are left out.")
-    validation_users: float = option(0.1, "Share of the users held out to choose the best checkpoint.")
+    validation_users: float = option(
+        0.1, "Share of the users held out to choose the best checkpoint: the nearest number of users, at least one."
+    )
     epochs: float = option(10, "Maximum number of passes over the examples.")
     patience: int = option(5, "Stop after this many evaluations without a better validation loss.")
     evaluations_per_epoch: int = option(1, "Validations (and checkpoints) per epoch.")
@@ -86,7 +93,14 @@ class TrainSettings:
     max_target_length: int = option(128, "Maximum answer length in tokens.")
     seed: int = option(0, "Seed of initialisation, order and drop-out.")
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
-    resume: bool = option(True, "Resume from the last checkpoint in the output folder, if there is one.")
+    resume: bool = option(
+        True,
+        "Resume from the last checkpoint in the output folder, if there is one; one of other data or settings is refused. "
+        "False: start again, and delete the checkpoints there.",
+    )
+
+
+_FEW_USERS = 10  # to validate on
 
 
 def plug_choices() -> type:
@@ -155,6 +169,16 @@ def _train(
     processor = PPlugProcessor.from_model(model)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    run = identity_of_run(settings, task, model, [*examples, *validation])
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if checkpoint and settings.resume:
+        check_same_run(Path(checkpoint), run)
+    elif processes.is_main_process:
+        for old in output.glob(
+            "checkpoint-*/trainer_state.json"
+        ):  # or the Trainer would keep the later steps of that run
+            shutil.rmtree(old.parent)
+    checkpoint = checkpoint if settings.resume else None
     warn_truncated_prompts(processor.tokenizer, [*examples, *validation], settings.max_length)
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
@@ -166,12 +190,13 @@ def _train(
         train_dataset=datasets[0],
         eval_dataset=datasets[1],
         processing_class=processor,
-        callbacks=[EarlyStoppingCallback(settings.patience)],
+        callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
     )
-    checkpoint = get_last_checkpoint(str(output)) if settings.resume and output.is_dir() else None
     if checkpoint:
         print(f"Resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint and checkpoint.endswith(f"-{trainer.state.global_step}"):
+        print("That training was complete already: nothing was trained now.")
     trainer.save_model(settings.output)
     if processes.is_main_process:
         write_text(output / TRAIN_SETTINGS, to_json(recorded_settings(settings, task)))
@@ -184,6 +209,55 @@ def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
     paths = ("data", "output", "backbone", "encoder", "task", "vectors", "resume")
     defaults = {f.name: f.default for f in fields(settings) if f.name not in paths}
     return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
+
+
+class _RecordRun(TrainerCallback):
+    """Write into every checkpoint what it was made of."""
+
+    def __init__(self, run: dict[str, Any]):
+        self.run = run
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_text(folder / TRAIN_RUN, json.dumps(self.run, indent=2) + "\n")
+
+
+def identity_of_run(
+    settings: TrainSettings, task: Task, model: PPlugForConditionalGeneration, examples: list[Example]
+) -> dict[str, Any]:
+    """Return what a run is determined by, as JSON: settings, the plug's configuration, and digests, but no paths."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _PLACES}
+    run = {
+        "settings": recorded_settings(settings, task)["settings"],
+        "plug": {**config, "backbone": Path(str(model.config.backbone)).name},  # an encoder has a digest
+        "task": hashlib.sha256(task.identity.encode()).hexdigest()[:16],
+        "data": data_digest(task, examples, answers=True),
+    }
+    return json.loads(json.dumps(run, default=str))
+
+
+_PLACES = ("backbone", "encoder", "dtype", "transformers_version")
+
+
+def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
+    """Raise a `ConfigurationError` that says what differs, unless a checkpoint is of this run."""
+    remedy = "Choose a new output folder, or start again in this one with --resume False."
+    if not (checkpoint / TRAIN_RUN).is_file():
+        raise ConfigurationError(
+            f"{str(checkpoint)!r} does not record what it was trained on (an earlier version wrote it, or its writing was "
+            f"interrupted), so it cannot be resumed. {remedy}"
+        )
+    then = read_json_object(checkpoint / TRAIN_RUN, f"The {TRAIN_RUN} of {str(checkpoint)!r}", remedy)
+    differing = [part for part in ("task", "data") if then.get(part) != run[part]]
+    for part in ("settings", "plug"):
+        there = then.get(part) or {}
+        names = [name for name in {**there, **run[part]} if there.get(name) != run[part].get(name)]
+        differing += [f"{name} (was {there.get(name)!r}, is {run[part].get(name)!r})" for name in names]
+    if differing:
+        raise ConfigurationError(
+            f"{str(checkpoint)!r} is a checkpoint of another training; these differ: {', '.join(differing)}. {remedy}"
+        )
 
 
 def check_output(output: Path) -> None:
@@ -206,7 +280,7 @@ def choose_examples(
     exclude = read_others(source, ("dev", "test"), task)
     if settings.leave_out_users:
         examples, _ = split_users(examples, settings.leave_out_users, settings.split_seed)
-    examples, validation = split_users(examples, settings.validation_users, settings.split_seed + 1)
+    examples, validation = split_users(examples, settings.validation_users, settings.split_seed + 1, nearest=True)
     if not examples or not validation:
         raise DataError(
             f"{len(examples)} training and {len(validation)} validation examples are left: choose other values of "
@@ -226,6 +300,11 @@ def choose_examples(
         f"{task.name}: {asked} questions and {own - asked} history items of {users} users to train on{synthetic}, "
         f"{len(validation)} questions of {len({e.user for e in validation})} other users to validate on."
     )
+    if (validating := len({e.user for e in validation})) < _FEW_USERS:
+        print(
+            f"Only {validating} held-out users choose the best checkpoint, which leaves much to chance: raise "
+            f"validation_users (now {settings.validation_users}), or train on more users."
+        )
     warn_foreign_labels(task, examples)
     warn_short_histories(examples)
     return task, examples, validation
@@ -240,8 +319,14 @@ def make_datasets(
     requests = (
         None
         if config.train_input_encoder
-        else VectorStore(model.history_encoder, config.query_prompt, settings.vectors)
+        else VectorStore(model.history_encoder, config.query_prompt, settings.vectors, task="query")
     )
+    if requests is not None and requests.folder == items.folder:
+        requests = items  # both are encoded in the same way
+    if settings.use_history:
+        distinct = {id(item): item for example in (*train, *validation) for item in example.history}
+        texts = dict.fromkeys(item_texts(list(distinct.values()), config.item_template))
+        warn_truncated_items(model.history_encoder, texts, config.history_prompt)
     made = [
         PersonaDataset(
             examples,
@@ -258,7 +343,7 @@ def make_datasets(
             (validation, 0.0, 0),
         )
     ]
-    stores = [items] if requests is None else [items, requests]
+    stores = {store for store in (items, requests) if store is not None}
     print(f"Texts: {sum(s.encoded for s in stores)} encoded now, {sum(map(len, stores))} in the vector store.")
     return made
 

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..tasks.task import Task
-from ..tasks.task_files import find_task
+from ..tasks.task_files import find_task, read_task
 from . import lamp, sources
 from . import records as rows
+from .events import read_stored
 from .records import Example, Repairs, shared, some
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
@@ -45,7 +46,7 @@ def read_examples(
         source: see above.
         split: which split of a folder or a mapping.
         task: the task, its name, or a JSON file with one (see `tasks/task_files.py`). LaMP's outputs files name
-            it themselves.
+            it themselves; a folder of lines may hold it as `task.json`.
         require_outputs: whether a question without an answer is an error.
 
     Returns:
@@ -114,6 +115,9 @@ def stream(
         name = path.name.removesuffix(".gz")
         raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
         where = f"{path}"
+        raw = read_stored(raw, path.parent, where)
+        if task is None and (path.parent / sources.TASK).is_file():
+            task = read_task(path.parent / sources.TASK)
     else:
         if isinstance(raw, Mapping):  # a DatasetDict
             if split not in raw:

@@ -92,7 +92,21 @@ def newest(examples: Sequence[Example], most: int) -> list[Example]:
     ]
 
 
-def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> tuple[list[Example], list[Example]]:
+def nearest_users(users: Iterable[str], fraction: float, seed: int = 0) -> list[str]:
+    """Return the number of users that is nearest to a fraction of them, the first by a hash of seed and name.
+
+    At least one of two or more is held out, and one is kept, unless the fraction is 0 or 1.
+    """
+    ordered = sorted(set(users), key=lambda user: (_draw(seed, user), user))
+    count = int(len(ordered) * fraction + 0.5)
+    if 0 < fraction < 1:
+        count = min(max(count, 1), len(ordered) - 1)
+    return ordered[: max(count, 0)]
+
+
+def split_users(
+    examples: Iterable[Example], fraction: float, seed: int = 0, *, nearest: bool = False
+) -> tuple[list[Example], list[Example]]:
     """Hold some users out, for early stopping on users whom the plug has not seen.
 
     Args:
@@ -100,6 +114,8 @@ def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> 
         fraction: Share of the users to hold out. Each user is drawn by a hash of seed and name alone, so
             the share is met on average only, and neither the order nor who else is there matters.
         seed: Another seed holds out other users.
+        nearest: Hold out the number of users nearest to the share, the first by that hash; then it matters who else is
+            there.
 
     Returns:
         The examples kept and those held out, each in the order given.
@@ -109,10 +125,13 @@ def split_users(examples: Iterable[Example], fraction: float, seed: int = 0) -> 
     """
     if not 0 <= fraction <= 1:
         raise ConfigurationError(f"fraction is {fraction!r}; give a share of the users between 0 and 1.")
+    examples = list(examples)
+    users = {example.user for example in examples}
+    chosen = set(nearest_users(users, fraction, seed)) if nearest else {u for u in users if _draw(seed, u) < fraction}
     kept: list[Example] = []
     held_out: list[Example] = []
     for example in examples:
-        (held_out if _draw(seed, example.user) < fraction else kept).append(example)
+        (held_out if example.user in chosen else kept).append(example)
     return kept, held_out
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.tasks.items import is_null, parse_date, text_of
+from pplug_hf.tasks.items import fields_of, is_null, item_text, parse_date, text_of
 from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
 
@@ -138,11 +138,13 @@ def examples(
     repeated: dict[str, None] = {}
     unanswered: dict[str, None] = {}  # not in golds, or without an output
     wrong: dict[str, str] = {}
-    fields = get_metric(task.metric).fields
+    metric = get_metric(task.metric)
+    if task.input_template:
+        keys = keys - {"input"} | fields_of(task.input_template)
     for position, row in enumerate(raw):
         _check_keys(row, keys, where, position)
         id_ = _row_id(row, position, keys, where, repairs)
-        _check_text(row, ("input", "output"), id_, where)
+        _check_text(row, ("output", *(fields_of(task.input_template) or ("input",))), id_, where)
         if id_ in seen:
             repeated[id_] = None
         seen.add(id_)
@@ -158,9 +160,9 @@ def examples(
             repairs.add("other_number", id_, target != text_of(answer).strip())
             if task.labels and target not in task.labels:
                 wrong[id_] = target[:60]
-        user = next((row[name] for name in ("user_id", "user") if not is_null(row.get(name))), None)
+        user = next((row[name] for name in (task.user_field, "user_id", "user") if not is_null(row.get(name))), None)
         repairs.add("no_user", id_, user is None)
-        prompt = text_of(row["input"])
+        prompt = item_text(row, task.input_template) if task.input_template else text_of(row["input"])
         repairs.add("no_marker", id_, task.query_marker not in prompt)
         query = task.query(prompt)
         if not query.strip():
@@ -174,7 +176,7 @@ def examples(
             query=query,
             target=target,
             history=_read_labels([{k: text_of(v) for k, v in item.items()} for item in items], id_, task, repairs),
-            extra={name: row[name] for name in fields if name in row},
+            extra={name: row[name] for name in metric.fields if name in row},
         )
     if repeated:
         raise DataError(f"{where}: ids must occur once; these repeat: {some(repeated)}.")
@@ -185,7 +187,7 @@ def examples(
                 f"{where} and {golds_where} must have the same ids. Only in the questions: "
                 f"{some(unanswered) or 'none'}. Only in the outputs: {some(sorted(only_golds)) or 'none'}."
             )
-    elif require_outputs and unanswered:
+    elif require_outputs and unanswered and metric.needs_golds:
         raise DataError(
             f"{where}: every row needs an 'output'; these ids have none: {some(unanswered)}. Add the answers, or pass "
             "require_outputs=False to read questions alone."
@@ -346,7 +348,7 @@ def _read_labels(items: list[dict[str, str]], id_: str, task: Task, repairs: Rep
 
 def _note_nulls_and_dates(row: Mapping[str, Any], items: list[Mapping[str, Any]], id_: str, repairs: Repairs) -> None:
     null = {name: None for item in items for name, value in item.items() if is_null(value) and name != "date"}
-    top = [name for name in ("input", "profile") if is_null(row[name])]
+    top = [name for name in ("input", "profile") if is_null(row.get(name, ""))]
     count = len(top) + sum(is_null(value) for item in items for name, value in item.items() if name != "date")
     repairs.add("null", id_, count, [*top, *null])
     repairs.add("empty_history", id_, not items)

@@ -17,6 +17,9 @@ from typing import Any, BinaryIO, cast
 from pplug_hf.errors import DataError, MissingFileError
 from pplug_hf.optional import require
 
+ITEMS = "items.jsonl"  # history items that the rows of a folder share, see `events.py`
+TASK = "task.json"  # the task of a folder's rows
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BROKEN = "{path} is no JSON, or is cut off ({where}); fetch it again."
@@ -33,7 +36,9 @@ def find(folder: Path, *names: str) -> Path:
             if path.is_file():
                 return path
     endings = ("_questions.json", *(".jsonl" for name in names if name.endswith(".jsonl")))
-    splits = sorted({path.name.split(ending)[0] for ending in endings for path in folder.glob(f"*{ending}*")})
+    splits = sorted(
+        {path.name.split(ending)[0] for ending in endings for path in folder.glob(f"*{ending}*")} - {"items"}
+    )
     there = f"it has the splits {', '.join(splits)}" if splits else "it has no questions files at all"
     wanted = [ending for name in names for ending in (name, f"{name}.gz")]
     raise MissingFileError(

@@ -1,7 +1,8 @@
 """Reading of data of any size and any of these formats into a `datasets.Dataset` on disk.
 
     LaMP         a folder with {split}_questions.json and {split}_outputs.json
-    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line
+    JSON lines   a file, or {split}.jsonl in a folder; one {"id"?, "user"?, "input", "output", "profile"} per line;
+                 items.jsonl beside it may hold the items (see `events.py`), and task.json the task
     datasets     a Dataset, an IterableDataset, or any iterable of such rows
 
 Files may be gzipped. They are read row by row, by the rules of `records.py`, and written at once: in memory are the rows
@@ -14,16 +15,20 @@ of one batch, and the ids (and, for LaMP, the answers) of all other rows.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from pplug_hf.data.examples import stream
 from pplug_hf.data.records import Example, Repairs
 from pplug_hf.optional import require
 from pplug_hf.storage.files import atomic_write
+from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import Task, get_task
 
 if TYPE_CHECKING:
@@ -112,18 +117,23 @@ def _note_shared(examples: Iterable[Example], seen: set[str], ids: list[str], re
 
 
 def features(task: Task | str) -> Features:
-    """Return the columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields."""
+    """Return the columns of a table: texts, `output` null where it is withheld, and a `profile` of the task's own fields.
+
+    For a metric that reads further fields of a row also `extra`, those fields as JSON.
+    """
     datasets = require("datasets", "train", "A table")
     text = datasets.Value("string")
     item = {name: text for name in _item_fields(get_task(task))}
-    columns = {name: text for name in ("id", "user", "input", "query", "output")}
+    extra = ("extra",) if get_metric(get_task(task).metric).fields else ()
+    columns = {name: text for name in ("id", "user", "input", "query", "output", *extra)}
     return datasets.Features({**columns, "profile": datasets.List(item)})
 
 
 def examples(table: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
     """Yield the rows of a table as examples; `list(...)` of it holds all in memory."""
     for row in table:
-        yield Example(row["id"], row["user"], row["input"], row["query"], row["output"], row["profile"])
+        extra = json.loads(row.get("extra") or "{}")
+        yield Example(row["id"], row["user"], row["input"], row["query"], row["output"], row["profile"], extra)
 
 
 def _item_fields(task: Task) -> list[str]:
@@ -160,6 +170,15 @@ def _write(
     return datasets.Dataset.from_file(str(path))
 
 
+def _to_json(values: Mapping[str, Any]) -> str:
+    """Return further fields of a row as JSON; numbers of a stream or of numpy as Python's."""
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else float(value)
+
+    return json.dumps(dict(values), default=plain)
+
+
 def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any]:
     extra = {name: None for item in example.history for name in item if name not in fields}
     repairs.add("extra_fields", example.id, len(extra), extra)
@@ -184,6 +203,7 @@ def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any
         "query": whole(example.query),
         "output": None if example.target is None else whole(example.target),
         "profile": [{name: whole(item.get(name, "")) for name in fields} for item in example.history],
+        "extra": _to_json(example.extra),  # a column only if the task's metric reads any
     }
     repairs.add("broken_text", row["id"], broken)
     return row

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 from ..modeling import encoders
 from ..storage.files import atomic_write, locked
+from ..tasks.items import whole_texts
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
 
@@ -38,15 +39,24 @@ class VectorStore:
         encoder: a frozen encoder.
         prompt: put in front of every text.
         folder: of the files (default: next to the Hugging Face cache).
+        task: "document" or "query", for encoders that have a side for each.
 
     Attributes:
         encoded: number of texts that this object has encoded; 0 when all vectors were on disk.
     """
 
-    def __init__(self, encoder: SentenceTransformer, prompt: str = "", folder: str | os.PathLike = DEFAULT_FOLDER):
-        self.encoder, self.prompt = encoder, prompt
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        prompt: str = "",
+        folder: str | os.PathLike = DEFAULT_FOLDER,
+        task: str = "document",
+    ):
+        self.encoder, self.prompt, self.task = encoder, prompt, task
         self.fingerprint = encoders.fingerprint(encoder, prompt)
         identity = f"{self.fingerprint['digest']}\n{prompt}"
+        if task == "query" and encoders.has_routes(encoder):  # a side of its own
+            identity += "\nquery"
         self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
         self.encoded = 0
         self._row: dict[bytes, int] = {}
@@ -85,6 +95,7 @@ class VectorStore:
         self, texts: Sequence[str], batch_size: int = 64, chunk_size: int = 4096, show_progress: bool = True
     ) -> list[int]:
         """Return the index of each text in `vectors`, which saves a copy. Arguments as in `__call__`."""
+        texts = whole_texts(list(texts))
         keys = [hashlib.sha256(text.encode()).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._row}
         # Longest texts first: batches have even lengths, and the time left is never underestimated.
@@ -111,7 +122,7 @@ class VectorStore:
         found = []
         for at in range(0, len(chunk), batch_size):
             texts = [text for _, text in chunk[at : at + batch_size]]
-            found.append(encoders.embed(self.encoder, texts, self.prompt, batch_size).cpu())
+            found.append(encoders.embed(self.encoder, texts, self.prompt, batch_size, task=self.task).cpu())
             bar.update(len(texts))
         vectors, hashes = torch.cat(found), [key for key, _ in chunk]
         self._files.add(self._write(vectors, hashes))

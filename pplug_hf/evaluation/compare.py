@@ -46,7 +46,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         self._judged: dict[tuple[str, ...], tuple[dict[str, float], np.ndarray]] = {}
-        if missing := [e.id for e in self.examples if not (e.target or "").strip()]:
+        judge = get_metric(self.task.metric)
+        judge.check()
+        if judge.needs_golds and (missing := [e.id for e in self.examples if not (e.target or "").strip()]):
             raise DataError(
                 f"These questions have no answer to compare with: {some(missing)}. Take a split with answers, or leave "
                 "them out."
@@ -122,7 +124,7 @@ class Comparison:
         if (style := self._style) is None:
             return None
         users = [e.user for e in self.examples]
-        return _plain(bootstrap_mean(*user_means(style.score([str(e.target) for e in self.examples], users), users)))
+        return _plain(bootstrap_mean(*user_means(style.score(self._golds, users), users)))
 
     def results(self) -> dict[str, Any]:
         """Return all numbers, as JSON takes them; counts and means only."""
@@ -133,7 +135,7 @@ class Comparison:
             "reference": self.reference,
             "rows": self.rows(),
         }
-        if notes := get_metric(self.task.metric).notes([str(e.target) for e in self.examples]):
+        if notes := get_metric(self.task.metric).notes(self._golds):
             results["notes"] = notes
         if self.full:
             results["by_history_length"] = self.by_history_length()
@@ -144,16 +146,19 @@ class Comparison:
         """Return all metrics of a run, and the main one of each of its examples; once, because ROUGE is slow."""
         key = tuple(answers)
         if key not in self._judged:
-            golds = [str(e.target) for e in self.examples]
             extra = [e.extra for e in self.examples]
-            scores = score(self.task, answers, golds, extra=extra)
-            self._judged[key] = scores, per_example(self.task, answers, golds, extra=extra)
+            scores = score(self.task, answers, self._golds, extra=extra)
+            self._judged[key] = scores, per_example(self.task, answers, self._golds, extra=extra)
         return self._judged[key]
+
+    @cached_property
+    def _golds(self) -> list[str]:
+        return [e.target or "" for e in self.examples]
 
     @cached_property
     def _style(self) -> Style | None:
         """The users' styles; None for labels, and where users or texts are too few."""
-        if self.task.is_free_text:
+        if self.task.is_free_text and get_metric(self.task.metric).needs_golds:
             with contextlib.suppress(DataError):
                 return Style.fit(own_texts(self.examples, self.task))
         return None

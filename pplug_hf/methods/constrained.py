@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..errors import ConfigurationError, DataError
-from ..modeling import PPlugForConditionalGeneration
 
 if TYPE_CHECKING:
     from ..processing import PPlugProcessor
@@ -46,12 +45,7 @@ def only_labels(
         ConfigurationError: The tokenizer cannot write a label, or does not mark its end.
     """
     ids = label_ids(processor, labels)
-    start = 1  # a decoder's own start token
-    if not processor.is_encoder_decoder:
-        # A persona stands in front of a causal model's prompt, as ids too (`modeling/prefix.py`).
-        start = input_ids.shape[1] + (
-            model.config.prefix_length if isinstance(model, PPlugForConditionalGeneration) else 0
-        )
+    start = 1 if processor.is_encoder_decoder else input_ids.shape[1]  # of a decoder, its own start token
     options: dict[str, Any] = {
         "logits_processor": LogitsProcessorList([LabelsOnly(ids, start)]),
         "max_new_tokens": max(map(len, ids)),
@@ -76,7 +70,7 @@ def label_ids(processor: PPlugProcessor, labels: Sequence[str]) -> list[list[int
             f"The tokenizer does not end labels with its end-of-sequence token (eos_token_id is {end}), which leaves "
             "the end of a label open: set tokenizer.eos_token, or answer without labels."
         )
-    written = [processor.decode_answers(torch.tensor([row]))[0] for row in ids]
+    written = [processor.decode_answers(torch.tensor([row]), 0)[0] for row in ids]
     lost = [label for label, text in zip(labels, written, strict=True) if text != label.strip()]
     if lost:
         raise ConfigurationError(

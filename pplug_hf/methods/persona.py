@@ -118,7 +118,9 @@ class Plug(Method):
     def _similarities(self, examples: Sequence[Example], resources: Resources) -> list[Tensor]:
         """Return the cosine of each item with the query, n vectors [N], for plugs that weight all items the same."""
         model = resources.plug(self.folder)
-        queries = resources.store(model.history_encoder, model.config.query_prompt)([e.query for e in examples])
+        queries = resources.store(model.history_encoder, model.config.query_prompt, "query")(
+            [e.query for e in examples]
+        )
         return [
             F.normalize(persona.vectors, dim=-1) @ F.normalize(query, dim=-1)
             for persona, query in zip(self._personas(examples, resources), queries, strict=True)
@@ -140,7 +142,7 @@ class Plug(Method):
         model, texts = resources.plug(self.folder), [e.query for e in examples]
         if model.plug.input_encoder is not None:
             return texts
-        return resources.store(model.history_encoder, model.config.query_prompt)(texts)
+        return resources.store(model.history_encoder, model.config.query_prompt, "query")(texts)
 
     def _needs_query(self, resources: Resources) -> bool:
         return resources.plug(self.folder).plug.aggregator.needs_query

@@ -176,9 +176,12 @@ class Resources:
         self._encoders[name] = self._encoders.setdefault(encoders.fingerprint(encoder)["digest"], encoder)
         return self._encoders[name]
 
-    def store(self, encoder: Any, prompt: str) -> VectorStore:
-        """Return the vectors of an encoder with a prompt."""
-        return self.once(("store", id(encoder), prompt), lambda: VectorStore(encoder, prompt, self.vectors))
+    def store(self, encoder: Any, prompt: str, task: str = "document") -> VectorStore:
+        """Return the vectors of an encoder with a prompt, of its side for a task ("document", "query")."""
+        return self.once(
+            ("store", id(encoder), prompt, task if encoders.has_routes(encoder) else ""),
+            lambda: VectorStore(encoder, prompt, self.vectors, task),
+        )
 
     def ranking(self, name: str, examples: Sequence[Example]) -> list[list[int]]:
         """Return all positions of each history in a ranker's order; worked out once."""

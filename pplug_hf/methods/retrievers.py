@@ -33,7 +33,7 @@ import numpy as np
 from ..data.lamp import Example
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
-from ..modeling.encoders import item_texts
+from ..modeling.encoders import has_routes, item_texts
 from ..optional import require
 from ..tasks.items import newest_first
 from ..tasks.task import Task, get_task
@@ -143,8 +143,8 @@ class DenseRanker(Ranker):
         if similarity not in get_args(Similarity):
             raise ConfigurationError(f"similarity is {similarity!r}; choose one of {', '.join(get_args(Similarity))}.")
         self.items, self.item_template, self.similarity = store, item_template, similarity
-        same = query_prompt == store.prompt
-        self.queries = store if same else VectorStore(store.encoder, query_prompt, store.folder.parent)
+        same = query_prompt == store.prompt and not has_routes(store.encoder)
+        self.queries = store if same else VectorStore(store.encoder, query_prompt, store.folder.parent, task="query")
         # By an example's id: the example, so that nothing else gets its id, and the rows of its items [N] and query.
         self._found: dict[int, tuple[Example, np.ndarray, int]] = {}
 

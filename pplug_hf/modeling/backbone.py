@@ -8,22 +8,28 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
@@ -34,11 +40,14 @@ from .frozen import check_attention
 from .prefix import make_contiguous, word_embeddings
 
 
-def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+def load_backbone(
+    source: str | os.PathLike | Location | PreTrainedModel, *, model_type: str | None = None, **kwargs: Any
+) -> PreTrainedModel:
     """The language model of a Hub id, local folder or GGUF file; a loaded model is returned as it is.
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
+        model_type: of the text model alone, if the files hold one that also sees: "gemma3_text" of a "gemma3".
         **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, gguf_file, ...).
 
     Raises:
@@ -50,16 +59,41 @@ def load_backbone(source: str | os.PathLike | Location | PreTrainedModel, **kwar
     if isinstance(source, str | os.PathLike):
         source = Location(os.fspath(source), kind="backbone")
     if isinstance(source, Location):
-        source = _load(*source.updated(kwargs))
-    if not isinstance(source, PreTrainedModel) or not source.can_generate():
+        source = _load(*source.updated(kwargs), model_type)
+    if not isinstance(source, PreTrainedModel) or not source.can_generate() or source.config.model_type == "pplug":
         raise ConfigurationError(
-            f"The backbone must be a transformers model that generates text, got {type(source).__name__}: load it with "
-            "AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder."
+            f"The backbone must be a transformers model that generates text, got {type(source).__name__}: {_advice(source)}."
         )
     return source
 
 
-def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
+def _advice(source: Any) -> str:
+    """Return what to pass instead of an object that is no backbone: often it holds one."""
+    if hasattr(source, "merge_and_unload"):  # PEFT
+        return "merge the adapter into its model, model = model.merge_and_unload()"
+    for name in ("backbone", "module", "_orig_mod", "model"):  # a plug, DataParallel, torch.compile, a pipeline
+        inner = getattr(source, name, None)
+        if isinstance(inner, PreTrainedModel) and inner.can_generate():
+            return f"pass its .{name}"
+    return "load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder"
+
+
+def checked_tokenizer(tokenizer: Any) -> Any:
+    """Return a tokenizer, or None, as it is.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if tokenizer is None or isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    inner = isinstance(getattr(tokenizer, "tokenizer", None), PreTrainedTokenizerBase)
+    raise ConfigurationError(
+        f"The tokenizer must be one of transformers, got {type(tokenizer).__name__}: "
+        + ("pass its .tokenizer." if inner else "load it with AutoTokenizer.from_pretrained.")
+    )
+
+
+def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) -> PreTrainedModel:
     location = location.pinned()
     name, arguments = _loading_arguments(location)
     kwargs = {"trust_remote_code": False, "use_safetensors": True, **kwargs}
@@ -74,11 +108,18 @@ def _load(location: Location, kwargs: dict[str, Any]) -> PreTrainedModel:
             config, "auto_map", {}
         ):
             auto = AutoModelForCausalLM
+        elif config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            auto = AutoModelForImageTextToText
+        elif config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:  # causal ones that listen, too
+            auto = AutoModelForSeq2SeqLM
         else:
             raise ConfigurationError(
                 f"The backbone {location.full_name!r} is of type {config.model_type!r}, which transformers has neither as a "
                 "causal nor as an encoder-decoder language model. Options are e.g. t5, bart, gpt2, llama, qwen3."
             )
+        text = config.get_text_config()
+        if model_type == text.model_type != config.model_type and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            auto = MODEL_FOR_CAUSAL_LM_MAPPING[type(text)]
         kwargs |= arguments | ({"config": config} if location.gguf_file else {})  # read once, for it takes seconds
         model, report = location.with_retries(lambda: auto.from_pretrained(name, output_loading_info=True, **kwargs))
     except (PPlugError, torch.OutOfMemoryError):
@@ -118,16 +159,22 @@ def _load_config(location: Location, name: str, arguments: dict[str, Any]) -> An
     except ValueError as error:
         if isinstance(error, OSError):
             raise
+        if location.file("adapter_config.json") is not None:
+            raise ConfigurationError(
+                f"The backbone {location.name!r} is an adapter, not a whole model: load it with peft, merge it "
+                "(merge_and_unload), save the result and pass that folder."
+            ) from error
         raise ConfigurationError(
             f"The backbone {location.full_name!r} is of no type that transformers knows ({str(error).splitlines()[0]})"
         ) from error
 
 
 def freeze_backbone(backbone: PreTrainedModel) -> None:
-    """Freeze a backbone in place: no gradients, every dropout rate zero, a contiguous input of the output layer.
+    """Freeze a backbone in place: no gradients, no noise in training mode, a contiguous input of the output layer.
 
-    Rates are zeroed rather than the mode fixed to `eval()`, because activation checkpointing is skipped by layers
-    in eval mode. They are modules (`nn.Dropout`) or plain attributes (`attention_dropout`, `layerdrop`, ...).
+    In training mode its modules stay in eval mode, whatever they would do at random. Exceptions are the layers that
+    checkpoint activations, which they skip in eval mode: their dropout rates are zero, be it modules (`nn.Dropout`), plain
+    attributes (`layerdrop`, ...) or numbers of their configuration.
     """
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
@@ -137,9 +184,46 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+        elif _follows_mode(module) or module is backbone:
+            for name in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
                 setattr(module, name, 0.0)
+            config = vars(module).get("config")
+            if isinstance(config, PreTrainedConfig) and not isinstance(module, PreTrainedModel):
+                module.config = _Quiet(config)  # type: ignore[assignment]
+    vars(backbone)["train"] = partial(_train, backbone)
+    backbone.train(backbone.training)
+
+
+def _train(backbone: PreTrainedModel, mode: bool = True) -> PreTrainedModel:
+    """Switch the mode of a frozen backbone: of the layers that need to know it, and of nothing that would be noisy."""
+    type(backbone).train(backbone, mode)
+    for module in backbone.modules():
+        if module is not backbone and not _follows_mode(module):
+            module.training = False
+    return backbone
+
+
+def _follows_mode(module: nn.Module) -> bool:
+    """Return True for layers that checkpoint activations in training mode, and for quantised ones, which have modes."""
+    quantised = isinstance(module, nn.Linear) and type(module.weight) is not nn.Parameter
+    return quantised or isinstance(module, GradientCheckpointingLayer)
+
+
+class _Quiet:
+    """A configuration as it is, but for its dropout rates, which are zero.
+
+    Args:
+        config: to look everything up in.
+    """
+
+    def __init__(self, config: Any):
+        vars(self)["_config"] = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_config":  # while it is being copied
+            raise AttributeError(name)
+        value = getattr(self._config, name)
+        return 0.0 if "drop" in name and isinstance(value, float) else value
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:

@@ -14,13 +14,14 @@ from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from sentence_transformers.sentence_transformer.modules import Router
 from sentence_transformers.util import batch_to_device
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigurationError, DataError
 from ..storage.location import Location, cached_commit
-from ..tasks.items import item_text
+from ..tasks.items import item_text, whole_texts
 from .frozen import check_attention
 
 Item: TypeAlias = str | Mapping[str, Any]
@@ -40,8 +41,14 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
         HubError: the Hub refuses.
         ConfigurationError: it needs code of its own, or is no encoder.
     """
-    if isinstance(source, SentenceTransformer):
+    if isinstance(source, SentenceTransformer) and not isinstance(source, SparseEncoder):
         return source
+    if not isinstance(source, str | os.PathLike | Location):
+        raise ConfigurationError(
+            f"The encoder must be a SentenceTransformer that gives dense vectors, or its Hub id or folder, got a "
+            f"{type(source).__name__}: a bare transformers model needs a pooling first, as in "
+            "SentenceTransformer(modules=[Transformer(name), Pooling(width)])."
+        )
     if not isinstance(source, Location):
         source = Location(os.fspath(source), kind="encoder")
     if "cache_folder" in kwargs:  # as SentenceTransformer calls it
@@ -50,6 +57,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
     location = location.pinned()
     check_attention(location)
+    _check_is_encoder(location)
     try:
         if location.force_download:
             location.refresh()
@@ -69,14 +77,53 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     return encoder
 
 
+def _check_is_encoder(location: Location) -> None:
+    """Refuse a model that generates text, of which SentenceTransformer would make an untrained encoder."""
+    generates = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
+    kinds = [name for name in location.settings().get("architectures") or () if str(name).endswith(generates)]
+    if kinds and location.file("modules.json") is None:
+        raise ConfigurationError(
+            f"The encoder {location.name!r} is a language model ({kinds[0]}), not a sentence encoder: name a "
+            "sentence-transformers model, e.g. BAAI/bge-base-en-v1.5, or pass a loaded SentenceTransformer to insist."
+        )
+
+
 def freeze_encoder(encoder: SentenceTransformer) -> SentenceTransformer:
     """Freeze an encoder in place: no gradients, no dropout."""
     return encoder.requires_grad_(False).eval()
 
 
+def _routes(encoder: SentenceTransformer, task: str) -> dict[Router, str]:
+    """Return the routers that have a route of their own for the texts of a task ("query", "document"), and its name."""
+    found = {}
+    for router in encoder.modules():
+        if isinstance(router, Router):
+            mapped = router.route_mappings
+            route = mapped.get((task, "text")) or mapped.get((task, None)) or task
+            if route in router.sub_modules:
+                found[router] = route
+    return found
+
+
+def has_routes(encoder: SentenceTransformer) -> bool:
+    """Return true if queries pass through other modules than documents."""
+    return bool(_routes(encoder, "query"))
+
+
+def _task(encoder: SentenceTransformer, task: str) -> dict[str, Any]:
+    return {"task": task} if _routes(encoder, task) else {}  # other encoders may have tasks of their own
+
+
 def trainable_copy(encoder: SentenceTransformer) -> SentenceTransformer:
-    """Return an fp32 copy to train as the encoder of queries. Its pooler head never sees a gradient, so it stays frozen."""
+    """Return an fp32 copy to train as the encoder of queries, of the queries' side if there are two.
+
+    Its pooler head never sees a gradient, so it stays frozen.
+    """
     trained = copy.deepcopy(encoder).float().requires_grad_(True)
+    for router, route in _routes(trained, "query").items():
+        router.sub_modules = nn.ModuleDict({route: router.sub_modules[route]})
+        router.route_mappings = {key: to for key, to in router.route_mappings.items() if to == route}
+        router.default_route = route
     for name, parameter in trained.named_parameters():
         if is_unused(name):
             parameter.requires_grad_(False)
@@ -104,11 +151,11 @@ def item_texts(history: History, template: str | None) -> list[str]:
         DataError: something that is not a text, or an item without a field of the template. Names the position
             and the type or the field, never what the item says.
     """
-    if isinstance(history, str) or not isinstance(history, Iterable):
+    if isinstance(history, str | Mapping) or not isinstance(history, Iterable):
         raise DataError(f"A history is a list of texts or items, got a single {type(history).__name__}: pass [text].")
     texts = []
     for i, item in enumerate(history):
-        if isinstance(item, Mapping):
+        if is_mapping := isinstance(item, Mapping):
             if template is None:
                 raise DataError(
                     f"History item {i} is a mapping with the fields {sorted(map(str, item))}, and the model has no "
@@ -119,6 +166,8 @@ def item_texts(history: History, template: str | None) -> list[str]:
             raise DataError(
                 f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."
             )
+        if not is_mapping and not item.strip():
+            raise DataError(f"History item {i} is an empty text, which tells nothing of its user: leave it out.")
         texts.append(item)
     return texts
 
@@ -130,6 +179,7 @@ def embed(
     prompt: str = "",
     batch_size: int = 32,
     show_progress: bool = False,
+    task: str = "document",
 ) -> Tensor:
     """Equation (1): vectors [len(texts), D] in fp32, detached. Each distinct text is encoded once.
 
@@ -139,14 +189,16 @@ def embed(
         prompt: put in front of every text.
         batch_size: texts per forward pass.
         show_progress: show a progress bar.
+        task: "document" or "query", for encoders that have a side for each.
     """
     distinct = list(dict.fromkeys(texts))
     vectors = encoder.encode(
-        distinct,
+        distinct if "".join(distinct).isascii() else whole_texts(distinct),
         prompt=prompt,
         batch_size=batch_size,
         show_progress_bar=show_progress,
         convert_to_tensor=True,
+        **(_task(encoder, task) if isinstance(encoder[0], Router) else {}),
     )
     row = dict(zip(distinct, range(len(distinct)), strict=True))
     # Indexing copies, which also turns encode's inference tensors into ones that autograd may save.
@@ -169,8 +221,10 @@ def check_finite(vectors: Tensor) -> None:
 def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
     """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
     device = next(encoder.parameters()).device
-    features = encoder.preprocess(list(texts), prompt=prompt)
-    vectors = encoder(batch_to_device(features, device))["sentence_embedding"]
+    task = _task(encoder, "query") if isinstance(encoder[0], Router) else {}
+    texts = list(texts) if "".join(texts).isascii() else whole_texts(list(texts))
+    features = encoder.preprocess(texts, prompt=prompt, **task)
+    vectors = encoder(batch_to_device(features, device), **task)["sentence_embedding"]
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
@@ -197,7 +251,8 @@ _known: WeakKeyDictionary[SentenceTransformer, tuple[Any, tuple[str, int]]] = We
 
 def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
     """Return digest and width D, from memory unless the encoder has changed since."""
-    settings = [[type(module).__name__, _settings(module)] for module in encoder]
+    routed = [part for router in encoder.modules() if isinstance(router, Router) for part in _parts(router)]
+    settings = [[type(module).__name__, _settings(module)] for module in (*encoder, *routed)]
     weights = sorted((name, weight) for name, weight in encoder.state_dict().items() if not is_unused(name))
     state = settings, encoder.max_seq_length, encoder.truncate_dim, [state_of(weight) for _, weight in weights]
     if encoder not in _known or _known[encoder][0] != state:
@@ -210,6 +265,10 @@ def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
         digest.update(str((encoder.max_seq_length, encoder.truncate_dim)).encode())
         _known[encoder] = state, (digest.hexdigest()[:16], embed(encoder, ["width"]).shape[1])
     return _known[encoder][1]
+
+
+def _parts(router: Router) -> list[nn.Module]:
+    return [part for _, route in sorted(router.sub_modules.items()) for part in route]  # type: ignore[union-attr]
 
 
 def _settings(module: Any) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, MismatchError
 from ..storage.location import Location, hub_repository
+from .weight_sample import differs_from_files
 
 _SHA256 = 64  # hexadecimal digits of a GGUF file's digest; a commit has 40
 
@@ -62,6 +64,40 @@ def note_other_backbone(config: PPlugConfig, name: str | None, commit: str | Non
             "The plug was trained on the backbone %s at %s and is put on %s at %s. It fits, but its answers may be worse, "
             "unless the weights are the same: measure them.",
             *(config.backbone, config.backbone_revision, name, commit),
+        )
+
+
+def note_other_weights(config: PPlugConfig, digests: Mapping[str, str]) -> None:
+    """Warn if a backbone that fits has other weights than the plug was trained on.
+
+    Args:
+        config: of the plug. Those of earlier versions have no digests.
+        digests: of the backbone, see `weight_digests`.
+    """
+    known = config.backbone_fingerprint or {}
+    recorded = {known[name] for name in digests if name in known}
+    if recorded and not recorded & set(digests.values()):
+        logger.warning(
+            "The backbone %s has other weights than the one that the plug was trained on, which was fine-tuned or merged "
+            "in memory, or has been changed since. It fits, but its answers may be worse: pass backbone=<the same weights>.",
+            config.backbone,
+        )
+
+
+def note_changed_backbone(name: str | None, folder: Path | None, backbone: Any) -> None:
+    """Warn if a loaded backbone is not what the files say that it was loaded from.
+
+    Args:
+        name: of the folder or repository.
+        folder: with its files on this machine, if there is one.
+        backbone: the language model.
+    """
+    if folder is not None and differs_from_files(backbone, folder):
+        logger.warning(
+            "The backbone has other weights than %s, from which it was loaded: it was changed in memory. A plug is loaded "
+            "with the weights of that place, unless backbone= is given: save the backbone (save_pretrained), load it from "
+            "there and make the plug on it.",
+            name,
         )
 
 

@@ -10,10 +10,11 @@ Letters: B batch, N items of one user, D encoder width, H backbone width, K pers
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
@@ -211,6 +212,7 @@ class Personalizer(nn.Module):
             DataError: something in it is not a text.
             MismatchError: a finished persona of another encoder.
         """
+        history = listed(history)
         histories = histories_of(history)
         items = self._items(histories, None, batch_size=batch_size, show_progress=show_progress)
         personas = [
@@ -250,12 +252,13 @@ class Personalizer(nn.Module):
                 flat += texts[id(history)]
         if flat:
             vectors = encoders.embed(self.history_encoder, flat, self.config.history_prompt, **options)
-            check_finite(vectors)
+            if not vectors.sum().isfinite():
+                check_finite(vectors)
         else:
             vectors = torch.zeros(0, self.config.sizes[0])
         vectors = vectors if like is None else vectors.to(like)
         made.update(zip(texts, vectors.split(list(map(len, texts.values()))), strict=True))
-        return [made[id(history)] for history in histories]
+        return list(map(made.__getitem__, map(id, histories)))
 
     def _queries(self, query: Any, items: Sequence[Any]) -> Tensor | None:
         """Equation (2): the queries' vectors [B, D], or None where nothing would look at them."""
@@ -283,7 +286,7 @@ class Personalizer(nn.Module):
                     "request is about>, one text per prompt."
                 )
         if plug.input_encoder is None:
-            vectors = encoders.embed(self.history_encoder, query, self.config.query_prompt)
+            vectors = encoders.embed(self.history_encoder, query, self.config.query_prompt, task="query")
         else:
             vectors = encoders.embed_with_gradient(plug.input_encoder, query, self.config.query_prompt)
         return vectors.to(plug.no_persona)
@@ -292,6 +295,14 @@ class Personalizer(nn.Module):
         """Return histories as the plug takes them, with what is known of personas already."""
         known: Any = get_or_compute(self.plug, items) if Persona in set(map(type, items)) else (items,)
         return batch_histories(*known)
+
+
+def listed(values: Any) -> Any:
+    """Return an array, a Series, a column of a data set or a generator as a list; everything else as it is."""
+    known = str | bytes | Mapping | Set | Persona | Tensor | list | tuple | None
+    if isinstance(values, known) or not isinstance(values, Iterable):
+        return values
+    return values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "OU" else list(values)
 
 
 def is_one_user(persona: Any) -> bool:
@@ -309,9 +320,11 @@ def histories_of(persona: Any) -> Sequence[Any]:
     """
     if is_one_user(persona):
         return [persona]
-    if isinstance(persona, str | Mapping | Tensor) or not hasattr(persona, "__len__"):
+    if is_one_user(persona := listed(persona)):
+        return [persona]
+    if not isinstance(persona, list | tuple):
         raise DataError(
             f"persona must be a list of texts, got a single {type(persona).__name__}. Wrap it: persona=[text], or pass a "
-            "Persona for finished vectors."
+            "Persona for finished vectors; of histories by user, the one of each prompt: persona=[histories[user], ...]."
         )
-    return persona
+    return [listed(history) for history in persona]

@@ -14,6 +14,7 @@ import copy
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,15 +34,28 @@ from transformers.utils import ModelOutput
 from ..configuration import PPlugConfig
 from ..configuration.pplug import choices as known_choices
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..storage.location import HUB_ARGUMENTS
+from ..storage.location import HUB_ARGUMENTS, local_files
 from . import backbone as backbones
-from . import encoders, frozen, plug_folder
+from . import backbone_check, encoders, frozen, plug_folder
+from .backbone_check import Reading
 from .encoders import History
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
-from .prefix import default_position, generate_with_prefix, prefix_order, reorder, word_embeddings
+from .prefix import (
+    check_positions,
+    default_position,
+    generate_with_prefix,
+    placeholders,
+    position_ids,
+    position_limit,
+    prefix_order,
+    reorder,
+    word_embeddings,
+)
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
+from .substitution import reading_ids
+from .weight_sample import weight_digests
 
 DEFAULT = "default"  # the name of a model's first plug, as PEFT calls its first adapter
 
@@ -89,6 +103,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         super().__init__(config)
         self.loss_type = None  # transformers would pick one by the class name
         self.backbone: Any = None  # a PreTrainedModel, once attached
+        self._reading = Reading()  # the way in which the backbone takes soft prompts
+        self._position_limit: int | None = None  # of the backbone
         self.active_plug = DEFAULT  # name of the plug that answers unless a call names another
         self._loaded = {DEFAULT: _Loaded(Personalizer(config))}  # by name, in the order of loading
         self._show()
@@ -110,6 +126,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         tokenizer: PreTrainedTokenizerBase | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
+        check_backbone: bool = True,
         **choices: Any,
     ) -> PPlugForConditionalGeneration:
         """Create a new plug on a frozen language model.
@@ -121,6 +138,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config,
                 gguf_file, ...).
             encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
+            check_backbone: find out on a few tokens how the backbone takes a soft prompt, and refuse it at once if it cannot.
+                Without it, soft prompts and words go in as `inputs_embeds`.
             **choices: fields of [`PPlugConfig`], e.g. `num_persona_tokens=4`. Prompts default to the encoder's own
                 ("query" for requests, "document" for history items).
 
@@ -128,14 +147,17 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             The model in eval mode, its plug freshly drawn and in fp32.
 
         Raises:
-            ConfigurationError: an unknown choice, or not a language model.
+            ConfigurationError: an unknown choice, or not a language model that can take a soft prompt.
             MissingFileError: backbone or encoder cannot be found.
         """
         if unknown := set(choices) - set(known_choices()):
             raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known_choices())}.")
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
+        digests = weight_digests(backbone)
+        if check_backbone:
+            backbone_check.check_backbone(backbone)
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
-        if tokenizer is None:
+        if backbones.checked_tokenizer(tokenizer) is None:
             tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
@@ -143,10 +165,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             backbones.origin(backbone),
             encoders.origin(encoder),
         )
+        frozen.note_changed_backbone(backbone_name, local_files(backbone_name, backbone_commit), backbone)
         config = PPlugConfig(
             backbone=plug_folder.absolute_if_local(backbone_name),
             backbone_revision=backbone_commit,
-            backbone_fingerprint=backbones.fingerprint(backbone),
+            backbone_fingerprint={**backbones.fingerprint(backbone), **digests},
             encoder=plug_folder.absolute_if_local(encoder_name),
             encoder_revision=encoder_commit,
             encoder_fingerprint=encoders.fingerprint(encoder, choices["history_prompt"]),
@@ -157,7 +180,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             **choices,
         )
         model = cls(config)
-        model.attach(backbone, encoder, tokenizer)
+        model._put_on(backbone, encoder, tokenizer, check_backbone)
         return model.eval()
 
     def attach(
@@ -176,13 +199,25 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Raises:
             MismatchError: one of them is not the one the plug was made for; the message names both.
         """
+        backbone, encoder = backbones.load_backbone(backbone), encoders.load_encoder(encoder)
         frozen.check_fits(self.config, "backbone", backbones.fingerprint(backbone))
         frozen.check_fits(self.config, "encoder", encoders.fingerprint(encoder, self.config.history_prompt))
+        backbones.checked_tokenizer(tokenizer)
+        frozen.note_other_weights(self.config, weight_digests(backbone))
         self._put_on(backbone, encoder, tokenizer)
 
-    def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        backbones.freeze_backbone(backbone)
-        self.backbone = backbone
+    def _put_on(
+        self,
+        backbone: Any,
+        encoder: SentenceTransformer,
+        tokenizer: PreTrainedTokenizerBase | None,
+        check: bool = True,
+    ) -> None:
+        if check:
+            self._reading = backbone_check.check_backbone(backbone)
+        else:
+            backbones.freeze_backbone(backbone)
+        self.backbone, self._position_limit = backbone, position_limit(backbone)
         personalizer = self.personalizer
         personalizer.attach(encoder, word_embeddings(backbone).weight.device)
         self._loaded[self.active_plug] = _Loaded(personalizer, tokenizer, copy.deepcopy(backbone.generation_config))
@@ -469,12 +504,17 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         position: Any,
         plug: Any,
         labels: Any,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask, their order, the prompt's mask."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask and order, the prompt's mask, and ids.
+
+        Ids [B, P + T] are for a backbone that is given ids, whose embeddings are replaced; None for all others.
+        """
         backbone = self._attached() if self.backbone is None else self.backbone
-        if input_ids is None or input_ids.ndim != 2:
+        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
+            got = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DataError(
-                f"input_ids must be [batch, tokens], got {None if input_ids is None else list(input_ids.shape)}."
+                f"input_ids must be a tensor [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+                "through the processor."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
@@ -485,7 +525,16 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         else:
             position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
         order = prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
-        return reorder(order, prefix, words), reorder(order, shown, mask), order, mask
+        both = reorder(order, shown, mask)
+        check_positions(self._position_limit, both, shown.shape[1], causal=not self.config.is_encoder_decoder)
+        if not self._reading.padding and not both.all():
+            raise ConfigurationError(
+                f"Padding changes the answers of the backbone {type(backbone).__name__}, which has no attention mask or counts "
+                "positions with the padding. Pass rows of one length, or one row at a time "
+                "(per_device_train_batch_size=1 in training)."
+            )
+        ids = placeholders(order, input_ids, mask) if self._reading.by_ids else None
+        return reorder(order, prefix, words), both, order, mask, ids
 
     def forward(
         self,
@@ -520,7 +569,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             first position of the batch that predicts a label to the last.
         """
         backbone = self._attached()
-        embeds, mask, order, _ = self._insert(
+        embeds, mask, order, _, ids = self._insert(
             input_ids, attention_mask, persona, query, persona_position, plug, labels
         )
         P = order.shape[1] - input_ids.shape[1]
@@ -528,8 +577,12 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             kwargs.setdefault("use_cache", False)
         if self.config.is_encoder_decoder:
             if labels is not None and kwargs.get("decoder_input_ids") is None:
-                kwargs["decoder_input_ids"] = backbone.prepare_decoder_input_ids_from_labels(labels=labels)
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+                if shift := getattr(backbone, "prepare_decoder_input_ids_from_labels", None):
+                    kwargs["decoder_input_ids"] = shift(labels=labels)
+                else:  # M2M100: it shifts the labels itself, and its loss is not used
+                    kwargs["labels"] = labels.contiguous()
+            with nullcontext() if ids is None else reading_ids(backbone, ids):
+                output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
             if labels is not None:
                 output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
             return output
@@ -545,11 +598,12 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if learning:
             # Padding is in front, so answers end together: what follows them is in no loss, and only the L = end - first
             # positions between the first label and the last need logits, the widest layer.
-            embeds, mask = embeds[:, :end].contiguous(), mask[:, :end]
+            embeds, mask, ids = embeds[:, :end].contiguous(), mask[:, :end], None if ids is None else ids[:, :end]
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
-        kwargs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+        kwargs["position_ids"] = position_ids(mask)
+        with nullcontext() if ids is None else reading_ids(backbone, ids):
+            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
         if targets is not None:
             logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
             output["loss"] = _token_loss(logits, targets[:, first:end], num_items_in_batch)
@@ -589,13 +643,41 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask, _, text_mask = self._insert(
+        embeds, mask, _, text_mask, ids = self._insert(
             input_ids, attention_mask, persona, query, persona_position, plug, None
         )
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
-        return generate_with_prefix(self.backbone, embeds, mask, input_ids, text_mask, settings, **kwargs)
+        with nullcontext() if ids is None else reading_ids(self.backbone, ids):
+            return generate_with_prefix(
+                self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit
+            )
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.
+
+        Args:
+            *args: `sequences`, `scores`, `beam_indices`, `normalize_logits` of an output of `generate`.
+            **kwargs: likewise.
+
+        Raises:
+            ConfigurationError: the model has no backbone yet.
+        """
+        return self._attached().compute_transition_scores(*args, **kwargs)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse continuous batching, which takes ids alone.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            "Continuous batching takes ids alone and would not see a persona: use model.generate, with one persona per "
+            "prompt, or an engine that takes prompt embeddings and model.soft_prompt."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
 
 class PPlugModel:

@@ -7,24 +7,34 @@ B batch, P prefix tokens, T prompt tokens, H backbone width.
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.utils import ModelOutput
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, DataError
+
+DEFAULT_NEW_TOKENS = 20  # of generate, if no length is given
+
+logger = logging.getLogger(__name__)
 
 # Each would silently ignore the persona, or fail deep inside generate.
 _REFUSED = {
     "assistant_model": "the assistant would draft without the persona",
+    "assistant_early_exit": "the first layers would draft without the persona",
     "prompt_lookup_num_tokens": "drafting from the prompt does not see the persona",
+    "use_mtp": "the model would draft without the persona",
+    "encoder_outputs": "they were computed without the persona",
+    "inputs_embeds": "the persona is put among the prompt's ids, so pass input_ids",
 }
 _REFUSED_CAUSAL = {
     "guidance_scale": "its unconditional pass needs the prompt as ids",
     "prefill_chunk_size": "chunked prefill needs the prompt as ids",
+    "token_healing": "it rewrites the prompt's ids",
 }
 
 
@@ -32,14 +42,17 @@ def word_embeddings(backbone: PreTrainedModel) -> Any:
     """The module that embeds a prompt, scaling included: the encoder's own, which untied weights set apart from the
     model's (BART with tie_word_embeddings=False)."""
     reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
-    return reader.get_input_embeddings()
+    try:
+        return reader.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # FSMT's encoder
+        return backbone.get_input_embeddings()
 
 
 def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """[B]: how many real tokens stay in front of the prefix: a causal model's BOS, else none (equation 5)."""
     if backbone.config.is_encoder_decoder:
         return attention_mask.new_zeros(len(input_ids))
-    bos = backbone.config.get_text_config().bos_token_id
+    bos = getattr(backbone.config.get_text_config(), "bos_token_id", None)  # Pegasus has none
     first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True)).squeeze(1)
     starts_with_bos = torch.isin(first, torch.as_tensor([] if bos is None else bos, device=first.device).to(first))
     return (starts_with_bos & attention_mask.any(dim=1)).long()
@@ -72,6 +85,65 @@ def reorder(order: Tensor, prefix: Tensor, text: Tensor) -> Tensor:
     return both.gather(1, order[(...,) + (None,) * (both.ndim - 2)].expand_as(both))
 
 
+def placeholders(order: Tensor, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Return the ids [B, P + T] of a prompt, its own first token in the places of the soft prompt.
+
+    Args:
+        order: [B, P + T], of `prefix_order`.
+        input_ids, text_mask: [B, T], of the prompt alone.
+    """
+    first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
+    return reorder(order, first.expand(-1, order.shape[1] - input_ids.shape[1]), input_ids)
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return the positions [B, L] of the tokens of a causal model, counted without padding."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def position_limit(backbone: PreTrainedModel) -> int | None:
+    """Return how many tokens the table of positions has room for; None where positions are computed (rotary, relative).
+
+    Models with rotary positions go on behind their `max_position_embeddings`, as well or badly as without a persona.
+    """
+    reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
+    named = (*reader.named_modules(), *reader.named_buffers())
+    others = ("vision", "visual", "image", "audio")  # of a model that also sees or hears
+    tables = [(name.rpartition(".")[2], table) for name, table in named if not any(part in name for part in others)]
+    limits = []
+    for name, table in tables:
+        if ("pos" not in name and "wpe" not in name) or "rel" in name:
+            continue
+        if isinstance(table, nn.Embedding) and not hasattr(table, "make_weight"):  # FSMT's, which grows
+            limits.append(table.num_embeddings - int(getattr(table, "offset", 0)))  # BART and OPT skip rows
+        elif isinstance(table, Tensor) and table.ndim == 2 and table.is_floating_point():  # GPT-J
+            limits.append(len(table))
+    return min(limits, default=None)
+
+
+def check_positions(limit: int | None, attention_mask: Tensor, prefix_length: int, causal: bool) -> None:
+    """Refuse prompts that are too long for the backbone once their prefix is there.
+
+    Args:
+        limit: of `position_limit`.
+        attention_mask: [B, P + T] of prefix and prompt.
+        prefix_length: P.
+        causal: positions count real tokens only; an encoder counts padding, too.
+
+    Raises:
+        DataError: names the surplus.
+    """
+    longest = attention_mask.shape[1]
+    if limit is None or longest <= limit:
+        return
+    longest = int(attention_mask.sum(dim=1).max()) if causal else longest
+    if longest > limit:
+        raise DataError(
+            f"A prompt of {longest - prefix_length} tokens and the persona's {prefix_length} are {longest - limit} more "
+            f"than the backbone's {limit} positions: cut prompts to max_length={limit - prefix_length} tokens."
+        )
+
+
 def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
 
@@ -88,9 +160,15 @@ def generate_with_prefix(
     input_ids: Tensor,
     text_mask: Tensor,
     generation_config: GenerationConfig,
-    **kwargs: Any,
+    options: dict[str, Any],
+    limit: int | None = None,
 ) -> Tensor | ModelOutput:
     """`backbone.generate` on a prompt that already holds its prefix.
+
+    The backbone is given the prompt's ids beside the embeddings with the prefix: a causal model reads the embeddings
+    once and counts ids from then on, an encoder-decoder model gets the encoder's output. So everything that looks at
+    ids or counts them (stopping criteria, logits processors, penalties, n-gram rules, lengths, streamers) sees what it
+    sees without a prefix.
 
     Args:
         backbone: the frozen language model.
@@ -98,8 +176,9 @@ def generate_with_prefix(
         attention_mask: [B, P + T] its mask.
         input_ids: [B, T] the prompt alone, as the user gave it.
         text_mask: [B, T] the prompt's mask.
-        generation_config: defaults, which `kwargs` override.
-        **kwargs: whatever `backbone.generate` takes.
+        generation_config: defaults, which `options` override.
+        options: whatever `backbone.generate` takes.
+        limit: of `position_limit`. Answers end there at the latest, with a warning.
 
     Returns:
         What `backbone.generate` returns for the prompt without a prefix: token ids or a `ModelOutput`. Causal models
@@ -109,59 +188,103 @@ def generate_with_prefix(
         ConfigurationError: an option that cannot see the persona.
     """
     causal = not backbone.config.is_encoder_decoder
-    for name, why in (_REFUSED | _REFUSED_CAUSAL if causal else _REFUSED).items():
-        value = kwargs.get(name, getattr(generation_config, name, None))
-        if value is not None and value is not False and (name, value) != ("guidance_scale", 1):
-            raise ConfigurationError(f"generate({name}=...) does not work with a persona: {why}. Leave it out.")
-    config = copy.deepcopy(generation_config)
-    if kwargs.get("max_new_tokens") is not None and kwargs.get("max_length") is None:
-        config.max_length = None  # a default, which the caller overrides
-    kwargs = config.update(**kwargs)  # what is left is no generation setting
+    config, options = _settings(generation_config, options, causal)
     if not causal:
+        encoded = _encode(backbone, inputs_embeds, attention_mask, config, options)
         return backbone.generate(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=config, **kwargs
+            input_ids, encoder_outputs=encoded, attention_mask=attention_mask, generation_config=config, **options
         )
 
     P, T = inputs_embeds.shape[1] - input_ids.shape[1], input_ids.shape[1]
-    # Repetition penalties and n-gram rules work on ids, and should see the prompt and nothing new: the row's own first
-    # token fills the prefix positions, all of them in front, wherever the prefix stands, so that no n-gram is cut.
-    first = input_ids.gather(1, text_mask.argmax(dim=1, keepdim=True))
-    front = prefix_order(
-        text_mask, text_mask.new_zeros(len(input_ids)), text_mask.new_ones(len(input_ids), P), pad_left=True
-    )
-    ids = reorder(front, first.expand(-1, P), input_ids)
-    for name in ("max_length", "min_length", "max_cache_len"):  # counted by the user without the prefix
-        value = getattr(config, name, None)
-        setattr(config, name, value + P if value else value)
-    if kwargs.get("streamer") is not None:
-        kwargs["streamer"] = _PromptStreamer(kwargs["streamer"], input_ids)
-
+    if limit is not None:
+        _keep_within(config, limit, attention_mask, T)
+    given = config.max_length or config.min_length or config.max_cache_len or backbone.generation_config.max_length
+    if P > 0 and (given or backbone.generation_config.min_length):
+        _count_without_prefix(config, backbone.generation_config, P, T)
+    # Padding goes in front, as in the embeddings: a rule reads each prompt right before its answer.
+    ids = input_ids.gather(1, text_mask.argsort(dim=1, stable=True))
+    if config.repetition_penalty not in (None, 1.0):
+        _penalise_prompts(config, options, attention_mask, text_mask)
     output = backbone.generate(
-        ids,
-        inputs_embeds=inputs_embeds,
-        attention_mask=attention_mask,
-        generation_config=config,
-        **kwargs,
+        ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=config, **options
     )
     sequences = output if isinstance(output, Tensor) else output.sequences
     prompts = input_ids.repeat_interleave(len(sequences) // len(input_ids), dim=0).to(sequences.device)
-    sequences = torch.cat([prompts, sequences[:, P + T :]], dim=1)
+    sequences = torch.cat([prompts, sequences[:, T:]], dim=1)
     if isinstance(output, Tensor):
         return sequences
     output.sequences = sequences
     return output
 
 
-class _PromptStreamer(BaseStreamer):
-    """Shows a streamer the user's prompt in place of the one with prefix positions, then the new tokens."""
+def _settings(
+    generation_config: GenerationConfig, options: dict[str, Any], causal: bool
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Return a copy of the settings with the caller's options, and the options that are no settings."""
+    config = copy.deepcopy(generation_config)
+    for name, why in (_REFUSED | _REFUSED_CAUSAL if causal else _REFUSED).items():
+        value = options.get(name, getattr(config, name, None))
+        if value is not None and value is not False and (name, value) != ("guidance_scale", 1):
+            raise ConfigurationError(f"generate({name}=...) does not work with a persona: {why}. Leave it out.")
+    if options.get("max_new_tokens") is not None and options.get("max_length") is None:
+        config.max_length = None  # a default, which the caller overrides
+    rest = config.update(**options)
+    if config.cache_implementation == "paged":
+        raise ConfigurationError(
+            "generate(cache_implementation='paged') does not work with a persona: continuous batching takes ids alone. "
+            "Leave it out."
+        )
+    return config, rest
 
-    def __init__(self, streamer: BaseStreamer, prompt: Tensor):
-        self.streamer, self.prompt = streamer, prompt.cpu()
 
-    def put(self, value: Tensor) -> None:
-        if self.prompt is not None:
-            value, self.prompt = self.prompt, None
-        self.streamer.put(value)
+def _encode(backbone: Any, embeds: Tensor, mask: Tensor, config: GenerationConfig, options: dict[str, Any]) -> Any:
+    """Return the encoder's output for prefix and prompt, as `generate` computes it."""
+    encoder = backbone.get_encoder()
+    own = {name: options[name] for name in inspect.signature(encoder.forward).parameters if name in options}
+    shown = {"output_attentions": config.output_attentions, "output_hidden_states": config.output_hidden_states}
+    encoded = encoder(**own | shown, inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+    encoded["last_hidden_state"] = encoded.last_hidden_state.to(embeds.device)  # of a model in parts
+    return encoded
 
-    def end(self) -> None:
-        self.streamer.end()
+
+def _keep_within(config: GenerationConfig, limit: int, attention_mask: Tensor, T: int) -> None:
+    """End answers where the table of positions ends; the backbone would fail there, on a GPU for good."""
+    asked = config.max_new_tokens or (config.max_length - T if config.max_length else 0)
+    if attention_mask.shape[1] + max(asked, DEFAULT_NEW_TOKENS) - 1 <= limit:
+        return
+    room = limit - int(attention_mask.sum(dim=1).max()) + 1  # the last token is not read again
+    if room >= (asked or DEFAULT_NEW_TOKENS):
+        return
+    if asked:
+        logger.warning(
+            "With prompt and persona, %d new tokens are %d more than the backbone's %d positions allow: answers have at "
+            "most %d. Cut prompts, or pass max_new_tokens=%d.",
+            *(asked, asked - room, limit, room, room),
+        )
+    config.max_new_tokens, config.max_length = room, None
+
+
+def _count_without_prefix(config: GenerationConfig, default: GenerationConfig, P: int, T: int) -> None:
+    """Undo what `generate` does to lengths where there are more embeddings than ids: it subtracts all embeddings."""
+    if config.max_new_tokens is None:  # else it decides
+        longest = config.max_length or default.max_length
+        config.max_length = longest and longest + P + T
+    if config.min_new_tokens is None:
+        shortest = config.min_length or default.min_length
+        config.min_length = shortest and shortest + P + T
+    if config.max_cache_len:  # a static cache is made for ids and embeddings
+        config.max_cache_len = 2 * config.max_cache_len + P
+
+
+def _penalise_prompts(
+    config: GenerationConfig, options: dict[str, Any], attention_mask: Tensor, text_mask: Tensor
+) -> None:
+    """Give `generate` its own repetition penalty where it would take rows without a prefix for more padding."""
+    padding = text_mask.shape[1] - text_mask.sum(dim=1)
+    if torch.equal(padding, attention_mask.shape[1] - attention_mask.sum(dim=1)):
+        return
+    given = list(options.get("logits_processor") or ())
+    if not any(type(one) is RepetitionPenaltyLogitsProcessor for one in given):
+        rows = max(config.num_beams or 1, config.num_return_sequences or 1)
+        rule = RepetitionPenaltyLogitsProcessor(config.repetition_penalty, padding.repeat_interleave(rows))
+        options["logits_processor"] = LogitsProcessorList([rule, *given])

@@ -20,6 +20,7 @@ from ..configuration import PPlugConfig
 from ..storage.replace import replacing
 from . import backbone as backbones
 from . import encoders, frozen, plug_folder
+from .weight_sample import weight_digests
 
 
 class SavingMixin:
@@ -130,6 +131,7 @@ class SavingMixin:
         config: PPlugConfig | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
+        check_backbone: bool = True,
         revision: str | None = None,
         subfolder: str = "",
         token: str | bool | None = None,
@@ -149,6 +151,7 @@ class SavingMixin:
             config: instead of the plug's own.
             backbone_kwargs: for the backbone's `from_pretrained`.
             encoder_kwargs: for `SentenceTransformer`.
+            check_backbone: as of `from_backbone`.
             revision, subfolder: of the plug.
             token, cache_dir, local_files_only, force_download: for every part.
             **kwargs: more `backbone_kwargs`: dtype, device_map, quantization_config, attn_implementation, ...
@@ -180,16 +183,18 @@ class SavingMixin:
             frozen.locate(kind, given, config, location)
             for kind, given in (("backbone", backbone), ("encoder", encoder))
         ]
-        backbone = backbones.load_backbone(where[0], **(backbone_kwargs or {}), **kwargs)
+        model_type = (config.backbone_fingerprint or {}).get("model_type")
+        backbone = backbones.load_backbone(where[0], model_type=model_type, **(backbone_kwargs or {}), **kwargs)
         encoder = encoders.load_encoder(where[1], **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
         frozen.check_fits(config, "backbone", backbones.fingerprint(backbone))
         name, commit = backbones.origin(backbone)
         frozen.note_other_backbone(config, plug_folder.absolute_if_local(name), commit)
+        frozen.note_other_weights(config, weight_digests(backbone))
         frozen.check_fits(config, "encoder", encoders.fingerprint(encoder, config.history_prompt))
         model: Any = cls(config)  # type: ignore[call-arg]
         tokenizer = plug_folder.load_tokenizer(location) or backbones.find_tokenizer(backbone, location)
-        model._put_on(backbone, encoder, tokenizer)
+        model._put_on(backbone, encoder, tokenizer, check_backbone)
         model.personalizer.load_weights(location)
         generation_config = plug_folder.load_generation_config(location)
         if generation_config is not None:

@@ -27,3 +27,5 @@ FROZEN_FILES = (
 )
 # How it was trained: {"task": ..., "settings": {name: value}, "defaults": {name: value}}. The card says which differ.
 TRAIN_SETTINGS = "train_settings.json"
+# What a checkpoint was made of; `pplug-hf train` resumes from one of the same run only.
+TRAIN_RUN = "train_run.json"

@@ -396,6 +396,12 @@ def _snapshots(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
     return Path(cache_dir or constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"), "snapshots")
 
 
+def local_files(name: str | None, commit: str | None) -> Path | None:
+    """Return the folder of a model on this machine, its own or that of a commit in the cache; None if there is none."""
+    folder = None if name is None else Path(name) if os.path.isdir(name) else _snapshots(name) / (commit or "")
+    return folder if folder is not None and (folder / CONFIG).is_file() else None
+
+
 def cached_commit(name: str | None) -> str | None:
     """Return the commit of a repository if the cache holds exactly one; None if there may be others.
 

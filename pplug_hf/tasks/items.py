@@ -88,6 +88,15 @@ def is_null(value: Any) -> bool:
     return value is None or (isinstance(value, float | np.floating) and bool(value != value))
 
 
+def whole_texts(texts: list[str]) -> list[str]:
+    """Return texts in which half a surrogate pair, as JSON may hold, became U+FFFD: tokenizers take UTF-8 alone."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+    return texts
+
+
 def normalise(text: str) -> str:
     """Return a text for comparison: neither case nor white space makes two texts of one."""
     return " ".join(text.casefold().split())

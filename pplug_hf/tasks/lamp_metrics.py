@@ -223,9 +223,9 @@ class Rouge(Metric):
 
     def means(self, predictions: Texts, golds: Texts) -> dict[str, float]:
         """Return both scores, and the number of answers without a token."""
-        means = rouge_scores(predictions, golds, self.tokenizer).mean(axis=0).tolist()
-        names = [name for name, _, _ in self.titles[-2:]]
-        return dict(zip(names, means, strict=True)) | {"unparsed": sum(not self.is_readable(p) for p in predictions)}
+        means = rouge_scores(predictions, golds, self.tokenizer).mean(axis=0)
+        scores = {name: float(mean) for (name, _, _), mean in zip(self.titles[-2:], means, strict=True)}
+        return scores | {"unparsed": sum(not self.is_readable(text) for text in predictions)}
 
     def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
         return self.means(predictions, golds)

@@ -45,6 +45,7 @@ class Metric(ABC):
         needs_numbers: the labels of a task must be numbers.
         fallbacks: rules for answers that cannot be read; `score` and `per_example` take one as `fallback`.
         fields: further fields of a row that it reads; `score` and `per_example` take them as `extra`.
+        needs_golds: a question must have a right answer.
     """
 
     name: str
@@ -55,6 +56,10 @@ class Metric(ABC):
     needs_numbers = False
     fallbacks: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
+    needs_golds = True
+
+    def check(self) -> None:  # noqa: B027 - most can always judge
+        """Raise a `ConfigurationError` if it cannot judge, before anything is answered."""
 
     @abstractmethod
     def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:

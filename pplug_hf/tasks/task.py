@@ -132,6 +132,17 @@ class Task:
         },
     )
 
+    input_template: str = field(
+        default="",
+        repr=False,
+        metadata={"help": "Input of a question, as a format string over the row's fields; empty: its field 'input'."},
+    )
+    user_field: str = field(
+        default="",
+        repr=False,
+        metadata={"help": "Field of a row that says whose it is; empty: 'user_id' or 'user'."},
+    )
+
     def __post_init__(self) -> None:
         for fault in self._faults():
             raise ConfigurationError(f"Task {self.name!r}: {fault}")
@@ -161,6 +172,8 @@ class Task:
             yield (
                 f"labels are {labels!r}; metric {self.metric!r} needs numbers as labels, as in ('1', '2', '3', '4', '5')."
             )
+        if self.input_template and self.query_marker not in self.input_template:
+            yield f"input_template is {self.input_template!r}; it must hold the query_marker {self.query_marker!r}."
         template = self.history_prompt_template
         named = fields_of(template)
         shows_answer = self.answer_field in named
@@ -173,7 +186,7 @@ class Task:
     @property
     def identity(self) -> str:
         """Text that determines the task, for digests; fields that were added later are in it only if they are set."""
-        return repr(self) + self.history_prompt_template
+        return repr(self) + self.history_prompt_template + self.input_template + self.user_field
 
     @property
     def fields(self) -> frozenset[str]:
