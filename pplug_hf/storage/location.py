@@ -398,7 +398,13 @@ def _snapshots(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
 
 def local_files(name: str | None, commit: str | None) -> Path | None:
     """Return the folder of a model on this machine, its own or that of a commit in the cache; None if there is none."""
-    folder = None if name is None else Path(name) if os.path.isdir(name) else _snapshots(name) / (commit or "")
+    folder = (
+        None
+        if name is None or split_gguf(name)[1]
+        else Path(name)
+        if os.path.isdir(name)
+        else _snapshots(name) / (commit or "")
+    )
     return folder if folder is not None and (folder / CONFIG).is_file() else None
 
 
