@@ -43,7 +43,6 @@ class PPlugProcessor(ProcessorMixin):
         self, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool = False, chat_template: Any = None
     ):
         self.is_encoder_decoder = is_encoder_decoder
-        checked_tokenizer(tokenizer)
         super().__init__(tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None))
 
     @classmethod

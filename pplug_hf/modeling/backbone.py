@@ -43,7 +43,7 @@ from .prefix import make_contiguous, word_embeddings
 def load_backbone(
     source: str | os.PathLike | Location | PreTrainedModel, *, model_type: str | None = None, **kwargs: Any
 ) -> PreTrainedModel:
-    """The language model of a Hub id, local folder or GGUF file; a loaded model is returned as it is.
+    """Load the language model of a Hub id, local folder or GGUF file; a loaded model is returned as it is.
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.

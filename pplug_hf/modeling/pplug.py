@@ -513,7 +513,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
             got = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise DataError(
-                f"input_ids must be a tensor [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+                f"input_ids must be [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
                 "through the processor."
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
