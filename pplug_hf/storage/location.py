@@ -398,14 +398,10 @@ def _snapshots(name: str, cache_dir: str | os.PathLike | None = None) -> Path:
 
 def local_files(name: str | None, commit: str | None) -> Path | None:
     """Return the folder of a model on this machine, its own or that of a commit in the cache; None if there is none."""
-    folder = (
-        None
-        if name is None or split_gguf(name)[1]
-        else Path(name)
-        if os.path.isdir(name)
-        else _snapshots(name) / (commit or "")
-    )
-    return folder if folder is not None and (folder / CONFIG).is_file() else None
+    if name is None or split_gguf(name)[1]:
+        return None
+    folder = Path(name) if os.path.isdir(name) else _snapshots(name) / (commit or "")
+    return folder if (folder / CONFIG).is_file() else None
 
 
 def cached_commit(name: str | None) -> str | None:
