@@ -1,4 +1,4 @@
-"""Prompts, histories, requests and answers to one model input."""
+"""Prompts, histories, queries and answers to one model input."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PPlugProcessor(ProcessorMixin):
     def from_model(
         cls, model: PPlugForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> PPlugProcessor:
-        """The processor of a model.
+        """Create the processor of a model.
 
         Args:
             model: what the inputs are for.
@@ -79,7 +79,7 @@ class PPlugProcessor(ProcessorMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> PPlugProcessor:
-        """The processor of a plug, or one saved alone.
+        """Load the processor of a plug, or one saved alone.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id.
@@ -112,7 +112,7 @@ class PPlugProcessor(ProcessorMixin):
     def get_processor_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `from_pretrained` builds a processor of. A plug folder needs no processor files: its config says it."""
+        """Return the settings to build a processor from. A plug folder needs no processor files: its configuration has them."""
         values, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "is_encoder_decoder" not in values:
             values["is_encoder_decoder"] = load_config(pretrained_model_name_or_path).is_encoder_decoder
@@ -128,7 +128,7 @@ class PPlugProcessor(ProcessorMixin):
         max_target_length: int | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """One batch for `model(**batch)` or `model.generate(**batch)`.
+        """Make one batch for `model(**batch)` or `model.generate(**batch)`.
 
         Args:
             text: prompts.
@@ -184,7 +184,7 @@ class PPlugProcessor(ProcessorMixin):
         padding: bool | str = True,
         **kwargs: Any,
     ) -> Any:
-        """As the tokenizer's, plus `persona_position`: the persona goes right in front of the last user's text.
+        """Apply the tokenizer's template, and add `persona_position`: the persona goes right in front of the last user's text.
 
         A batch to answer, and a batch to train on, whose chats end with the assistant's message:
 
@@ -323,7 +323,7 @@ class PPlugProcessor(ProcessorMixin):
         return text.rstrip().endswith((*special, *self.tokenizer.all_special_tokens))
 
     def decode_answers(self, generated: Any, prompt_length: int | None = None) -> list[str]:
-        """What `generate` returned, as texts.
+        """Decode the output of `generate`.
 
         Args:
             generated: [B, L] token ids; -100 counts as padding.

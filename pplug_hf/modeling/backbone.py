@@ -1,4 +1,4 @@
-"""What a persona plug needs to know about a language model: load it, freeze it, measure it, put a prefix in it.
+"""Language models as backbones: loading, freezing and measuring them.
 
 Letters: B batch, T text tokens, P prefix tokens, H backbone width.
 """
@@ -227,7 +227,7 @@ class _Quiet:
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:
-    """Refuse a quantised backbone that passes no gradient: what reaches the plug around its layers teaches it nothing.
+    """Refuse a quantised backbone that passes no gradient, through which a plug could not learn.
 
     Raises:
         ConfigurationError: names the first such layer. Quantised activations are the usual reason.
@@ -254,7 +254,7 @@ def check_gradients(backbone: PreTrainedModel) -> None:
 
 
 def fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
-    """What must be equal for a plug to fit: type, kind, width and vocabulary."""
+    """Return the properties that must be equal for a plug to fit: type, kind, width and vocabulary."""
     return {
         "model_type": backbone.config.model_type,
         "is_encoder_decoder": bool(backbone.config.is_encoder_decoder),
@@ -264,7 +264,7 @@ def fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
 
 
 def hidden_size(backbone: PreTrainedModel) -> int:
-    """H: the width of what the input embeddings give."""
+    """Measure H, the width of the input embeddings' output."""
     return _embed_ids(backbone, torch.zeros(1, dtype=torch.long)).shape[-1]
 
 
@@ -288,7 +288,7 @@ def origin(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
 def find_tokenizer(
     backbone: PreTrainedModel, location: Location | None = None, **kwargs: Any
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer beside a backbone; None if there is none, which only matters once a prompt must be decoded.
+    """Load the tokenizer saved with a backbone; None if there is none, which only matters once a prompt must be decoded.
 
     Args:
         backbone: the language model.
@@ -310,7 +310,7 @@ def find_tokenizer(
 
 @torch.no_grad()
 def embedding_norm(backbone: PreTrainedModel, vocab_size: int | None = None) -> float:
-    """Mean L2 norm of the token embeddings, as the module gives them (BART and Gemma scale inside it).
+    """Measure the mean L2 norm of the token embeddings, as the module gives them (BART and Gemma scale inside it).
 
     Args:
         backbone: the language model.

@@ -49,7 +49,7 @@ def word_embeddings(backbone: PreTrainedModel) -> Any:
 
 
 def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B]: how many real tokens stay in front of the prefix: a causal model's BOS, else none (equation 5)."""
+    """Return [B], the number of real tokens in front of the prefix: a causal model's BOS, else none (equation 5)."""
     if backbone.config.is_encoder_decoder:
         return attention_mask.new_zeros(len(input_ids))
     bos = getattr(backbone.config.get_text_config(), "bos_token_id", None)  # Pegasus has none
@@ -59,7 +59,7 @@ def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mas
 
 
 def prefix_order(attention_mask: Tensor, position: Tensor, prefix_mask: Tensor, pad_left: bool) -> Tensor:
-    """Where everything goes when a prefix is put among the real tokens and padding moves to one side.
+    """Return the order of tokens once a prefix stands among the real ones and padding is on one side.
 
     Args:
         attention_mask: [B, T], ones at real tokens, padding anywhere.
@@ -163,7 +163,7 @@ def generate_with_prefix(
     options: dict[str, Any],
     limit: int | None = None,
 ) -> Tensor | ModelOutput:
-    """`backbone.generate` on a prompt that already holds its prefix.
+    """Call `backbone.generate` on a prompt that already holds its prefix.
 
     The backbone is given the prompt's ids beside the embeddings with the prefix: a causal model reads the embeddings
     once and counts ids from then on, an encoder-decoder model gets the encoder's output. So everything that looks at
