@@ -87,7 +87,11 @@ class Metric(ABC):
         return {self.main: mean, "unparsed": sum(not text for text in predictions)}
 
     def notes(self, golds: Texts) -> list[str]:
-        """Return sentences about what it cannot judge in these golds; `score` warns with them, and results have them."""
+        """Return sentences about what it cannot judge; `score` warns with them, and results have them.
+
+        Args:
+            golds: the right answers.
+        """
         return []
 
     def best_labels(self, log_probs: np.ndarray, labels: Texts) -> np.ndarray:

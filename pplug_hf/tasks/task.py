@@ -219,7 +219,11 @@ class Task:
         return text if text in self.labels else _by_number(self.labels).get(_number(text), text)
 
     def item_label(self, item: Mapping[str, Any]) -> str:
-        """Return the answer in a history item by the same rule; empty if it has none, or one that is not a label."""
+        """Return the answer in a history item by the same rule; empty if it has none, or one that is not a label.
+
+        Args:
+            item: a history item.
+        """
         answer = self.label_of(field_text(item, self.answer_field))
         return answer if not self.labels or answer in self.labels else ""
 
