@@ -149,6 +149,9 @@ SETTINGS: dict = {
 }
 
 
+TRANSPOSED = ("falcon_mamba", "fsmt", "jamba", "led", "mamba", "prophetnet")
+
+
 def verdict(model_type, kind):
     """Return "works" (perhaps with a condition), "refused: ..." or "not judged: ..."; raise if an answer is wrong."""
     with warnings.catch_warnings():
@@ -169,11 +172,11 @@ def verdict(model_type, kind):
             )
         except PPlugError as error:
             return f"refused: {str(error).partition('soft prompt: ')[2].partition('. Choose')[0]}"
-        return works(model, bare, seq2seq=bool(bare.config.is_encoder_decoder))
+        return works(model, bare, model_type, seq2seq=bool(bare.config.is_encoder_decoder))
 
 
 @torch.no_grad()
-def works(model, bare, seq2seq):
+def works(model, bare, model_type, seq2seq):
     """Check the answers of a model against its bare backbone's; return the conditions that it works under."""
     tiny.randomise(model.plug)
     ids = torch.tensor([[20, 21, 22, 23, 24], [30, 31, 32, 33, 34]])
@@ -183,6 +186,13 @@ def works(model, bare, seq2seq):
 
     own = bare(input_ids=ids, attention_mask=ones, **inner, **position).logits
     near(model(ids, plug=[None] * 2, **inner).logits, own, "a row without a plug is not the bare backbone's")
+    frozen = model.backbone(input_ids=ids, attention_mask=ones, **inner, **position).logits
+    training = model.train().backbone(input_ids=ids, attention_mask=ones, **inner, **position).logits
+    assert torch.equal(training, frozen), "training mode changes the answers"
+    # Bit for bit, except where the output layer's input was transposed: a contiguous one takes another matrix kernel.
+    error = (frozen - own).abs().max()
+    assert error == 0 or (model_type in TRANSPOSED and error < 1e-5), f"freezing changes the answers ({error:.1e})"
+    model.eval()
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 1}
     got = model.generate(ids, plug=[None] * 2, **options)
     same = torch.equal(got, bare.generate(ids, attention_mask=ones, **options))
