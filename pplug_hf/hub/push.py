@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.repocard import RepoCard
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, HubError, PPlugError
@@ -84,7 +84,7 @@ def push_folder(
             target = replace(target, name=api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
             if revision is not None and not create_pr and not revision.startswith("refs/"):
                 api.create_branch(target.name, branch=revision, exist_ok=True)
-            _write_card(staging, config, target, card)
+            _write_card(staging, config, target, card, api)
             # One commit of all files, which the client's upload_folder does not promise.
             return api.create_commit(
                 target.name,
@@ -139,19 +139,25 @@ def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | Non
     return name, commit
 
 
-def _write_card(staging: Path, config: PPlugConfig, target: Location, options: dict[str, Any]) -> None:
+def _write_card(staging: Path, config: PPlugConfig, target: Location, options: dict[str, Any], api: HfApi) -> None:
     """Write README.md into the staging folder. Whatever goes wrong, the plug is pushed, if need be without it."""
     try:
         # The card that is there now; one in the cache may be of yesterday.
         there = replace(target, force_download=True).file(CARD)
         options = {**options, "published": there.read_bytes() if there else b""}
         metadata = write_card(staging, config, repo_id=target.name, subfolder=target.subfolder, **options)
-        RepoCard.load(staging / CARD).validate()
+        _validate(staging / CARD, api)
         if not metadata.get("license"):
             logger.warning("The card names no licence: others may not use the plug.")
     except Exception as error:
         logger.warning("The plug is pushed without a new card: %s", error)
         (staging / CARD).unlink(missing_ok=True)
+
+
+def _validate(card: Path, api: HfApi) -> None:
+    """Let the Hub check a card. `RepoCard.validate` of huggingface-hub 2.0 asks the public Hub, whatever the endpoint."""
+    content = {"content": card.read_text(encoding="utf-8"), "repoType": "model"}
+    hf_raise_for_status(get_session().post(f"{api.endpoint}/api/validate-yaml", json=content))
 
 
 def _operations(staging: Path, target: Location) -> list[CommitOperationAdd | CommitOperationDelete]:
