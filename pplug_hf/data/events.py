@@ -236,7 +236,8 @@ def _frame(source: Any) -> Any:
         return _read_file(Path(source), pandas)
     if isinstance(source, pandas.DataFrame):
         return source.reset_index(drop=True)
-    if hasattr(source, "to_pandas"):  # datasets, pyarrow, polars
+    # Of datasets, pyarrow and polars; a stream gives its rows.
+    if hasattr(source, "to_pandas") and hasattr(source, "__len__"):
         return source.to_pandas()
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"A log is a file, a table or a list of mappings, not a {type(source).__name__}.")

@@ -153,7 +153,7 @@ class _User:
         """Yield the items that this user did not have before, each once, and remember them."""
         keys = np.array([_key(item) for item in history], dtype=np.uint64)
         distinct, first = np.unique(keys, return_index=True)
-        fresh = ~np.isin(distinct, self.items)
+        fresh = ~np.isin(distinct, self.items, kind="sort")  # numpy 2.0 builds no table of large unsigned numbers
         self.items = np.concatenate([self.items, distinct[fresh]])
         yield from (history[place] for place in np.sort(first[fresh]))
 
