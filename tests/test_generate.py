@@ -444,7 +444,8 @@ def test_a_penalty_sees_the_whole_prompt_of_a_row_without_a_plug():
     output = model.generate(**batch, plug=["default", None], repetition_penalty=2.0, **options)
     for b in range(2):
         changed = (output.scores[0][b] != output.logits[0][b]).nonzero().flatten().tolist()
-        assert set(changed) == set(batch["input_ids"][b][batch["attention_mask"][b].bool()].tolist())
+        prompt = set(batch["input_ids"][b][batch["attention_mask"][b].bool()].tolist())
+        assert prompt <= set(changed) <= prompt | {tiny.PAD}
 
 
 def test_transition_scores_are_the_backbones(model):

@@ -286,5 +286,8 @@ def _penalise_prompts(
     given = list(options.get("logits_processor") or ())
     if not any(type(one) is RepetitionPenaltyLogitsProcessor for one in given):
         rows = max(config.num_beams or 1, config.num_return_sequences or 1)
-        rule = RepetitionPenaltyLogitsProcessor(config.repetition_penalty, padding.repeat_interleave(rows))
+        try:
+            rule = RepetitionPenaltyLogitsProcessor(config.repetition_penalty, padding.repeat_interleave(rows))
+        except ValueError:  # an older transformers, which penalises all ids of a row, padding among them
+            return
         options["logits_processor"] = LogitsProcessorList([rule, *given])
