@@ -115,7 +115,7 @@ def test_one_history_or_a_batch_of_them(value, expected):
     assert is_one_user(value) is (expected or value is None or isinstance(value, Persona))
 
 
-@given(st.lists(st.text()))
+@given(st.lists(st.text().filter(str.strip)))
 def test_texts_stay_what_they_are(texts):
     assert item_texts(texts, None) == texts
     assert item_texts([{"t": text} for text in texts], "{t}") == texts
