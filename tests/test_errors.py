@@ -54,6 +54,9 @@ def test_every_error_is_also_the_built_in_one():
         (IDS, {"persona": {"text": SECRET}}, DataError, "got a single dict"),
         (IDS[0], {"persona": [SECRET]}, DataError, r"input_ids must be \[batch, tokens\], got \[3\]"),
         (None, {"persona": [SECRET]}, DataError, "input_ids must be .*got None"),
+        (IDS.float(), {"persona": [SECRET]}, DataError, r"input_ids must be .*got \[1, 3\] of torch.float32"),
+        (IDS, {"attention_mask": TWO > 0}, DataError, r"attention_mask must be \[1, 3\].*got \[2, 3\]"),
+        (IDS, {"persona": [SECRET], "query": 3}, DataError, "query must be a text or a list of texts.*got a int"),
         (
             TWO,
             {"persona_position": [1]},
@@ -68,6 +71,18 @@ def test_inputs_that_cannot_be_right(call, ids, arguments, error, message):
     with pytest.raises(error, match=message) as raised:
         call(ids, **arguments)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "family, labels, message",
+    [
+        ("gpt2", IDS[:, 1:], r"labels must be \[1, 3\], as input_ids are, got \[1, 2\].*labels=answers"),
+        ("t5", TWO, r"labels must be \[1, tokens\], got \[2, 3\]: one answer per prompt"),
+    ],
+)
+def test_labels_that_do_not_belong_to_their_prompts(family, labels, message):
+    with pytest.raises(DataError, match=message):
+        tiny.model(family)(IDS, labels=labels)
 
 
 def test_a_prompt_of_special_tokens_only_is_no_request(call):

@@ -276,6 +276,8 @@ class Personalizer(nn.Module):
             if not query.isfinite().all():
                 raise DataError("query vectors hold NaN or infinity.")
             return query.to(plug.no_persona)
+        if not isinstance(query, Iterable):
+            raise DataError(f"query must be a text or a list of texts, one per prompt, got a {type(query).__name__}.")
         query = [query] if isinstance(query, str) else list(query)
         if len(query) != B:
             raise MismatchError(f"Got {len(query)} queries for {B} prompts: pass one query per prompt.")

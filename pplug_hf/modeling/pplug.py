@@ -510,12 +510,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Ids [B, P + T] are for a backbone that is given ids, whose embeddings are replaced; None for all others.
         """
         backbone = self._attached() if self.backbone is None else self.backbone
-        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2:
-            got = list(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-            raise DataError(
-                f"input_ids must be [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
-                "through the processor."
-            )
+        _check_batch(input_ids, attention_mask, labels, aligned=not self.config.is_encoder_decoder)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
         words = word_embeddings(backbone)(input_ids)  # [B, T, H]
@@ -699,6 +694,28 @@ def _token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int
     """Equation (6): summed next-token NLL over the number of answer tokens (of the whole accumulated batch)."""
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:
+    """Refuse what is no batch of token ids with a mask of its shape, and labels that it has no rows or places for."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        got = type(input_ids).__name__
+        if isinstance(input_ids, Tensor):
+            got = f"{list(input_ids.shape)} of {input_ids.dtype}"
+        raise DataError(
+            f"input_ids must be [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+            "through the processor."
+        )
+    shape = list(input_ids.shape)
+    if attention_mask is not None and list(attention_mask.shape) != shape:
+        raise DataError(f"attention_mask must be {shape}, as input_ids are, got {list(attention_mask.shape)}.")
+    if labels is not None and aligned and list(labels.shape) != shape:
+        raise DataError(
+            f"labels must be {shape}, as input_ids are, got {list(labels.shape)}: a causal backbone is given prompt and "
+            "answer as one row, with -100 where there is nothing to learn; processor(..., labels=answers) makes both."
+        )
+    if labels is not None and (labels.ndim != 2 or len(labels) != len(input_ids)):
+        raise DataError(f"labels must be [{len(input_ids)}, tokens], got {list(labels.shape)}: one answer per prompt.")
 
 
 def _checked_position(position: Tensor, mask: Tensor) -> Tensor:
