@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tiny
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from test_training import make_examples, make_model, make_trainer, plug_of, quiet
 
@@ -63,3 +64,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, choices in json.loads(sys.argv[2]).items():
         train(Path(sys.argv[1], name), **choices)
+    PartialState().destroy_process_group()  # or its threads now and then abort the process at its end

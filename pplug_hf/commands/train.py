@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -139,7 +140,10 @@ def train(
             "multiple of their number."
         )
     with main_process_only(processes.is_main_process):
-        return _train(settings, task, data, plug, processes)
+        model = _train(settings, task, data, plug, processes)
+    # A process that ends before the threads of its group do is now and then aborted.
+    atexit.register(processes.destroy_process_group)
+    return model
 
 
 @contextmanager
