@@ -78,7 +78,7 @@ class _Check:
         try:
             self.layer = word_embeddings(backbone)
             self.device = self.layer.weight.device
-        except (AttributeError, NotImplementedError) as error:
+        except (AttributeError, NotImplementedError) as error:  # what get_input_embeddings raises
             raise self._refused("transformers does not say which module embeds its words") from error
         devices = (getattr(backbone, "hf_device_map", None) or {}).values()
         self.offloaded = bool({"cpu", "disk"} & set(map(str, devices))) and len(set(map(str, devices))) > 1
