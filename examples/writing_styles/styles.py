@@ -1,0 +1,242 @@
+"""Synthetic users who write headlines, each in a style of their own, and functions that say which style a headline has.
+
+A style has three parts, and every combination of them is one: the form (a statement, a question, the number first, or a
+few words), the case (as in a sentence, CAPITALS, or all lower case) and the end (nothing, an emoji, or exclamation marks).
+A user's notes say nothing about the style; only the headlines of their history show it. Held-out users have combinations
+that no training user has, and write about other topics and places. The texts were written for this example.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pplug_hf import Example, Metric
+
+FORMS = ("statement", "question", "number first", "terse")
+CASES = ("sentence", "capitals", "lower")
+ENDS = ("plain", "emoji", "exclamation")
+
+
+class Style(NamedTuple):
+    """A combination of form, case and end."""
+
+    form: str
+    case: str
+    end: str
+
+    def __str__(self) -> str:
+        return ", ".join(self)
+
+
+class Topic(NamedTuple):
+    """Somebody who does something with a number of things."""
+
+    actor: str
+    base: str
+    third: str
+    past: str
+    things: str
+    emoji: str
+
+
+class Event(NamedTuple):
+    """Something to write a headline about."""
+
+    topic: Topic
+    place: str
+    number: int
+    day: str
+
+    @property
+    def note(self) -> str:
+        """The text from which a headline is written."""
+        actor, _, _, past, things, _ = self.topic
+        return f"On {self.day} the {actor} in {self.place} {past} {self.number} {things}."
+
+    def headline(self, style: Style) -> str:
+        """Return the headline of a user who writes in a style."""
+        actor, base, third, _, things, emoji = self.topic
+        text = {
+            "statement": f"{self.place} {actor} {third} {self.number} {things}",
+            "question": f"Why did the {self.place} {actor} {base} {self.number} {things}?",
+            "number first": f"{self.number} {things} from the {self.place} {actor}",
+            "terse": f"{things.capitalize()} in {self.place}",
+        }[style.form]
+        text = {"sentence": text, "capitals": text.upper(), "lower": text.lower()}[style.case]
+        return text + {"plain": "", "emoji": f" {emoji}", "exclamation": "!!!"}[style.end]
+
+
+TOPICS = [
+    Topic(*fields.split("/"))
+    for fields in (
+        "bakery/bake/bakes/baked/rye loaves/🍞",
+        "library/lend/lends/lent/comic books/📚",
+        "choir/sing/sings/sang/old songs/🎵",
+        "school/plant/plants/planted/apple trees/🌳",
+        "museum/show/shows/showed/stone axes/🏺",
+        "farm/sell/sells/sold/giant pumpkins/🎃",
+        "bicycle shop/repair/repairs/repaired/racing bikes/🚲",
+        "football club/win/wins/won/silver cups/🏆",
+        "fire brigade/rescue/rescues/rescued/small kittens/🐱",
+        "cinema/screen/screens/screened/silent films/🎬",
+        "post office/lose/loses/lost/birthday parcels/📦",
+        "dairy/make/makes/made/goat cheeses/🧀",
+        "garden club/grow/grows/grew/blue roses/🌹",
+        "fishing crew/catch/catches/caught/fat herrings/🐟",
+        "theatre/sew/sews/sewed/velvet cloaks/🎭",
+        "railway/paint/paints/painted/old carriages/🚂",
+        "hospital/buy/buys/bought/warm blankets/🏥",
+        "orchard/pick/picks/picked/ripe plums/🍑",
+        "pottery/fire/fires/fired/clay jugs/🏺",
+        "town hall/hang/hangs/hung/paper lanterns/🏮",
+    )
+]
+NEW_TOPICS = [
+    Topic(*fields.split("/"))
+    for fields in (
+        "aquarium/feed/feeds/fed/hungry penguins/🐧",
+        "café/brew/brews/brewed/cocoa pots/☕",
+        "toy factory/build/builds/built/wooden robots/🤖",
+        "beekeeper/fill/fills/filled/honey jars/🍯",
+        "lighthouse/light/lights/lit/tall candles/🕯️",
+        "ski school/teach/teaches/taught/nervous beginners/⛷️",
+        "tailor/mend/mends/mended/torn umbrellas/☂️",
+        "observatory/count/counts/counted/shooting stars/🌠",
+    )
+]
+PLACES = (
+    *(
+        "Lindholm",
+        "Oakford",
+        "Marston",
+        "Hillbury",
+        "Westport",
+        "Granby",
+        "Redwick",
+        "Saltmere",
+        "Ashdown",
+        "Kirkwood",
+    ),
+    *(
+        "Brookside",
+        "Fernley",
+        "Norwell",
+        "Dunmore",
+        "Elmton",
+        "Highgate",
+        "Larkfield",
+        "Millbrook",
+        "Penrose",
+        "Stonehaven",
+    ),
+)
+NEW_PLACES = ("Winslow", "Thornby", "Cranleigh", "Eastmoor", "Foxley", "Harwick", "Maplewood", "Seaton")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+STYLES = [Style(*parts) for parts in product(FORMS, CASES, ENDS)]
+# Of a held-out style every two parts occur together in training, and never all three.
+_HELD_OUT = [s for s in STYLES if (FORMS.index(s.form) + CASES.index(s.case) + ENDS.index(s.end)) % 3 == 0]
+_TEST = [_HELD_OUT[i] for i in (2, 3, 4, 7, 8, 9)]  # every case and every end twice
+SPLITS = {
+    "train": ([s for s in STYLES if s not in _HELD_OUT], TOPICS, PLACES),
+    "validation": ([s for s in _HELD_OUT if s not in _TEST], NEW_TOPICS, NEW_PLACES),
+    "test": (_TEST, NEW_TOPICS, NEW_PLACES),
+}
+
+
+def make_examples(split: str, users_per_style: int, questions: int, seed: int = 0) -> list[Example]:
+    """Return the questions of synthetic users; each user has one style and 3 to 10 earlier headlines.
+
+    In training every tenth user or so has none, so that the plug also learns what to do for somebody unknown.
+
+    Args:
+        split: "train", "validation" or "test"; each has styles of its own.
+        users_per_style: number of users who write in each of them.
+        questions: of each user; all users are asked about the same 300 notes.
+        seed: of all draws.
+    """
+    styles, topics, places = SPLITS[split]
+    fewest = 0 if split == "train" else 3
+    rng = random.Random(f"{split}/{seed}")
+    asked = [_event(rng, topics, places) for _ in range(300)]
+    examples = []
+    for number, style in enumerate(list(styles) * users_per_style):
+        user, own = f"{split}-{number}", rng.sample(asked, questions)
+        answered = {(event.topic, event.place) for event in own}  # a history must not hold the answer
+        history = []
+        for _ in range(rng.choice([fewest, *range(3, 11)])):
+            event = _event(rng, topics, places)
+            while (event.topic, event.place) in answered:
+                event = _event(rng, topics, places)
+            history.append(_item(event, style))
+        for place, event in enumerate(own):
+            item = _item(event, style)
+            examples.append(Example(f"{user}/{place}", user, item["note"], item["note"], item["headline"], history))
+    return examples
+
+
+def _event(rng: random.Random, topics: Sequence[Topic], places: Sequence[str]) -> Event:
+    return Event(rng.choice(topics), rng.choice(places), rng.randint(12, 990), rng.choice(DAYS))
+
+
+def _item(event: Event, style: Style) -> dict[str, str]:
+    return {"note": event.note, "headline": event.headline(style)}
+
+
+# ---- judging ----------------------------------------------------------------------------------------------------
+
+_EMOJI = "\u2600-\u27bf\U0001f300-\U0001faff"
+_END_OF_EMOJI = re.compile(f"[{_EMOJI}][\ufe0f\u200d{_EMOJI}]*$")
+
+
+def style_of(headline: str) -> Style:
+    """Return the style of any text; its form is "other" if it is no headline, its case "title" if Each Word Has a Capital."""
+    text = headline.strip()
+    end = "emoji" if _END_OF_EMOJI.search(text) else "exclamation" if text.endswith("!") else "plain"
+    text = _END_OF_EMOJI.sub("", text).rstrip("! ")
+    return Style(_form(text), _case(text), end)
+
+
+def _form(text: str) -> str:
+    words = text.split()
+    if not words or len(words) > 14 or "\n" in text:
+        return "other"
+    if text.endswith("?"):
+        return "question"
+    if text[0].isdigit():
+        return "number first"
+    return "terse" if len(words) < 6 and not any(c.isdigit() for c in text) else "statement"
+
+
+def _case(text: str) -> str:
+    if text.isupper():
+        return "capitals"
+    if text.islower():
+        return "lower"
+    long = [word for word in re.findall(r"\w+", text) if len(word) > 3 and word[0].isalpha()]
+    return "title" if len(long) > 2 and all(word[0].isupper() for word in long) else "sentence"
+
+
+class WritingStyle(Metric):
+    """Share of answers in the style of the true one: in all of it, and in each of its parts."""
+
+    name, main = "writing-style", "style"
+    titles = (("style", "whole style", ""), ("form", "form", ""), ("case", "case", ""), ("end", "end", ""))
+
+    def per_example(self, predictions: Sequence[str], golds: Sequence[str], task: Any, **options: Any) -> np.ndarray:
+        return self._right(predictions, golds).all(axis=1).astype(np.float64)
+
+    def score(self, predictions: Sequence[str], golds: Sequence[str], task: Any, **options: Any) -> dict[str, float]:
+        parts = self._right(predictions, golds).mean(axis=0).tolist()
+        return super().score(predictions, golds, task) | dict(zip(Style._fields, parts, strict=True))
+
+    @staticmethod
+    def _right(predictions: Sequence[str], golds: Sequence[str]) -> np.ndarray:
+        """[n, 3]"""
+        pairs = zip(map(style_of, predictions), map(style_of, golds), strict=True)
+        return np.array([[a == b for a, b in zip(given, right, strict=True)] for given, right in pairs])
