@@ -2,12 +2,16 @@
 
 import logging
 
+import bench_data
 import pytest
 import tiny
 from transformers.utils import logging as transformers_logging
 
 from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
 from pplug_hf.chats import ChatTemplate
+from pplug_hf.commands.bench import BenchSettings
+from pplug_hf.commands.generate import GenerateSettings, generate
+from pplug_hf.commands.train import TrainSettings, train
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 
 BOT, USER, SYSTEM = "<bot>", "<user>", "<system>"
@@ -173,3 +177,66 @@ def test_a_turn_ends_where_the_model_stops():
     template = ChatTemplate(made(PLAIN.replace("<eos> {% endfor %}", "<eos>\n{% endfor %}")).tokenizer)
     chat = [{"role": "user", "content": "sea"}, {"role": "assistant", "content": "moon"}]
     assert template.lesson(chat).text.endswith("moon <eos>")
+
+
+# ---- the commands --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chat_backbone(places, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat") / "llama"
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = PLAIN
+    tiny.backbone("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("chat", ["auto", "never"])
+def test_every_command_asks_as_training_did(chat, chat_backbone, places, tmp_path, monkeypatch):
+    data = bench_data.write_data(tmp_path / "data", bench_data.SHELVES, users=4)
+    task = bench_data.SHELVES
+    settings = TrainSettings(
+        data=str(data),
+        output=str(tmp_path / "plug"),
+        backbone=str(chat_backbone),
+        encoder=str(places / "encoder"),
+        chat=chat,
+        system="good",
+        epochs=1,
+        batch_size=4,
+        vectors=str(tmp_path / "vectors"),
+    )
+    train(settings, task, placement="answer", num_persona_tokens=2)
+    rows = ["no-persona", "bm25@2", "pplug", "pplug+bm25@1", *(["bm25@2:turns"] if chat == "auto" else [])]
+    seen = {}
+    own = PPlugProcessor.rows
+
+    def rows_of(self, prompts, *args, **kwargs):
+        made_rows = own(self, prompts, *args, **kwargs)
+        seen.setdefault(self.placement, []).extend(self.tokenizer.decode(row.ids) for row in made_rows)
+        return made_rows
+
+    monkeypatch.setattr(PPlugProcessor, "rows", rows_of)
+    options = {
+        "data": str(data),
+        "plugs": [f"pplug={tmp_path / 'plug'}"],
+        "output": str(tmp_path / "bench"),
+        "chat": chat,
+    }
+    result, _ = bench_data.quietly(
+        BenchSettings(**options, rows=rows, vectors=settings.vectors, constrained=True), task=task
+    )
+    assert [row["row"] for row in result.rows()] == rows
+    for texts in seen.values():  # the bare language model's rows and the plug's
+        assert all(
+            text.startswith("<system> good <eos> <user>") == (chat == "auto") for text in texts if "book:" in text
+        )
+    if chat == "auto":
+        assert any(text.count("<user>") == 3 for text in seen["prompt"])  # two items as turns, then the question
+    asked = GenerateSettings(
+        plug=str(tmp_path / "plug"), prompt="what is best for the book: the sea", max_new_tokens=3
+    )
+    seen.clear()
+    generate(asked)
+    assert all(("<bot>" in text) == (chat == "auto") for text in seen["answer"])
