@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 _OF_PLUG = ("is_encoder_decoder", "placement", "chat", "system")  # fields of the configuration that a processor needs
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A prompt as tokens."""
 
     ids: list[int]
@@ -147,6 +147,7 @@ class PPlugProcessor(ProcessorMixin):
         max_length: int | None = None,
         max_target_length: int | None = None,
         persona_offset: Sequence[int] | None = None,
+        turns: Sequence[Sequence[tuple[str, str]]] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Make one batch for `model(**batch)` or `model.generate(**batch)`.
@@ -161,6 +162,7 @@ class PPlugProcessor(ProcessorMixin):
             max_target_length: cut answers to this many tokens.
             persona_offset: number of characters of each prompt in front of the soft prompt (default: what the plug's
                 placement says).
+            turns: earlier turns of each chat, the user's text and the answer of each.
             return_tensors: "pt".
 
         Returns:
@@ -180,29 +182,42 @@ class PPlugProcessor(ProcessorMixin):
         prompts = _rows(text, "text")
         given = _rows_of(len(prompts), "prompts", persona=persona, query=query, labels=labels)
         answers = given.pop("labels")
-        if persona_offset is not None and len(persona_offset) != len(prompts):
-            raise MismatchError(
-                f"Got {len(persona_offset)} persona_offset for {len(prompts)} prompts: one per prompt."
-            )
+        if self.chat and given["persona"] is not None and query is None:
+            given["query"] = prompts  # not the whole chat
+        rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
+        return self._batch(rows, answers is not None, given, positions=self.chat or persona_offset is not None)
+
+    def rows(
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str] | None = None,
+        persona_offset: Sequence[int] | None = None,
+        turns: Sequence[Sequence[tuple[str, str]]] | None = None,
+        max_length: int | None = None,
+        max_target_length: int | None = None,
+    ) -> list[Row]:
+        """Return each prompt as tokens. Arguments and errors as in [`__call__`]."""
+        for name, values in (("persona_offset", persona_offset), ("turns", turns)):
+            if values is not None and len(values) != len(prompts):
+                raise MismatchError(f"Got {len(values)} of {name} for {len(prompts)} prompts: pass one per prompt.")
         offsets = [None] * len(prompts) if persona_offset is None else [int(offset) for offset in persona_offset]
-        learn = answers is not None
         if self.chat:
-            if given["persona"] is not None and query is None:
-                given["query"] = prompts  # not the whole chat
-            chats = [self.chat_of(prompt) for prompt in prompts]
-            if learn:
+            chats = [self._chat(text, past) for text, past in zip(prompts, turns or [()] * len(prompts), strict=True)]
+            if answers is not None:
                 chats = [[*chat, _answered(text)] for chat, text in zip(chats, answers, strict=True)]
             template = self._template(add_generation_prompt=True)
-            rows = self._chat_rows(chats, learn, template, offsets, max_length, max_target_length)
-            return self._batch(rows, learn, given, positions=True)
+            return self._chat_rows(chats, answers is not None, template, offsets, max_length, max_target_length)
+        if turns is not None:
+            raise ConfigurationError(
+                "turns are earlier turns of a chat, and this processor writes none: leave them out."
+            )
         if getattr(self.tokenizer, "chat_template", None):
             logger.warning_once(
                 "This language model has a chat template and is given texts without it, which it was hardly trained on: "
                 "make the plug with chat='auto', or use processor.apply_chat_template."
             )
-        answer_ids = self._answer_ids(answers, max_target_length) if learn else [[] for _ in prompts]
-        rows = self._prompt_rows(prompts, answer_ids, offsets, max_length)
-        return self._batch(rows, learn, given, positions=persona_offset is not None)
+        answer_ids = [[]] * len(prompts) if answers is None else self._answer_ids([*answers], max_target_length)
+        return self._prompt_rows([*prompts], answer_ids, offsets, max_length)
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -288,13 +303,8 @@ class PPlugProcessor(ProcessorMixin):
         own = {"chat_template": self.chat_template} if isinstance(self.chat_template, str) else {}
         return ChatTemplate(self.tokenizer, **own | options)
 
-    def chat_of(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[Any]:
-        """Return a prompt as a chat: the system text, earlier turns, then the prompt as the user's text.
-
-        Args:
-            text: the prompt.
-            turns: question and answer of each earlier turn.
-        """
+    def _chat(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[Any]:
+        """Return a prompt as a chat: the system text, earlier turns, then the prompt as the user's text."""
         said = [m for question, answer in turns for m in ({"role": "user", "content": question}, _answered(answer))]
         chat = [*said, {"role": "user", "content": text}]
         return self._template(add_generation_prompt=True).with_system(chat, self.system)
@@ -307,7 +317,7 @@ class PPlugProcessor(ProcessorMixin):
         """
         if not self.chat or self.is_encoder_decoder:
             return self._answer_ids(list(answers), None)
-        chats = [[*self.chat_of("?"), _answered(answer)] for answer in answers]
+        chats = [[*self._chat("?"), _answered(answer)] for answer in answers]
         template = self._template(add_generation_prompt=True)
         return [row.answer for row in self._chat_rows(chats, True, template, [None] * len(chats))]
 
@@ -319,7 +329,7 @@ class PPlugProcessor(ProcessorMixin):
         offsets: Sequence[int | None],
         max_length: int | None = None,
         max_target_length: int | None = None,
-    ) -> list[_Row]:
+    ) -> list[Row]:
         """Return chats as tokens, of which the last user's text is cut if they are too long."""
         self._check_offsets()
         rendered = [template.lesson(chat) if learn else template.prompt(chat) for chat in chats]
@@ -344,12 +354,12 @@ class PPlugProcessor(ProcessorMixin):
                 if max_target_length is not None and len(answer) > max_target_length:
                     answer = [*answer[: max_target_length - 1], answer[-1]]
             kept, place = self._cut(ids[:T], place, (start, stop), max_length)
-            rows.append(_Row(kept, place, answer))
+            rows.append(Row(kept, place, answer))
         return rows
 
     def _prompt_rows(
         self, prompts: list[str], answers: list[list[int]], offsets: Sequence[int | None], max_length: int | None
-    ) -> list[_Row]:
+    ) -> list[Row]:
         """Return prompts as tokens, without the middle of those that are too long."""
         placed = any(offset is not None for offset in offsets)
         if placed:
@@ -366,7 +376,7 @@ class PPlugProcessor(ProcessorMixin):
                 behind = [at for at in words if encoded["offset_mapping"][i][at][1] > offset]
                 place = behind[0] if behind else words[-1] + 1 if words else len(ids)
             kept, place = self._cut(ids, place, (0, len(ids)), max_length)
-            rows.append(_Row(kept, place, answer))
+            rows.append(Row(kept, place, answer))
         return rows
 
     def _cut(self, ids: list[int], place: int, text: tuple[int, int], max_length: int | None) -> tuple[list[int], int]:
@@ -389,7 +399,7 @@ class PPlugProcessor(ProcessorMixin):
         at = text[0] + (room + 1) // 2
         return ids[:at] + ids[at + excess :], place if place <= at else max(at, place - excess)
 
-    def _batch(self, rows: list[_Row], learn: bool, given: dict[str, Any], positions: bool) -> BatchFeature:
+    def _batch(self, rows: list[Row], learn: bool, given: dict[str, Any], positions: bool) -> BatchFeature:
         """Return rows as one batch with what goes with them."""
         batch: dict[str, Any] = {}
         prompts = [row.ids for row in rows]
