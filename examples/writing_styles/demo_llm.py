@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from styles import SPLITS, WritingStyle, make_examples, style_of
+from styles import SPLITS, WritingStyle, is_new, make_examples, style_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from pplug_hf import (
@@ -32,6 +32,7 @@ from pplug_hf import (
     PPlugProcessor,
     PPlugTrainer,
     PPlugTrainingArguments,
+    PromptCache,
     Task,
     VectorStore,
     answer,
@@ -60,12 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", required=True, help="folder or Hub id of a causal model with a chat template")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: the faster one here")
-    parser.add_argument("--steps", type=int, default=300, help="optimiser steps (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=16, help="questions per step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=500, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=8, help="questions per step (default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=1e-2, help="of the plug (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=4, help="persona tokens (default: %(default)s)")
     parser.add_argument("--split", default="test", choices=("validation", "test"), help="users to answer for")
-    parser.add_argument("--users", type=int, default=4, help="users per held-out style (default: %(default)s)")
+    parser.add_argument(
+        "--users", type=int, default=2, help="a dozen users to answer for, this many times (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the plug and the users (default: %(default)s)")
     parser.add_argument("--output", default="demo-llm-output", help="folder for plug, table and picture")
     arguments = parser.parse_args()
@@ -78,7 +81,7 @@ def main() -> None:
     encoder = save_encoder(arguments.backbone, output / "encoder")
     clock.done(f"backbone in {dtype}, encoder of its token embeddings")
 
-    styles = len(SPLITS["train"][0])
+    styles = len(SPLITS["train"].styles)
     questions = -(-arguments.steps * arguments.batch_size // (20 * styles))
     examples = make_examples("train", 20, questions, arguments.seed)
     model = make_plug(arguments.backbone, encoder, dtype, arguments.tokens)
@@ -92,11 +95,14 @@ def main() -> None:
     (output / "table.md").write_text(table, encoding="utf-8")
     draw(comparison, losses, output / "styles.png")
     print(f"\n{table}\nas a picture: {output / 'styles.png'}\n")
-    clock.done(f"{len(held_out)} questions of {len({e.user for e in held_out})} users, in styles not seen in training")
+    clock.done(
+        f"{len(held_out)} questions of {len({e.user for e in held_out})} users who are not in the training data"
+    )
 
     four = four_users(held_out)
     histories = [e.history for e in four]
     answers = write(model, four, histories)
+    print("The newest headline of four users, and what is written for them:\n")
     show(four, answers, write(model, four, None))
 
     model.save_pretrained(output / "plug")
@@ -193,11 +199,12 @@ def train(
             seed=arguments.seed,
         ),
         data_collator=PPlugCollator(processor),
+        prompt_cache=PromptCache("2GB", evict=False),  # many users are asked about the same notes, which are read once
         train_dataset=PersonaDataset(examples, store, model.config.item_template),
         processing_class=processor,
     )
     trainer.train()
-    model.eval()
+    model.eval().prompt_cache = None
 
 
 # ---- answers and their judgement --------------------------------------------------------------------------------
@@ -249,33 +256,47 @@ def compare(model: PPlugForConditionalGeneration, examples: Sequence[Example]) -
 
 
 def as_table(comparison: Comparison, losses: dict[str, float]) -> str:
-    """Return the rows as Markdown."""
-    lines = ["| | in the user's style | form | case | end | loss per token | PPlug is better by [95 %, users] |"]
-    lines.append("| --- " * 7 + "|")
-    for record in comparison.rows():
-        shares = [f"{record[name]:.3f}" for name in ("style", "form", "case", "end")]
+    """Return the rows as Markdown: shares of answers in the user's style, of all users and of those whose style is new."""
+    new = [row for row, e in enumerate(comparison.examples) if is_new(e)]
+    of_new = Comparison(
+        TASK,
+        [comparison.examples[row] for row in new],
+        reference=PPLUG,
+        predictions={name: [[runs[0][row] for row in new]] for name, runs in comparison.predictions.items()},
+    )
+    lines = [
+        "| | in the user's style | PPlug is better by [95 %, users] | new combinations | form | case | end | loss |"
+    ]
+    lines.append("| --- " * 8 + "|")
+    for record, part in zip(comparison.rows(), of_new.rows(), strict=True):
         mean, low, high = record.get("gain") or (None, None, None)
         gain = "" if mean is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        lines.append(" | ".join(["| " + record["row"], *shares, f"{losses[record['row']]:.3f}", gain]) + " |")
+        shares = [f"{share:.3f}" for share in (part["style"], record["form"], record["case"], record["end"])]
+        cells = [record["row"], f"{record['style']:.3f}", gain, *shares, f"{losses[record['row']]:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def four_users(examples: Sequence[Example]) -> list[Example]:
-    """Return three prompts of the examples, each asked by the same four users, one for each form."""
-    users = list({style_of(str(e.target)).form: e for e in reversed(examples)}.values())[::-1]
-    return [replace(asked, user=u.user, history=u.history) for asked in users[:3] for u in users]
+    """Return three prompts, each asked by the same four users: one of each form, two of whom write in a new style."""
+    users: dict[str, Example] = {}
+    for example in examples:
+        form = style_of(str(example.target)).form
+        if is_new(example) == (form in ("question", "number first")):
+            users.setdefault(form, example)
+    asked = [e for e in examples if e.user == examples[0].user]
+    return [replace(e, user=u.user, history=u.history) for e in asked for u in users.values()]
 
 
 def show(examples: Sequence[Example], answers: Sequence[str], bare: Sequence[str]) -> None:
-    """Print the answers to each prompt: of the backbone alone, and for each user."""
-    for example in {e.user: e for e in examples}.values():
-        print(f"{example.user} wrote before: {example.history[-1]['headline']}")
-    asked = ""
-    for example, text, alone in zip(examples, answers, bare, strict=True):
-        if example.prompt != asked:
-            asked = example.prompt
-            print(f"\n{asked}\n  {BARE:12} {' '.join(alone.split())}")
-        print(f"  {example.user:12} {text}")
+    """Print the answers to each prompt: of the backbone alone, and for each user, below a headline from their history."""
+    for e in {e.user: e for e in examples}.values():
+        print(f"{e.user:12} {e.history[-1]['headline']}")
+    for prompt in dict.fromkeys(e.prompt for e in examples):
+        rows = [row for row, e in enumerate(examples) if e.prompt == prompt]
+        print(f"\n{prompt}\n  {BARE:12} {' '.join(bare[rows[0]].split())}")
+        for row in rows:
+            print(f"  {examples[row].user:12} {' '.join(answers[row].split())}")
     print()
 
 

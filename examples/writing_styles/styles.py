@@ -2,8 +2,9 @@
 
 A style has three parts, and every combination of them is one: the form (a statement, a question, the number first, or a
 few words), the case (as in a sentence, CAPITALS, or all lower case) and the end (nothing, an emoji, or exclamation marks).
-A user's notes say nothing about the style; only the headlines of their history show it. Held-out users have combinations
-that no training user has, and write about other topics and places. The texts were written for this example.
+The notes say nothing about the style; only the headlines of a user's history show it. Held-out users write about other
+topics and places than those of training, and half of them in combinations that no training user has. The texts were
+written for this example.
 """
 
 from __future__ import annotations
@@ -72,80 +73,67 @@ class Event(NamedTuple):
         return text + {"plain": "", "emoji": f" {emoji}", "exclamation": "!!!"}[style.end]
 
 
-TOPICS = [
-    Topic(*fields.split("/"))
-    for fields in (
-        "bakery/bake/bakes/baked/rye loaves/🍞",
-        "library/lend/lends/lent/comic books/📚",
-        "choir/sing/sings/sang/old songs/🎵",
-        "school/plant/plants/planted/apple trees/🌳",
-        "museum/show/shows/showed/stone axes/🏺",
-        "farm/sell/sells/sold/giant pumpkins/🎃",
-        "bicycle shop/repair/repairs/repaired/racing bikes/🚲",
-        "football club/win/wins/won/silver cups/🏆",
-        "fire brigade/rescue/rescues/rescued/small kittens/🐱",
-        "cinema/screen/screens/screened/silent films/🎬",
-        "post office/lose/loses/lost/birthday parcels/📦",
-        "dairy/make/makes/made/goat cheeses/🧀",
-        "garden club/grow/grows/grew/blue roses/🌹",
-        "fishing crew/catch/catches/caught/fat herrings/🐟",
-        "theatre/sew/sews/sewed/velvet cloaks/🎭",
-        "railway/paint/paints/painted/old carriages/🚂",
-        "hospital/buy/buys/bought/warm blankets/🏥",
-        "orchard/pick/picks/picked/ripe plums/🍑",
-        "pottery/fire/fires/fired/clay jugs/🏺",
-        "town hall/hang/hangs/hung/paper lanterns/🏮",
-    )
-]
-NEW_TOPICS = [
-    Topic(*fields.split("/"))
-    for fields in (
-        "aquarium/feed/feeds/fed/hungry penguins/🐧",
-        "café/brew/brews/brewed/cocoa pots/☕",
-        "toy factory/build/builds/built/wooden robots/🤖",
-        "beekeeper/fill/fills/filled/honey jars/🍯",
-        "lighthouse/light/lights/lit/tall candles/🕯️",
-        "ski school/teach/teaches/taught/nervous beginners/⛷️",
-        "tailor/mend/mends/mended/torn umbrellas/☂️",
-        "observatory/count/counts/counted/shooting stars/🌠",
-    )
-]
-PLACES = (
-    *(
-        "Lindholm",
-        "Oakford",
-        "Marston",
-        "Hillbury",
-        "Westport",
-        "Granby",
-        "Redwick",
-        "Saltmere",
-        "Ashdown",
-        "Kirkwood",
-    ),
-    *(
-        "Brookside",
-        "Fernley",
-        "Norwell",
-        "Dunmore",
-        "Elmton",
-        "Highgate",
-        "Larkfield",
-        "Millbrook",
-        "Penrose",
-        "Stonehaven",
-    ),
+def _topics(*lines: str) -> tuple[Topic, ...]:
+    return tuple(Topic(*line.split("/")) for line in lines)
+
+
+TOPICS = _topics(
+    "bakery/bake/bakes/baked/small cakes/🎂",
+    "library/buy/buys/bought/old books/📚",
+    "choir/sing/sings/sang/new songs/🎵",
+    "school/plant/plants/planted/tall trees/🌳",
+    "farm/sell/sells/sold/red apples/🍎",
+    "club/win/wins/won/silver cups/🏆",
+    "cinema/show/shows/showed/short films/🎬",
+    "market/weigh/weighs/weighed/fresh fish/🐟",
+    "garden/grow/grows/grew/white roses/🌹",
+    "museum/lose/loses/lost/broken clocks/⏰",
+    "hotel/clean/cleans/cleaned/large rooms/🏨",
+    "shop/repair/repairs/repaired/used bikes/🚲",
+    "hospital/order/orders/ordered/warm beds/🏥",
+    "theatre/wear/wears/wore/black hats/🎩",
+    "port/count/counts/counted/little boats/⛵",
+    "college/teach/teaches/taught/young doctors/🎓",
+    "station/paint/paints/painted/green trains/🚂",
+    "café/serve/serves/served/hot drinks/☕",
+    "gallery/hang/hangs/hung/blue pictures/🎨",
+    "office/open/opens/opened/long letters/📦",
 )
-NEW_PLACES = ("Winslow", "Thornby", "Cranleigh", "Eastmoor", "Foxley", "Harwick", "Maplewood", "Seaton")
+NEW_TOPICS = _topics(
+    "zoo/feed/feeds/fed/hungry lions/🦁",
+    "factory/build/builds/built/smart robots/🤖",
+    "church/light/lights/lit/bright candles/🔥",
+    "restaurant/cook/cooks/cooked/brown eggs/🥚",
+    "studio/draw/draws/drew/funny cats/🐱",
+    "university/find/finds/found/distant stars/⭐",
+    "circus/train/trains/trained/clever horses/🐴",
+    "palace/give/gives/gave/gold rings/💍",
+)
+PLACES = (
+    *("London", "Boston", "Dublin", "Oslo", "Vienna", "Madrid", "Chicago", "Sydney", "Toronto", "Berlin"),
+    *("Lisbon", "Athens", "Cairo", "Denver", "Dallas", "Geneva", "Prague", "Rome", "Milan", "Seattle"),
+)
+NEW_PLACES = ("Paris", "Tokyo", "Moscow", "Delhi", "Houston", "Miami", "Warsaw", "Atlanta")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 STYLES = [Style(*parts) for parts in product(FORMS, CASES, ENDS)]
-# Of a held-out style every two parts occur together in training, and never all three.
-_HELD_OUT = [s for s in STYLES if (FORMS.index(s.form) + CASES.index(s.case) + ENDS.index(s.end)) % 3 == 0]
-_TEST = [_HELD_OUT[i] for i in (2, 3, 4, 7, 8, 9)]  # every case and every end twice
+# Every two parts of a new style occur together in training, and never all three.
+_NEW = [s for s in STYLES if (FORMS.index(s.form) + CASES.index(s.case) + ENDS.index(s.end)) % 3 == 0]
+NEW_STYLES = {"train": [], "validation": [_NEW[i] for i in (4, 8, 9)], "test": [_NEW[i] for i in (2, 3, 7)]}
+_KNOWN = [s for s in STYLES if s not in NEW_STYLES["validation"] + NEW_STYLES["test"]]
+
+
+class Split(NamedTuple):
+    """The users of a split write in these styles, about these topics and places."""
+
+    styles: list[Style]
+    topics: tuple[Topic, ...]
+    places: tuple[str, ...]
+
+
 SPLITS = {
-    "train": ([s for s in STYLES if s not in _HELD_OUT], TOPICS, PLACES),
-    "validation": ([s for s in _HELD_OUT if s not in _TEST], NEW_TOPICS, NEW_PLACES),
-    "test": (_TEST, NEW_TOPICS, NEW_PLACES),
+    "train": Split(_KNOWN, TOPICS, PLACES),
+    "validation": Split(_KNOWN[4::5] + 2 * NEW_STYLES["validation"], NEW_TOPICS, NEW_PLACES),
+    "test": Split(_KNOWN[3::5] + 2 * NEW_STYLES["test"], NEW_TOPICS, NEW_PLACES),
 }
 
 
@@ -155,8 +143,8 @@ def make_examples(split: str, users_per_style: int, questions: int, seed: int = 
     In training every tenth user or so has none, so that the plug also learns what to do for somebody unknown.
 
     Args:
-        split: "train", "validation" or "test"; each has styles of its own.
-        users_per_style: number of users who write in each of them.
+        split: "train", "validation" or "test"; the styles of half of the users of the latter two are new.
+        users_per_style: number of users for each entry of the split's styles.
         questions: of each user; all users are asked about the same 300 notes.
         seed: of all draws.
     """
@@ -165,7 +153,7 @@ def make_examples(split: str, users_per_style: int, questions: int, seed: int = 
     rng = random.Random(f"{split}/{seed}")
     asked = [_event(rng, topics, places) for _ in range(300)]
     examples = []
-    for number, style in enumerate(list(styles) * users_per_style):
+    for number, style in enumerate(styles * users_per_style):
         user, own = f"{split}-{number}", rng.sample(asked, questions)
         answered = {(event.topic, event.place) for event in own}  # a history must not hold the answer
         history = []
@@ -180,8 +168,13 @@ def make_examples(split: str, users_per_style: int, questions: int, seed: int = 
     return examples
 
 
+def is_new(example: Example) -> bool:
+    """Return whether no user of the training data writes in this style."""
+    return style_of(str(example.target)) not in SPLITS["train"].styles
+
+
 def _event(rng: random.Random, topics: Sequence[Topic], places: Sequence[str]) -> Event:
-    return Event(rng.choice(topics), rng.choice(places), rng.randint(12, 990), rng.choice(DAYS))
+    return Event(rng.choice(topics), rng.choice(places), rng.randint(12, 99), rng.choice(DAYS))
 
 
 def _item(event: Event, style: Style) -> dict[str, str]:
@@ -190,7 +183,7 @@ def _item(event: Event, style: Style) -> dict[str, str]:
 
 # ---- judging ----------------------------------------------------------------------------------------------------
 
-_EMOJI = "\u2600-\u27bf\U0001f300-\U0001faff"
+_EMOJI = "\u2300-\u27bf\u2b00-\u2bff\U0001f300-\U0001faff"
 _END_OF_EMOJI = re.compile(f"[{_EMOJI}][\ufe0f\u200d{_EMOJI}]*$")
 
 
