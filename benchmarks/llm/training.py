@@ -193,7 +193,7 @@ def train(group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: A
     plugs = []
     for setting in group.settings:
         torch.manual_seed(group.seed)
-        plugs.append(Trained(setting, new_plug(setting, corpus, reader, encoder), rate_of(setting)))
+        plugs.append(Trained(setting, new_plug(setting, group.placement, corpus, reader, encoder), rate_of(setting)))
         plugs[-1].plug.train()
     rows, personas = corpus.rows(group.examples, group.form, group.placement), Personas(corpus, group.examples, reader.device)
     checks = corpus.rows("val", group.form, group.placement), Personas(corpus, "val", reader.device)
@@ -229,12 +229,13 @@ def train(group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: A
     return plugs
 
 
-def new_plug(setting: Setting, corpus: Corpus, reader: Reader, encoder: Any) -> PPlugForConditionalGeneration:
+def new_plug(setting: Setting, placement: str, corpus: Corpus, reader: Reader, encoder: Any) -> PPlugForConditionalGeneration:
     """Return an untrained plug over the shared language model."""
     return PPlugForConditionalGeneration.from_backbone(
         reader.backbone,
         encoder,
         tokenizer=corpus.tokenizer,
+        placement=placement,
         **{**OURS, "item_template": corpus.template(setting.items), **setting.plug},
     )
 
