@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pplug_hf.data.dataset import PersonaDataset
@@ -108,7 +107,9 @@ class Corpus:
 
         A quarter and a half are of the users; "questions" are without their history items, "real" without synthetic users.
         """
-        return self.splits[split] if split in self.splits else self._once(("examples", split), lambda: self._train(split))
+        return (
+            self.splits[split] if split in self.splits else self._once(("examples", split), lambda: self._train(split))
+        )
 
     def _train(self, kind: str) -> list[Example]:
         made = list(self.questions)
@@ -196,10 +197,9 @@ class Corpus:
         return ITEMS[self.name][("main", "other").index(items)]
 
     def encode(self) -> int:
-        """Encode all items and queries; return how many texts were new."""
+        """Encode the items and queries that most groups need; return how many texts were new."""
         for split in (*SPLITS, "all"):
-            for items in ("main", "other"):
-                self.dataset(split, items)
+            self.dataset(split)
             self.queries(split)
         return self.store.encoded
 

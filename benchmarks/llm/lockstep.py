@@ -105,7 +105,9 @@ class Reader:
         own = torch.tensor([0] * W + [i + 1 for i, row in enumerate(branches) for _ in row], device=device)
         step = torch.tensor([i for row in branches for i in range(len(row))], device=device, dtype=torch.long)
         real = torch.cat([real, real.new_ones(B, len(flat))], dim=1)
-        place = torch.cat([torch.arange(W, device=device).expand(B, -1), length + step], dim=1)  # behind the soft prompt
+        place = torch.cat(
+            [torch.arange(W, device=device).expand(B, -1), length + step], dim=1
+        )  # behind the soft prompt
         embeds, keys, positions, job, branch = [], [], [], [], []
         for j, soft in enumerate(softs):
             P = soft.shape[1]
@@ -149,7 +151,11 @@ class Reader:
             start = stop
 
     def nll(
-        self, context: Context, softs: Sequence[Tensor], after: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+        self,
+        context: Context,
+        softs: Sequence[Tensor],
+        after: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
     ) -> Tensor:
         """Return the negative log-likelihood [J, B] of the answers (whole, their end included)."""
         words = [[*a, *row[:-1]] for a, row in zip(after, answers, strict=True)]
@@ -163,7 +169,11 @@ class Reader:
 
     @torch.no_grad()
     def label_log_probs(
-        self, context: Context, softs: Sequence[Tensor], after: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+        self,
+        context: Context,
+        softs: Sequence[Tensor],
+        after: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]],
     ) -> Tensor:
         """Return the log-probability [J, B, L] of each label, its end included."""
         branches = [list(label[:-1]) for label in labels]  # a label of one token is its end: no branch
@@ -186,7 +196,9 @@ class Reader:
         return torch.stack(found)
 
     @torch.no_grad()
-    def greedy(self, context: Context, soft: Tensor, after: Sequence[Sequence[int]], end: int, most: int) -> list[list[int]]:
+    def greedy(
+        self, context: Context, soft: Tensor, after: Sequence[Sequence[int]], end: int, most: int
+    ) -> list[list[int]]:
         """Return the greedy answers to B prompts, at most `most` tokens each, without their end."""
         cache, B = context.cache(), len(after)
         (states,) = self.hidden(context, [soft], after, cache=cache)

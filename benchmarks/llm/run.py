@@ -55,6 +55,7 @@ class Board:
         if smoke:  # one of each kind
             seen: set[Any] = set()
             self.groups = [g for g in self.groups if (k := (g.task, g.name)) not in seen and not seen.add(k)]
+        self._rates: dict[tuple[str, str], float] = {}
         self.claims = folder / "claims"
         self.claims.mkdir(parents=True, exist_ok=True)
 
@@ -77,12 +78,13 @@ class Board:
 
     def rate(self, task: str, family: str) -> float | None:
         """Return the learning rate with the best loss on held-out users; None before it is known."""
-        losses = {}
-        for path in self.path("*").parent.glob(f"{task}-tune*.json.gz"):
-            for plug in read(path)["plugs"].values():
-                if plug["family"] == family:
-                    losses[plug["rate"]] = plug["loss"]
-        return min(losses, key=lambda rate: losses[rate]) if losses else None
+        if (task, family) not in self._rates:
+            losses: dict[str, dict[float, float]] = {}
+            for path in self.path("*").parent.glob(f"{task}-tune*.json.gz"):
+                for plug in read(path)["plugs"].values():
+                    losses.setdefault(plug["family"], {})[plug["rate"]] = plug["loss"]
+            self._rates |= {(task, name): min(of, key=lambda rate, of=of: of[rate]) for name, of in losses.items()}
+        return self._rates.get((task, family))
 
     def next(self, prefer: str) -> Group | None:
         """Take the next group whose learning rates are known, of the preferred task if the level has one."""
@@ -100,6 +102,10 @@ class Board:
         """Return the files of finished groups."""
         return sorted((self.folder / "groups").glob("*.json.gz"))
 
+    def is_broken(self) -> bool:
+        """Return true if nothing works: several groups have failed, and none is finished."""
+        return not self.done() and len(list((self.folder / "failed").glob("*"))) >= 4
+
 
 def read(path: Path) -> dict[str, Any]:
     """Read a group's results."""
@@ -111,6 +117,7 @@ def work(args: argparse.Namespace) -> None:
     disable_progress_bar()
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for every shape
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     board = Board(args.output, args.tasks, args.smoke)
     dtype = torch.bfloat16 if device != "cpu" else torch.float32
@@ -144,6 +151,8 @@ def work(args: argparse.Namespace) -> None:
             print(f"FAILED {group.key}: {traceback.format_exc()[-600:]}", flush=True)
             torch.cuda.empty_cache()
             continue
+        if device == "cuda":
+            torch.cuda.empty_cache()  # the others need it
         memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0
         rate = result["steps"] / max(0.1, result["seconds"]["train"])
         print(
@@ -163,7 +172,10 @@ def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> None:
                 make(corpus(task))
                 board.claim(f"{name}-{task}")
                 (board.claims / f"{name}-{task}-begun").unlink()
-                print(f"{time.monotonic() - args.start:5.0f} s  {name} {task} in {time.monotonic() - start:.0f} s", flush=True)
+                print(
+                    f"{time.monotonic() - args.start:5.0f} s  {name} {task} in {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
 
 
 def finish(
@@ -235,7 +247,7 @@ def lead(args: argparse.Namespace) -> None:
     environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     workers = [subprocess.Popen([*command, "--worker", str(i)], env=environment) for i in range(args.workers)]
     deadline, packed = args.start + 60 * args.minutes, time.monotonic()
-    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers):
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers) and not board.is_broken():
         time.sleep(1)
         if time.monotonic() - packed > 60:
             pack(args.output, args.pack)
@@ -259,10 +271,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, help="folder for results.tar (default: the output folder)")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--minutes", type=float, default=9.0, help="stop then, counted from the start")
-    parser.add_argument("--workers", type=int, default=10, help="processes on the device")
+    parser.add_argument("--workers", type=int, default=8, help="processes on the device")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--budget", type=int, default=6000, help="tokens of one pass with gradients")
+    parser.add_argument("--budget", type=int, default=5000, help="tokens of one pass with gradients")
     parser.add_argument("--new-tokens", type=int, default=24, help="of an answer in free text")
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")

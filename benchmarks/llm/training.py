@@ -73,9 +73,7 @@ def everybody(vectors: Tensor, size: int) -> list[History]:
     """Return the mean of all items as everyone's history."""
     mean = torch.nn.functional.normalize(vectors, dim=-1).mean(dim=0, keepdim=True)
     mask = torch.ones(1, 1, dtype=torch.bool, device=vectors.device)
-    return [
-        History(Items(mean, mask.expand(min(GROUP, size - start), 1))) for start in range(0, size, GROUP)
-    ]
+    return [History(Items(mean, mask.expand(min(GROUP, size - start), 1))) for start in range(0, size, GROUP)]
 
 
 class Trained:
@@ -90,7 +88,9 @@ class Trained:
     def __init__(self, setting: Setting, model: PPlugForConditionalGeneration, rate: float):
         self.setting, self.model, self.plug, self.rate = setting, model, model.plug, rate
         self.parameters = [p for p in self.plug.parameters() if p.requires_grad]
-        encoder = {id(p) for p in self.plug.input_encoder.parameters()} if self.plug.input_encoder is not None else set()
+        encoder = (
+            {id(p) for p in self.plug.input_encoder.parameters()} if self.plug.input_encoder is not None else set()
+        )
         # As PPlugTrainer: no decay of biases (and of other vectors' kind the Trainer decays all), the encoder slower.
         named = [(name, p) for name, p in self.plug.named_parameters() if p.requires_grad]
         kinds: dict[tuple[float, float], list[Any]] = {}
@@ -178,7 +178,9 @@ class Asked:
         return found
 
 
-def train(group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: Any, schedule: Schedule) -> list[Trained]:
+def train(
+    group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: Any, schedule: Schedule
+) -> list[Trained]:
     """Train the plugs of a group in step, and leave them at their best weights by held-out training users.
 
     Args:
@@ -195,7 +197,10 @@ def train(group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: A
         torch.manual_seed(group.seed)
         plugs.append(Trained(setting, new_plug(setting, group.placement, corpus, reader, encoder), rate_of(setting)))
         plugs[-1].plug.train()
-    rows, personas = corpus.rows(group.examples, group.form, group.placement), Personas(corpus, group.examples, reader.device)
+    rows, personas = (
+        corpus.rows(group.examples, group.form, group.placement),
+        Personas(corpus, group.examples, reader.device),
+    )
     checks = corpus.rows("val", group.form, group.placement), Personas(corpus, "val", reader.device)
     rng = np.random.default_rng(group.seed)
     batches = batches_of([len(b) + len(a) for b, a in zip(rows.before, rows.after, strict=True)], schedule, rng)
@@ -207,7 +212,9 @@ def train(group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: A
             setting = trained.setting
             key = (setting.persona, setting.items, setting.dropout)
             if key not in histories:
-                histories[key] = _training_histories(setting, personas, batch, np.random.default_rng((group.seed, step)))
+                histories[key] = _training_histories(
+                    setting, personas, batch, np.random.default_rng((group.seed, step))
+                )
             softs.append(trained.soft_prompts(personas, batch, histories[key]))
         leaves = [soft.detach().requires_grad_() for soft in softs]
         context = reader.read([rows.before[i] for i in batch])
@@ -229,7 +236,9 @@ def train(group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: A
     return plugs
 
 
-def new_plug(setting: Setting, placement: str, corpus: Corpus, reader: Reader, encoder: Any) -> PPlugForConditionalGeneration:
+def new_plug(
+    setting: Setting, placement: str, corpus: Corpus, reader: Reader, encoder: Any
+) -> PPlugForConditionalGeneration:
     """Return an untrained plug over the shared language model."""
     return PPlugForConditionalGeneration.from_backbone(
         reader.backbone,
@@ -320,7 +329,9 @@ def ask(
     asked = Asked(Personas(corpus, split, reader.device), asking) if plugs else None
     names = names or [{"plain": "no-persona"}.get(group.form, group.form)]
     labels, n = corpus.labels(), len(rows.before)
-    made: dict[str, dict[str, Any]] = {name: {"nll": [0.0] * n, "tokens": list(map(len, rows.answers))} for name in names}
+    made: dict[str, dict[str, Any]] = {
+        name: {"nll": [0.0] * n, "tokens": list(map(len, rows.answers))} for name in names
+    }
     greedy = [not plugs or asking[j].setting.greedy for j in range(len(names))]
     for name, writes in zip(names, greedy, strict=True):
         if labels:
@@ -328,7 +339,11 @@ def ask(
         elif writes and split != "val":
             made[name]["answers"] = [""] * n
     for batch in _by_length(rows, 32 if labels else 64):
-        softs = asked.soft_prompts(batch, variants) if asked else [torch.zeros(len(batch), 0, reader.embed.weight.shape[1], device=reader.device)]
+        softs = (
+            asked.soft_prompts(batch, variants)
+            if asked
+            else [torch.zeros(len(batch), 0, reader.embed.weight.shape[1], device=reader.device)]
+        )
         if labels:
             context = reader.read([rows.before[i] for i in batch])
             scores = reader.label_log_probs(context, softs, [rows.after[i] for i in batch], labels)  # [J, B, L]
@@ -343,10 +358,14 @@ def ask(
             for i, value in zip(batch, of_row, strict=True):
                 made[name]["nll"][i] = round(value, 4)
     if not labels and split != "val":
-        for batch in _by_length(rows, 512):
+        for batch in _by_length(rows, 256):
             context = reader.read([rows.before[i] for i in batch])
             after = [rows.after[i] for i in batch]
-            softs = asked.soft_prompts(batch, variants) if asked else [torch.zeros(len(batch), 0, reader.embed.weight.shape[1], device=reader.device)]
+            softs = (
+                asked.soft_prompts(batch, variants)
+                if asked
+                else [torch.zeros(len(batch), 0, reader.embed.weight.shape[1], device=reader.device)]
+            )
             for name, writes, soft in zip(names, greedy, softs, strict=True):
                 if writes:
                     ids = reader.greedy(context, soft, after, corpus.tokenizer.eos_token_id, new_tokens)
@@ -357,7 +376,14 @@ def ask(
 
 
 def run(
-    group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: Any, schedule: Schedule, new_tokens: int, keep: Any
+    group: Group,
+    corpus: Corpus,
+    reader: Reader,
+    encoder: Any,
+    rate_of: Any,
+    schedule: Schedule,
+    new_tokens: int,
+    keep: Any,
 ) -> dict[str, Any]:
     """Train and ask a group, and return all of it as JSON takes it.
 
