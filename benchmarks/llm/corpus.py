@@ -135,7 +135,18 @@ class Corpus:
             form: "plain", "bm25@1", "dense@4" (inside the user's turn) or "bm25@4:turns" (as earlier turns).
             placement: of the soft prompt, see [`PPlugConfig`].
         """
-        return self._once((split, form, placement), lambda: self._rows(self.examples(split), form, placement))
+        return self._once((split, form, placement), lambda: self._kept_rows(split, form, placement))
+
+    def _kept_rows(self, split: str, form: str, placement: str) -> Rows:
+        """Return the rows from a file, if another process has made them: retrieved items take long to fit in."""
+        examples = self.examples(split)
+        if split in SPLITS or form == "plain":
+            return self._rows(examples, form, placement)
+        name = f"{self.name}-{split}-{len(examples)}-{form}-{placement}".replace(":", ",")
+        path = self.work / "rows" / f"{name}.json"
+        if not path.is_file():
+            write_text(path, json.dumps(self._rows(examples, form, placement)))
+        return Rows(*json.loads(path.read_text()))
 
     def _rows(self, examples: Sequence[Example], form: str, placement: str) -> Rows:
         processor = PPlugProcessor(self.tokenizer, placement=placement, chat=True)

@@ -115,7 +115,6 @@ def read(path: Path) -> dict[str, Any]:
 def work(args: argparse.Namespace) -> None:
     """Take groups until none is left: one of several processes."""
     disable_progress_bar()
-    os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
     torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for every shape
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -244,6 +243,7 @@ def lead(args: argparse.Namespace) -> None:
     write_text(args.output / "about.json", json.dumps(about(args), indent=1) + "\n")
     command = [sys.executable, *sys.argv, "--start", str(args.start)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
     environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     workers = [subprocess.Popen([*command, "--worker", str(i)], env=environment) for i in range(args.workers)]
     deadline, packed = args.start + 60 * args.minutes, time.monotonic()

@@ -98,7 +98,7 @@ class Trained:
             decay = 0.0 if name.endswith("bias") or "norm" in name.lower() else setting.decay
             kinds.setdefault((rate / 20 if id(p) in encoder else rate, decay), []).append(p)
         fused = self.parameters[0].is_cuda
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer: Any = torch.optim.AdamW(
             [{"params": ps, "lr": lr, "base": lr, "weight_decay": decay} for (lr, decay), ps in kinds.items()],
             fused=fused,
         )
