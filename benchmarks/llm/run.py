@@ -245,17 +245,25 @@ def lead(args: argparse.Namespace) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
     environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    workers = [subprocess.Popen([*command, "--worker", str(i)], env=environment) for i in range(args.workers)]
+    workers = {}
+    for i in range(args.workers):
+        with (args.output / f"worker-{i}.log").open("w") as log:  # progress bars and warnings
+            workers[i] = subprocess.Popen([*command, "--worker", str(i)], env=environment, stderr=log)
     deadline, packed = args.start + 60 * args.minutes, time.monotonic()
-    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers) and not board.is_broken():
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers.values()):
         time.sleep(1)
+        if board.is_broken():
+            break
         if time.monotonic() - packed > 60:
             pack(args.output, args.pack)
             packed = time.monotonic()
             print(f"{packed - args.start:5.0f} s  {len(board.done())} of {len(board.groups)} groups", flush=True)
-    for worker in workers:
+    for i, worker in workers.items():
+        if worker.poll():
+            print(f"worker {i} ended: {(args.output / f'worker-{i}.log').read_text()[-600:]}", flush=True)
+    for worker in workers.values():
         worker.kill()
-    for worker in workers:
+    for worker in workers.values():
         worker.wait()
     pack(args.output, args.pack)
     print(f"{len(board.done())} of {len(board.groups)} groups are done: {args.pack / 'results.tar'}", flush=True)
