@@ -140,11 +140,12 @@ class Reader:
     def chunks(self, softs: Sequence[Tensor], words: Sequence[Sequence[int]], more: int = 0) -> Iterator[range]:
         """Yield ranges of plugs that one pass has room for."""
         width, start = max(map(len, words)) + more, 0
+        budget = self.budget if torch.is_grad_enabled() else 2 * self.budget
         while start < len(softs):
             stop, tokens = start, 0
             while stop < len(softs):
                 tokens += len(words) * (softs[stop].shape[1] + width)
-                if tokens > self.budget and stop > start:
+                if tokens > budget and stop > start:
                     break
                 stop += 1
             yield range(start, stop)
