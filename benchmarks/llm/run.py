@@ -128,7 +128,7 @@ def work(args: argparse.Namespace) -> None:
 
     def corpus(task: str) -> Corpus:
         if task not in corpora:
-            sizes = Sizes(120, 24, 24) if args.smoke else Sizes()
+            sizes = sizes_of(args.smoke)
             corpora[task] = Corpus(args.data, task, encoder, tokenizer, args.output / "work", sizes)
         return corpora[task]
 
@@ -160,6 +160,11 @@ def work(args: argparse.Namespace) -> None:
             f"{time.monotonic() - start:.0f} s, {memory:.1f} GiB",
             flush=True,
         )
+
+
+def sizes_of(smoke: bool) -> Sizes:
+    """Return how many examples there are, in a trial or not."""
+    return Sizes(120, 24, 24) if smoke else Sizes()
 
 
 def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> None:
