@@ -28,8 +28,7 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 def commands():
     """The words of each command of the page, in order."""
     text = "\n".join(re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
-    starts = re.split(r"^(?=(?:pplug-hf|python|curl) )", text, flags=re.MULTILINE)
-    return [[STAND_INS.get(word, word) for word in shlex.split(start)] for start in starts if start.strip()]
+    return [[STAND_INS.get(word, word) for word in shlex.split(line)] for line in text.splitlines() if line]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +83,9 @@ def test_the_server_answers_each_reader_and_takes_new_items(server):
     (_, first), (_, second), (_, added) = replies
     assert first["items"] == second["items"] == 15 and added == {"items": 1}
     assert first["answer"] and second["answer"] and first["answer"] != second["answer"]
-    once_more = {"user": "somebody new", "items": [{"text": "the storm", "answer": "nautical"}]}
+    once_more = {"user": "new", "items": [{"text": "the storm", "answer": "nautical"}]}
     assert post(f"{server}/items", json.dumps(once_more)) == (200, {"items": 2})
-    stranger = {"user": "a stranger", "prompt": json.loads(asked[0][3])["prompt"]}
+    stranger = {**json.loads(asked[0][3]), "user": "a stranger"}
     status, reply = post(f"{server}/answer", json.dumps(stranger))
     assert status == 200 and reply["items"] == 0 and reply["answer"]
 
@@ -96,7 +95,7 @@ def test_the_server_answers_each_reader_and_takes_new_items(server):
     [
         ("/elsewhere", "{}", 404, "POST to /answer or /items"),
         ("/answer", "no JSON", 400, "send JSON"),
-        ("/answer", '{"user": 1, "prompt": "x"}', 400, "send JSON"),
+        ("/answer", '{"user": 1, "text": "x"}', 400, "send JSON"),
         ("/items", '{"user": "u", "items": [{"text": "a secret"}]}', 400, "has no field"),
     ],
 )

@@ -1,9 +1,9 @@
 """Answer over HTTP, each request for its own user: one language model, one plug, one file of vectors per user.
 
-    python serve.py --plug shop-plug --personas personas
+    python serve.py --plug shop-plug --personas personas --instruction "Which shelf does ... book:"
 
-    POST /answer {"user": "r0066", "prompt": "Which shelf ... book: ...", "query": "..."}   ->  {"answer": "...", "items": 15}
-    POST /items  {"user": "r0066", "items": [{"text": "...", "answer": "..."}]}             ->  {"items": 16}
+    POST /answer {"user": "r0066", "text": "a knight ..."}                        ->  {"answer": "...", "items": 15}
+    POST /items  {"user": "r0066", "items": [{"text": "...", "answer": "..."}]}   ->  {"items": 16}
 
 A small server from the standard library that shows the steps. It answers one request after another and trusts whoever
 can reach it: put your own authentication in front, and send user ids from your backend, never from a browser.
@@ -22,8 +22,9 @@ from pplug_hf import Persona, PPlugError, PPlugForConditionalGeneration, PPlugMo
 class Service:
     """A plug on its language model, and the users' vectors in a folder."""
 
-    def __init__(self, model: PPlugForConditionalGeneration, personas: str, max_new_tokens: int):
-        self.model, self.folder, self.max_new_tokens = model, personas, max_new_tokens
+    def __init__(self, model: PPlugForConditionalGeneration, personas: str, instruction: str, max_new_tokens: int):
+        self.model, self.folder = model, personas
+        self.instruction, self.max_new_tokens = instruction, max_new_tokens
         self.processor = PPlugProcessor.from_model(model)
 
     def persona(self, user: str) -> Persona | None:
@@ -31,13 +32,13 @@ class Service:
         path = persona_file(self.folder, user)
         return Persona.from_pretrained(path) if path.is_file() else None
 
-    def answer(self, user: str, prompt: str, query: str | None = None) -> dict[str, Any]:
-        """Return an answer for a user. `query`, the part of the prompt that is new, weights the history."""
+    def answer(self, user: str, text: str) -> dict[str, Any]:
+        """Return the answer for a user: asked in the words of the training, with the text as the query of the history."""
         persona = self.persona(user)
-        inputs = self.processor(text=[prompt], persona=[persona], query=[query or prompt])
+        inputs = self.processor(text=[f"{self.instruction} {text}"], persona=[persona], query=[text])
         ids = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens)
-        (text,) = self.processor.decode_answers(ids, prompt_length=inputs["input_ids"].shape[1])
-        return {"answer": text, "items": 0 if persona is None else len(persona)}
+        (answer,) = self.processor.decode_answers(ids, prompt_length=inputs["input_ids"].shape[1])
+        return {"answer": answer, "items": 0 if persona is None else len(persona)}
 
     def add(self, user: str, items: list[dict[str, str]]) -> dict[str, Any]:
         """Append what a user did since; only these items are encoded."""
@@ -79,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plug", required=True, help="plug folder or Hub id")
     parser.add_argument("--personas", required=True, help="folder with the users' files")
+    parser.add_argument("--instruction", required=True, help="words in front of every text, as in training")
     parser.add_argument("--backbone", help="use the language model at this place")
     parser.add_argument("--encoder", help="use the sentence encoder at this place")
     parser.add_argument("--max_new_tokens", type=int, default=16, help="length of an answer (default: %(default)s)")
@@ -86,7 +88,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = PPlugModel.from_pretrained(arguments.plug, backbone=arguments.backbone, encoder=arguments.encoder)
-    Handler.service = Service(model, arguments.personas, arguments.max_new_tokens)
+    Handler.service = Service(
+        model, arguments.personas, arguments.instruction, arguments.max_new_tokens
+    )
     server = HTTPServer(("127.0.0.1", arguments.port), Handler)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     try:
