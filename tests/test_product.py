@@ -82,7 +82,7 @@ def test_the_server_answers_each_reader_and_takes_new_items(server):
     assert [status for status, _ in replies] == [200, 200, 200]
     (_, first), (_, second), (_, added) = replies
     assert first["items"] == second["items"] == 15 and added == {"items": 1}
-    assert first["answer"] and second["answer"] and first["answer"] != second["answer"]
+    assert {first["answer"], second["answer"]} <= {"fantasy", "mythology", "epic saga"}  # shelves for such a book
     once_more = {"user": "new", "items": [{"text": "the storm", "answer": "nautical"}]}
     assert post(f"{server}/items", json.dumps(once_more)) == (200, {"items": 2})
     stranger = {**json.loads(asked[0][3]), "user": "a stranger"}
