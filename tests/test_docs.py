@@ -36,7 +36,9 @@ def stand_ins(tmp_path_factory):
     return {
         "google/flan-t5-base": str(ASSETS / "backbone"),
         "BAAI/bge-base-en-v1.5": str(ASSETS / "encoder"),
+        "sentence-transformers/all-MiniLM-L6-v2": str(ASSETS / "encoder"),
         "Qwen/Qwen3-0.6B": str(chat),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": str(chat),
     }
 
 
