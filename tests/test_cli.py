@@ -290,11 +290,11 @@ def train_arguments(place, *more, output="unused"):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--task", "LaMP-2"], "are of task 'demo', but task='LaMP-2' was asked for; pass task='demo'"),
+        (["--task", "LaMP-2"], "are of task 'demo', but --task LaMP-2 was asked for; pass --task demo"),
         (["--task", "LaMP-9"], "There is no task 'LaMP-9'; choose one of LaMP-1"),
         (["--backbone", "no/such-model"], "Cannot load the backbone 'no/such-model'"),
         (["--encoder", "no/such-encoder"], "Cannot load the sentence encoder 'no/such-encoder'"),
-        (["--validation_users", "0"], "choose other values of leave_out_users and validation_users"),
+        (["--validation_users", "0"], "choose other values of --leave_out_users and --validation_users"),
         (["--batch_size", "0"], "batch_size must be greater than 0, got 0."),
         (["--epochs", "-1"], "epochs must be greater than 0, got -1.0."),
         (["--aggregator", "sum"], "aggregator must be one of attention, mean; got 'sum'"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +34,9 @@ from ..modeling.encoders import item_texts
 from ..tasks.task import Task, main_metric
 from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
-from .options import AnsweringSettings, option, required
+from .options import AnsweringSettings, BenchSettings
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
-
-
-@dataclass(kw_only=True)
-class BenchSettings(AnsweringSettings):
-    """Answer a split with many rows and compare them. Rows that are in the folder already are not answered again."""
-
-    output: str = required("Folder for predictions, results.json, table.md and pictures.")
-    rows: list[str] | None = option(
-        None,
-        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
-        "(default: those that show what a persona is worth).",
-    )
-    plugs: list[str] | None = option(
-        None,
-        "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name instruction-only is for "
-        "plugs trained with --use_history False.",
-    )
-    reference: str | None = option(None, "Row that the others are compared with (default: the first plug's own).")
-    device: str | None = option(None, "Device of the language model (default: an accelerator, else the CPU).")
-    retriever: str | None = option(
-        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
-    )
-    show_history: str | None = option(
-        None,
-        "Also draw the weight of each history item of the question with this id, with the user's texts: keep that "
-        "picture private.",
-    )
-    tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
 
 
 def bench(settings: BenchSettings, task: Task | None = None, data: Source | None = None) -> Comparison:

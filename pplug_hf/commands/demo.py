@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -23,19 +22,10 @@ from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
 from .evaluate import PPLUG, EvaluateSettings, evaluate
-from .options import option
+from .options import DemoSettings
 from .train import TrainSettings, train
 
 PLUG = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperature": True}
-
-
-@dataclass
-class DemoSettings:
-    """Train a tiny plug on synthetic readers, compare it with its ablations, save it and load it in a new process."""
-
-    output: str = option("demo-output", "Folder for plugs, tables and the picture.")
-    epochs: float = option(3, "Passes over the training examples.")
-    seed: int = option(0, "Seed of the training.")
 
 
 def demo(settings: DemoSettings) -> dict[str, float]:

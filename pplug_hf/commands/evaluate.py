@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from ..data.examples import Source
 from ..errors import ConfigurationError
@@ -11,25 +11,9 @@ from ..evaluation.rendering import markdown, save_results
 from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, methods_of, titles_of
 from ..tasks.task import Task
 from .bench import answer_rows, read_questions, read_training
-from .options import AnsweringSettings, option, required
+from .options import EvaluateSettings
 
 PPLUG = "PPlug"
-
-
-@dataclass(kw_only=True)
-class EvaluateSettings(AnsweringSettings):
-    """Compare a plug with: no persona, instruction only, the history of another user, the user's label frequencies."""
-
-    plug: list[str] = required("Plug folder or Hub id; several are seeds of one row.")
-    instruction_only: list[str] | None = option(
-        None, "Plugs trained with --use_history False, for the row of that name."
-    )
-    frequencies: bool = option(
-        True, "On label tasks, add a baseline: label probabilities mixed with the user's label frequencies."
-    )
-    output: str | None = option(
-        None, "Folder for results.json, table.md and predictions; those that it has are not answered again."
-    )
 
 
 def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source | None = None) -> Comparison:

@@ -1,5 +1,9 @@
 """Names of the files in a plug folder. Other files beside them (checkpoints, logs, predictions) are not the plug."""
 
+import os
+
+from huggingface_hub.constants import HF_HOME
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -29,3 +33,5 @@ FROZEN_FILES = (
 TRAIN_SETTINGS = "train_settings.json"
 # What a checkpoint was made of; `pplug-hf train` resumes from one of the same run only.
 TRAIN_RUN = "train_run.json"
+
+DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")  # of the vector store
