@@ -12,6 +12,7 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
 from ..modeling import Persona, PPlugModel
+from ..modeling.backbone import writes_chats
 from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts
 from ..processing import PPlugProcessor
@@ -32,6 +33,10 @@ def generate(settings: GenerateSettings) -> str:
     if model.device.type != device.type or device.index is not None:
         model.to(device)
     processor = PPlugProcessor.from_model(model)
+    if settings.chat is not None:
+        processor.chat = writes_chats(processor.tokenizer, settings.chat)
+    if settings.system is not None:
+        processor.system = settings.system
     persona = model.encode_persona(history if saved is None else saved)
     query = settings.query or settings.prompt
     text = _answer(settings, model, processor, persona, query)

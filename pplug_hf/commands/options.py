@@ -10,6 +10,9 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.lamp_metrics import Fallback
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Chat = Literal["auto", "always", "never"]
+CHAT = "Write prompts as the user's turn of the language model's chat template; auto: if it has one."
+SYSTEM = "System text of these chats (default: what the template does without one)."
 TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: the task.json of the folder, or what the outputs file says)."
 DEVICE = "Device, e.g. cpu, cuda or cuda:1 (default: an accelerator, else the CPU)."
 DATA = "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."
@@ -39,6 +42,8 @@ class AnsweringSettings:
     split_seed: int = option(0, "As in training.")
     backbone: str | None = option(None, "Language model (default: the first plug's).")
     backbone_dtype: DType = option("auto", "Data type of the backbone.")
+    chat: Chat = option("auto", CHAT + " A plug is asked as it was trained.")
+    system: str | None = option(None, "System text of these chats (default: the first plug's).")
     num_beams: int = option(1, "Beams.")
     max_new_tokens: int | None = option(None, "Maximum answer length in tokens (default: the task's).")
     max_length: int = option(256, "Maximum prompt length in tokens, retrieved items included.")
@@ -104,6 +109,8 @@ class TrainSettings:
     max_target_length: int = option(128, "Maximum answer length in tokens.")
     seed: int = option(0, "Seed of initialisation, order and drop-out.")
     backbone_dtype: DType = option("auto", "Data type of the backbone. The plug is float32.")
+    chat: Chat = option("auto", CHAT + " Kept with the plug.")
+    system: str | None = option(None, SYSTEM)
     device: str | None = option(None, DEVICE)
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
     resume: bool = option(
@@ -203,6 +210,10 @@ class GenerateSettings:
     stream: bool = option(False, "Print the answer as it is written.")
     backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
     encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    chat: Chat | None = option(
+        None, "Write the prompt in the chat template, or not (default: as the plug was trained)."
+    )
+    system: str | None = option(None, "System text of the chat (default: as the plug was trained).")
     device: str | None = option(None, DEVICE)
 
 

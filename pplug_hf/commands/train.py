@@ -106,6 +106,8 @@ def _train(
         settings.backbone,
         settings.encoder,
         backbone_kwargs={"dtype": settings.backbone_dtype},
+        chat=settings.chat,
+        system=settings.system,
         **{"item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled, **plug},
     )
     processor = PPlugProcessor.from_model(model)
@@ -121,7 +123,7 @@ def _train(
         ):  # or the Trainer would keep the later steps of that run
             shutil.rmtree(old.parent)
     checkpoint = checkpoint if settings.resume else None
-    warn_truncated_prompts(processor.tokenizer, [*examples, *validation], settings.max_length)
+    warn_truncated_prompts(processor, [*examples, *validation], settings.max_length)
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
@@ -164,18 +166,8 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
     """Return what determines the weights, for the plug's card: values and this command's defaults, no paths."""
-    others = (
-        "data",
-        "output",
-        "backbone",
-        "encoder",
-        "task",
-        "vectors",
-        "resume",
-        "device",
-        "logging_steps",
-        "report_to",
-    )
+    others = {"data", "output", "backbone", "encoder", "task", "vectors", "device"}
+    others |= {"resume", "logging_steps", "report_to"}
     defaults = {f.name: f.default for f in fields(settings) if f.name not in others}
     return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
 

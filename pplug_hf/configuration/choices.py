@@ -13,6 +13,10 @@ def choice(default: Any, help: str) -> Any:
 class PlugChoices:
     """What a user chooses of a plug; everything else of a configuration is measured or recorded."""
 
+    placement: str = choice(
+        "prompt",
+        "Where the soft prompt stands: in front of the prompt (paper), or behind it, where the answer begins: prompt or answer.",
+    )
     num_persona_tokens: int = choice(1, "K: soft tokens the personal embedding is spread over (paper: 1).")
     projector_size: int | None = choice(None, "M: width of the projector's hidden layer (default: H).")
     instruction: bool = choice(True, "Put a trained instruction embedding in front of the personal embedding.")
