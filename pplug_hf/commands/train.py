@@ -114,6 +114,8 @@ def _train(
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     run = identity_of_run(settings, task, model, [*examples, *validation])
+    trained_on = {"name": Path(settings.data).name, "examples": len(examples), "digest": run["data"]}
+    trained_on["users"] = len({e.user for e in examples})
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     if checkpoint and settings.resume:
         check_same_run(Path(checkpoint), run)
@@ -149,7 +151,7 @@ def _train(
         print(learned(trainer.state.log_history, trainer.state.global_step, trained.metrics["train_runtime"]))
     trainer.save_model(settings.output)
     if processes.is_main_process:
-        write_text(output / TRAIN_SETTINGS, to_json(recorded_settings(settings, task)))
+        write_text(output / TRAIN_SETTINGS, to_json({**recorded_settings(settings, task), "data": trained_on}))
         print(saved(settings, data is None and has_split(settings.data, "dev")))
     return model.eval()
 
