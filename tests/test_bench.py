@@ -286,7 +286,7 @@ def test_evaluate_is_a_preset_that_resumes(world, tmp_path, monkeypatch):
     )
     done = count_answers(monkeypatch)
     made, _ = quietly(asked, command=evaluate, task=SHELVES)
-    rows = ["no persona", "instruction only", "wrong user's history", "user's label frequencies", "PPlug"]
+    rows = ["no-persona", "instruction-only", "PPlug:wrong-user", "frequencies", "PPlug"]
     assert list(made.predictions) == rows and len(done) == 7
     files = {
         "no-persona",

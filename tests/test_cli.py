@@ -151,7 +151,7 @@ def test_evaluate_prints_and_writes_every_row(place):
     out = place.root / "results"
     arguments = ["--plug", place.plug, "--instruction_only", place.control, "--data", place.data]
     printed = quietly("evaluate", *arguments, "--vectors", place.store, "--output", out)
-    rows = ["no persona", "instruction only", "wrong user's history", "PPlug"]
+    rows = ["no-persona", "instruction-only", "PPlug:wrong-user", "PPlug"]
     assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:] == rows
     assert (out / "table.md").read_text() in printed + "\n"
     results = json.loads((out / "results.json").read_text())
@@ -169,7 +169,7 @@ def test_label_tasks_get_the_rival(place):
     common = ["--data", data, "--vectors", place.store]
     quietly("train", *common, *PARTS, *SMALL, "--output", plug, "--train_on_histories", "False")
     printed = quietly("evaluate", *common, "--plug", plug)
-    assert "LaMP-2, dev" in printed and "user's label frequencies" in printed
+    assert "LaMP-2, dev" in printed and "| frequencies " in printed
 
 
 def test_two_plugs_are_two_seeds_of_one_row(place):
@@ -304,7 +304,7 @@ def test_the_demo(tmp_path):
     assert "identical" in printed and "Of 100 held-out questions" in printed
     assert (tmp_path / "demo" / "weights.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "demo" / "results" / "results.json").read_text())["rows"]
-    assert [r["row"] for r in rows] == ["no persona", "instruction only", "wrong user's history", "PPlug"]
+    assert [r["row"] for r in rows] == ["no-persona", "instruction-only", "PPlug:wrong-user", "PPlug"]
     assert (tmp_path / "demo" / "plug" / "model.safetensors").is_file()
 
 

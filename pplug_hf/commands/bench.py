@@ -68,6 +68,8 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
         training = read_training(settings, task, source) if has_labels else []
         options = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
         users = len({e.user for e in examples})
+        if plugs and users < 2:
+            print("Left out: the row with another user's history (it needs a second user).")
         rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), **options)
     methods = methods_of(rows, plugs)
     if not training and any("training" in method.needs for method, *_ in methods.values()):

@@ -17,7 +17,7 @@ from ..data.lamp import Example
 from ..errors import PPlugError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
-from ..methods.names import INSTRUCTION_ONLY, titles_of
+from ..methods.names import INSTRUCTION_ONLY
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
@@ -86,11 +86,10 @@ def demo(settings: DemoSettings) -> dict[str, float]:
                 raise PPlugError(f"The reloaded plug answers {again!r}, the trained one {expected!r}.")
         print("   identical")
     rows = {record["row"]: record["accuracy"] for record in comparison.rows()}
-    titles = titles_of(PPLUG)
     print(
         f"\nOf 100 held-out questions, {100 * rows[PPLUG]:.0f} are answered as the reader would; "
-        f"{100 * rows[titles[INSTRUCTION_ONLY]]:.0f} without a history, "
-        f"{100 * rows[titles[f'{PPLUG}:wrong-user']]:.0f} with another reader's."
+        f"{100 * rows[INSTRUCTION_ONLY]:.0f} without a history, "
+        f"{100 * rows[f'{PPLUG}:wrong-user']:.0f} with another reader's."
     )
     return rows
 
