@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def generate(settings: GenerateSettings) -> str:
         Path(settings.picture).parent.mkdir(parents=True, exist_ok=True)
         weights = model.persona_weights(persona, query=query)[0]
         texts = item_texts(history, model.config.item_template) or [f"item {i + 1}" for i in range(len(persona))]
-        plot_weights(weights, texts, title=f"Weights of history items for: {query}").savefig(settings.picture)
+        dates = [str(item.get("date") or "")[:10] if isinstance(item, Mapping) else "" for item in history]
+        title = f"Weights of history items for: {query}"
+        plot_weights(weights, texts, title, dates=dates, answer=text).savefig(settings.picture)
     return text
 
 

@@ -13,7 +13,7 @@ from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import main_metric
 from .compare import Comparison, to_json
-from .plots import plot_history_length, plot_rows, plot_weight_profiles
+from .plots import heading, plot_history_length, plot_rows, plot_weight_profiles
 from .predictions import official
 
 # A bootstrap's 95 % intervals over 5 users hold the truth in about 84 % of cases, over 10 in 89 %, over 20 in 92 %.
@@ -118,10 +118,10 @@ def _without_room(comparison: Comparison, runs: Mapping[str, Sequence[Mapping[st
 def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None:
     """Draw the results of a bench, where matplotlib is installed."""
     try:
-        plot_rows(results["rows"], metric, results["reference"]).savefig(folder / "rows.png")
+        plot_rows(results["rows"], metric, results["reference"], heading(results)).savefig(folder / "rows.png")
         plot_history_length(results, metric).savefig(folder / "history-length.png")
         if results["weights"]:
-            plot_weight_profiles(results["weights"]).savefig(folder / "weights.png")
+            plot_weight_profiles(results["weights"], heading(results)).savefig(folder / "weights.png")
     except ConfigurationError as error:
         print(error)
 
