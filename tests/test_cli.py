@@ -474,7 +474,7 @@ def test_what_is_no_plug(place, capsys, command):
         ("object.json", json.dumps({"items": [SECRET]}).encode(), "holds a JSON dict, not a list of items"),
         ("cut.json", f'["{SECRET}", '.encode(), "is not valid JSON"),
         ("latin.txt", f"{SECRET} é".encode("latin-1"), "is not UTF-8 text"),
-        ("numbers.json", json.dumps([SECRET, 3]).encode(), "History item 1 is a int, not a text"),
+        ("numbers.json", json.dumps([SECRET, 3]).encode(), "History item 1 is an int, not a text"),
         ("fields.json", json.dumps([{"title": SECRET}]).encode(), "History item 0 has no field"),
         (None, b"", "There is no history file"),
     ],
