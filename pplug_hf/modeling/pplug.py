@@ -14,6 +14,7 @@ import copy
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -578,7 +579,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            with reading_ids(backbone, ids):
+            with nullcontext() if ids is None else reading_ids(backbone, ids):
                 read: dict[str, Any] = {"inputs_embeds": embeds}
                 if inserted.behind is not None:
                     encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs)
@@ -603,7 +604,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
         kwargs["position_ids"] = position_ids(mask)
-        with reading_ids(backbone, ids):
+        with nullcontext() if ids is None else reading_ids(backbone, ids):
             output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
         if targets is not None:
             logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
@@ -649,7 +650,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
-        with reading_ids(self.backbone, inserted.ids):
+        with nullcontext() if inserted.ids is None else reading_ids(self.backbone, inserted.ids):
             return generate_with_prefix(self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind)
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
