@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from argparse import ArgumentParser
@@ -97,6 +98,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if os.environ.get("PPLUG_TRACEBACK"):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        print(
+            f"pplug-hf {arguments[0]}: stopped by an unforeseen {type(error).__name__}: {first} (PPLUG_TRACEBACK=1 in the "
+            "environment shows where)",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

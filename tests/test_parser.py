@@ -151,3 +151,21 @@ def test_an_error_of_the_library_names_options(capsys):
     )
     said = capsys.readouterr().err
     assert "There is no task 'x'; choose one of LaMP-1" in said and ".json file" in said and said.count("\n") == 1
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_unless_asked_for(capsys, monkeypatch):
+    from pplug_hf.commands import info
+
+    def broken(settings):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 20 GiB")
+
+    monkeypatch.setattr(info, "info", broken)
+    monkeypatch.delenv("PPLUG_TRACEBACK", raising=False)
+    assert main(["info", "--plug", "me/x"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "pplug-hf info: stopped by an unforeseen RuntimeError: CUDA out of memory. (PPLUG_TRACEBACK=1"
+    )
+    monkeypatch.setenv("PPLUG_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        main(["info", "--plug", "me/x"])
