@@ -83,7 +83,7 @@ def _answer(settings: GenerateSettings, model: Any, processor: PPlugProcessor, p
             model.generate, processor, prompts, personas=personas, queries=queries, max_length=None, **options
         )[0]
     chosen = {"temperature": settings.temperature, "top_p": settings.top_p}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     options |= {"do_sample": bool(options), "num_beams": settings.num_beams, "max_new_tokens": settings.max_new_tokens}
     if settings.stream:
         options["streamer"] = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -309,7 +309,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
     # ---- training ------------------------------------------------------------------------------------------
 
-    def to(self, *args: Any, **kwargs: Any) -> Any:
+    def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Move the model, as in every model of transformers.
 
         Raises:
@@ -323,7 +323,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                 checked_device(device)
             raise
 
-    def cuda(self, device: int | torch.device | None = None) -> Any:
+    def cuda(self, device: int | torch.device | None = None) -> Any:  # type: ignore[override]
         """Move the model to a GPU. Errors as in `to`."""
         return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
 
