@@ -100,9 +100,8 @@ def plot_rows(records: Sequence[Record], metric: str, reference: str, title: str
         if low is not None and high is not None:
             known, end = known + 1, max(high, end)
             axes.errorbar((low + high) / 2, place, xerr=(high - low) / 2, color="0.2", capsize=3, linewidth=1)
-        axes.annotate(
-            f"{record[metric]:.3f}", (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8
-        )
+        look = {"va": "center", "fontsize": 8, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}
+        axes.annotate(f"{record[metric]:.3f}", (end, place), (5, 0), textcoords="offset points", **look)
         if is_reference:
             axes.axvline(record[metric], color="0.5", linestyle="--", linewidth=1)
     names = [record["row"] + (f" ({record['seeds']} seeds)" if record["seeds"] > 1 else "") for record in records]
