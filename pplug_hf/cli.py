@@ -152,13 +152,16 @@ def as_options(message: str, values: Mapping[str, Any]) -> str:
 
     def typed(found: re.Match[str]) -> str:
         name, value = found[1], (found[2] or "").strip("'")
+        if value and name not in values:
+            return found[0]
         return f"{f'--{name}' if name in values else _ELSEWHERE.get(name, name)} {value}".rstrip()
 
     message = re.sub(rf"(?<![\w'\"/.-])(?=\w+_)({'|'.join(values) or '-'})\b(?![='\"/.]\w)", r"--\1", message)
-
     given = "|".join(name for name, value in values.items() if value is not None)
     message = re.sub(rf", or pass (?:{given})=<a loaded [^>]*>", "", message)
-    return re.sub(r"(?<![\w'\"=/.-])(?:--)?([a-z][a-z_]+)=(?!=)('[^']*'|\d[\w.]*\b)?(?:<[^>]*>)?", typed, message)
+    return re.sub(
+        r"(?<![\w'\"=/.-])(?:--)?([a-z][a-z_]+)=(?!=)('[^']*'|\d[\w.]*\b)?(?:<[^>]*>|(?![\w<]))", typed, message
+    )
 
 
 # Keywords of the library that are no options, by what they are on the command line.

@@ -134,6 +134,7 @@ def test_the_first_word_comes_before_a_model_library(arguments):
         ("within max_length=4 tokens", "within --max_length 4 tokens"),
         ("choose other values of max_length and '/tmp/max_length'", "choose other values of --max_length and '/tmp/max_length'"),
         ("pass token=, or check revision=", "pass HF_TOKEN, or check revision"),
+        ("encoded by digest=abc, width=12, prompt=a film", "encoded by digest=abc, width=12, prompt=a film"),
         ("'a=b' and NAME=FOLDER stay", "'a=b' and NAME=FOLDER stay"),
         ("Cannot load the backbone 'x': no such folder, or pass backbone=<a loaded model>.", "Cannot load the backbone 'x': no such folder."),
         ("Cannot load 'x', or pass encoder=<a loaded SentenceTransformer>.", "Cannot load 'x', or pass --encoder."),
