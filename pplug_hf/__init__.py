@@ -13,9 +13,10 @@ from . import auto
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .commands.bench import BenchSettings, bench
-    from .commands.evaluate import EvaluateSettings, evaluate
-    from .commands.train import TrainSettings, train
+    from .commands.bench import bench
+    from .commands.evaluate import evaluate
+    from .commands.options import BenchSettings, EvaluateSettings, TrainSettings
+    from .commands.train import train
     from .configuration import PPlugConfig
     from .data.dataset import PersonaDataset
     from .data.events import from_events
@@ -58,14 +59,14 @@ _WHERE = {
     "Aggregator": "modeling.aggregators",
     "answer": "methods.decoding",
     "bench": "commands.bench",
-    "BenchSettings": "commands.bench",
+    "BenchSettings": "commands.options",
     "Comparison": "evaluation.compare",
     "ConfigurationError": "errors",
     "DataError": "errors",
     "describe": "data.report",
     "EncoderSpec": "modeling",
     "evaluate": "commands.evaluate",
-    "EvaluateSettings": "commands.evaluate",
+    "EvaluateSettings": "commands.options",
     "Example": "data.records",
     "from_events": "data.events",
     "get_ranker": "methods.retrievers",
@@ -113,7 +114,7 @@ _WHERE = {
     "Task": "tasks.task",
     "TASKS": "tasks.task",
     "train": "commands.train",
-    "TrainSettings": "commands.train",
+    "TrainSettings": "commands.options",
     "VectorStore": "data.vectors",
 }
 

@@ -92,6 +92,7 @@ def test_the_commands_parse(command, monkeypatch):
     module, settings, function, _ = cli._COMMANDS[command[1]]
     module = importlib.import_module(f"pplug_hf.commands.{module}")
     seen = []
+    monkeypatch.setattr(cli, "_check_places", lambda values: None)  # the data are not there
     monkeypatch.setattr(module, function, lambda chosen, **plug: seen.append((chosen, plug)))
     assert cli.main(command[1:]) == 0
     ((chosen, plug),) = seen

@@ -38,6 +38,7 @@ from ..storage.location import HUB_ARGUMENTS, local_files
 from . import backbone as backbones
 from . import backbone_check, encoders, frozen, plug_folder
 from .backbone_check import Reading
+from .device import checked_device
 from .encoders import History
 from .insertion import Inserted, check_batch, insert
 from .persona import Persona
@@ -307,6 +308,24 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         )
 
     # ---- training ------------------------------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Move the model, as in every model of transformers.
+
+        Raises:
+            ConfigurationError: a device that is not there, or no device.
+        """
+        try:
+            return super().to(*args, **kwargs)
+        except (AssertionError, RuntimeError):  # a torch without CUDA; a name that it does not recognise
+            device = kwargs.get("device", args[0] if args else None)
+            if isinstance(device, str | torch.device):
+                checked_device(device)
+            raise
+
+    def cuda(self, device: int | torch.device | None = None) -> Any:  # type: ignore[override]
+        """Move the model to a GPU. Errors as in `to`."""
+        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
         """Switch the mode. The history encoder never leaves eval mode; the backbone has no dropout left to switch on."""
