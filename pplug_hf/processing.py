@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
+from .chats import ChatTemplate, chats_of, last_user_text, text_of
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError
 from .modeling.backbone import checked_tokenizer
 from .modeling.personalizer import histories_of
@@ -24,7 +25,15 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-_SENTINEL = "\ue000persona\ue000"  # private use characters: no text of a user holds them
+_OF_PLUG = ("is_encoder_decoder", "placement", "chat", "system")  # fields of the configuration that a processor needs
+
+
+class Row(NamedTuple):
+    """A prompt as tokens."""
+
+    ids: list[int]
+    position: int  # tokens in front of the soft prompt
+    answer: list[int]  # tokens to learn; a causal model reads them behind the prompt
 
 
 class PPlugProcessor(ProcessorMixin):
@@ -37,12 +46,22 @@ class PPlugProcessor(ProcessorMixin):
         tokenizer: of the backbone.
         is_encoder_decoder: kind of backbone; a causal one gets prompt and answer in one sequence.
         chat_template: of chat models (default: the tokenizer's).
+        placement: of the plug: where the soft prompt stands, "prompt" or "answer".
+        chat: whether prompts are written as a user's turn of the chat template.
+        system: system text of these chats (default: what the template does without one).
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, is_encoder_decoder: bool = False, chat_template: Any = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        is_encoder_decoder: bool = False,
+        chat_template: Any = None,
+        placement: str = "prompt",
+        chat: bool = False,
+        system: str | None = None,
     ):
-        self.is_encoder_decoder = is_encoder_decoder
+        self.is_encoder_decoder, self.placement = is_encoder_decoder, placement
+        self.chat, self.system = chat, system
         super().__init__(tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None))
 
     @classmethod
@@ -73,7 +92,7 @@ class PPlugProcessor(ProcessorMixin):
                 f"No tokenizer was found beside the backbone {model.config.backbone!r}: pass "
                 "PPlugProcessor.from_model(model, tokenizer=...)."
             )
-        return cls(model.tokenizer, is_encoder_decoder=model.config.is_encoder_decoder)
+        return cls(model.tokenizer, **{name: getattr(model.config, name) for name in _OF_PLUG})
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -114,8 +133,9 @@ class PPlugProcessor(ProcessorMixin):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings to build a processor from. A plug folder needs no processor files: its configuration has them."""
         values, unused = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "is_encoder_decoder" not in values:
-            values["is_encoder_decoder"] = load_config(pretrained_model_name_or_path).is_encoder_decoder
+        if any(name not in values for name in _OF_PLUG):
+            config = load_config(pretrained_model_name_or_path)
+            values = {**{name: getattr(config, name) for name in _OF_PLUG}, **values}
         return values, unused
 
     def __call__(  # type: ignore[override]
@@ -126,48 +146,78 @@ class PPlugProcessor(ProcessorMixin):
         labels: str | Sequence[str] | None = None,
         max_length: int | None = None,
         max_target_length: int | None = None,
+        persona_offset: Sequence[int] | None = None,
+        turns: Sequence[Sequence[tuple[str, str]]] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Make one batch for `model(**batch)` or `model.generate(**batch)`.
 
         Args:
-            text: prompts.
+            text: prompts. Where the processor writes chats, each is the text of a user's turn.
             persona: one history or [`Persona`] per prompt (a bare history for a single prompt).
-            query: one request per prompt that weights the history (default: the model takes the prompt).
-            labels: one answer per prompt. Causal models then get prompt + answer + EOS as `input_ids`.
-            max_length: cut prompts to this many tokens.
+            query: one request per prompt that weights the history (default: the prompt).
+            labels: one answer per prompt. Causal models then get prompt + answer + end as `input_ids`.
+            max_length: most tokens of a prompt, its chat template included. A longer one loses the middle of its text, with
+                a warning.
             max_target_length: cut answers to this many tokens.
+            persona_offset: number of characters of each prompt in front of the soft prompt (default: what the plug's
+                placement says).
+            turns: earlier turns of each chat, the user's text and the answer of each.
             return_tensors: "pt".
 
         Returns:
             `input_ids`, `attention_mask` [B, T] (causal: padded left; encoder-decoder: right), `labels` with -100
-            where nothing is predicted, and `persona`, `query` as given, one per row.
+            where nothing is predicted, and `persona`, `query` as given, one per row; in chats, or with offsets,
+            `persona_position` [B], too.
 
         Raises:
-            DataError: something that is no text, or a text where a history belongs.
+            DataError: something that is no text, a text where a history belongs, or a template that has no room for a
+                text within max_length.
             MismatchError: counts differ.
-            ConfigurationError: rows of different lengths and a vocabulary without pad token.
+            ConfigurationError: rows of different lengths and a vocabulary without pad token, or a tokenizer that does not
+                tell where its tokens are in a text, which chats and offsets need.
         """
         if return_tensors != "pt":
             raise ConfigurationError(f"return_tensors must be 'pt', got {return_tensors!r}.")
         prompts = _rows(text, "text")
-        rows = _rows_of(len(prompts), "prompts", persona=persona, query=query, labels=labels)
-        prompt_ids = self._ids(prompts, max_length)
-        answers = rows.pop("labels")
-        batch: dict[str, Any] = {}
-        if answers is not None:
-            answer_ids = self._answer_ids(answers, max_target_length)
-            if self.is_encoder_decoder:
-                batch["labels"] = self._pad(answer_ids, -100, left=False)[0]
-            else:
-                ignored = [[-100] * len(p) for p in prompt_ids]
-                batch["labels"] = self._pad(
-                    [i + a for i, a in zip(ignored, answer_ids, strict=True)], -100, left=True
-                )[0]
-                prompt_ids = [p + a for p, a in zip(prompt_ids, answer_ids, strict=True)]
-        ids, mask = self._pad(prompt_ids, self.tokenizer.pad_token_id, left=not self.is_encoder_decoder)
-        batch = {"input_ids": ids, "attention_mask": mask, **batch}
-        return BatchFeature(batch | {name: values for name, values in rows.items() if values is not None})
+        given = _rows_of(len(prompts), "prompts", persona=persona, query=query, labels=labels)
+        answers = given.pop("labels")
+        if self.chat and given["persona"] is not None and query is None:
+            given["query"] = prompts  # not the whole chat
+        rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
+        return self._batch(rows, answers is not None, given, positions=self.chat or persona_offset is not None)
+
+    def rows(
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str] | None = None,
+        persona_offset: Sequence[int] | None = None,
+        turns: Sequence[Sequence[tuple[str, str]]] | None = None,
+        max_length: int | None = None,
+        max_target_length: int | None = None,
+    ) -> list[Row]:
+        """Return each prompt as tokens. Arguments and errors as in [`__call__`]."""
+        for name, values in (("persona_offset", persona_offset), ("turns", turns)):
+            if values is not None and len(values) != len(prompts):
+                raise MismatchError(f"Got {len(values)} of {name} for {len(prompts)} prompts: pass one per prompt.")
+        offsets = [None] * len(prompts) if persona_offset is None else [int(offset) for offset in persona_offset]
+        if self.chat:
+            chats = [self._chat(text, past) for text, past in zip(prompts, turns or [()] * len(prompts), strict=True)]
+            if answers is not None:
+                chats = [[*chat, _answered(text)] for chat, text in zip(chats, answers, strict=True)]
+            template = self._template(add_generation_prompt=True)
+            return self._chat_rows(chats, answers is not None, template, offsets, max_length, max_target_length)
+        if turns is not None:
+            raise ConfigurationError(
+                "turns are earlier turns of a chat, and this processor writes none: leave them out."
+            )
+        if getattr(self.tokenizer, "chat_template", None):
+            logger.warning_once(
+                "This language model has a chat template and is given texts without it, which it was hardly trained on: "
+                "make the plug with chat='auto', or use processor.apply_chat_template."
+            )
+        answer_ids = [[]] * len(prompts) if answers is None else self._answer_ids([*answers], max_target_length)
+        return self._prompt_rows([*prompts], answer_ids, offsets, max_length)
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -184,25 +234,27 @@ class PPlugProcessor(ProcessorMixin):
         padding: bool | str = True,
         **kwargs: Any,
     ) -> Any:
-        """Apply the tokenizer's template, and add `persona_position`: the persona goes right in front of the last user's text.
+        """Apply the tokenizer's template, and add `persona_position`: in front of the last user's text, or behind it.
 
         A batch to answer, and a batch to train on, whose chats end with the assistant's message:
 
             model.generate(**processor.apply_chat_template(chats, persona=histories, add_generation_prompt=True))
             model(**processor.apply_chat_template(chats, persona=histories, query=queries, labels=True)).loss
 
-        The template alone writes special tokens such as BOS, as everywhere in transformers.
+        The template alone writes special tokens such as BOS, as everywhere in transformers. In a conversation of several
+        turns the soft prompt stands with the last user's text alone, so nothing of the earlier turns depends on it.
 
         Args:
             conversation: a list of messages, or a list of such lists. Contents are texts, or lists of text parts.
             persona: one history or [`Persona`] per chat (a bare history for a single chat).
-            query: one text per chat that weights the history (default: the model takes the prompt).
+            query: one text per chat that weights the history (default: the last user's text).
             labels: True to train on the last message of each chat, which is the assistant's; or one answer per chat,
                 which becomes that message. Its tokens and the end of the turn are the labels; where the template marks
                 no end, EOS follows.
             tokenize, return_dict: both True for a batch; otherwise the result is the tokenizer's own.
             return_tensors: "pt".
-            truncation, max_length: cut chats to this many tokens, as the tokenizer cuts.
+            truncation, max_length: most tokens of a chat (with truncation alone: what the tokenizer knows of the model). In a
+                longer one the last user's text loses its middle, with a warning.
             padding: to the longest chat.
             **kwargs: for the template: `add_generation_prompt`, `continue_final_message`, `tools`, `documents`,
                 `chat_template`, and any variable of its own.
@@ -212,7 +264,8 @@ class PPlugProcessor(ProcessorMixin):
             `query`, as of [`__call__`].
 
         Raises:
-            DataError: no user message with text, contents that are no text, or no assistant's message to train on.
+            DataError: no user message with text, contents that are no text, no assistant's message to train on, a template
+                that refuses the chat, or no room within max_length.
             MismatchError: counts differ.
             ConfigurationError: an option that does not go with the others, or a tokenizer that tells no offsets.
         """
@@ -228,99 +281,145 @@ class PPlugProcessor(ProcessorMixin):
             given |= {} if return_tensors == "pt" else {"return_tensors": return_tensors}
             given |= {} if padding is True else {"padding": padding}
             return self.tokenizer.apply_chat_template(conversation, **given, **kwargs)
-        self._check_chat_options(return_tensors, padding, labels, kwargs)
-        chats = _chats(conversation)
-        rows = _rows_of(
+        _check_chat_options(return_tensors, padding, labels, kwargs)
+        chats = chats_of(conversation)
+        given = _rows_of(
             len(chats), "chats", persona=persona, query=query, labels=None if isinstance(labels, bool) else labels
         )
-        answers = rows.pop("labels")
-        if answers is not None:
-            chats = [
-                [*chat, {"role": "assistant", "content": text}] for chat, text in zip(chats, answers, strict=True)
-            ]
+        answers = given.pop("labels")
         learn = labels is True or answers is not None
-        rendered = [self._render(chat, learn, kwargs) for chat in chats]
-        encoded = [
-            self.tokenizer(
-                text,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                truncation=truncation or max_length is not None,
-                max_length=max_length,
-            )
-            for text, *_ in rendered
-        ]
-        ids = [e["input_ids"] for e in encoded]
-        offsets = [e["offset_mapping"] for e in encoded]
-        position = [sum(end <= at for _, end in o) for o, (_, at, _) in zip(offsets, rendered, strict=True)]
-        batch: dict[str, Any] = {}
-        if learn and self.is_encoder_decoder:
-            texts = [_text_of(chat[-1]) for chat in chats]
-            batch["labels"] = self._pad(self._answer_ids(texts, None), -100, left=False)[0]
-        elif learn:
-            learnt = [
-                [i if end > start else -100 for i, (_, end) in zip(row, o, strict=True)]
-                for row, o, (_, _, start) in zip(ids, offsets, rendered, strict=True)
-            ]
-            for i, (text, *_) in enumerate(rendered):
-                if not self._ends_turn(text) and self.tokenizer.eos_token_id is not None:
-                    ids[i], learnt[i] = (
-                        [*ids[i], self.tokenizer.eos_token_id],
-                        [*learnt[i], self.tokenizer.eos_token_id],
-                    )
-                if set(learnt[i]) == {-100}:
-                    raise DataError(
-                        f"Nothing of the answer of chat {i} is left within max_length={max_length} tokens."
-                    )
-            batch["labels"] = self._pad(learnt, -100, left=True)[0]
-        padded, mask = self._pad(ids, self.tokenizer.pad_token_id, left=not self.is_encoder_decoder)
-        batch = {"input_ids": padded, "attention_mask": mask, "persona_position": torch.tensor(position), **batch}
-        return BatchFeature(batch | {name: values for name, values in rows.items() if values is not None})
+        if persona is not None and query is None:
+            given["query"] = [last_user_text(chat) for chat in chats]
+        if answers is not None:
+            chats = [[*chat, _answered(text)] for chat, text in zip(chats, answers, strict=True)]
+        if truncation and max_length is None:
+            max_length = self.tokenizer.model_max_length
+        rows = self._chat_rows(chats, learn, self._template(**kwargs), [None] * len(chats), max_length)
+        return self._batch(rows, learn, given, positions=True)
 
-    def _check_chat_options(self, return_tensors: Any, padding: Any, labels: Any, kwargs: dict[str, Any]) -> None:
-        if return_tensors not in ("pt", None) or padding not in (True, False, "longest"):
-            raise ConfigurationError(
-                f"A batch is return_tensors='pt', padded to its longest chat, got {return_tensors!r} and "
-                f"padding={padding!r}; with return_dict=False the tokenizer's other forms are there."
+    # ---- the steps -----------------------------------------------------------------------------------------
+
+    def _template(self, **options: Any) -> ChatTemplate:
+        own = {"chat_template": self.chat_template} if isinstance(self.chat_template, str) else {}
+        return ChatTemplate(self.tokenizer, **own | options)
+
+    def _chat(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[Any]:
+        """Return a prompt as a chat: the system text, earlier turns, then the prompt as the user's text."""
+        said = [m for question, answer in turns for m in ({"role": "user", "content": question}, _answered(answer))]
+        chat = [*said, {"role": "user", "content": text}]
+        return self._template(add_generation_prompt=True).with_system(chat, self.system)
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of answers as a model learns to write them, with their end.
+
+        Args:
+            answers: texts.
+        """
+        if not self.chat or self.is_encoder_decoder:
+            return self._answer_ids(list(answers), None)
+        chats = [[*self._chat("?"), _answered(answer)] for answer in answers]
+        template = self._template(add_generation_prompt=True)
+        return [row.answer for row in self._chat_rows(chats, True, template, [None] * len(chats))]
+
+    def _chat_rows(
+        self,
+        chats: list[Any],
+        learn: bool,
+        template: ChatTemplate,
+        offsets: Sequence[int | None],
+        max_length: int | None = None,
+        max_target_length: int | None = None,
+    ) -> list[Row]:
+        """Return chats as tokens, of which the last user's text is cut if they are too long."""
+        self._check_offsets()
+        rendered = [template.lesson(chat) if learn else template.prompt(chat) for chat in chats]
+        texts = [r.text[: r.answer] if self.is_encoder_decoder else r.text for r in rendered]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        rows = []
+        for i, (r, ids, spans) in enumerate(
+            zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ):
+            T = sum(end <= r.answer for _, end in spans)
+            start = sum(end <= r.user[0] for _, end in spans)
+            stop = max(start, sum(begin < r.user[1] for begin, _ in spans[:T]))
+            place = {"prompt": start, "answer": stop}[self.placement]
+            if (offset := offsets[i]) is not None:
+                place = sum(end <= r.user[0] + offset for _, end in spans[:T])
+            answer = ids[T:]
+            if learn and self.is_encoder_decoder:
+                answer = self._answer_ids([text_of(chats[i][-1])], max_target_length)[0]
+            elif learn:
+                ended = template.ends_turn(r.text) or self.tokenizer.eos_token_id is None
+                answer = answer if ended else [*answer, self.tokenizer.eos_token_id]
+                if max_target_length is not None and len(answer) > max_target_length:
+                    answer = [*answer[: max_target_length - 1], answer[-1]]
+            kept, place = self._cut(ids[:T], place, (start, stop), max_length)
+            rows.append(Row(kept, place, answer))
+        return rows
+
+    def _prompt_rows(
+        self, prompts: list[str], answers: list[list[int]], offsets: Sequence[int | None], max_length: int | None
+    ) -> list[Row]:
+        """Return prompts as tokens, without the middle of those that are too long."""
+        placed = any(offset is not None for offset in offsets)
+        if placed:
+            self._check_offsets()
+        options = {"return_offsets_mapping": True, "return_special_tokens_mask": True} if placed else {}
+        encoded = self.tokenizer(prompts, verbose=False, **options)
+        rows = []
+        for i, (ids, answer) in enumerate(zip(encoded["input_ids"], answers, strict=True)):
+            place = 0
+            if (offset := offsets[i]) is not None and (
+                offset or not self.is_encoder_decoder
+            ):  # 0: in front of its BOS
+                words = [at for at, special in enumerate(encoded["special_tokens_mask"][i]) if not special]
+                behind = [at for at in words if encoded["offset_mapping"][i][at][1] > offset]
+                place = behind[0] if behind else words[-1] + 1 if words else len(ids)
+            kept, place = self._cut(ids, place, (0, len(ids)), max_length)
+            rows.append(Row(kept, place, answer))
+        return rows
+
+    def _cut(self, ids: list[int], place: int, text: tuple[int, int], max_length: int | None) -> tuple[list[int], int]:
+        """Return a prompt without the middle of its text, and the place in it of a place in the whole.
+
+        A prompt begins with its instruction and ends with its question, as a rule; what it can spare is in between.
+        """
+        if max_length is None or (excess := len(ids) - max_length) <= 0:
+            return ids, place
+        room = text[1] - text[0] - excess
+        if room < 1:
+            raise DataError(
+                f"The chat template needs {len(ids) - text[1] + text[0]} tokens around the user's text, which leaves none "
+                f"within max_length={max_length}: raise max_length."
             )
-        for name in ("return_assistant_tokens_mask", "tokenizer_kwargs"):
-            if kwargs.pop(name, None):
-                raise ConfigurationError(
-                    f"{name} is not supported: use labels=True, max_length= or return_dict=False."
-                )
-        if labels and kwargs.get("continue_final_message"):
-            raise ConfigurationError("labels are the whole last message: leave out continue_final_message.")
+        logger.warning_once(
+            f"A prompt is longer than max_length={max_length} tokens and loses the middle of its text: raise max_length, or "
+            "shorten the prompts."
+        )
+        at = text[0] + (room + 1) // 2
+        return ids[:at] + ids[at + excess :], place if place <= at else max(at, place - excess)
+
+    def _batch(self, rows: list[Row], learn: bool, given: dict[str, Any], positions: bool) -> BatchFeature:
+        """Return rows as one batch with what goes with them."""
+        batch: dict[str, Any] = {}
+        prompts = [row.ids for row in rows]
+        if learn and self.is_encoder_decoder:
+            batch["labels"] = self._pad([row.answer for row in rows], -100, left=False)[0]
+        elif learn:
+            batch["labels"] = self._pad([[-100] * len(r.ids) + r.answer for r in rows], -100, left=True)[0]
+            prompts = [row.ids + row.answer for row in rows]
+        if positions:
+            batch["persona_position"] = torch.tensor([row.position for row in rows])
+        ids, mask = self._pad(prompts, self.tokenizer.pad_token_id, left=not self.is_encoder_decoder)
+        batch = {"input_ids": ids, "attention_mask": mask, **batch}
+        return BatchFeature(batch | {name: values for name, values in given.items() if values is not None})
+
+    def _check_offsets(self) -> None:
         if not self.tokenizer.is_fast:
             raise ConfigurationError(
                 f"{type(self.tokenizer).__name__} does not say where its tokens are in a text, which tells the persona's "
                 "position: load the fast tokenizer of this model."
             )
-
-    def _render(self, chat: Any, learn: bool, template: dict[str, Any]) -> tuple[str, int, int]:
-        """Return a chat as text, and the characters at which the last user's text and the labels begin."""
-
-        def render(messages: Any, **options: Any) -> str:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **template | options)
-
-        if not learn:
-            text = render(chat)
-            return text, _start(text, render(_mark(chat, "user"))), len(text)
-        if not chat or chat[-1].get("role") != "assistant":
-            raise DataError("labels=True trains on the last message of a chat, which must be the assistant's.")
-        prompt, text = render(chat[:-1], add_generation_prompt=True), render(chat, add_generation_prompt=False)
-        if not text.startswith(
-            prompt
-        ):  # e.g. a prompt that opens a thought, and a template that drops it from answers
-            marked = render(_mark(chat, "assistant"), add_generation_prompt=False)
-            text = prompt + text[_start(text, marked) :]
-        start = len(prompt)
-        at = _start(prompt, render(_mark(chat[:-1], "user"), add_generation_prompt=True))
-        return (prompt if self.is_encoder_decoder else text), at, start
-
-    def _ends_turn(self, text: str) -> bool:
-        """Return true if a special token, and then at most white space, ends a chat: a model must learn to stop."""
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        return text.rstrip().endswith((*special, *self.tokenizer.all_special_tokens))
 
     def decode_answers(self, generated: Any, prompt_length: int | None = None) -> list[str]:
         """Decode the output of `generate`.
@@ -348,18 +447,6 @@ class PPlugProcessor(ProcessorMixin):
             for row in generated.tolist()
         ]
 
-    def _ids(self, texts: list[str], max_length: int | None, **kwargs: Any) -> list[list[int]]:
-        if max_length is None:
-            return self.tokenizer(texts, **kwargs)["input_ids"]
-        ids = self.tokenizer(texts, truncation=True, max_length=max_length + 1, **kwargs)["input_ids"]
-        if all(len(row) <= max_length for row in ids):
-            return ids
-        logger.warning_once(
-            f"A text is longer than max_length={max_length} tokens and loses its end: raise max_length, or put the question "
-            "and the instruction first."
-        )
-        return self.tokenizer(texts, truncation=True, max_length=max_length, **kwargs)["input_ids"]
-
     def _answer_ids(self, answers: list[str], max_length: int | None) -> list[list[int]]:
         answers = whole_texts(answers)
         if self.is_encoder_decoder:
@@ -367,7 +454,7 @@ class PPlugProcessor(ProcessorMixin):
             return encoded["input_ids"]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
         limit = None if max_length is None else max_length - len(end)
-        return [ids + end for ids in self._ids(answers, limit, add_special_tokens=False)]
+        return [ids[:limit] + end for ids in self.tokenizer(answers, add_special_tokens=False)["input_ids"]]
 
     def _pad(self, rows: list[list[int]], value: int | None, left: bool) -> tuple[Tensor, Tensor]:
         """Rows of token ids to [B, T] ids and mask."""
@@ -411,59 +498,18 @@ def _rows_of(count: int, prompts: str, *, persona: Any, query: Any, labels: Any)
     return rows
 
 
-def _chats(conversation: Any) -> list[list[dict[str, Any]]]:
-    """Return a chat, or a list of chats, as a list of lists of messages whose texts are whole."""
-    given = getattr(conversation, "messages", conversation)  # transformers' own Chat
-    if isinstance(given, list | tuple) and given:
-        chats = [given] if isinstance(given[0], Mapping) else [getattr(chat, "messages", chat) for chat in given]
-        if all(isinstance(c, list | tuple) and all(isinstance(m, Mapping) for m in c) for c in chats):
-            return [[_whole_message(message) for message in chat] for chat in chats]
-    raise DataError(
-        "A chat is a list of messages such as {'role': 'user', 'content': 'text'}, and a batch is a list of chats; got "
-        f"a {type(conversation).__name__}{' that is empty' if isinstance(given, list) and not given else ''}."
-    )
+def _answered(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
-def _whole_message(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": whole_texts([content])[0]}
-    if content is None:  # a call of a tool
-        return dict(message)
-    parts = list(content) if isinstance(content, list | tuple) else []
-    for part in parts or [content]:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type", "mapping") if isinstance(part, Mapping) else type(part).__name__
-            raise DataError(
-                f"The content of a message is a text or a list of parts {{'type': 'text', 'text': ...}}, got a part of "
-                f"type {kind!r}: a persona stands among texts alone, so leave it out."
-            )
-    return {**message, "content": [{**part, "text": whole_texts([part["text"]])[0]} for part in parts]}
-
-
-def _text_of(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
-
-
-def _mark(chat: Sequence[dict[str, Any]], role: str) -> list[dict[str, Any]]:
-    """Return the conversation with a sentinel in front of the text of the last message of a role."""
-    for i in range(len(chat) - 1, -1, -1):
-        content = chat[i].get("content")
-        if chat[i].get("role") == role and content:
-            if isinstance(content, str):
-                marked: Any = _SENTINEL + content
-            else:
-                marked = [{**content[0], "text": _SENTINEL + content[0]["text"]}, *content[1:]]
-            return [*chat[:i], {**chat[i], "content": marked}, *chat[i + 1 :]]
-    raise DataError(f"A persona goes in front of a user's text, and none of the {len(chat)} messages is a user's.")
-
-
-def _start(text: str, marked: str) -> int:
-    """Return the character of a rendered chat at which its marked text begins."""
-    if _SENTINEL not in marked:
-        raise DataError(
-            "The chat template does not write the last user's text, in front of which the persona goes: pass another "
-            "chat_template=, or end the chat with the user's message."
+def _check_chat_options(return_tensors: Any, padding: Any, labels: Any, kwargs: dict[str, Any]) -> None:
+    if return_tensors not in ("pt", None) or padding not in (True, False, "longest"):
+        raise ConfigurationError(
+            f"A batch is return_tensors='pt', padded to its longest chat, got {return_tensors!r} and "
+            f"padding={padding!r}; with return_dict=False the tokenizer's other forms are there."
         )
-    return len(os.path.commonprefix([text, marked]))  # noqa: RUF071
+    for name in ("return_assistant_tokens_mask", "tokenizer_kwargs"):
+        if kwargs.pop(name, None):
+            raise ConfigurationError(f"{name} is not supported: use labels=True, max_length= or return_dict=False.")
+    if labels and kwargs.get("continue_final_message"):
+        raise ConfigurationError("labels are the whole last message: leave out continue_final_message.")

@@ -22,6 +22,7 @@ LEVELS = [
     ("configuration",),
     ("tasks",),
     ("modeling",),
+    ("chats",),
     ("processing",),
     ("data",),
     ("methods",),

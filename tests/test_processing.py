@@ -314,7 +314,7 @@ def test_contents_may_be_text_parts():
         ([USER], {"labels": ["a"], "tokenize": False}, ConfigurationError, "leave out tokenize"),
         ([USER], {"return_tensors": "np"}, ConfigurationError, "return_tensors='pt'"),
         ([USER], {"return_assistant_tokens_mask": True}, ConfigurationError, "use labels=True"),
-        (TALK[0], {"labels": True, "max_length": 3}, DataError, "Nothing of the answer of chat 0"),
+        (TALK[0], {"labels": True, "max_length": 3}, DataError, "The chat template needs 4 tokens around"),
     ],
 )
 def test_chats_that_do_not_fit_are_refused(chat, options, error, message):

@@ -147,7 +147,7 @@ def answer_rows(
         What the methods shared, and the predictions of all seeds of all rows.
     """
     decoding = Decoding(**{f.name: getattr(settings, f.name) for f in fields(Decoding)})
-    own = ("backbone", "backbone_dtype", "device", "batch_size", "retriever", "seed", "vectors")
+    own = ("backbone", "backbone_dtype", "chat", "system", "device", "batch_size", "retriever", "seed", "vectors")
     given = {name: getattr(settings, name) for name in own if hasattr(settings, name)}
     resources = Resources(task, plugs, decoding=decoding, **given)
     output: str | None = getattr(settings, "output", None)
@@ -157,7 +157,7 @@ def answer_rows(
     print(f"{task.name}, {settings.split}: {len(examples)} questions of {len({e.user for e in examples})} users")
     asked = [part for method, *_ in methods.values() for part in (method, getattr(method, "retrieval", None))]
     warn_short_histories(examples, max((part.k for part in asked if isinstance(part, Retrieval)), default=1))
-    warn_truncated_prompts(resources.processor.tokenizer, examples, settings.max_length)
+    warn_truncated_prompts(resources.processor, examples, settings.max_length)
     return resources, runner.run(methods)
 
 

@@ -10,12 +10,16 @@ from ..tasks.items import field_text
 from ..tasks.task import Task
 
 
-def warn_truncated_prompts(tokenizer: Any, examples: Sequence[Example], max_length: int) -> None:
-    """Print how many inputs are longer than the budget: their end is lost."""
-    encoded = tokenizer([e.prompt for e in examples], truncation=True, max_length=max_length + 1)
-    cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
-    if cut:
-        print(f"{cut} of {len(examples)} inputs have more than max_length={max_length} tokens and lose their end.")
+def warn_truncated_prompts(processor: Any, examples: Sequence[Example], max_length: int) -> None:
+    """Print how many prompts are longer than the budget: the middle of their text is lost."""
+    special = len(processor.rows(["?"])[0].ids) - len(processor.tokenizer("?", add_special_tokens=False)["input_ids"])
+    texts, limit = [e.prompt for e in examples], max_length - special
+    encoded = processor.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max(limit, 0) + 1)
+    if cut := sum(len(ids) > limit for ids in encoded["input_ids"]):
+        print(
+            f"{cut} of {len(examples)} prompts have more than max_length={max_length} tokens and lose the middle of their "
+            "text."
+        )
 
 
 def warn_truncated_items(encoder: Any, texts: Iterable[str], prompt: str = "") -> None:

@@ -11,9 +11,10 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
 from ..modeling import Persona, PPlugModel
+from ..modeling.backbone import writes_chats
 from ..modeling.encoders import item_texts
 from ..processing import PPlugProcessor
-from .options import option, required
+from .options import Chat, option, required
 
 
 @dataclass
@@ -27,6 +28,10 @@ class GenerateSettings:
     query: str | None = option(None, "Query that weights the history items (default: the prompt).")
     backbone: str | None = option(None, "Use the backbone at this place.")
     encoder: str | None = option(None, "Use the encoder at this place.")
+    chat: Chat | None = option(
+        None, "Write the prompt in the chat template, or not (default: as the plug was trained)."
+    )
+    system: str | None = option(None, "System text of the chat (default: as the plug was trained).")
     max_new_tokens: int = option(64, "Tokens of the answer at most.")
     num_beams: int = option(1, "Beams.")
     labels: list[str] | None = option(None, "Answer with one of these (default: anything).")
@@ -41,6 +46,10 @@ def generate(settings: GenerateSettings) -> str:
     saved = None if settings.persona is None else Persona.from_pretrained(settings.persona)
     model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
     processor = PPlugProcessor.from_model(model)
+    if settings.chat is not None:
+        processor.chat = writes_chats(processor.tokenizer, settings.chat)
+    if settings.system is not None:
+        processor.system = settings.system
     persona = model.encode_persona(history if saved is None else saved)
     query = settings.query or settings.prompt
     text = answer(

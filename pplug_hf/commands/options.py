@@ -8,6 +8,9 @@ from typing import Any, Literal
 from ..data.vectors import DEFAULT_FOLDER
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Chat = Literal["auto", "always", "never"]
+CHAT = "Write prompts as the user's turn of the language model's chat template; auto: if it has one."
+SYSTEM = "System text of these chats (default: what the template does without one)."
 TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: the task.json of the folder, or what the outputs file says)."
 DATA = "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."
 
@@ -31,6 +34,8 @@ class AnsweringSettings:
     split: str = option("dev", "Split of a folder to answer.")
     backbone: str | None = option(None, "Language model (default: the first plug's).")
     backbone_dtype: DType = option("auto", "Data type of the backbone.")
+    chat: Chat = option("auto", CHAT + " A plug is asked as it was trained.")
+    system: str | None = option(None, "System text of these chats (default: the first plug's).")
     num_beams: int = option(1, "Beams.")
     max_new_tokens: int | None = option(None, "Maximum answer length in tokens (default: the task's).")
     max_length: int = option(256, "Maximum prompt length in tokens, retrieved items included.")

@@ -38,7 +38,7 @@ from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_items, warn_truncated_prompts
-from .options import TASK, DType, option, required
+from .options import CHAT, SYSTEM, TASK, Chat, DType, option, required
 
 
 @dataclass
@@ -54,6 +54,8 @@ class TrainSettings:
     encoder: str = required("Frozen sentence encoder: Hub id or local folder.")
     task: str | None = option(None, TASK)
     backbone_dtype: DType = option("auto", "Data type of the backbone. The plug is float32.")
+    chat: Chat = option("auto", CHAT + " Kept with the plug.")
+    system: str | None = option(None, SYSTEM)
     train_on_histories: bool = option(True, "Make every answered history item one more example.")
     synthetic_users: int = option(
         0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
@@ -168,6 +170,8 @@ def _train(
         settings.backbone,
         settings.encoder,
         backbone_kwargs={"dtype": settings.backbone_dtype},
+        chat=settings.chat,
+        system=settings.system,
         **{"item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled, **plug},
     )
     processor = PPlugProcessor.from_model(model)
@@ -183,7 +187,7 @@ def _train(
         ):  # or the Trainer would keep the later steps of that run
             shutil.rmtree(old.parent)
     checkpoint = checkpoint if settings.resume else None
-    warn_truncated_prompts(processor.tokenizer, [*examples, *validation], settings.max_length)
+    warn_truncated_prompts(processor, [*examples, *validation], settings.max_length)
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 

@@ -28,6 +28,7 @@ _INHERITED = {"architectures", "dtype", "model_type", "transformers_version"}
 _OF_OTHERS = {"auto_map"}
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+PLACEMENTS = ("prompt", "answer")
 
 _COUNTS = ("config_version", "num_persona_tokens", "projector_size", "hidden_size", "encoder_size")
 _MAX = 2**20  # above every width in use
@@ -85,6 +86,10 @@ class PPlugConfig(PreTrainedConfig):
     )
 
     # Choices.
+    placement: str = _choice(
+        "prompt",
+        "Where the soft prompt stands: in front of the prompt (paper), or behind it, where the answer begins: prompt or answer.",
+    )
     num_persona_tokens: int = _choice(1, "K: soft tokens the personal embedding is spread over (paper: 1).")
     projector_size: int | None = _choice(None, "M: width of the projector's hidden layer (default: H).")
     instruction: bool = _choice(True, "Put a trained instruction embedding in front of the personal embedding.")
@@ -106,6 +111,10 @@ class PPlugConfig(PreTrainedConfig):
         None, "Format string that turns a history item's fields into its text, e.g. '{tag}: {description}'."
     )
     output_init: float = _choice(0.1, "Root mean square of a fresh personal embedding, in units of a token embedding.")
+
+    # How a prompt is written for the backbone, so that it is asked as it was trained.
+    chat: bool = _recorded(False, "Write prompts as the user's turn of the backbone's chat template.")
+    system: str | None = _recorded(None, "System text of these chats (default: the template's own).")
 
     is_encoder_decoder: bool = False  # the kind of the backbone, measured
 
@@ -226,6 +235,8 @@ def checked(field: Field, value: Any) -> Any:
         raise ConfigurationError(f"{name} must be a number greater than 0, got {shown(value)}.")
     if name == "aggregator" and not re.fullmatch(r"[\w-]{1,64}", value):  # the plug checks that it is registered
         raise ConfigurationError(f"aggregator must be a name, as in 'attention', got {shown(value)}.")
+    if name == "placement" and value not in PLACEMENTS:
+        raise ConfigurationError(f"placement must be one of {', '.join(PLACEMENTS)}; got {shown(value)}.")
     if name in _REVISIONS and (".." in value or not re.fullmatch(r"\w[\w./-]*", value)):
         raise ConfigurationError(f"{name} must be a commit, as in 'a0d99c2e', got {shown(value)}.")
     if name == "item_template":

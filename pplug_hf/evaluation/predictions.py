@@ -105,12 +105,14 @@ def check_together(chosen: Sequence[Prediction], digest: str, examples: Sequence
 
 def shared_key(resources: Resources, examples: Sequence[Example]) -> dict[str, Any]:
     """Return what determines the answers of every method: data, language model, decoding and versions."""
-    task, decoding = resources.task, resources.decoding
+    task, decoding, processor = resources.task, resources.decoding, resources.processor
+    chat = {"chat": {"template": processor.tokenizer.chat_template, "system": processor.system}}
     return {
         "data": data_digest(task, examples, answers=False),
-        "backbone": backbone_digest(resources.language_model, resources.processor.tokenizer),
+        "backbone": backbone_digest(resources.language_model, processor.tokenizer),
         "decoding": {**asdict(decoding), "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens},
         "versions": {"pplug-hf": __version__, **versions(_PACKAGES)},
+        **(chat if processor.chat else {}),
     }
 
 

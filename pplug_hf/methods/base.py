@@ -20,9 +20,10 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from ..data.records import Example
+from ..errors import ConfigurationError
 from ..processing import PPlugProcessor
 from .decoding import Answers, ModelInputs
-from .prompts import persona_positions, retrieval_prompt
+from .prompts import persona_positions, retrieval_prompt, turns_of
 from .resources import Resources
 from .retrievers import get_ranker
 
@@ -107,10 +108,12 @@ class Retrieval(Method):
     Args:
         retriever: name of a ranker in `retrievers.py`.
         k: items per prompt; a shorter history is used whole.
+        turns: show them to a chat model as earlier turns, each with the user's own answer.
     """
 
     retriever: str
     k: int
+    turns: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -120,6 +123,10 @@ class Retrieval(Method):
         if self.retriever != "dense":
             get_ranker(self.retriever, resources.task)
         resources.task.prompt_format  # noqa: B018 - raises if there is none
+        if self.turns and resources.task.answer_field is None:
+            raise ConfigurationError(
+                f"Items of {resources.task.name} carry no answer, so they cannot be turns of a chat: leave out ':turns'."
+            )
 
     def items(self, examples: Sequence[Example], resources: Resources) -> list[list[dict[str, str]]]:
         """Return the retrieved items of each example, best first."""
@@ -139,6 +146,18 @@ class Retrieval(Method):
         """
         processor = PPlugProcessor.from_model(resources.plug(plug)) if plug else resources.processor
         found, budget = self.items(examples, resources), resources.decoding.max_length
+        if self.turns:
+            if not processor.chat:
+                raise ConfigurationError(
+                    "':turns' shows items as turns of a chat, and this language model has no chat template or is asked "
+                    "without it (chat='never')."
+                )
+            turns = [
+                turns_of(resources.task, e.prompt, items, processor, budget)
+                for e, items in zip(tqdm(examples, desc="Writing turns"), found, strict=True)
+            ]
+            counts = {"retrieved_items": sum(map(len, found)), "shown_items": sum(map(len, turns))}
+            return ModelInputs([e.prompt for e in examples], turns=turns, counts=counts)
         prompts = [
             retrieval_prompt(resources.task, e.prompt, items, processor.tokenizer, budget)
             for e, items in zip(tqdm(examples, desc="Writing prompts"), found, strict=True)

@@ -51,6 +51,8 @@ def only_labels(
         "max_new_tokens": max(map(len, ids)),
         "num_beams": num_beams,
     }
+    if processor.chat:
+        options["eos_token_id"] = ids[0][-1]
     # As `label_log_probs`: a label is as likely as its tokens together, and none is given up for being long.
     return options | ({"length_penalty": 0.0, "early_stopping": False} if num_beams > 1 else {})
 
@@ -63,8 +65,8 @@ def label_ids(processor: PPlugProcessor, labels: Sequence[str]) -> list[list[int
     """
     if isinstance(labels, str) or not len(labels) or not all(isinstance(label, str) for label in labels):
         raise DataError(f"labels are {labels!r}; give a list of texts, at least one.")
-    ids = processor._answer_ids(list(labels), None)
-    end = processor.tokenizer.eos_token_id
+    ids = processor.answer_ids(labels)
+    end = ids[0][-1] if processor.chat else processor.tokenizer.eos_token_id  # a chat has an end of its own
     if any(row[-1:] != [end] for row in ids):
         raise ConfigurationError(
             f"The tokenizer does not end labels with its end-of-sequence token (eos_token_id is {end}), which leaves "

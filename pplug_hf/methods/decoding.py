@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
+from ..modeling import PPlugForConditionalGeneration
 from ..modeling.persona import Persona
 from .constrained import only_labels
 
@@ -29,6 +30,7 @@ class ModelInputs(NamedTuple):
         personas: n personas, for a plug.
         queries: n texts, or vectors [n, D] for a plug with a frozen input encoder.
         positions: [n] tokens before the soft prompt, where that is not its usual place.
+        turns: earlier turns of each prompt's chat, (question, answer) each.
         counts: of retrieved items, to keep with the answers.
     """
 
@@ -36,6 +38,7 @@ class ModelInputs(NamedTuple):
     personas: list[Persona] | None = None
     queries: list[str] | Tensor | None = None
     positions: Tensor | None = None
+    turns: list[list[tuple[str, str]]] | None = None
     counts: dict[str, int] = {}  # noqa: RUF012 - never written to
 
 
@@ -55,6 +58,7 @@ def answer(
     personas: Sequence[Any] | None = None,
     queries: Sequence[str] | Tensor | None = None,
     persona_positions: Tensor | None = None,
+    turns: Sequence[Sequence[tuple[str, str]]] | None = None,
     batch_size: int = 32,
     max_length: int | None = 256,
     max_new_tokens: int,
@@ -72,6 +76,7 @@ def answer(
         personas: One history, `Persona` or None per prompt.
         queries: What weights each history: n texts, or vectors [n, D]. Default: the prompts.
         persona_positions: [n] tokens of each prompt in front of the persona, cut as here; see `methods/prompts.py`.
+        turns: Earlier turns of each prompt's chat.
         batch_size: Prompts per batch.
         max_length: Cut prompts to this many tokens.
         max_new_tokens: Most tokens an answer may have.
@@ -87,7 +92,8 @@ def answer(
         ConfigurationError: `batch_size` is less than 1, or a label cannot be written in `max_new_tokens` or at all.
         DataError: There are no labels, or two are the same.
     """
-    for name, values in (("personas", personas), ("queries", queries), ("persona_positions", persona_positions)):
+    given = {"personas": personas, "queries": queries, "persona_positions": persona_positions, "turns": turns}
+    for name, values in given.items():
         if values is not None and len(values) != len(prompts):
             raise MismatchError(f"Got {len(values)} {name} for {len(prompts)} prompts: pass one per prompt.")
     model = getattr(generate, "__self__", None)
@@ -101,8 +107,11 @@ def answer(
                 text=[prompts[row] for row in rows],
                 persona=None if personas is None else [personas[row] for row in rows],
                 query=None if queries is None or isinstance(queries, Tensor) else [queries[row] for row in rows],
+                turns=None if turns is None else [turns[row] for row in rows],
                 max_length=max_length,
             )
+            if not isinstance(model, PPlugForConditionalGeneration):
+                batch.pop("persona_position", None)  # of a chat; a language model alone has no use for it
             if isinstance(queries, Tensor):
                 batch["query"] = queries[rows]  # the processor takes texts only
             if persona_positions is not None:

@@ -5,6 +5,7 @@
 | `no-persona` | the input alone |
 | `frequencies` | the input alone; its label probabilities are mixed with how often the user gave each label |
 | `bm25@4` | 4 items found by this retriever, then the input; also random, recency, bm25s, dense, and any other number |
+| `bm25@4:turns` | the 4 items as earlier turns of the chat, each with the user's own answer, then the input |
 | `NAME` | [I; P; input], by the plugs that the user calls NAME; several are seeds |
 | `NAME:wrong-user` | the same with P of another user's history |
 | `NAME:nearest-user` | the same with P of the most similar history of another user |
@@ -38,7 +39,7 @@ from .label_frequencies import LabelFrequencies
 from .persona import INSTRUCTION_ONLY, HistoryVariant, Plug
 from .retrievers import RANKERS
 
-NO_PERSONA, FREQUENCIES, PAPER_ORDER = "no-persona", "frequencies", "paper-order"
+NO_PERSONA, FREQUENCIES, PAPER_ORDER, TURNS = "no-persona", "frequencies", "paper-order", "turns"
 METHODS: dict[str, Callable[[], Method] | EntryPoint] = {NO_PERSONA: Plain, FREQUENCIES: LabelFrequencies}
 METHODS |= {entry.name: entry for entry in entry_points(group="pplug_hf.methods")}
 _COUNTED = ("top", "last")
@@ -71,7 +72,7 @@ def _check_name(name: str, where: str) -> None:
 def name_of(method: Method) -> str:
     """Return the name of a method; `method_of` turns it back."""
     if isinstance(method, Retrieval):
-        return f"{method.retriever}@{method.k}"
+        return f"{method.retriever}@{method.k}" + f":{TURNS}" * method.turns
     if isinstance(method, Plug):
         variant = f":{method.history}" * (method.history != "whole") + f"-{method.items}" * bool(method.items)
         retrieval = f"+{name_of(method.retrieval)}" if method.retrieval else ""
@@ -116,10 +117,12 @@ def read_name(name: str) -> Method | None:
 
 def _parse(text: str, plugs: Collection[str]) -> Method:
     def wrong(at: str, why: str) -> ConfigurationError:
-        forms = f"NAME, NAME:CHANGE with {_VARIANTS}, NAME+RANKER@K and NAME+RANKER@K:{PAPER_ORDER}"
+        forms = (
+            f"NAME, NAME:CHANGE with {_VARIANTS}, NAME+RANKER@K, NAME+RANKER@K:{TURNS} and NAME+RANKER@K:{PAPER_ORDER}"
+        )
         known = f"of the plugs {', '.join(plugs)}: {forms}" if plugs else "of plugs, once they are named"
         return ConfigurationError(
-            f"There is no row {text!r}, at {at!r}: {why}. Rows are {', '.join(METHODS)}, and RANKER@K with "
+            f"There is no row {text!r}, at {at!r}: {why}. Rows are {', '.join(METHODS)}, and RANKER@K or RANKER@K:{TURNS} with "
             f"{', '.join(RANKERS)}; {known}."
         )
 
@@ -140,10 +143,10 @@ def _parse(text: str, plugs: Collection[str]) -> Method:
         raise wrong(retriever, f"rankers are {', '.join(RANKERS)}")
     if not at:
         raise wrong(found, f"say how many items, as in {retriever}@4")
-    retrieval = Retrieval(retriever, _number(number, wrong))
-    if colon and (order != PAPER_ORDER or not plug):
-        raise wrong(order, f"only {PAPER_ORDER} may stand here, and only with a plug in front of the +")
-    return replace(plug, retrieval=retrieval, paper_order=bool(colon)) if plug else retrieval
+    retrieval = Retrieval(retriever, _number(number, wrong), turns=order == TURNS)
+    if colon and order != TURNS and (order != PAPER_ORDER or not plug):
+        raise wrong(order, f"{TURNS} may stand here and, with a plug in front of the +, {PAPER_ORDER}")
+    return replace(plug, retrieval=retrieval, paper_order=order == PAPER_ORDER) if plug else retrieval
 
 
 def _parse_plug(head: str, plugs: Collection[str], wrong: Callable[[str, str], ConfigurationError]) -> Plug:

@@ -29,6 +29,8 @@ from .resources import Resources, digest_of_tensors
 
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
+# Fields that came later: at these values, they do not change the digest of an older plug.
+_LATER = {"placement": "prompt", "chat": False, "system": None}
 _PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")
 
 
@@ -166,7 +168,7 @@ class Plug(Method):
 def plug_digest(place: str, config: PPlugConfig) -> str:
     """Return a fingerprint of a plug: weights and settings, not where anything is."""
     digest = digest_of_tensors(files.load_weights(place))
-    known = {k: v for k, v in config.to_dict().items() if k not in _PLACES}
+    known = {k: v for k, v in config.to_dict().items() if k not in _PLACES and (k, v) not in _LATER.items()}
     digest.update(json.dumps(known, sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
 

@@ -18,6 +18,8 @@ The input itself is never cut here. It comes last, so `max_length` of the proces
 
 With a plug, a prompt has two orders. Ours is [I; P; retrieved; input]: hand the texts over as they are. The paper's is
 [retrieved; I; P; input]: pass `persona_position=persona_positions(processor, prompts, 256)` too.
+
+A chat model can also be shown items as earlier turns, see `turns_of`.
 """
 
 from __future__ import annotations
@@ -128,32 +130,35 @@ def persona_positions(
     Raises:
         ConfigurationError: the tokenizer does not say which characters a token stands for.
     """
-    tokenizer: Any = processor.tokenizer
-    if not tokenizer.is_fast:
-        raise ConfigurationError(
-            f"{type(tokenizer).__name__} does not say where its tokens are in a text: load the fast tokenizer of this "
-            "model, or leave persona_position out, which puts the persona in front of the retrieved items."
-        )
-    encoded = tokenizer(
-        [prompt.text for prompt in prompts],
-        truncation=max_length is not None,
-        max_length=max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    rows = zip(prompts, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-    return torch.tensor([_position(*row, processor.is_encoder_decoder) for row in rows])
+    texts, offsets = [prompt.text for prompt in prompts], [prompt.items_end for prompt in prompts]
+    return torch.tensor([row.position for row in processor.rows(texts, persona_offset=offsets, max_length=max_length)])
 
 
-def _position(
-    prompt: RetrievalPrompt, offsets: list[tuple[int, int]], special: list[int], is_encoder_decoder: bool
-) -> int:
-    """Return the number of tokens before the input's first one, of which a part may stand before `items_end`."""
-    if prompt.items == 0 and is_encoder_decoder:
-        return 0  # in front of BOS, unlike causal models
-    words = [i for i, added in enumerate(special) if not added]
-    behind = [i for i in words if offsets[i][1] > prompt.items_end]
-    return behind[0] if behind else words[-1] + 1 if words else len(special)
+def turns_of(
+    task: Task | str,
+    input_text: str,
+    items: Sequence[Mapping[str, str]],
+    processor: PPlugProcessor,
+    max_length: int = 256,
+) -> list[tuple[str, str]]:
+    """Return retrieved items as earlier turns of a chat: an item as a question, then the user's own answer to it.
+
+    Args:
+        task: the task, or its name; its items carry answers.
+        input_text: the question that the turns go in front of.
+        items: retrieved items, best first; of those that do not fit, the last are left out.
+        processor: of the model.
+        max_length: the budget of the whole prompt, in tokens.
+
+    Returns:
+        (question, answer) of each turn, the best item last, next to the question.
+    """
+    task = get_task(task)
+    asked = [(task.question(item, input_text)[0], task.item_label(item)) for item in items]
+    turns = [(question, answer) for question, answer in asked if question and answer]
+    while turns and len(processor.rows([input_text], turns=[turns[::-1]])[0].ids) > max_length:
+        turns.pop()
+    return turns[::-1]
 
 
 def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:

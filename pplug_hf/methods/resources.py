@@ -55,6 +55,9 @@ class Resources:
         backbone: a language model, or where it is (default: where the first plug says).
         backbone_dtype: its data type.
         device: where it runs (default: an accelerator if there is one).
+        chat: write prompts in the language model's chat template: "auto" (if it has one), "always" or "never". A plug
+            is asked as it was trained.
+        system: system text of these chats (default: the first plug's).
         decoding: of all methods.
         batch_size: prompts at once; does not change the answers.
         retriever: sentence encoder of dense retrieval (default: the first plug's, with its vectors).
@@ -67,6 +70,8 @@ class Resources:
     backbone: Any = None
     backbone_dtype: str = "auto"
     device: str | None = None
+    chat: str = "auto"
+    system: str | None = None
     decoding: Decoding = field(default_factory=Decoding)
     batch_size: int = 32
     retriever: str | None = None
@@ -147,7 +152,15 @@ class Resources:
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return PPlugProcessor(tokenizer, is_encoder_decoder=bool(self.language_model.config.is_encoder_decoder))
+        system = self.system
+        if system is None and self._places:
+            system = self.config(self._places[0]).system
+        return PPlugProcessor(
+            tokenizer,
+            is_encoder_decoder=bool(self.language_model.config.is_encoder_decoder),
+            chat=backbone.writes_chats(tokenizer, self.chat),
+            system=system,
+        )
 
     def plug(self, place: str) -> PPlugForConditionalGeneration:
         """Return a plug on the shared language model and encoder. One is kept in memory at a time."""
@@ -223,6 +236,7 @@ class Resources:
             personas=inputs.personas,
             queries=inputs.queries,
             persona_positions=inputs.positions,
+            turns=inputs.turns,
             batch_size=self.batch_size,
             max_length=decoding.max_length,
             max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,

@@ -39,6 +39,8 @@ from ..storage.location import Location, cached_commit, split_gguf
 from .frozen import check_attention
 from .prefix import make_contiguous, word_embeddings
 
+CHAT_CHOICES = ("auto", "always", "never")
+
 
 def load_backbone(
     source: str | os.PathLike | Location | PreTrainedModel, *, model_type: str | None = None, **kwargs: Any
@@ -91,6 +93,27 @@ def checked_tokenizer(tokenizer: Any) -> Any:
         f"The tokenizer must be one of transformers, got {type(tokenizer).__name__}: "
         + ("pass its .tokenizer." if inner else "load it with AutoTokenizer.from_pretrained.")
     )
+
+
+def writes_chats(tokenizer: Any, chat: bool | str = "auto") -> bool:
+    """Return whether prompts are written in the tokenizer's chat template.
+
+    Args:
+        tokenizer: of the backbone, or None.
+        chat: "auto" (if there is a template), "always" (True) or "never" (False).
+
+    Raises:
+        ConfigurationError: another word, or a template is asked for and there is none.
+    """
+    if chat not in CHAT_CHOICES and not isinstance(chat, bool):
+        raise ConfigurationError(f"chat must be one of {', '.join(CHAT_CHOICES)}, got {chat!r}.")
+    template = getattr(tokenizer, "chat_template", None)
+    if chat in ("always", True) and not template:
+        raise ConfigurationError(
+            "chat is 'always', and the tokenizer of this backbone has no chat template: choose an instruct model, set "
+            "tokenizer.chat_template, or take chat='auto'."
+        )
+    return bool(template) and chat in ("auto", "always", True)
 
 
 def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) -> PreTrainedModel:
@@ -322,6 +345,30 @@ def embedding_norm(backbone: PreTrainedModel, vocab_size: int | None = None) -> 
     ids = torch.arange(min(vocab_size or rows, rows))
     norms = torch.cat([_embed_ids(backbone, chunk).float().norm(dim=-1).cpu() for chunk in ids.split(8192)])
     return norms[norms > 0].mean().item()
+
+
+@torch.no_grad()
+def state_norm(backbone: Any, vocab_size: int | None = None) -> float:
+    """Measure the mean L2 norm of the states [B, T, H] that an encoder makes of words.
+
+    Args:
+        backbone: an encoder-decoder model.
+        vocab_size: as of `embedding_norm`.
+
+    Raises:
+        ConfigurationError: its encoder's states have another width than its word embeddings.
+    """
+    size = fingerprint(backbone)["vocab_size"]
+    rows = min(vocab_size or size, size)
+    ids = torch.arange(256).view(16, 16) * (rows // 256 or 1) % rows
+    encoder = backbone.get_encoder()
+    states = encoder(input_ids=ids.to(word_embeddings(backbone).weight.device), return_dict=True).last_hidden_state
+    if states.shape[-1] != hidden_size(backbone):
+        raise ConfigurationError(
+            f"The encoder of {type(backbone).__name__} gives states of width {states.shape[-1]} for words of width "
+            f"{hidden_size(backbone)}, so a soft prompt cannot be appended to them: choose placement='prompt'."
+        )
+    return states.float().norm(dim=-1).mean().item()
 
 
 def _embed_ids(backbone: PreTrainedModel, ids: Tensor) -> Tensor:

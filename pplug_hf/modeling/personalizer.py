@@ -157,7 +157,8 @@ class Personalizer(nn.Module):
         """
         items = self._items(persona, self.plug.no_persona)
         embeddings = self.plug(self._queries(query, items), self._batch(items))
-        return SoftPrompt(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device))
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+        return SoftPrompt(embeddings, mask, mask.new_full((len(mask),), self.config.placement == "answer").bool())
 
     @torch.no_grad()
     def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:

@@ -38,6 +38,7 @@ class SoftPrompt(NamedTuple):
 
     embeddings: Tensor  # [B, P, H]
     mask: Tensor  # [B, P], ones at soft tokens that are there
+    at_answer: Tensor  # [B], true where it stands behind the prompt
     confidence: Tensor | None = None  # [B], where the plug estimates how much a persona will help
 
 

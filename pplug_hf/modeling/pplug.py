@@ -14,7 +14,6 @@ import copy
 import inspect
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,26 +32,17 @@ from transformers.utils import ModelOutput
 
 from ..configuration import PPlugConfig
 from ..configuration.pplug import choices as known_choices
-from ..errors import ConfigurationError, DataError, MismatchError
+from ..errors import ConfigurationError, MismatchError
 from ..storage.location import HUB_ARGUMENTS, local_files
 from . import backbone as backbones
 from . import backbone_check, encoders, frozen, plug_folder
 from .backbone_check import Reading
 from .encoders import History
+from .insertion import Inserted, check_batch, insert
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
-from .prefix import (
-    check_positions,
-    default_position,
-    generate_with_prefix,
-    placeholders,
-    position_ids,
-    position_limit,
-    prefix_order,
-    reorder,
-    word_embeddings,
-)
+from .prefix import encode, generate_with_prefix, position_ids, position_limit, reorder, word_embeddings
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 from .substitution import reading_ids
 from .weight_sample import weight_digests
@@ -127,6 +117,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         backbone_kwargs: dict[str, Any] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         check_backbone: bool = True,
+        chat: bool | str = "auto",
+        system: str | None = None,
         **choices: Any,
     ) -> PPlugForConditionalGeneration:
         """Create a new plug on a frozen language model.
@@ -140,6 +132,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
             check_backbone: find out on a few tokens how the backbone takes a soft prompt, and refuse it at once if it cannot.
                 Without it, soft prompts and words go in as `inputs_embeds`.
+            chat: write prompts as a user's turn of the tokenizer's chat template: "auto" (if it has one), "always" or "never".
+                Kept with the plug, so that every processor of it does what training did.
+            system: system text of these chats (default: what the template does without one).
             **choices: fields of [`PPlugConfig`], e.g. `num_persona_tokens=4`. Prompts default to the encoder's own
                 ("query" for requests, "document" for history items).
 
@@ -159,12 +154,15 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if backbones.checked_tokenizer(tokenizer) is None:
             tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
+        chat = backbones.writes_chats(tokenizer, chat)
         choices.setdefault("query_prompt", encoder.prompts.get("query") or "")
         choices.setdefault("history_prompt", encoder.prompts.get("document") or "")
         (backbone_name, backbone_commit), (encoder_name, encoder_commit) = (
             backbones.origin(backbone),
             encoders.origin(encoder),
         )
+        at_states = backbone.config.is_encoder_decoder and choices.get("placement") == "answer"
+        norm = backbones.state_norm if at_states else backbones.embedding_norm
         frozen.note_changed_backbone(backbone_name, local_files(backbone_name, backbone_commit), backbone)
         config = PPlugConfig(
             backbone=plug_folder.absolute_if_local(backbone_name),
@@ -176,7 +174,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             is_encoder_decoder=bool(backbone.config.is_encoder_decoder),
             hidden_size=backbones.hidden_size(backbone),
             encoder_size=encoders.encoder_size(encoder),
-            embedding_norm=backbones.embedding_norm(backbone, len(tokenizer) if tokenizer is not None else None),
+            embedding_norm=norm(backbone, len(tokenizer) if tokenizer is not None else None),
+            chat=chat,
+            system=system,
             **choices,
         )
         model = cls(config)
@@ -467,19 +467,20 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if texts is not None and len(texts) != B:
             raise MismatchError(f"Got {len(texts)} queries for {B} prompts: pass one per prompt.")
 
-        found: list[tuple[list[int], Tensor]] = []
+        found: list[tuple[list[int], SoftPrompt]] = []
         for name in dict.fromkeys(name for name in names if name is not None):
             rows = [i for i, other in enumerate(names) if other == name]
             own = texts[rows] if isinstance(texts, Tensor) else None if texts is None else [texts[i] for i in rows]
             of_rows = ids[rows], mask[rows], None if labels is None else labels[rows]
-            found.append((rows, self._soft_prompts(name, [users[i] for i in rows], own, *of_rows).embeddings))
-        P = max((part.shape[1] for _, part in found), default=0)
+            found.append((rows, self._soft_prompts(name, [users[i] for i in rows], own, *of_rows)))
+        P = max((part.mask.shape[1] for _, part in found), default=0)
         embeddings = torch.zeros(B, P, self.config.sizes[2], device=word_embeddings(self.backbone).weight.device)
-        shown = mask.new_zeros(B, P)
+        shown, at_answer = mask.new_zeros(B, P), mask.new_zeros(B).bool()
         for rows, part in found:
-            embeddings[rows, : part.shape[1]] = part
-            shown[rows, : part.shape[1]] = 1
-        return SoftPrompt(embeddings, shown)
+            embeddings[rows, : part.mask.shape[1]] = part.embeddings
+            shown[rows, : part.mask.shape[1]] = part.mask
+            at_answer[rows] = part.at_answer
+        return SoftPrompt(embeddings, shown, at_answer)
 
     def _prompt_texts(self, ids: Tensor, mask: Tensor, labels: Tensor | None) -> list[str]:
         """Return the prompts of a batch as texts, to stand in for the queries."""
@@ -504,32 +505,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         position: Any,
         plug: Any,
         labels: Any,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Return embeddings [B, P + T, H] of soft prompt and prompt, their mask and order, the prompt's mask, and ids.
-
-        Ids [B, P + T] are for a backbone that is given ids, whose embeddings are replaced; None for all others.
-        """
+    ) -> Inserted:
+        """Return the batch with the soft prompts of its rows."""
         backbone = self._attached() if self.backbone is None else self.backbone
-        _check_batch(input_ids, attention_mask, labels, aligned=not self.config.is_encoder_decoder)
+        check_batch(input_ids, attention_mask, labels, aligned=not self.config.is_encoder_decoder)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
-        words = word_embeddings(backbone)(input_ids)  # [B, T, H]
-        prefix, shown = soft_prompt.embeddings.to(words), soft_prompt.mask.to(mask)  # [B, P, H], [B, P]
-        if position is None:
-            position = default_position(backbone, input_ids, mask)
-        else:
-            position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
-        order = prefix_order(mask, position, shown, pad_left=not self.config.is_encoder_decoder)
-        both = reorder(order, shown, mask)
-        check_positions(self._position_limit, both, shown.shape[1], causal=not self.config.is_encoder_decoder)
-        if not self._reading.padding and not both.all():
-            raise ConfigurationError(
-                f"Padding changes the answers of the backbone {type(backbone).__name__}, which has no attention mask or counts "
-                "positions with the padding. Pass rows of one length, or one row at a time "
-                "(per_device_train_batch_size=1 in training)."
-            )
-        ids = placeholders(order, input_ids, mask) if self._reading.by_ids else None
-        return reorder(order, prefix, words), both, order, mask, ids
+        where = {"labels": labels, "position": position, "reading": self._reading, "limit": self._position_limit}
+        return insert(backbone, soft_prompt, input_ids, mask, **where)
 
     def forward(
         self,
@@ -559,14 +542,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             **kwargs: for the backbone's forward.
 
         Returns:
-            The backbone's output; the logits of a causal model are [B, T, V], aligned with `input_ids`. In training,
+            The backbone's output; the logits of a causal model are [B, T, V], and those of a token predict the next one,
+            also where the soft prompt stands between the two. In training,
             with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V], from the
             first position of the batch that predicts a label to the last.
         """
         backbone = self._attached()
-        embeds, mask, order, _, ids = self._insert(
-            input_ids, attention_mask, persona, query, persona_position, plug, labels
-        )
+        inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, labels)
+        embeds, mask, order, ids = inserted.embeddings, inserted.mask, inserted.order, inserted.ids
         P = order.shape[1] - input_ids.shape[1]
         if self.training:
             kwargs.setdefault("use_cache", False)
@@ -576,8 +559,12 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            with nullcontext() if ids is None else reading_ids(backbone, ids):
-                output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+            with reading_ids(backbone, ids):
+                read: dict[str, Any] = {"inputs_embeds": embeds}
+                if inserted.behind is not None:
+                    encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs)
+                    read = {"encoder_outputs": encoded}
+                output = backbone(**read, attention_mask=mask, **kwargs)
             if labels is not None:
                 output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
             return output
@@ -597,7 +584,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
         kwargs["position_ids"] = position_ids(mask)
-        with nullcontext() if ids is None else reading_ids(backbone, ids):
+        with reading_ids(backbone, ids):
             output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
         if targets is not None:
             logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
@@ -605,8 +592,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if learning:
                 output["logits"] = logits
                 return output
-        where = order.argsort(dim=1)[:, P:, None]  # [B, T, 1], where each prompt token went
-        output["logits"] = output.logits.gather(1, where.expand(-1, -1, output.logits.shape[-1]))
+        places = inserted.next_token[..., None]  # [B, T, 1]
+        output["logits"] = output.logits.gather(1, places.expand(-1, -1, output.logits.shape[-1]))
         return output
 
     @torch.no_grad()
@@ -638,16 +625,13 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        embeds, mask, _, text_mask, ids = self._insert(
-            input_ids, attention_mask, persona, query, persona_position, plug, None
-        )
+        inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, None)
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
-        with nullcontext() if ids is None else reading_ids(self.backbone, ids):
-            return generate_with_prefix(
-                self.backbone, embeds, mask, input_ids, text_mask, settings, kwargs, self._position_limit
-            )
+        batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
+        with reading_ids(self.backbone, inserted.ids):
+            return generate_with_prefix(self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind)
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.
@@ -694,35 +678,3 @@ def _token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int
     """Equation (6): summed next-token NLL over the number of answer tokens (of the whole accumulated batch)."""
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-
-
-def _check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:
-    """Refuse what is no batch of token ids with a mask of its shape, and labels that it has no rows or places for."""
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
-        got = type(input_ids).__name__
-        if isinstance(input_ids, Tensor):
-            got = f"{list(input_ids.shape)} of {input_ids.dtype}"
-        raise DataError(
-            f"input_ids must be [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
-            "through the processor."
-        )
-    shape = list(input_ids.shape)
-    if attention_mask is not None and list(attention_mask.shape) != shape:
-        raise DataError(f"attention_mask must be {shape}, as input_ids are, got {list(attention_mask.shape)}.")
-    if labels is not None and aligned and list(labels.shape) != shape:
-        raise DataError(
-            f"labels must be {shape}, as input_ids are, got {list(labels.shape)}: a causal backbone is given prompt and "
-            "answer as one row, with -100 where there is nothing to learn; processor(..., labels=answers) makes both."
-        )
-    if labels is not None and (labels.ndim != 2 or len(labels) != len(input_ids)):
-        raise DataError(f"labels must be [{len(input_ids)}, tokens], got {list(labels.shape)}: one answer per prompt.")
-
-
-def _checked_position(position: Tensor, mask: Tensor) -> Tensor:
-    if position.shape != mask.shape[:1]:
-        raise MismatchError(
-            f"persona_position must hold one number per prompt, [{len(mask)}], got {list(position.shape)}."
-        )
-    if ((position < 0) | (position > mask.sum(dim=1))).any():
-        raise DataError("persona_position must lie between 0 and the number of tokens of its prompt.")
-    return position

@@ -162,6 +162,7 @@ def generate_with_prefix(
     generation_config: GenerationConfig,
     options: dict[str, Any],
     limit: int | None = None,
+    behind: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | ModelOutput:
     """Call `backbone.generate` on a prompt that already holds its prefix.
 
@@ -179,6 +180,7 @@ def generate_with_prefix(
         generation_config: defaults, which `options` override.
         options: whatever `backbone.generate` takes.
         limit: of `position_limit`. Answers end there at the latest, with a warning.
+        behind: as of `encode`.
 
     Returns:
         What `backbone.generate` returns for the prompt without a prefix: token ids or a `ModelOutput`. Causal models
@@ -190,9 +192,10 @@ def generate_with_prefix(
     causal = not backbone.config.is_encoder_decoder
     config, options = _settings(generation_config, options, causal)
     if not causal:
-        encoded = _encode(backbone, inputs_embeds, attention_mask, config, options)
+        shown = {"output_attentions": config.output_attentions, "output_hidden_states": config.output_hidden_states}
+        encoded, mask = encode(backbone, inputs_embeds, attention_mask, behind, options | shown)
         return backbone.generate(
-            input_ids, encoder_outputs=encoded, attention_mask=attention_mask, generation_config=config, **options
+            input_ids, encoder_outputs=encoded, attention_mask=mask, generation_config=config, **options
         )
 
     P, T = inputs_embeds.shape[1] - input_ids.shape[1], input_ids.shape[1]
@@ -237,14 +240,25 @@ def _settings(
     return config, rest
 
 
-def _encode(backbone: Any, embeds: Tensor, mask: Tensor, config: GenerationConfig, options: dict[str, Any]) -> Any:
-    """Return the encoder's output for prefix and prompt, as `generate` computes it."""
+def encode(
+    backbone: Any, embeds: Tensor, mask: Tensor, behind: tuple[Tensor, Tensor] | None, options: dict[str, Any]
+) -> tuple[Any, Tensor]:
+    """Return the encoder's output for embeddings [B, L, H] as `generate` computes it, and the mask of what it holds.
+
+    Args:
+        backbone: an encoder-decoder model.
+        embeds, mask: of the prompt, [B, L, H] and [B, L].
+        behind: soft prompts [B, P, H] with their mask [B, P] to append to the encoder's states.
+        options: those that the encoder knows are passed on.
+    """
     encoder = backbone.get_encoder()
     own = {name: options[name] for name in inspect.signature(encoder.forward).parameters if name in options}
-    shown = {"output_attentions": config.output_attentions, "output_hidden_states": config.output_hidden_states}
-    encoded = encoder(**own | shown, inputs_embeds=embeds, attention_mask=mask, return_dict=True)
-    encoded["last_hidden_state"] = encoded.last_hidden_state.to(embeds.device)  # of a model in parts
-    return encoded
+    encoded = encoder(**own, inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+    states = encoded.last_hidden_state.to(embeds.device)  # of a model in parts
+    if behind is not None:
+        states, mask = torch.cat([states, behind[0].to(states)], dim=1), torch.cat([mask, behind[1]], dim=1)
+    encoded["last_hidden_state"] = states
+    return encoded, mask
 
 
 def _keep_within(config: GenerationConfig, limit: int, attention_mask: Tensor, T: int) -> None:
