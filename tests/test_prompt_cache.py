@@ -9,8 +9,8 @@ from reference import close
 
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.backbone import freeze_backbone
+from pplug_hf.modeling.prefix import cache_argument
 from pplug_hf.modeling.prompt_cache import PromptCache, size_in_bytes
-from pplug_hf.modeling.prompt_states import cache_argument
 
 STEM = [10, 11, 12, 13]
 ROWS = [[*STEM, 20, 21, 22], [*STEM, 30], [*STEM, 40, 41, 42, 43, 44, 45], [9, 8]]
@@ -110,9 +110,11 @@ def test_rows_with_parents_of_any_length_are_computed_together(llama):
 def test_the_first_tokens_of_an_entry(llama):
     cache = PromptCache()
     cache.share(ROWS[:3])
-    states, mask = cache.states(llama, ROWS, keep=[5, 4, 3, 0])
-    assert mask.sum(1).tolist() == [5, 4, 3, 0] and mask.shape == (4, 5)
-    expected = torch.stack([alone(llama, row[:n]) for row, n in zip(ROWS, [5, 4, 3, 0], strict=True)])
+    lengths = [5, 4, 3, 0]
+    wanted = torch.tensor([[0] * (7 - n) + [1] * n for n in lengths])
+    states, mask = cache.states(llama, ROWS, wanted)
+    assert mask is wanted
+    expected = torch.stack([alone(llama, row[:n]) for row, n in zip(ROWS, lengths, strict=True)])
     close(goes_on(llama, states, mask), expected)
 
 

@@ -42,10 +42,22 @@ from .insertion import Inserted, check_batch, insert
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
-from .prefix import encode, generate_with_prefix, position_ids, position_limit, reorder, word_embeddings
+from .prefix import (
+    Known,
+    cache_argument,
+    encode,
+    generate_with_prefix,
+    position_ids,
+    position_limit,
+    reorder,
+    word_embeddings,
+)
+from .prompt_cache import PromptCache
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 from .substitution import reading_ids
 from .weight_sample import weight_digests
+
+_NOT_CACHED = ("output_attentions", "output_hidden_states", "cache_implementation", "past_key_values", "cache")
 
 DEFAULT = "default"  # the name of a model's first plug, as PEFT calls its first adapter
 
@@ -95,6 +107,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self.backbone: Any = None  # a PreTrainedModel, once attached
         self._reading = Reading()  # the way in which the backbone takes soft prompts
         self._position_limit: int | None = None  # of the backbone
+        self.prompt_cache: PromptCache | None = None
         self.active_plug = DEFAULT  # name of the plug that answers unless a call names another
         self._loaded = {DEFAULT: _Loaded(Personalizer(config))}  # by name, in the order of loading
         self._show()
@@ -544,13 +557,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Returns:
             The backbone's output; the logits of a causal model are [B, T, V], and those of a token predict the next one,
             also where the soft prompt stands between the two. In training,
-            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V], from the
-            first position of the batch that predicts a label to the last.
+            with labels and gradients, or with a prompt cache, a causal model computes no more logits than its loss needs:
+            [B, L, V], from the first position of the batch that predicts a label to the last.
         """
         backbone = self._attached()
         inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, labels)
         embeds, mask, order, ids = inserted.embeddings, inserted.mask, inserted.order, inserted.ids
         P = order.shape[1] - input_ids.shape[1]
+        cache = self.prompt_cache if labels is not None else None
         if self.training:
             kwargs.setdefault("use_cache", False)
         if self.config.is_encoder_decoder:
@@ -559,10 +573,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            with reading_ids(backbone, ids):
+            known = self._known(cache, plug, inserted, input_ids, kwargs)
+            with reading_ids(backbone, None if known else ids):
                 read: dict[str, Any] = {"inputs_embeds": embeds}
                 if inserted.behind is not None:
-                    encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs)
+                    encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs, known)
                     read = {"encoder_outputs": encoded}
                 output = backbone(**read, attention_mask=mask, **kwargs)
             if labels is not None:
@@ -583,18 +598,67 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             embeds, mask, ids = embeds[:, :end].contiguous(), mask[:, :end], None if ids is None else ids[:, :end]
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
-        kwargs["position_ids"] = position_ids(mask)
+        start = 0  # of what is read here, behind what a cache has of all rows
+        if (known := self._known(cache, plug, inserted, input_ids, kwargs, before=first)) is not None:
+            start = known.mask.shape[1]
+            kwargs |= {cache_argument(backbone): known.states, "use_cache": True}
+        kwargs["position_ids"] = position_ids(mask)[:, start:]
         with reading_ids(backbone, ids):
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+            output = backbone(inputs_embeds=embeds[:, start:], attention_mask=mask, **kwargs)
         if targets is not None:
-            logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
+            logits = output.logits[:, : end - start][:, first - end :]  # [B, L, V]
             output["loss"] = _token_loss(logits, targets[:, first:end], num_items_in_batch)
-            if learning:
+            if learning or start:
                 output["logits"] = logits
                 return output
         places = inserted.next_token[..., None]  # [B, T, 1]
         output["logits"] = output.logits.gather(1, places.expand(-1, -1, output.logits.shape[-1]))
         return output
+
+    def _known(
+        self,
+        cache: PromptCache | None,
+        plug: Any,
+        inserted: Inserted,
+        input_ids: Tensor,
+        options: dict[str, Any],
+        before: int | None = None,
+    ) -> Known | None:
+        """Return the states of what stands in front of all soft prompts of a batch; None if there is nothing to take.
+
+        Args:
+            cache: to take them from.
+            plug: as in `forward`.
+            inserted, input_ids: the batch.
+            options: of the call. Some ask for what a cache does not have.
+            before: the first column whose logits are needed (default: the last).
+
+        Raises:
+            ConfigurationError: a soft prompt stands in front of its prompt.
+        """
+        if cache is None:
+            return None
+        for name in plug if isinstance(plug, list | tuple) else [plug or self.active_plug]:
+            if name is not None and self._personalizer(name).config.placement == "prompt":
+                raise ConfigurationError(
+                    f"A prompt cache holds what does not depend on a persona, and with placement='prompt', as the plug {name!r} "
+                    "has it, everything does: leave prompt_cache out, or make a plug with placement='answer'."
+                )
+        checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules())
+        if (
+            (self.training and checkpoints)
+            or any(options.get(name) for name in _NOT_CACHED)
+            or not cache.fits(self.backbone)
+        ):
+            return None
+        if self.config.is_encoder_decoder:
+            in_front = not torch.equal(inserted.mask.sum(dim=1), inserted.text_mask.sum(dim=1))
+            rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, inserted.text_mask, strict=True)]
+            return None if in_front or not any(rows) else cache.states(self.backbone, rows)
+        rows, end = inserted.heads(input_ids)
+        if (before is not None and before < end) or not inserted.mask[:, :end].any():
+            return None
+        return cache.states(self.backbone, rows, inserted.mask[:, :end])
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -607,6 +671,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
         generation_config: GenerationConfig | None = None,
+        prompt_cache: PromptCache | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | ModelOutput:
@@ -617,6 +682,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             attention_mask: [B, T].
             persona, query, persona_position, plug: as in `forward`.
             generation_config: default `model.generation_config`.
+            prompt_cache: with `placement="answer"`, take what is in front of the soft prompts from here: the states of a prompt
+                are the same for every user, and those of a conversation go on in its next turn. Answers are the same
+                as without. Default: `model.prompt_cache`.
             labels: ignored; the Trainer passes its whole batch.
             **kwargs: any argument of `generate`: max_new_tokens, num_beams, do_sample, streamer, ...
 
@@ -629,9 +697,13 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
+        cache = self.prompt_cache if prompt_cache is None else prompt_cache
+        known = self._known(cache, plug, inserted, input_ids, {**settings.to_dict(), **kwargs})
         batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
-        with reading_ids(self.backbone, inserted.ids):
-            return generate_with_prefix(self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind)
+        with reading_ids(self.backbone, None if known and self.config.is_encoder_decoder else inserted.ids):
+            return generate_with_prefix(
+                self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind, known
+            )
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.

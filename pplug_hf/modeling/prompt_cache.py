@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..storage.files import atomic_write
-from .prefix import word_embeddings
+from .prefix import Known, word_embeddings
 from .prompt_states import CausalStates, EncoderStates, digest_of, find_states
 
 logger = logging.getLogger(__name__)
@@ -143,19 +143,17 @@ class PromptCache:
         return self._kinds[backbone][0] is not None
 
     @torch.no_grad()
-    def states(
-        self, backbone: Any, rows: Sequence[Sequence[int]], keep: Sequence[int] | None = None
-    ) -> tuple[Any, Tensor]:
+    def states(self, backbone: Any, rows: Sequence[Sequence[int]], mask: Tensor | None = None) -> Known:
         """Return the states of prompts. Those that are not in the cache are computed together.
 
         Args:
             backbone: a frozen language model.
             rows: the token ids of each prompt, without padding; not all of them empty.
-            keep: give only so many of each prompt's first tokens (for causal models; default: all).
+            mask: [B, T], ones where the first tokens of each prompt are wanted (causal models; default: all of them).
 
         Returns:
             What the backbone takes (a `DynamicCache` padded on the left, or an encoder's output [B, T, H] padded on the
-            right), and its mask [B, T].
+            right), and its mask.
 
         Raises:
             ConfigurationError: the states of this backbone cannot be kept, see [`fits`].
@@ -170,10 +168,10 @@ class PromptCache:
         prompts = [tuple(row) for row in rows]
         with self._lock:
             chains = self._chains(model, prompts)
-        lengths = list(map(len, prompts)) if keep is None else list(keep)
-        states = self._joined(model, [chains[ids] for ids in prompts], lengths)
-        mask = [[1] * n for n in lengths]
-        return kind.past(states), _padded(mask, kind.causal, device)
+        if mask is None:
+            mask = _padded([[1] * len(ids) for ids in prompts], kind.causal, device)
+        lengths = mask.sum(dim=1).tolist()
+        return Known(kind.past(self._joined(model, [chains[ids] for ids in prompts], lengths, mask.shape[1])), mask)
 
     # ---- entries -------------------------------------------------------------------------------------------
 
@@ -217,7 +215,7 @@ class PromptCache:
         before = None
         if max(map(len, prompts)) > n:
             known = [max(len(ids) - n, 0) for ids in prompts]
-            before = self._joined(model, [chains[parents[ids]] for ids in prompts], known)
+            before = self._joined(model, [chains[parents[ids]] for ids in prompts], known, max(known))
         left = model.kind.causal
         mask = _padded([[1] * len(ids) for ids in prompts], left, model.device)
         read = _padded([ids[-n:] for ids in prompts], left, model.device)
@@ -238,10 +236,10 @@ class PromptCache:
                 self._chain(model, ids)  # a parent stays longer than its children
         return found
 
-    def _joined(self, model: _Model, chains: list[list[Tensor]], lengths: list[int]) -> Tensor:
-        """Return the first states of prompts as a batch [B, T, F] on the model's device."""
+    def _joined(self, model: _Model, chains: list[list[Tensor]], lengths: list[int], width: int) -> Tensor:
+        """Return the first states of prompts as a batch [B, T, F] on the model's device, T being the width."""
         part = next(part for chain in chains for part in chain)
-        states = torch.zeros(len(chains), max(lengths), part.shape[1], dtype=part.dtype, device=self.device)
+        states = torch.zeros(len(chains), width, part.shape[1], dtype=part.dtype, device=self.device)
         for row, chain, length in zip(states, chains, lengths, strict=True):
             at, end = (len(row) - length, len(row)) if model.kind.causal else (0, length)
             for part in chain:

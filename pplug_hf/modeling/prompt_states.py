@@ -14,32 +14,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from .backbone_check import equal_logits, sample_words, tolerance
-from .prefix import position_ids, word_embeddings
+from .prefix import cache_argument, position_ids, word_embeddings
 from .weight_sample import weight_digests
-
-
-def cache_argument(backbone: PreTrainedModel) -> str:
-    """Return the name under which a causal model takes a cache: it changed after transformers 5.20."""
-    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
 
 
 class CausalStates:
     """Keys and values of a causal model.
 
     Attributes:
-        layers: for every layer that has its own, the number, device, and shapes (heads, width) of keys and values.
+        layers: for every layer that has its own, the number, the shapes (heads, width) of keys and values, and the device
+            of a model on several.
     """
 
     causal = True
     width = 0  # F
 
     def __init__(self) -> None:
-        self.layers: list[tuple[int, torch.device, list[tuple[int, int]]]] = []
+        self.layers: list[tuple[int, list[tuple[int, int]], torch.device | None]] = []
 
     def read(self, backbone: Any, ids: Tensor, mask: Tensor, before: Tensor | None) -> Tensor:
         """Return the states of tokens.
@@ -67,16 +63,19 @@ class CausalStates:
 
     def _measure(self, past: Any) -> None:
         """Note the shapes of a cache that the backbone has filled."""
-        for i, layer in enumerate(past.layers):
-            if isinstance(layer.keys, Tensor) and isinstance(layer.values, Tensor):  # else it shares another's
-                shapes = [(t.shape[1], t.shape[3]) for t in (layer.keys, layer.values)]
-                self.layers.append((i, layer.keys.device, shapes))
+        own = [
+            (i, layer) for i, layer in enumerate(past.layers) if isinstance(layer.keys, Tensor)
+        ]  # others share one's
+        several = len({layer.keys.device for _, layer in own}) > 1
+        for i, layer in own:
+            shapes = [(t.shape[1], t.shape[3]) for t in (layer.keys, layer.values)]
+            self.layers.append((i, shapes, layer.keys.device if several else None))
 
     def past(self, states: Tensor) -> DynamicCache:
         """Return states [B, T, F] as the cache that the backbone takes; the states are not changed by its growth."""
         past: Any = DynamicCache()
-        parts = iter(states.split([h * d for *_, shapes in self.layers for h, d in shapes], dim=-1))
-        for i, device, shapes in self.layers:
+        parts = iter(states.split([h * d for _, shapes, _ in self.layers for h, d in shapes], dim=-1))
+        for i, shapes, device in self.layers:
             keys, values = (
                 next(parts).unflatten(-1, s).transpose(1, 2).to(device) for s in shapes
             )  # [B, heads, T, d]
