@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import Pipeline
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
+from .chats import last_user_text
 from .errors import ConfigurationError, DataError, MismatchError
 
 TASK = "personalized-text-generation"
@@ -152,10 +153,15 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             )
         else:
             inputs = self.processor([prompt], **options)
-        if query is None:  # as the model does
-            query = inputs.pop("query", None) or self.tokenizer.decode(
-                inputs["input_ids"][0], skip_special_tokens=True
+        if query is None and _is_chat(prompt):
+            query = last_user_text(prompt)
+        elif query is None:
+            decoded = (
+                prompt
+                if self.processor.chat
+                else self.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
             )
+            query = inputs.pop("query", None) or decoded
         return {**inputs, "request": _Request(prompt, persona, query, plug)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

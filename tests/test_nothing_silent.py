@@ -265,10 +265,10 @@ def test_a_prompt_that_is_cut_is_said_once(processor, caplog, monkeypatch):
         before = processor.tokenizer(text)["input_ids"]
         inputs = processor(text=text, max_length=4)["input_ids"][0].tolist()
         assert inputs == before if len(before) <= 4 else len(inputs) == 4
-    said = [record.getMessage() for record in caplog.records if "loses its end" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "loses the middle" in record.getMessage()]
     assert said == [
-        "A text is longer than max_length=4 tokens and loses its end: raise max_length, or put the question and the "
-        "instruction first."
+        "A prompt is longer than max_length=4 tokens and loses the middle of its text: raise max_length, or shorten the "
+        "prompts."
     ]
 
 

@@ -403,9 +403,12 @@ def test_positions_in_a_prompt_that_is_cut(family):
     processor = PPlugProcessor(tiny.tokenizer(family), is_encoder_decoder=family == "bart")
     made = [retrieval_prompt(PLAIN, ASKED, ITEMS, processor.tokenizer)]
     assert persona_positions(processor, made).item() == 12  # BOS, 6 of an item, 1 between them, 3, the stop
-    for max_length in (13 + (family == "bart"), 12, 4):
+    whole = processor(text=made[0].text)["input_ids"][0].tolist()
+    for max_length in (len(whole), len(whole) - 3, 12, 4):
         kept = processor(text=made[0].text, max_length=max_length)["input_ids"][0].tolist()
-        expected = min(12, len(kept) - (family == "bart"))  # in front of a last <eos>
+        head = (max_length + 1) // 2 if max_length < len(whole) else len(whole)  # the middle is lost
+        assert kept == whole[:head] + whole[len(whole) - max_length + head :]
+        expected = 12 if head >= 12 else max(head, 12 - (len(whole) - max_length))
         assert persona_positions(processor, made, max_length).item() == expected
 
 
