@@ -1,7 +1,6 @@
 """Training and answering with a prompt cache: the same as without, and as an explicit loop, on five families."""
 
 import copy
-import logging
 
 import pytest
 import tiny
@@ -9,7 +8,6 @@ import torch
 from reference import close, word_table
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from pplug_hf import PPlugProcessor
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.prompt_cache import PromptCache
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from ..evaluation.compare import to_json
 from ..evaluation.predictions import data_digest
 from ..modeling import PPlugForConditionalGeneration
 from ..modeling.encoders import item_texts
+from ..modeling.prompt_cache import PromptCache, size_in_bytes
 from ..optional import require
 from ..processing import PPlugProcessor
 from ..storage.files import read_json_object, write_text
-from ..storage.layout import HIDDEN, TRAIN_RUN, TRAIN_SETTINGS
+from ..storage.layout import HIDDEN, PROMPTS, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
@@ -92,6 +93,11 @@ class TrainSettings:
     weight_decay: float = option(0.01, "Weight decay.")
     warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
+    prompt_cache: str = option(
+        "4GB",
+        "With placement answer: memory for what the backbone computes from the prompts, which is then done once instead of "
+        "in every epoch. What is more goes into files in the output folder, until training ends. 0: no cache.",
+    )
     max_length: int = option(256, "Maximum prompt length in tokens.")
     max_target_length: int = option(128, "Maximum answer length in tokens.")
     seed: int = option(0, "Seed of initialisation, order and drop-out.")
@@ -164,6 +170,7 @@ def _train(
 ) -> PPlugForConditionalGeneration:
     output = Path(settings.output)
     check_output(output)
+    size_in_bytes(settings.prompt_cache)
     set_seed(settings.seed)
     task, examples, validation = choose_examples(settings, task, data)
     model = PPlugForConditionalGeneration.from_backbone(
@@ -191,18 +198,20 @@ def _train(
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
-    trainer = PPlugTrainer(
-        model=model,
-        args=training_arguments(settings, len(datasets[0]), processes.num_processes),
-        data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        processing_class=processor,
-        callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
-    )
-    if checkpoint:
-        print(f"Resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with prompts_of_run(settings, model, output / PROMPTS / str(processes.process_index)) as cache:
+        trainer = PPlugTrainer(
+            model=model,
+            args=training_arguments(settings, len(datasets[0]), processes.num_processes),
+            data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=processor,
+            callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
+            prompt_cache=cache,
+        )
+        if checkpoint:
+            print(f"Resuming from {checkpoint}")
+        trainer.train(resume_from_checkpoint=checkpoint)
     if checkpoint and checkpoint.endswith(f"-{trainer.state.global_step}"):
         print("That training was complete already: nothing was trained now.")
     trainer.save_model(settings.output)
@@ -212,10 +221,26 @@ def _train(
     return model.eval()
 
 
+@contextmanager
+def prompts_of_run(
+    settings: TrainSettings, model: PPlugForConditionalGeneration, folder: Path
+) -> Iterator[PromptCache | None]:
+    """Yield the cache of a training's prompts; None if it has none. A run that is killed leaves its files to the next."""
+    is_used = model.config.placement == "answer" and size_in_bytes(settings.prompt_cache)
+    if not is_used or settings.gradient_checkpointing:
+        yield None
+        return
+    yield PromptCache(settings.prompt_cache, folder, evict=False)
+    model.prompt_cache = None
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another process still has files there
+        folder.parent.rmdir()
+
+
 def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
     """Return what determines the weights, for the plug's card: values and this command's defaults, no paths."""
-    paths = ("data", "output", "backbone", "encoder", "task", "vectors", "resume")
-    defaults = {f.name: f.default for f in fields(settings) if f.name not in paths}
+    others = ("data", "output", "backbone", "encoder", "task", "vectors", "resume", "prompt_cache")
+    defaults = {f.name: f.default for f in fields(settings) if f.name not in others}
     return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
 
 

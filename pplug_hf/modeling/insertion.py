@@ -29,25 +29,12 @@ class Inserted(NamedTuple):
     embeddings: Tensor  # [B, P + T, H] of soft prompt and prompt
     mask: Tensor  # [B, P + T]
     order: Tensor  # [B, P + T], of `prefix_order`
+    input_ids: Tensor  # [B, T], as they were given
     text_mask: Tensor  # [B, T]
     position: Tensor  # [B], number of prompt tokens in front of the soft prompt
     next_token: Tensor  # [B, T], the place that predicts the token behind each token of the prompt
     ids: Tensor | None  # [B, P + T], for a backbone that is given ids, whose embeddings are replaced
     behind: tuple[Tensor, Tensor] | None  # [B, P, H] and its mask, to append to the encoder's output
-
-    def heads(self, input_ids: Tensor) -> tuple[list[list[int]], int]:
-        """Return the ids in front of each row's soft prompt, and the number of columns of the mask that hold nothing else.
-
-        These columns end before the last token of a row without a soft prompt, from which its answer follows.
-
-        Args:
-            input_ids: [B, T] of the prompts.
-        """
-        rows = zip(input_ids, self.text_mask, self.position.tolist(), strict=True)
-        heads = [ids[mask.bool()][:n].tolist() for ids, mask, n in rows]
-        tails = self.mask.sum(dim=1) - self.position
-        tails = tails + (self.mask.sum(dim=1) == self.text_mask.sum(dim=1))
-        return heads, max(0, self.mask.shape[1] - int(tails.max()))
 
 
 def insert(
@@ -107,7 +94,7 @@ def insert(
     where = order.argsort(dim=1)[:, P:]  # [B, T], where each prompt token went
     before = (mask.cumsum(dim=1) == position[:, None]) & mask.bool()  # the token in front of the soft prompt
     next_token = where + before * shown.sum(dim=1, keepdim=True)
-    return Inserted(reorder(order, prefix, words), both, order, mask, position, next_token, ids, behind)
+    return Inserted(reorder(order, prefix, words), both, order, input_ids, mask, position, next_token, ids, behind)
 
 
 def check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:

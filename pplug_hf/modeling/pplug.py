@@ -573,7 +573,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            known = self._known(cache, plug, inserted, input_ids, kwargs)
+            known = self._known(cache, plug, inserted, kwargs)
             with reading_ids(backbone, None if known else ids):
                 read: dict[str, Any] = {"inputs_embeds": embeds}
                 if inserted.behind is not None:
@@ -599,7 +599,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
         start = 0  # of what is read here, behind what a cache has of all rows
-        if (known := self._known(cache, plug, inserted, input_ids, kwargs, before=first)) is not None:
+        if (known := self._known(cache, plug, inserted, kwargs, before=first)) is not None:
             start = known.mask.shape[1]
             kwargs |= {cache_argument(backbone): known.states, "use_cache": True}
         kwargs["position_ids"] = position_ids(mask)[:, start:]
@@ -615,50 +615,47 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         output["logits"] = output.logits.gather(1, places.expand(-1, -1, output.logits.shape[-1]))
         return output
 
+    def check_prompt_cache(self, plug: str | Sequence[str | None] | None = None) -> None:
+        """Refuse a prompt cache for a plug with another placement than "answer".
+
+        Args:
+            plug: as in `forward`.
+
+        Raises:
+            ConfigurationError: names the plug.
+        """
+        names = [plug or self.active_plug] if plug is None or isinstance(plug, str) else plug
+        for name in names:
+            if name is not None and self._personalizer(name).config.placement != "answer":
+                raise ConfigurationError(
+                    f"The soft prompt of the plug {name!r} stands in front of the prompt, so all of the prompt depends on the "
+                    "persona and a prompt cache has nothing to keep: leave prompt_cache out, or make a plug with "
+                    "placement='answer'."
+                )
+
     def _known(
         self,
         cache: PromptCache | None,
         plug: Any,
         inserted: Inserted,
-        input_ids: Tensor,
         options: dict[str, Any],
         before: int | None = None,
     ) -> Known | None:
-        """Return the states of what stands in front of all soft prompts of a batch; None if there is nothing to take.
+        """Return the states of what a cache can have read of a batch, if there is anything.
 
         Args:
-            cache: to take them from.
+            cache: to take them from, or None.
             plug: as in `forward`.
-            inserted, input_ids: the batch.
+            inserted: the batch.
             options: of the call. Some ask for what a cache does not have.
-            before: the first column whose logits are needed (default: the last).
-
-        Raises:
-            ConfigurationError: a soft prompt stands in front of its prompt.
+            before: as of `PromptCache.before`.
         """
         if cache is None:
             return None
-        for name in plug if isinstance(plug, list | tuple) else [plug or self.active_plug]:
-            if name is not None and self._personalizer(name).config.placement == "prompt":
-                raise ConfigurationError(
-                    f"A prompt cache holds what does not depend on a persona, and with placement='prompt', as the plug {name!r} "
-                    "has it, everything does: leave prompt_cache out, or make a plug with placement='answer'."
-                )
-        checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules())
-        if (
-            (self.training and checkpoints)
-            or any(options.get(name) for name in _NOT_CACHED)
-            or not cache.fits(self.backbone)
-        ):
+        self.check_prompt_cache(plug)
+        if any(options.get(name) for name in _NOT_CACHED):
             return None
-        if self.config.is_encoder_decoder:
-            in_front = not torch.equal(inserted.mask.sum(dim=1), inserted.text_mask.sum(dim=1))
-            rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, inserted.text_mask, strict=True)]
-            return None if in_front or not any(rows) else cache.states(self.backbone, rows)
-        rows, end = inserted.heads(input_ids)
-        if (before is not None and before < end) or not inserted.mask[:, :end].any():
-            return None
-        return cache.states(self.backbone, rows, inserted.mask[:, :end])
+        return cache.before(self.backbone, inserted, before)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -698,7 +695,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         cache = self.prompt_cache if prompt_cache is None else prompt_cache
-        known = self._known(cache, plug, inserted, input_ids, {**settings.to_dict(), **kwargs})
+        known = self._known(cache, plug, inserted, {**settings.to_dict(), **kwargs})
         batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
         with reading_ids(self.backbone, None if known and self.config.is_encoder_decoder else inserted.ids):
             return generate_with_prefix(

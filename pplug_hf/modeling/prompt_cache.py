@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..storage.files import atomic_write
+from .insertion import Inserted
 from .prefix import Known, word_embeddings
 from .prompt_states import CausalStates, EncoderStates, digest_of, find_states
 
@@ -172,6 +173,35 @@ class PromptCache:
             mask = _padded([[1] * len(ids) for ids in prompts], kind.causal, device)
         lengths = mask.sum(dim=1).tolist()
         return Known(kind.past(self._joined(model, [chains[ids] for ids in prompts], lengths, mask.shape[1])), mask)
+
+    def before(self, backbone: Any, inserted: Inserted, needed: int | None = None) -> Known | None:
+        """Return the states of what stands in front of all soft prompts of a batch.
+
+        Args:
+            backbone: a frozen language model.
+            inserted: the batch with its soft prompts.
+            needed: the first column whose logits are needed (default: the last one).
+
+        Returns:
+            States and mask of the first columns of the batch; of an encoder-decoder model, of the prompts. None where
+            there is nothing to take: the backbone does not go with a cache, as none does that checkpoints its
+            activations, or rows begin with their soft prompt.
+        """
+        checkpoints = (getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
+        if (backbone.training and any(checkpoints)) or not self.fits(backbone):
+            return None
+        texts = [ids[mask.bool()].tolist() for ids, mask in zip(inserted.input_ids, inserted.text_mask, strict=True)]
+        tokens = inserted.mask.sum(dim=1)
+        has_none = tokens == inserted.text_mask.sum(dim=1)  # [B], of a soft prompt among the tokens
+        if not self._kinds[backbone][0].causal:
+            return self.states(backbone, texts) if has_none.all() and any(texts) else None
+        rows = [ids[:n] for ids, n in zip(texts, inserted.position.tolist(), strict=True)]
+        # Rows are padded in front, so their ends are at one column. Of a row without a soft prompt the last token is read,
+        # for its answer follows from that.
+        end = inserted.mask.shape[1] - int((tokens - inserted.position + has_none.long()).max())
+        if end <= 0 or (needed is not None and needed < end) or not inserted.mask[:, :end].any():
+            return None
+        return self.states(backbone, rows, inserted.mask[:, :end])
 
     # ---- entries -------------------------------------------------------------------------------------------
 
