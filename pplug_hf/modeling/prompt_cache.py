@@ -190,7 +190,8 @@ class PromptCache:
         checkpoints = (getattr(module, "gradient_checkpointing", False) for module in backbone.modules())
         if (backbone.training and any(checkpoints)) or not self.fits(backbone):
             return None
-        texts = [ids[mask.bool()].tolist() for ids, mask in zip(inserted.input_ids, inserted.text_mask, strict=True)]
+        batch = zip(inserted.input_ids.tolist(), inserted.text_mask.tolist(), strict=True)
+        texts = [[i for i, real in zip(*row, strict=True) if real] for row in batch]
         tokens = inserted.mask.sum(dim=1)
         has_none = tokens == inserted.text_mask.sum(dim=1)  # [B], of a soft prompt among the tokens
         if not self._kinds[backbone][0].causal:
