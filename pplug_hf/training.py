@@ -31,8 +31,9 @@ from .storage.layout import TRAIN_SETTINGS
 logger = logging.getLogger(__name__)
 
 # Keys of a batch that generation alone needs: a causal model's prompts without their answers.
-_PROMPT_IDS, _PROMPT_MASK = "prompt_input_ids", "prompt_attention_mask"
-_SOME = 32  # prompts
+_PROMPT = "prompt_"
+_READ = ("input_ids", "attention_mask", "persona_position")
+_SOME = 32  # prompts that tell what all of them begin with
 # The arguments that determine the weights. The others hold paths and names of this machine.
 _SETTINGS = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -83,7 +84,7 @@ class PPlugCollator:
             batch["query"] = torch.stack(query)
         if not self.processor.is_encoder_decoder:
             prompts = self.processor(text=text, max_length=self.max_length)
-            batch[_PROMPT_IDS], batch[_PROMPT_MASK] = prompts["input_ids"], prompts["attention_mask"]
+            batch |= {_PROMPT + name: values for name, values in prompts.items()}
         return batch
 
 
@@ -175,7 +176,7 @@ class PPlugTrainer(Seq2SeqTrainer):
             self.model.plug.sync_query_encoder = True
 
     def _share_beginning(self, cache: PromptCache) -> None:
-        """Have a cache store what prompts of the training data begin with once. Some of them tell."""
+        """Have a cache store what prompts of the training data begin with once."""
         data: Any = self.train_dataset
         if hasattr(data, "__len__") and len(data):
             batch = self.data_collator([data[i] for i in range(0, len(data), -(-len(data) // _SOME))])
@@ -234,7 +235,7 @@ class PPlugTrainer(Seq2SeqTrainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if inputs.get("labels") is None:
             raise DataError("These examples have no answers to learn from: their target is None.")
-        inputs = {key: value for key, value in inputs.items() if key not in (_PROMPT_IDS, _PROMPT_MASK)}
+        inputs = {key: value for key, value in inputs.items() if not key.startswith(_PROMPT)}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -245,8 +246,8 @@ class PPlugTrainer(Seq2SeqTrainer):
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None, **gen_kwargs: Any
     ) -> tuple[Any, Tensor | None, Tensor | None]:
-        inputs = dict(inputs)
-        prompts, mask = inputs.pop(_PROMPT_IDS, None), inputs.pop(_PROMPT_MASK, None)
+        prompts = {key.removeprefix(_PROMPT): value for key, value in inputs.items() if key.startswith(_PROMPT)}
+        inputs = {key: value for key, value in inputs.items() if not key.startswith(_PROMPT)}
         if not self.args.predict_with_generate or prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 
@@ -255,16 +256,17 @@ class PPlugTrainer(Seq2SeqTrainer):
             loss, _, _ = super().prediction_step(model, inputs, prediction_loss_only=True, ignore_keys=ignore_keys)
         causal = not self.model.config.is_encoder_decoder
         if not causal:
-            prompts, mask = inputs["input_ids"], inputs["attention_mask"]
-        elif prompts is None:
+            prompts = {key: inputs[key] for key in _READ if key in inputs}
+        elif not prompts:
             raise ConfigurationError(
                 "predict_with_generate on a causal model needs the prompts without answers: use PPlugCollator."
             )
-        prompts, mask = prompts.to(self.args.device), mask.to(self.args.device)
+        prompts = {key: value.to(self.args.device) for key, value in prompts.items()}
         options = {k: v for k, v in (gen_kwargs or getattr(self, "_gen_kwargs", {})).items() if v is not None}
         generated = self.model.generate(
-            prompts, attention_mask=mask, persona=inputs.get("persona"), query=inputs.get("query"), **options
+            **prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options
         )
+        prompts = prompts["input_ids"]
         answers = generated[:, prompts.shape[1] :] if causal else generated
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
 

@@ -14,7 +14,7 @@ from reference import close
 from safetensors.torch import load_file
 from torch import nn
 
-from pplug_hf import PPlugModel, PPlugProcessor
+from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
@@ -524,6 +524,27 @@ def test_the_history_changes_the_predictions(family, store, tmp_path):
         for use in (True, False)
     )
     assert own.shape != none.shape or (own != none).any()
+
+
+@pytest.mark.parametrize("placement", ["prompt", "answer"])
+def test_predictions_in_chats_are_those_of_generate(placement, store, tmp_path):
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}<bot> "
+    )
+    model = PPlugForConditionalGeneration.from_backbone(
+        tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer, placement=placement, system="good"
+    )
+    tiny.randomise(model.plug)
+    dataset = PersonaDataset(make_examples(items=6), store)
+    trainer = make_trainer(model, tmp_path, predict_with_generate=True)
+    predicted = trainer.predict(dataset, max_new_tokens=6).predictions
+    processor = PPlugProcessor.from_model(model)
+    for i, answer in enumerate(processor.decode_answers(predicted, 0)):
+        row = dataset[i]
+        asked = processor(row["text"], persona=row["persona"], query=row["query"], max_length=256)
+        ids = model.generate(**asked, max_new_tokens=6)
+        assert answer == processor.decode_answers(ids, asked["input_ids"].shape[1])[0]
 
 
 @every_family
