@@ -263,9 +263,7 @@ class PPlugTrainer(Seq2SeqTrainer):
             )
         prompts = {key: value.to(self.args.device) for key, value in prompts.items()}
         options = {k: v for k, v in (gen_kwargs or getattr(self, "_gen_kwargs", {})).items() if v is not None}
-        generated = self.model.generate(
-            **prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options
-        )
+        generated = self.model.generate(**prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options)
         prompts = prompts["input_ids"]
         answers = generated[:, prompts.shape[1] :] if causal else generated
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100

@@ -529,9 +529,7 @@ def test_the_history_changes_the_predictions(family, store, tmp_path):
 @pytest.mark.parametrize("placement", ["prompt", "answer"])
 def test_predictions_in_chats_are_those_of_generate(placement, store, tmp_path):
     tokenizer = tiny.tokenizer("llama")
-    tokenizer.chat_template = (
-        "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}<bot> "
-    )
+    tokenizer.chat_template = "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}<bot> "
     model = PPlugForConditionalGeneration.from_backbone(
         tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer, placement=placement, system="good"
     )

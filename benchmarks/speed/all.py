@@ -22,6 +22,7 @@ SCRIPTS = (
     "train_step",
     "memory",
     "output_layer",
+    "prompt_cache",
     "persona",
     "generation",
     "first_token",

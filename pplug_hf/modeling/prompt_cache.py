@@ -110,6 +110,11 @@ class PromptCache:
     def __deepcopy__(self, memo: Any) -> PromptCache:
         return self  # of a model's copy, too
 
+    @property
+    def used(self) -> int:
+        """Bytes of states in memory."""
+        return self._memory.used
+
     def __len__(self) -> int:
         """Number of entries: prompts, and beginnings that they share."""
         return len({*self._memory, *self._files})
