@@ -231,6 +231,15 @@ def test_a_damaged_file_is_computed_again(llama, tmp_path, damage):
     assert last.computed == 0
 
 
+def test_other_files_of_the_folder_are_left_alone(llama, tmp_path):
+    names = ["model.safetensors", "a-b-c.safetensors", "notes.txt"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    cache = PromptCache(0, tmp_path, 0)
+    check(llama, cache, ROWS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names) and not len(cache)
+
+
 def test_files_of_another_model_are_stale(llama, tmp_path):
     PromptCache(0, tmp_path).states(llama, ROWS)
     cache = PromptCache(0, tmp_path)

@@ -2,12 +2,13 @@
 
     python benchmarks/speed/prompt_cache.py
 
-A backbone in the shape of SmolLM2-135M, in float32 and in bfloat16, 16 prompts of 30 to 250 tokens that begin with the same
-20, a header of 5 tokens behind the soft prompt, answers of 4 to 16 tokens. Seconds are processor seconds of all threads,
-which other work on the machine changes least. Without a cache a step reads prompt, soft prompt, header and answer; with it
-the last three. "Not kept" is a cache with no room at all, which reads every prompt without gradient, so it is what a step costs
-over budget. An answer is two tokens for one prompt of 250 tokens that another user has asked before; the next turn of a conversation
-comes with 30 tokens behind these 250.
+A backbone in the shape of SmolLM2-135M, in float32 and in bfloat16; 8 prompts of 18 to 150 tokens that begin with the same
+20 tokens, a header of 5 tokens behind the soft prompt, answers of 4 to 16 tokens. Seconds are processor seconds, which other work
+on the machine changes least.
+
+Without a cache a step reads prompt, soft prompt, header and answer; with it the last three. "Not kept" is a cache without room,
+which reads every prompt without gradient: the cost of a step beyond all limits. "Answer": two tokens for a prompt of 150 tokens
+that another user has asked before. "Next turn": of a conversation, with 30 new tokens behind these 150.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from harness import difference, figure, ratios, run, spread, take_turns
 
 from pplug_hf import PromptCache
 
-ROWS, LONGEST, STEM, HEADER, NEW = 16, 250, 20, 5, 2
+ROWS, LONGEST, STEM, HEADER, NEW = 8, 150, 20, 5, 2
 
 
 def heads_of(model: Any, rows: int, longest: int) -> list[list[int]]:

@@ -576,7 +576,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             known = self._known(cache, plug, inserted, kwargs)
             with reading_ids(backbone, None if known else ids):
                 read: dict[str, Any] = {"inputs_embeds": embeds}
-                if inserted.behind is not None:
+                if inserted.behind is not None or known is not None:
                     encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs, known)
                     read = {"encoder_outputs": encoded}
                 output = backbone(**read, attention_mask=mask, **kwargs)
@@ -599,7 +599,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
         start = 0  # of what is read here, behind what a cache has of all rows
-        if (known := self._known(cache, plug, inserted, kwargs, before=first)) is not None:
+        if (known := self._known(cache, plug, inserted, kwargs, needed=first)) is not None:
             start = known.mask.shape[1]
             kwargs |= {cache_argument(backbone): known.states, "use_cache": True}
         kwargs["position_ids"] = position_ids(mask)[:, start:]
@@ -639,7 +639,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         plug: Any,
         inserted: Inserted,
         options: dict[str, Any],
-        before: int | None = None,
+        needed: int | None = None,
     ) -> Known | None:
         """Return the states of what a cache can have read of a batch, if there is anything.
 
@@ -648,14 +648,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             plug: as in `forward`.
             inserted: the batch.
             options: of the call. Some ask for what a cache does not have.
-            before: as of `PromptCache.before`.
+            needed: as of `PromptCache.of_batch`.
         """
         if cache is None:
             return None
         self.check_prompt_cache(plug)
         if any(options.get(name) for name in _NOT_CACHED):
             return None
-        return cache.before(self.backbone, inserted, before)
+        return cache.of_batch(self.backbone, inserted, needed)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]

@@ -68,6 +68,9 @@ class _Model(NamedTuple):
         return f"{self.digest}-{len(ids)}-{hashlib.sha256(array('q', ids)).hexdigest()[:40]}"
 
 
+_NAME = re.compile(r"\w+-\d+-[0-9a-f]{40}")
+
+
 def _length(name: str) -> int:
     return int(name.split("-")[-2])
 
@@ -179,7 +182,7 @@ class PromptCache:
         lengths = mask.sum(dim=1).tolist()
         return Known(kind.past(self._joined(model, [chains[ids] for ids in prompts], lengths, mask.shape[1])), mask)
 
-    def before(self, backbone: Any, inserted: Inserted, needed: int | None = None) -> Known | None:
+    def of_batch(self, backbone: Any, inserted: Inserted, needed: int | None = None) -> Known | None:
         """Return the states of what stands in front of all soft prompts of a batch.
 
         Args:
@@ -224,7 +227,7 @@ class PromptCache:
         while ids:
             name = model.name(ids)
             start, states = self._find(name) or (-1, None)
-            if states is None or states.shape != (len(ids) - start, model.kind.width):
+            if states is None or not 0 <= start < len(ids) or states.shape != (len(ids) - start, model.kind.width):
                 return None
             parts.insert(0, states)
             ids = ids[:start]
@@ -351,9 +354,13 @@ class _Files(OrderedDict[str, int]):
     def __init__(self, folder: str | os.PathLike | None, limit: int, evict: bool):
         super().__init__()
         self.folder, self.limit, self.evict, self.writes = Path(folder or ""), limit, evict, bool(folder)
-        if folder:
-            for path in sorted(self.folder.glob("*-*-*.safetensors"), key=os.path.getmtime):
-                self[path.stem] = path.stat().st_size
+        ages = {}
+        for path in self.folder.glob("*.safetensors") if folder else ():
+            if _NAME.fullmatch(path.stem):
+                with contextlib.suppress(OSError):  # another process has deleted it
+                    ages[path.stem], self[path.stem] = path.stat().st_mtime, path.stat().st_size
+        for name in sorted(ages, key=ages.__getitem__):
+            self.move_to_end(name)
         self.used = sum(self.values())
 
     def _path(self, name: str) -> Path:
