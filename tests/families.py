@@ -14,6 +14,8 @@ from transformers.models.auto import modeling_auto
 
 from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.errors import PPlugError
+from pplug_hf.modeling.backbone import state_norm
+from pplug_hf.modeling.prefix import word_embeddings
 
 V = len(tiny.VOCABULARY)
 LARGEST = 3_000_000  # weights; what stays larger by the rules is not judged
@@ -38,6 +40,7 @@ RULES = [
     ),
     (r"intermediate_size|ffn_dim|ffn_hidden|d_ff|dff|dim_ff|n_inner|feed_forward_size|mlp_dim|ff_dim", 24),
     (r"max_.*position|n_positions|n_ctx|context_length|max_seq|seq_length|max_source|max_target", 128),
+    (r"index_topk", 64),  # all tokens: of fewer, rounding may choose others
     (r"experts_per_tok|top_?k$|moe_k$", 2),
     (r"topk_group|n_group", 1),
     (r"num_(local_|shared_)?experts|n_routed_experts|moe_num_experts|n_shared_experts", 4),
@@ -205,18 +208,40 @@ def works(model, bare, model_type, seq2seq):
     near(model.train()(**batch).loss, quiet, "training mode is noisy")
     model.eval()
 
-    alone = model(ids, **asked, **inner).logits
     side = torch.zeros_like(ids[:, :2])
     parts = [(ids, side), (ones, side)] if seq2seq else [(side, ids), (side, ones)]
     padded, mask = (torch.cat(pair, dim=1) for pair in parts)
-    try:
-        logits = model(padded, attention_mask=mask, **asked, **inner).logits
-    except PPlugError:
-        return "works: rows of equal length only"
-    near(logits if seq2seq else logits[:, 2:], alone, "padding changes an answer")
+    for placement in ("answer", "prompt"):
+        model.config.placement = placement
+        alone = model(ids, **asked, **inner).logits
+        if placement == "answer" and not model._reading.by_ids:
+            near(alone[:, -1], behind(model, ids, asked, inner), "a soft prompt behind the prompt is read otherwise")
+        generated = model.generate(ids, **asked, **options)
+        if not seq2seq:
+            said = torch.equal(generated[:, ids.shape[1]], alone[:, -1].argmax(dim=-1))
+            assert said or not model._reading.pure, f"generate does not say what forward does (placement {placement})"
+        try:
+            logits = model(padded, attention_mask=mask, **asked, **inner).logits
+        except PPlugError:
+            return "works: rows of equal length only"
+        near(logits if seq2seq else logits[:, 2:], alone, f"padding changes an answer (placement {placement})")
     if model._reading.by_ids and model._reading.pure:
         return "works: by ids"
     return "works" if model._reading.pure else "works: by ids, some of which a soft token keeps"
+
+
+def behind(model, ids, asked, inner):
+    """Logits [B, V] of the token behind the prompt and its soft prompt, from the bare backbone."""
+    backbone, soft = model.backbone, model.soft_prompt(asked["persona"], asked["query"])
+    if inner:
+        state_norm(backbone)  # refuses an encoder of another width
+        encoded = backbone.get_encoder()(input_ids=ids, return_dict=True)
+        encoded["last_hidden_state"] = torch.cat([encoded.last_hidden_state, soft], dim=1)
+        return backbone(encoder_outputs=encoded, **inner).logits[:, -1]
+    words = word_embeddings(backbone)(ids)
+    both = torch.cat([words, soft.to(words)], dim=1)  # [B, T + P, H]
+    position = torch.arange(both.shape[1]).expand(both.shape[:2])
+    return backbone(inputs_embeds=both, position_ids=position).logits[:, -1]
 
 
 def near(got, expected, what):
