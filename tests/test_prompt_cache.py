@@ -292,16 +292,26 @@ def test_a_process_killed_while_it_writes_leaves_no_half_file(llama, tmp_path, m
 # ---- backbones --------------------------------------------------------------------------------------------------
 
 
-def test_a_backbone_that_remembers_otherwise_is_refused_once(caplog):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mamba",  # no keys and values
+        "jamba",  # in some layers
+        "qwen3_next",  # linear attention
+        "roformer",  # counts positions with the padding
+        "whisper",  # another generate
+    ],
+)
+def test_a_backbone_that_remembers_otherwise_is_refused_once(name, caplog):
     import families
 
-    mamba = families.backbone("mamba", "causal")
-    freeze_backbone(mamba)
+    backbone = families.backbone(name, "causal")
+    freeze_backbone(backbone)
     cache = PromptCache()
-    assert not cache.fits(mamba) and not cache.fits(mamba)
+    assert not cache.fits(backbone) and not cache.fits(backbone)
     assert len([r for r in caplog.records if "does not work with a prompt cache" in r.message]) == 1
-    with pytest.raises(ConfigurationError, match="MambaForCausalLM"):
-        cache.states(mamba, ROWS)
+    with pytest.raises(ConfigurationError, match=type(backbone).__name__):
+        cache.states(backbone, ROWS)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,20 @@ import hashlib
 import inspect
 import json
 import uuid
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from torch.nn import functional
+from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from .backbone_check import equal_logits, sample_words, tolerance
-from .prefix import cache_argument, position_ids, word_embeddings
+from .prefix import Known, cache_argument, generate_with_prefix, position_ids, word_embeddings
+from .substitution import reading_ids
 from .weight_sample import weight_digests
 
 
@@ -85,14 +89,26 @@ class CausalStates:
             past.layers[i].keys, past.layers[i].values = keys, values
         return past
 
-    def _goes_on(self, backbone: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the last logits [B, 3, V] of prompts, computed at once, and from states that were read in two steps."""
-        places = position_ids(mask)
-        own = backbone(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, -3:]
-        first = self.read(backbone, ids[:, :2], mask[:, :2], None)
-        states = torch.cat([first, self.read(backbone, ids[:, 2:3], mask[:, :3], first)], dim=1)
+    def answers(self, backbone: Any, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits [B, L, V] behind prompts [B, 6] from states that were read in two steps, and those without states.
+
+        The states are read with more padding than there is here, as other prompts of a batch may need.
+        """
+        more, places = partial(functional.pad, pad=(1, 0), value=0), position_ids(mask)
+        first = self.read(backbone, more(ids[:, :2]), more(mask[:, :2]), None)
+        states = torch.cat([first, self.read(backbone, ids[:, 2:3], more(mask[:, :3]), first)], dim=1)[:, 1:]
         options = {"position_ids": places[:, 3:], "use_cache": True, cache_argument(backbone): self.past(states)}
-        return backbone(input_ids=ids[:, 3:], attention_mask=mask, **options).logits, own
+        got = backbone(input_ids=ids[:, 3:], attention_mask=mask, **options).logits
+        yield got, backbone(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, 3:]
+
+        embeds, length = word_embeddings(backbone)(ids), {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+        config = GenerationConfig(**length, num_beams=1, return_dict_in_generate=True, output_logits=True)
+        made: list[Any] = []
+        for known in (Known(self.past(states), mask[:, :3]), None):
+            with reading_ids(backbone, ids):
+                made.append(generate_with_prefix(backbone, embeds, mask, ids, mask, config, {}, known=known))
+        got, own = (torch.stack(one.logits, dim=1) for one in made)
+        yield got, own
 
 
 class EncoderStates:
@@ -112,11 +128,13 @@ class EncoderStates:
         """Return states as the encoder's output."""
         return BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
 
-    def _goes_on(self, backbone: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def answers(self, backbone: Any, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits [B, L, V] behind prompts [B, 6] from states, and those without."""
         ids, mask = ids.flip(1), mask.flip(1)
+        states = self.read(backbone, functional.pad(ids, (0, 1)), functional.pad(mask, (0, 1)))[:, :-1]
         options = {"attention_mask": mask, "decoder_input_ids": ids[:, :3]}
-        own = backbone(input_ids=ids, **options).logits
-        return backbone(encoder_outputs=self.past(self.read(backbone, ids, mask)), **options).logits, own
+        got = backbone(encoder_outputs=self.past(states), **options).logits
+        yield got, backbone(input_ids=ids, **options).logits
 
 
 @torch.no_grad()
@@ -134,11 +152,14 @@ def find_states(backbone: Any) -> CausalStates | EncoderStates:
     ids = sample_words(backbone, word_embeddings(backbone)).to(word_embeddings(backbone).weight.device)  # [B, 6]
     mask = torch.ones_like(ids)
     mask[0, 0] = mask[1, :2] = 0
+    with_padding, without = slice(2), slice(2, None)  # rows
     try:
         with torch.autocast(ids.device.type, enabled=False):
-            got, own = states._goes_on(backbone, ids, mask)
-        # The row without padding, and those with it.
-        same = [equal_logits(got[rows], own[rows], tolerance(backbone)) for rows in (slice(2), slice(2, None))]
+            same = [
+                equal_logits(got[rows], own[rows], tolerance(backbone))
+                for got, own in states.answers(backbone, ids, mask)
+                for rows in (with_padding, without)
+            ]
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of any kind that a backbone may raise for a cache that it does not know
