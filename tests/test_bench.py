@@ -379,7 +379,7 @@ def test_no_text_of_a_history_is_written(world, tmp_path):
 def test_inputs_longer_than_the_budget_are_counted(world, tmp_path):
     asked = settings_for(world, tmp_path, "no-persona", "bm25@4", max_length=6)
     _, printed = quietly(asked, task=SHELVES)
-    assert "10 of 10 inputs have more than max_length=6 tokens and lose their end." in printed
+    assert "10 of 10 prompts have more than max_length=6 tokens and lose the middle of their text." in printed
     about = predictions(tmp_path)["bm25@4.json"]["about"]
     assert about["prompts"]["shown_items"] == 0 and about["prompts"]["retrieved_items"] > 0
     assert (

@@ -122,7 +122,9 @@ def create(backbone="gpt2", **choices):
 
 
 def test_an_unknown_option_names_the_options():
-    with pytest.raises(ConfigurationError, match=r"Unknown option \['num_tokens'\]; options are num_persona_tokens, "):
+    with pytest.raises(
+        ConfigurationError, match=r"Unknown option \['num_tokens'\]; options are placement, num_persona_tokens, "
+    ):
         create(num_tokens=4)
     with pytest.raises(ConfigurationError, match="Unknown option"):
         create(hidden_size=3)  # measured, not chosen

@@ -349,7 +349,7 @@ def test_what_works_but_not_as_one_might_think_is_said(place, plug, tmp_path):
     printed = out.getvalue()
     assert "1 of 4 histories are empty: these users are answered as new ones." in printed
     assert "3 of 4 histories have fewer than 50 items and are shown whole." in printed
-    assert "4 of 4 inputs have more than max_length=4 tokens and lose their end." in printed
+    assert "4 of 4 prompts have more than max_length=4 tokens and lose the middle of their text." in printed
     assert all(len(runs[0]) == 4 for runs in made.predictions.values())
 
 
@@ -367,6 +367,6 @@ def test_training_says_the_same(place, tmp_path):
     )
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
         train(settings, TASK, SPLITS)
-    assert "8 of 8 inputs have more than max_length=4 tokens and lose their end." in out.getvalue()
+    assert "8 of 8 prompts have more than max_length=4 tokens and lose the middle of their text." in out.getvalue()
     with pytest.raises(ConfigurationError, match="max_items is 0"):
         choose_examples(replace(settings, max_items=0), TASK, SPLITS)

@@ -438,8 +438,9 @@ def test_a_generation_configuration_that_is_nonsense(text, plug, parts):
 def test_a_chat_template_runs_in_a_sandbox(plug):
     (plug / "chat_template.jinja").write_text("{{ messages.__class__.__mro__[-1].__subclasses__() }}")
     processor = PPlugProcessor.from_pretrained(plug)
-    with pytest.raises(jinja2.exceptions.SecurityError):
+    with pytest.raises(DataError, match="access to attribute '__class__'") as refused:
         processor.apply_chat_template([{"role": "user", "content": "a"}])
+    assert isinstance(refused.value.__cause__, jinja2.exceptions.SecurityError)
 
 
 # ---- the backbone -----------------------------------------------------------------------------------------------

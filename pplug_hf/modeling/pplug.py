@@ -14,6 +14,7 @@ import copy
 import inspect
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -573,8 +574,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            known = self._known(cache, plug, inserted, kwargs)
-            with reading_ids(backbone, None if known else ids):
+            known = self._known(cache, plug, inserted, kwargs) if cache is not None else None
+            with nullcontext() if ids is None or known else reading_ids(backbone, ids):
                 read: dict[str, Any] = {"inputs_embeds": embeds}
                 if inserted.behind is not None or known is not None:
                     encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs, known)
@@ -599,11 +600,12 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
         start = 0  # of what is read here, behind what a cache has of all rows
-        if (known := self._known(cache, plug, inserted, kwargs, needed=first)) is not None:
+        known = self._known(cache, plug, inserted, kwargs, first) if cache is not None else None
+        if known is not None:
             start = known.mask.shape[1]
             kwargs |= {cache_argument(backbone): known.states, "use_cache": True}
         kwargs["position_ids"] = position_ids(mask)[:, start:]
-        with reading_ids(backbone, ids):
+        with nullcontext() if ids is None else reading_ids(backbone, ids):
             output = backbone(inputs_embeds=embeds[:, start:], attention_mask=mask, **kwargs)
         if targets is not None:
             logits = output.logits[:, : end - start][:, first - end :]  # [B, L, V]
@@ -644,18 +646,15 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Return the states of what a cache can have read of a batch, if there is anything.
 
         Args:
-            cache: to take them from, or None.
+            cache: to take them from.
             plug: as in `forward`.
             inserted: the batch.
             options: of the call. Some ask for what a cache does not have.
             needed: as of `PromptCache.of_batch`.
         """
-        if cache is None:
-            return None
         self.check_prompt_cache(plug)
-        if any(options.get(name) for name in _NOT_CACHED):
-            return None
-        return cache.of_batch(self.backbone, inserted, needed)
+        asks_for_more = any(options.get(name) for name in _NOT_CACHED)
+        return None if asks_for_more else cache.of_batch(self.backbone, inserted, needed)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -695,9 +694,10 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         cache = self.prompt_cache if prompt_cache is None else prompt_cache
-        known = self._known(cache, plug, inserted, {**settings.to_dict(), **kwargs})
+        known = self._known(cache, plug, inserted, {**settings.to_dict(), **kwargs}) if cache is not None else None
         batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
-        with reading_ids(self.backbone, None if known and self.config.is_encoder_decoder else inserted.ids):
+        ids = None if known and self.config.is_encoder_decoder else inserted.ids
+        with nullcontext() if ids is None else reading_ids(self.backbone, ids):
             return generate_with_prefix(
                 self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind, known
             )
