@@ -1,0 +1,197 @@
+"""What is trained and asked: settings of plugs, groups of them that train in step, and their order.
+
+A group shares its prompts, its examples and their order, so that its plugs can share the language model's passes
+(lockstep.py). Every family is tuned with the same number of learning rates on held-out training users; final plugs take
+the best rate of their family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from corpus import SYNTHETIC_USERS, TASKS
+
+OURS: dict[str, Any] = {
+    "num_persona_tokens": 4,
+    "projector_size": 256,
+    "attention_temperature": 0.1,
+    "learn_temperature": True,
+    "train_input_encoder": False,
+}
+# Four trials for every family. An instruction alone takes larger steps: nothing but its own numbers moves.
+RATES = {"instruction-only": (3e-3, 1e-2, 3e-2, 1e-1)}
+PLUG_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (0, 1, 2)
+ABLATIONS = ("wrong-user", "nearest-user", "no-history", "top-4", "last-4")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One plug to train.
+
+    Args:
+        name: of its row.
+        family: whose best learning rate it takes.
+        plug: choices of the plug, on top of `OURS`.
+        persona: what it is made of: the user's "own" history, "none", or "everybody", one mean vector for all users,
+            which gives an instruction the parametrisation of a plug.
+        items: which text of an item the encoder reads, see `corpus.ITEMS`.
+        dropout: most of a history that is dropped from a training example.
+        decay: weight decay.
+        rate: learning rate; 0: the best one of its family.
+        ablations: also answer with changed histories.
+        greedy: write answers to free-text tasks.
+    """
+
+    name: str
+    family: str
+    plug: Mapping[str, Any] = field(default_factory=dict)
+    persona: str = "own"
+    items: str = "main"
+    dropout: float = 0.5
+    decay: float = 0.01
+    rate: float = 0.0
+    ablations: bool = False
+    greedy: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Plugs that train in step.
+
+    Args:
+        task: folder of the task.
+        name: of the group.
+        seed: of initialisation, order and drop-out.
+        settings: the plugs; none: the language model is asked as it is.
+        form: of prompts, see `Corpus.rows`.
+        placement: of the soft prompt.
+        examples: see `Corpus.examples`.
+        tuning: plugs are compared on held-out training users, and not asked anything else.
+        level: groups of lower levels go first.
+    """
+
+    task: str
+    name: str
+    seed: int = 0
+    settings: tuple[Setting, ...] = ()
+    form: str = "plain"
+    placement: str = "answer"
+    examples: str = "all"
+    tuning: bool = False
+    level: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of its files."""
+        return f"{self.task}-{self.name}-{self.seed}".replace(":", ",")
+
+    @property
+    def families(self) -> set[str]:
+        """Families that have to be tuned before."""
+        return set() if self.tuning else {s.family for s in self.settings if not s.rate}
+
+
+def rates(family: str) -> tuple[float, ...]:
+    """Return the learning rates that a family tries."""
+    return next((found for name, found in RATES.items() if family.startswith(name)), PLUG_RATES)
+
+
+def tuned(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """Return each setting once per learning rate of its family."""
+    return tuple(
+        replace(s, name=f"{s.family}/{rate:g}", rate=rate, ablations=False, greedy=False)
+        for s in settings
+        for rate in rates(s.family)
+    )
+
+
+def instruction(name: str, family: str = "", greedy: bool = True, **plug: Any) -> Setting:
+    """Return an instruction-only setting."""
+    return Setting(name, family or name, plug, persona="none", greedy=greedy)
+
+
+PPLUG = Setting("pplug", "pplug", ablations=True, greedy=True)
+INSTRUCTIONS = (
+    instruction("instruction-only"),
+    instruction("instruction-only-k8", greedy=False, num_persona_tokens=8),
+    Setting("instruction-only-mlp", "instruction-only-mlp", persona="everybody", items="main"),
+)
+MAIN = (
+    *INSTRUCTIONS,
+    PPLUG,
+    Setting("pplug-k8", "pplug-k8", {"num_persona_tokens": 8}),
+    Setting("pplug-mean", "pplug-mean", {"aggregator": "mean"}, greedy=True),
+)
+# One change each, most of them towards the paper.
+CHANGES = (
+    instruction("instruction-only-k1", "instruction-only", greedy=False, num_persona_tokens=1),
+    Setting("pplug-k1", "pplug", {"num_persona_tokens": 1}),
+    Setting("pplug-temperature-1", "pplug", {"attention_temperature": 1.0, "learn_temperature": False}),
+    Setting("pplug-other-items", "pplug", items="other"),
+    Setting("pplug-token-size", "pplug", {"output_init": 1.0}),
+    Setting("pplug-no-dropout", "pplug", dropout=0.0),
+    Setting("pplug-wide", "pplug", {"projector_size": None}),
+    Setting("pplug-rate-1e-4", "pplug", rate=1e-4),
+)
+QUERY_ENCODER = Setting("pplug-query-encoder", "pplug", {"train_input_encoder": True})
+PAPER = Setting(
+    "pplug-paper",
+    "pplug",
+    {
+        "num_persona_tokens": 1,
+        "projector_size": None,
+        "attention_temperature": 1.0,
+        "learn_temperature": False,
+        "train_input_encoder": True,
+    },
+    decay=1e-4,
+    rate=1e-4,
+)
+
+
+def with_retrieval(form: str) -> tuple[Setting, ...]:
+    """Return the settings that train with retrieved items in their prompts."""
+    return (
+        instruction(f"instruction-only+{form}"),
+        replace(PPLUG, name=f"pplug+{form}", family=f"pplug+{form}", ablations=False),
+    )
+
+
+IN_FRONT = (replace(PPLUG, name="pplug-in-front", family="pplug-in-front", ablations=False),)
+UNTRAINED = ("bm25@1", "bm25@4", "dense@1", "dense@4", "bm25@4:turns")
+RETRIEVED = ("bm25@1", "bm25@4")
+PARTS = ("questions", "quarter", "half", "real")
+
+
+def groups(tasks: tuple[str, ...] = TASKS) -> Iterator[Group]:
+    """Yield all groups; `level` says in which order they matter."""
+    for task in tasks:
+        yield Group(task, "tune", settings=tuned(MAIN), tuning=True, level=1)
+        yield Group(task, "untrained-plain", level=2)
+        yield from (Group(task, f"untrained-{form}", form=form, level=3) for form in UNTRAINED if possible(task, form))
+        for form in RETRIEVED:
+            yield Group(task, f"tune-{form}", settings=tuned(with_retrieval(form)), form=form, tuning=True, level=3)
+        yield Group(task, "tune-in-front", settings=tuned(IN_FRONT), placement="prompt", tuning=True, level=6)
+        for seed in SEEDS:
+            later = 5 if seed else 0
+            yield Group(task, "main", seed, (*MAIN, *CHANGES), level=2 if not seed else 4 + seed)
+            for form in RETRIEVED:
+                yield Group(task, form, seed, with_retrieval(form), form=form, level=4 + later)
+            yield Group(task, "in-front", seed, IN_FRONT, placement="prompt", level=7 + later)
+            yield Group(task, "query-encoder", seed, (QUERY_ENCODER,), level=8 + later)
+            yield Group(task, "paper", seed, (PAPER,), placement="prompt", examples="questions", level=8 + later)
+            for part in PARTS:
+                if possible(task, part):
+                    plug = replace(PPLUG, name=f"pplug-{part}", ablations=False, greedy=False)
+                    bare = instruction(f"instruction-only-{part}", "instruction-only", greedy=False)
+                    yield Group(task, part, seed, (plug, bare), examples=part, level=10 + later)
+
+
+def possible(task: str, kind: str) -> bool:
+    """Return whether a task has it: answers in its items, or synthetic users."""
+    if kind in ("bm25@4:turns", "questions"):
+        return task != "LaMP_1"
+    return task in SYNTHETIC_USERS if kind == "real" else True

