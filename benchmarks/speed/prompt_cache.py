@@ -7,8 +7,8 @@ A backbone in the shape of SmolLM2-135M, in float32 and in bfloat16; 8 prompts o
 on the machine changes least.
 
 Without a cache a step reads prompt, soft prompt, header and answer; with it the last three. "Not kept" is a cache without room,
-which reads every prompt without gradient: the cost of a step beyond all limits. "Answer": two tokens for a prompt of 150 tokens
-that another user has asked before. "Next turn": of a conversation, with 30 new tokens behind these 150.
+which reads every prompt without gradient: the cost of a step beyond all limits. A known prompt is one of 150 tokens that
+another user has asked before; the next turn of a conversation comes with 30 new tokens behind these 150.
 """
 
 import argparse
@@ -112,17 +112,19 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "cached": step_with(model, known, batch),
             "not kept": step_with(model, none, batch),
         }
-        one = compared(f"training step, {precision}, times faster", sides, args.repetitions)
+        one = compared(f"prompt cache, training step, {precision}, times faster", sides, args.repetitions)
         tokens = {"tokens of prompts": sum(map(len, heads)), "tokens kept": known.computed}
         yield {**one, **tokens, "kB per token": known.used / known.computed / 1000}
 
         prompt = batch_of(model, heads[-1:])
         sides = {"read anew": answer_with(model, None, prompt), "cached": answer_with(model, known, prompt)}
-        yield compared(f"answer of {NEW} tokens to a known prompt, {precision}, times faster", sides, args.repetitions)
+        yield compared(
+            f"prompt cache, {NEW} tokens behind a known prompt, {precision}, times faster", sides, args.repetitions
+        )
 
         turns = [batch_of(model, [heads[-1] + [8] * 20 + [i] * 10]) for i in range(10, 20 + args.repetitions)]
         sides = {"read anew": answer_with(model, None, turns[0]), "cached": next_turn(model, known, turns)}
-        yield compared(f"a conversation's next turn, {precision}, times faster", sides, args.repetitions)
+        yield compared(f"prompt cache, next turn, {precision}, times faster", sides, args.repetitions)
 
 
 if __name__ == "__main__":

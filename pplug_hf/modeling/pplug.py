@@ -637,7 +637,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
     def _known(
         self,
-        cache: PromptCache | None,
+        cache: PromptCache,
         plug: Any,
         inserted: Inserted,
         options: dict[str, Any],
