@@ -1,6 +1,7 @@
 """The states of prompts: equal to those computed anew, whatever is shared, extended, on disk, damaged or not kept."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -287,6 +288,15 @@ def test_a_process_killed_while_it_writes_leaves_no_half_file(llama, tmp_path, m
     again = PromptCache(0, tmp_path)
     check(llama, again, ROWS)
     assert again.computed == sum(map(len, ROWS[1:]))
+
+
+@pytest.mark.parametrize("evict", [True, False])
+def test_threads_share_a_cache(llama, tmp_path, evict):
+    cache = PromptCache(3 * bytes_of(llama, ROWS[:1]), tmp_path, 2 * bytes_of(llama, ROWS[:1]), evict=evict)
+    cache.share(ROWS[:3])
+    rows = [[*row, n] for row in ROWS for n in range(20, 26)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: check(llama, cache, rows[n : n + 2] + ROWS[:1]), [*range(len(rows) - 1)] * 2))
 
 
 # ---- backbones --------------------------------------------------------------------------------------------------
