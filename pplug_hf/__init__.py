@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .modeling import EncoderSpec, Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
     from .modeling.aggregators import Aggregator, Items, register_aggregator
     from .modeling.plug import SoftPrompt
+    from .modeling.prompt_cache import PromptCache
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
     from .tasks.metrics import Metric, register_metric
@@ -96,6 +97,7 @@ _WHERE = {
     "PPlugProcessor": "processing",
     "PPlugTrainer": "training",
     "PPlugTrainingArguments": "training",
+    "PromptCache": "modeling.prompt_cache",
     "PromptFormat": "tasks.task",
     "read_lamp": "data.lamp",
     "read_table": "data.tables",

@@ -86,7 +86,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             stop_sequence: text, or texts, after which an answer ends.
             tokenizer_encode_kwargs: for the processor, e.g. `{"max_length": 256}`; for a chat, for its
                 `apply_chat_template`.
-            **kwargs: for `generate`: max_new_tokens (default: 256), num_beams, num_return_sequences, streamer, ...
+            **kwargs: for `generate`: max_new_tokens (default: 256), num_beams, num_return_sequences, streamer, prompt_cache, ...
 
         Returns:
             `[{"generated_text": ...}, ...]`, one per returned sequence; a list of such lists for a list of prompts; an

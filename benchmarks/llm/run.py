@@ -54,7 +54,10 @@ class Board:
     def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False, seeds: tuple[int, ...] = ()):
         self.folder, self.groups = folder, list(short(tasks, seeds) if seeds else groups(tasks))
         self.usual = USUAL if seeds else {}
-        self.prepared = {"ready": Corpus.encode, **({} if seeds else {"ranked": Corpus.rank})}  # before groups can begin
+        self.prepared = {
+            "ready": Corpus.encode,
+            **({} if seeds else {"ranked": Corpus.rank}),
+        }  # before groups can begin
         if smoke:  # one of each kind
             seen: set[Any] = set()
             self.groups = [g for g in self.groups if (k := (g.task, g.name)) not in seen and not seen.add(k)]

@@ -105,6 +105,11 @@ class TrainSettings:
     weight_decay: float = option(0.01, "Weight decay.")
     warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
+    prompt_cache: str = option(
+        "4GB",
+        "With placement answer: memory for what the backbone computes from the prompts, which is then done once instead of "
+        "in every epoch. What is more goes into files in the output folder, until training ends. 0: no cache.",
+    )
     max_length: int = option(256, "Maximum prompt length in tokens.")
     max_target_length: int = option(128, "Maximum answer length in tokens.")
     seed: int = option(0, "Seed of initialisation, order and drop-out.")

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from ..evaluation.predictions import data_digest
 from ..modeling import PPlugForConditionalGeneration
 from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts
+from ..modeling.prompt_cache import PromptCache, size_in_bytes
 from ..optional import require
 from ..processing import PPlugProcessor
 from ..storage.files import read_json_object, write_text
-from ..storage.layout import HIDDEN, TRAIN_RUN, TRAIN_SETTINGS
+from ..storage.layout import HIDDEN, PROMPTS, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
@@ -100,6 +101,7 @@ def _train(
 ) -> PPlugForConditionalGeneration:
     output = Path(settings.output)
     check_output(output)
+    size_in_bytes(settings.prompt_cache)
     set_seed(settings.seed)
     task, examples, validation = choose_examples(settings, task, data)
     model = PPlugForConditionalGeneration.from_backbone(
@@ -130,21 +132,23 @@ def _train(
     model.print_trainable_parameters()
 
     progress = TrainingProgress()
-    trainer = PPlugTrainer(
-        model=model,
-        args=training_arguments(settings, len(datasets[0]), processes.num_processes),
-        data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        processing_class=processor,
-        callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
-    )
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(progress)
-    if checkpoint:
-        print(f"Resuming from {checkpoint}")
-    trained = trainer.train(resume_from_checkpoint=checkpoint)
+    with prompts_of_run(settings, model, output / PROMPTS / str(processes.process_index)) as cache:
+        trainer = PPlugTrainer(
+            model=model,
+            args=training_arguments(settings, len(datasets[0]), processes.num_processes),
+            data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=processor,
+            callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
+            prompt_cache=cache,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(progress)
+        if checkpoint:
+            print(f"Resuming from {checkpoint}")
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
     if checkpoint and checkpoint.endswith(f"-{trainer.state.global_step}"):
         print("That training was complete already: nothing was trained now.")
     else:
@@ -166,10 +170,26 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
+@contextmanager
+def prompts_of_run(
+    settings: TrainSettings, model: PPlugForConditionalGeneration, folder: Path
+) -> Iterator[PromptCache | None]:
+    """Yield the cache of a training's prompts; None if it has none. A run that is killed leaves its files to the next."""
+    is_used = model.config.placement == "answer" and size_in_bytes(settings.prompt_cache)
+    if not is_used or settings.gradient_checkpointing:
+        yield None
+        return
+    yield PromptCache(settings.prompt_cache, folder, evict=False)
+    model.prompt_cache = None
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another process still has files there
+        folder.parent.rmdir()
+
+
 def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
     """Return what determines the weights, for the plug's card: values and this command's defaults, no paths."""
     others = {"data", "output", "backbone", "encoder", "task", "vectors", "device"}
-    others |= {"resume", "logging_steps", "report_to"}
+    others |= {"resume", "logging_steps", "report_to", "prompt_cache"}
     defaults = {f.name: f.default for f in fields(settings) if f.name not in others}
     return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
 

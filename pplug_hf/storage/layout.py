@@ -9,6 +9,7 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
 SAVED = f"{HIDDEN}saved"  # folder of a new plug whose files are moved into place
+PROMPTS = f"{HIDDEN}prompts"  # folder of a training's prompt cache
 
 # The vocabularies of transformers' tokenizers.
 VOCABULARIES = (
