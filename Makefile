@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 # With the lowest versions: not what runs other tests again, at length, or looks at documents.
-NOT_LOWEST := bench docs examples families package readme
+NOT_LOWEST := bench docs examples families package product readme
 
 .PHONY: demo demo-llm test test-lowest test-quantised lint types unit build docs setup clean
 

@@ -13,9 +13,10 @@ from . import auto
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .commands.bench import BenchSettings, bench
-    from .commands.evaluate import EvaluateSettings, evaluate
-    from .commands.train import TrainSettings, train
+    from .commands.bench import bench
+    from .commands.evaluate import evaluate
+    from .commands.options import BenchSettings, EvaluateSettings, TrainSettings
+    from .commands.train import train
     from .configuration import PPlugConfig
     from .data.dataset import PersonaDataset
     from .data.events import from_events
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .modeling import EncoderSpec, Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
     from .modeling.aggregators import Aggregator, Items, register_aggregator
     from .modeling.plug import SoftPrompt
+    from .modeling.prompt_cache import PromptCache
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
     from .tasks.metrics import Metric, register_metric
@@ -58,14 +60,14 @@ _WHERE = {
     "Aggregator": "modeling.aggregators",
     "answer": "methods.decoding",
     "bench": "commands.bench",
-    "BenchSettings": "commands.bench",
+    "BenchSettings": "commands.options",
     "Comparison": "evaluation.compare",
     "ConfigurationError": "errors",
     "DataError": "errors",
     "describe": "data.report",
     "EncoderSpec": "modeling",
     "evaluate": "commands.evaluate",
-    "EvaluateSettings": "commands.evaluate",
+    "EvaluateSettings": "commands.options",
     "Example": "data.records",
     "from_events": "data.events",
     "get_ranker": "methods.retrievers",
@@ -95,6 +97,7 @@ _WHERE = {
     "PPlugProcessor": "processing",
     "PPlugTrainer": "training",
     "PPlugTrainingArguments": "training",
+    "PromptCache": "modeling.prompt_cache",
     "PromptFormat": "tasks.task",
     "read_lamp": "data.lamp",
     "read_table": "data.tables",
@@ -113,7 +116,7 @@ _WHERE = {
     "Task": "tasks.task",
     "TASKS": "tasks.task",
     "train": "commands.train",
-    "TrainSettings": "commands.train",
+    "TrainSettings": "commands.options",
     "VectorStore": "data.vectors",
 }
 

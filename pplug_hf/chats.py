@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .errors import DataError, PPlugError
+from .errors import DataError, PPlugError, kind_of
 from .tasks.items import whole_texts
 
 _SENTINEL = "\ue000persona\ue000"  # private use characters: no text of a user holds them
@@ -119,7 +119,7 @@ def chats_of(conversation: Any) -> list[list[dict[str, Any]]]:
             return [[_whole_message(message) for message in chat] for chat in chats]
     raise DataError(
         "A chat is a list of messages such as {'role': 'user', 'content': 'text'}, and a batch is a list of chats; got "
-        f"a {type(conversation).__name__}{' that is empty' if isinstance(given, list) and not given else ''}."
+        f"{kind_of(conversation)}{' that is empty' if isinstance(given, list) and not given else ''}."
     )
 
 

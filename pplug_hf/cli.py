@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import sys
 from argparse import ArgumentParser
-from dataclasses import fields, is_dataclass
-from types import ModuleType
+from collections.abc import Mapping
+from dataclasses import fields, make_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError, PPlugError
 from .version import __version__
 
 if TYPE_CHECKING:
-    from transformers import HfArgumentParser
+    from .commands.parser import Parser
 
 # command -> (module, settings, function, one line)
 _COMMANDS = {
@@ -47,11 +50,15 @@ _POSITIVE = (
     "evaluations_per_epoch",
     "gradient_accumulation",
     "learning_rate",
+    "logging_steps",
     "max_length",
     "max_new_tokens",
+    "max_steps",
     "max_target_length",
     "num_beams",
     "patience",
+    "temperature",
+    "top_p",
 )
 _NOT_NEGATIVE = ("warmup", "weight_decay")
 
@@ -73,48 +80,92 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] not in _COMMANDS:
         print(f"pplug-hf: no command {arguments[0]!r}; options are {', '.join(_COMMANDS)}", file=sys.stderr)
         return 2
+    values: dict[str, Any] = {}
 
     try:
-        command, function, parser = load_command(arguments[0])
-        chosen, *rest, unknown = parser.parse_args_into_dataclasses(
-            [*_recipe(arguments[0], arguments[1:]), *arguments[1:]],
-            return_remaining_strings=True,
-            look_for_args_file=False,
-        )
-        if unknown:
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        kinds, function, parser = load_command(arguments[0])
+        values = parser.parse([*_recipe(arguments[0], arguments[1:]), *arguments[1:]])
+        chosen = kinds[0](**{f.name: values[f.name] for f in fields(kinds[0])})
         # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
-        given = {
-            f.name: getattr(part, f.name)
-            for part in rest
-            if is_dataclass(part)
-            for f in fields(part)
-            if getattr(part, f.name) != f.default
-        }
+        plug = [f for kind in kinds[1:] for f in fields(kind)]
+        given = {f.name: values[f.name] for f in plug if values[f.name] != f.default}
         _check_numbers(chosen)
+        _check_places(values)
+        command = importlib.import_module(f"{__package__}.commands.{_COMMANDS[arguments[0]][0]}")
         getattr(command, function)(chosen, **given)
     except (PPlugError, OSError) as error:
-        print(f"pplug-hf {arguments[0]}: {error}", file=sys.stderr)
+        print(f"pplug-hf {arguments[0]}: {as_options(str(error), values)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if os.environ.get("PPLUG_TRACEBACK"):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        print(
+            f"pplug-hf {arguments[0]}: stopped by an unforeseen {type(error).__name__}: {first} (PPLUG_TRACEBACK=1 in the "
+            "environment shows where)",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
-def load_command(name: str) -> tuple[ModuleType, str, HfArgumentParser]:
-    """Return a command's module, the name of its function and the parser of its options."""
-    from transformers import HfArgumentParser
+def load_command(name: str) -> tuple[list[type], str, Parser]:
+    """Return the settings of a command, the name of its function, and the parser of its options; no model library."""
+    from .commands import options
+    from .commands.parser import Parser
 
-    module, settings, function, _ = _COMMANDS[name]
-    command = importlib.import_module(f"{__package__}.commands.{module}")
-    kind = getattr(command, settings)
-    plug = [command.plug_choices()] if module == "train" else []
-    parser = HfArgumentParser([kind, *plug], prog=f"pplug-hf {name}", description=kind.__doc__)
+    _, settings, function, _ = _COMMANDS[name]
+    kinds: list[type] = [getattr(options, settings), *([plug_choices()] if name == "train" else [])]
+    parser = Parser(f"pplug-hf {name}", *kinds)
     if name in _RECIPE_PARTS:
-        parser.add_argument("--recipe", help=_RECIPE)
-    return command, function, parser
+        parser.add_argument("--recipe", help=_RECIPE, metavar="TEXT")
+    return kinds, function, parser
 
 
+def plug_choices() -> type:
+    """Return the configuration's own choices as a dataclass, for the command line."""
+    from .commands import options
+    from .configuration.choices import choices
+
+    # Not given means the encoder's own prompts; "" switches them off.
+    default = {"query_prompt": None, "history_prompt": None}
+    declared = [
+        (f.name, f.type, options.option(default.get(f.name, f.default), f.metadata["help"]))
+        for f in choices().values()
+    ]
+    first = next(iter(choices()))
+    return make_dataclass("PlugChoices", declared, namespace={"GROUPS": {first: "plug"}})
+
+
+def as_options(message: str, values: Mapping[str, Any]) -> str:
+    """Return an error of the library with the options of a command in the place of Python's keywords.
+
+    Args:
+        message: e.g. "Pass query=<text>, or task='LaMP-2'."
+        values: of the command's options; to load in Python what an option names already is no remedy here.
+
+    Returns:
+        e.g. "Pass --query, or --task LaMP-2." A keyword that is no option loses its equals sign.
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found[1], (found[2] or "").strip("'")
+        if value and name not in values:
+            return found[0]
+        return f"{f'--{name}' if name in values else _ELSEWHERE.get(name, name)} {value}".rstrip()
+
+    message = re.sub(rf"(?<![\w'\"/.-])(?=\w+_)({'|'.join(values) or '-'})\b(?![='\"/.]\w)", r"--\1", message)
+    given = "|".join(name for name, value in values.items() if value is not None)
+    message = re.sub(rf", or pass (?:{given})=<a loaded [^>]*>", "", message)
+    return re.sub(
+        r"(?<![\w'\"=/.-])(?:--)?([a-z][a-z_]+)=(?!=)('[^']*'|\d[\w.]*\b)?(?:<[^>]*>|(?![\w<]))", typed, message
+    )
+
+
+# Keywords of the library that are no options, by what they are on the command line.
+_ELSEWHERE = {"token": "HF_TOKEN", "cache_dir": "HF_HOME"}
 _RECIPE = "Named settings, e.g. paper/lamp-4 (`pplug-hf recipes` lists them); options you pass override them."
 
 
@@ -139,4 +190,25 @@ def _check_numbers(settings: Any) -> None:
         value = getattr(settings, name, None)
         if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
             bound = "greater than 0" if name in _POSITIVE else "at least 0"
-            raise ConfigurationError(f"{name} must be {bound}, got {value}.")
+            raise ConfigurationError(f"--{name} must be {bound}, got {value}.")
+
+
+def _check_places(values: Mapping[str, Any]) -> None:
+    """Raise for folders and tasks that are not there, before libraries are imported that take seconds."""
+    from .storage.location import Location, is_hub_id, split_gguf
+
+    for name, kind in (("plug", "plug"), ("backbone", "backbone"), ("encoder", "encoder"), ("persona", "persona")):
+        given = values.get(name) or []
+        for place in [given] if isinstance(given, str) else given:
+            if not Path(place).exists() and not is_hub_id(split_gguf(place)[0]):
+                Location(place, kind=kind).pinned()  # raises
+    if values.get("task") is not None:
+        from .tasks.task_files import find_task
+
+        find_task(values["task"])  # raises
+    data = values.get("data")
+    if data is not None and not Path(data).exists():
+        from .data import sources
+
+        split = values.get("split") or "train"
+        sources.find(Path(data), f"{split}_questions.json", f"{split}.jsonl")  # raises

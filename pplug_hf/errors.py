@@ -31,3 +31,9 @@ class MissingPackageError(ConfigurationError, ImportError):
 
 class MismatchError(PPlugError, ValueError):
     """Two things that must belong together do not."""
+
+
+def kind_of(value: object) -> str:
+    """Return the type of a value with its article, for a message: "an int", "a NoneType"."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"

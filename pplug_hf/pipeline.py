@@ -14,7 +14,7 @@ from transformers.pipelines.base import Pipeline
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
 from .chats import last_user_text
-from .errors import ConfigurationError, DataError, MismatchError
+from .errors import ConfigurationError, DataError, MismatchError, kind_of
 
 TASK = "personalized-text-generation"
 _UNSET = ...  # None is a choice of its own: an answer without any plug
@@ -56,7 +56,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
         if not isinstance(model, PPlugForConditionalGeneration):
             raise ConfigurationError(
-                f"{TASK!r} needs a plug, got a {type(model).__name__}: put one on it with "
+                f"{TASK!r} needs a plug, got {kind_of(model)}: put one on it with "
                 "PPlugForConditionalGeneration.from_backbone."
             )
         if kwargs.get("assistant_model") is not None:
@@ -86,7 +86,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             stop_sequence: text, or texts, after which an answer ends.
             tokenizer_encode_kwargs: for the processor, e.g. `{"max_length": 256}`; for a chat, for its
                 `apply_chat_template`.
-            **kwargs: for `generate`: max_new_tokens (default: 256), num_beams, num_return_sequences, streamer, ...
+            **kwargs: for `generate`: max_new_tokens (default: 256), num_beams, num_return_sequences, streamer, prompt_cache, ...
 
         Returns:
             `[{"generated_text": ...}, ...]`, one per returned sequence; a list of such lists for a list of prompts; an
@@ -103,7 +103,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         rows: Any = [text_inputs] if single else text_inputs
         if not hasattr(rows, "__iter__") and not hasattr(rows, "__getitem__"):
             raise DataError(
-                f"A prompt is a text, a chat, or a mapping with one of them under 'text'; got a {type(rows).__name__}."
+                f"A prompt is a text, a chat, or a mapping with one of them under 'text'; got {kind_of(rows)}."
             )
         if hasattr(kwargs.get("persona"), "__len__"):  # a generator may give one history per prompt, as they come
             kwargs["persona"] = listed(kwargs["persona"])
@@ -232,9 +232,7 @@ def _joined(prompt: Any, answer: str) -> Any:
 def _with(rows: Iterable[Any], name: str, values: Any) -> Any:
     """Return prompts as mappings with one of the values each; lazily, if the prompts come one by one."""
     if isinstance(values, str | Mapping | Tensor) or not isinstance(values, Iterable):
-        raise DataError(
-            f"{name} must be one for all prompts or a list with one per prompt, got a {type(values).__name__}."
-        )
+        raise DataError(f"{name} must be one for all prompts or a list with one per prompt, got {kind_of(values)}.")
     if isinstance(rows, list | tuple) and len(rows) != len(values := list(values)):
         raise MismatchError(
             f"Got {len(values)} for {name} and {len(rows)} prompts: pass one for all, or a list with one per prompt."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from .chats import ChatTemplate, chats_of, last_user_text, text_of
-from .errors import ConfigurationError, DataError, MismatchError, PPlugError
+from .errors import ConfigurationError, DataError, MismatchError, PPlugError, kind_of
 from .modeling.backbone import checked_tokenizer
 from .modeling.personalizer import histories_of
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
@@ -474,12 +474,17 @@ class PPlugProcessor(ProcessorMixin):
 
 
 def _rows(texts: str | Sequence[str], name: str) -> list[str]:
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+        raise DataError(f"{name} must be a text or a list of texts, got {kind_of(texts)}.")
     texts = [texts] if isinstance(texts, str) else list(texts)
     if not texts:
         raise DataError(f"{name} is empty: pass at least one text.")
     for i, text in enumerate(texts):
+        messages = text if isinstance(text, list | tuple) else [text]
+        if name == "text" and messages and isinstance(messages[0], Mapping) and "role" in messages[0]:
+            raise DataError(f"text[{i}] belongs to a chat: use processor.apply_chat_template(chat, persona=..., ...).")
         if not isinstance(text, str):
-            raise DataError(f"{name}[{i}] is a {type(text).__name__}, not a text.")
+            raise DataError(f"{name}[{i}] is {kind_of(text)}, not a text.")
     return whole_texts(texts)
 
 

@@ -23,6 +23,7 @@ from transformers.trainer_utils import HubStrategy
 from .data.dataset import PersonaDataset
 from .errors import ConfigurationError, DataError, HubError
 from .modeling import backbone as backbones
+from .modeling.prompt_cache import PromptCache
 from .processing import PPlugProcessor
 from .storage.files import write_text
 from .storage.layout import TRAIN_SETTINGS
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 # Keys of a batch that generation alone needs: a causal model's prompts without their answers.
 _PROMPT = "prompt_"
 _READ = ("input_ids", "attention_mask", "persona_position")
+_SOME = 32  # prompts that tell what all of them begin with
 # The arguments that determine the weights. The others hold paths and names of this machine.
 _SETTINGS = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
@@ -143,13 +145,26 @@ class PPlugTrainer(Seq2SeqTrainer):
     `predict_with_generate` answers with personas, for causal models from the prompt alone; checkpoints hold the plug
     and no pickled arguments; a `PersonaDataset` always knows its epoch; `train_sampling_strategy="group_by_length"`
     groups by the length of the prompts, which saves padding.
+
+    Args:
+        *args: as of `Seq2SeqTrainer`.
+        prompt_cache: for plugs with `placement="answer"`: every prompt is read once, rather than in every step. For passes
+            over a data set, make it with `evict=False`. It becomes the model's, and stays so.
+        **kwargs: as of `Seq2SeqTrainer`.
+
+    Raises:
+        ConfigurationError: label smoothing, or a prompt cache for a soft prompt in front of the prompt.
     """
 
     model: Any  # a PPlugForConditionalGeneration
     args: Any
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, prompt_cache: PromptCache | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if prompt_cache is not None:
+            self.model.check_prompt_cache()
+            self.model.prompt_cache = prompt_cache
+            self._share_beginning(prompt_cache)
         if self.args.label_smoothing_factor:
             raise ConfigurationError("label_smoothing_factor must be 0: a plug learns from the loss of its model.")
         self.add_callback(_SetEpoch)
@@ -159,6 +174,14 @@ class PPlugTrainer(Seq2SeqTrainer):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.model.plug.sync_query_encoder = True
+
+    def _share_beginning(self, cache: PromptCache) -> None:
+        """Have a cache store what prompts of the training data begin with once."""
+        data: Any = self.train_dataset
+        if hasattr(data, "__len__") and len(data):
+            batch = self.data_collator([data[i] for i in range(0, len(data), -(-len(data) // _SOME))])
+            pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
+            cache.share(ids[mask.bool()].tolist() for ids, mask in pairs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimiser, over the plug alone.

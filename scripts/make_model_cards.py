@@ -34,7 +34,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import lamp_small  # noqa: E402
 
 CARDS, RESULTS = ROOT / "model_cards", ROOT / "benchmarks" / "results"
-LAMP = [name for name in TASKS if name.startswith("LaMP-")]
+LAMP = [name for name in TASKS if name.startswith("LaMP-") and name[5:].isdecimal()]
 STATED: dict[str, Any] = {"license": "apache-2.0", "language": ["en"]}
 
 PAPER_NOTE = """\

@@ -50,7 +50,8 @@ def test_a_loaded_model_is_used_as_it_is():
 def test_unknown_names_give_one_clear_error(name):
     with pytest.raises(MissingFileError, match="Cannot load the backbone") as error:
         load_backbone(name)
-    assert name in str(error.value) and "Check the name and the connection" in str(error.value)
+    remedy = "it is no Hub id (owner/name). Check the path" if name[0] in "./" else "HF_HUB_OFFLINE is set. Unset it"
+    assert name in str(error.value) and "no such folder" in str(error.value) and remedy in str(error.value)
     assert isinstance(error.value, FileNotFoundError) and isinstance(error.value, ValueError)
 
 

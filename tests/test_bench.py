@@ -165,11 +165,15 @@ def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
     monkeypatch.setattr(
         command,
         "plot_weights",
-        lambda weights, texts, title: drawn.append((weights, texts)) or real(weights, texts, title),
+        lambda weights, texts, title, **more: (
+            drawn.append((weights, texts, more)) or real(weights, texts, title, **more)
+        ),
     )
     made, printed = quietly(asked, task=SHELVES)
-    ((weights, texts),) = drawn
+    ((weights, texts, more),) = drawn
     (example,) = [e for e in made.examples if e.id == "241"]
+    assert more["answer"] == made.predictions["pplug"][0][[e.id for e in made.examples].index("241")]
+    assert more["dates"] == [item["date"][:10] for item in example.history]
     assert texts == [f"{item['tag']} {item['text']}" for item in example.history]
     assert len(weights) == len(texts) and weights.sum().item() == pytest.approx(1, abs=1e-5)
     assert (tmp_path / "history-241.png").is_file() and "Private, with the user's texts" in printed
@@ -286,7 +290,7 @@ def test_evaluate_is_a_preset_that_resumes(world, tmp_path, monkeypatch):
     )
     done = count_answers(monkeypatch)
     made, _ = quietly(asked, command=evaluate, task=SHELVES)
-    rows = ["no persona", "instruction only", "wrong user's history", "user's label frequencies", "PPlug"]
+    rows = ["no-persona", "instruction-only", "PPlug:wrong-user", "frequencies", "PPlug"]
     assert list(made.predictions) == rows and len(done) == 7
     files = {
         "no-persona",

@@ -158,6 +158,18 @@ def test_results_of_evaluate_do_too(folder):
     text = write(folder, results=with_results(folder, content))
     assert "| **PPlug** | 0.900 | 0.800 | 2 |  |" in text and "+0.600 [?, ?]" in text
     assert "lacks" not in text and "greedy decoding" in text
+    assert "So few users are too few to conclude" in text
+
+
+def test_rows_that_evaluate_names_today(folder):
+    rows = [row(name, 0.3) for name in ("no-persona", "instruction-only", "PPlug:wrong-user")] + [row("PPlug", 0.9)]
+    settings = {"plug": ["/home/alice/plug"], "split": "test", "num_beams": 1}
+    content = {"task": "demo", "examples": 40, "users": 20, "reference": "PPlug", "rows": rows, "settings": settings}
+    text = write(folder, results=with_results(folder, content))
+    assert "lacks" not in text and "too few to conclude" not in text
+    assert "lacks instruction-only" in write(
+        folder, results=with_results(folder, {**content, "rows": [rows[0], *rows[2:]]})
+    )
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,31 @@ def test_settings_that_are_not_the_defaults(folder):
     assert "Task: LaMP-2." in text and "alice" not in text and SECRET not in text
     (folder / "train_settings.json").write_text(json.dumps({"settings": {"epochs": 3}, "defaults": {"epochs": 3}}))
     assert "All settings are the defaults." in write(folder)
+
+
+def test_a_card_names_the_data_that_training_knew(folder):
+    assert "This card does not name the data." in write(folder)
+    known = {"name": "LaMP_2", "examples": 3820, "users": 1200, "digest": "0123abcd"}
+    recorded = {"task": "LaMP-2", "settings": {"epochs": None}, "defaults": {"epochs": 3}}
+    (folder / "train_settings.json").write_text(json.dumps({**recorded, "data": known}))
+    text = write(folder)
+    assert "Data: `LaMP_2`, which is not on the Hub.\n3,820 examples of 1,200 users, digest `0123abcd`." in text
+    assert settings_of(text) == [("epochs", "none", "3")] and "does not name the data" not in text
+    linked = write(folder, datasets=["me/lamp"])
+    assert "datasets/me/lamp)" in linked and "not on the Hub" not in linked and "3,820 examples" in linked
+    for bad in ({"name": f"/home/{SECRET}", "examples": "3", "users": True, "digest": SECRET + "!"}, SECRET, [1]):
+        (folder / "train_settings.json").write_text(json.dumps({**recorded, "data": bad}))
+        (folder / "README.md").unlink()
+        assert "This card does not name the data." in (text := write(folder)) and SECRET not in text
+
+
+def test_a_card_says_which_choices_of_the_plug_are_not_the_defaults(folder):
+    (folder / "train_settings.json").write_text(json.dumps({"settings": {}, "defaults": {}}))
+    text = write(folder, config(normalize=False, output_init=0.5, query_prompt=f"{SECRET}: "))
+    assert {("normalize", "no", "yes"), ("output_init", "0.5", "0.1"), ("query_prompt", "a text", "")} <= {
+        *settings_of(text)
+    }
+    assert SECRET not in text
 
 
 def test_settings_as_they_were_recorded_before_the_first_release(folder):
@@ -640,7 +677,7 @@ def test_the_command(places, tmp_path, capsys):
 
     for arguments in (["--plug", str(tmp_path / "none")], ["--plug", str(plug), "--results", str(tmp_path / "none")]):
         assert main(["card", *arguments]) == 1
-        assert "pplug-hf card: There " in capsys.readouterr().err
+        assert re.search("pplug-hf card: (There |Cannot load .*: there is no such folder)", capsys.readouterr().err)
 
 
 # ---- the committed cards -----------------------------------------------------------------------------------------

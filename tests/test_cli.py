@@ -5,6 +5,7 @@ import gzip
 import importlib
 import io
 import json
+import re
 import sys
 from dataclasses import fields
 from importlib.resources import files
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pplug_hf import PPlugModel
+from pplug_hf import PPlugForConditionalGeneration, PPlugModel
 from pplug_hf.cli import _COMMANDS, main
 from pplug_hf.configuration.pplug import choices
 from pplug_hf.errors import ConfigurationError, MissingPackageError
@@ -94,6 +95,54 @@ def test_train_says_what_it_learns_from_and_saves_a_plug(place):
     assert not {"data", "output", "backbone", "encoder", "vectors"} & set(recorded["settings"])
 
 
+def test_train_shows_losses_and_the_time_left_and_ends_with_the_next_command(place):
+    printed = place.printed["plug"]
+    assert re.search(r"^step \d+ of \d+, epoch \d\.\d: loss \d+\.\d{3}, .* left$", printed, re.MULTILINE)
+    assert re.search(
+        r"^step \d+ of \d+, epoch 1\.0: validation loss \d+\.\d{3}, the best so far$", printed, re.MULTILINE
+    )
+    assert re.search(
+        r"^Trained \d+ steps in .*\. Validation loss: \d+\.\d{3} after \d+, which is", printed, re.MULTILINE
+    )
+    size = (place.plug / "model.safetensors").stat().st_size / 1e6
+    assert re.search(rf"^Plug saved in {place.plug}: [\d,]+ parameters, {size:.1f} MB\.", printed, re.MULTILINE)
+    *_, last = printed.splitlines()
+    assert last == f"Next: pplug-hf evaluate --plug {place.plug} --data {place.data} --vectors {place.store}"
+    assert printed.splitlines().count(last) == 1 and "{'loss'" not in printed
+    *_, last = place.printed["control"].splitlines()
+    assert last.startswith(f"Next: pplug-hf evaluate --plug PLUG --instruction_only {place.control} --data")
+
+
+def test_a_training_of_few_steps(place):
+    output = place.root / "short"
+    data = place.root / "one.jsonl"
+    steps = [
+        "--max_steps",
+        "2",
+        "--batch_size",
+        "4",
+        "--logging_steps",
+        "1",
+        "--device",
+        "cpu",
+        "--train_on_histories",
+        "False",
+    ]
+    train = ["train", "--data", data, "--task", "demo", *PARTS, "--output", output]
+    rows = json.loads((place.data / "train_questions.json").read_text())
+    golds = json.loads((place.data / "train_outputs.json").read_text())["golds"]
+    answers = {gold["id"]: gold["output"] for gold in golds}
+    lines = [json.dumps({**row, "output": answers[row["id"]], "user": row["user_id"]}) for row in rows]
+    data.write_text("\n".join(lines))
+    printed = quietly(*train, *steps, *SMALL, "--vectors", place.store)
+    assert re.findall(r"^step (\d) of 2, .*: loss", printed, re.MULTILINE) == ["1", "2"]
+    assert printed.splitlines()[-1].startswith(
+        f"Next: pplug-hf generate --plug {output} --prompt"
+    )  # it has no dev split
+    recorded = json.loads((output / "train_settings.json").read_text())["settings"]
+    assert recorded["max_steps"] == 2 and not {"device", "logging_steps", "report_to"} & recorded.keys()
+
+
 def test_the_control_sees_no_history(place):
     assert "Texts: 0 encoded now" in place.printed["control"]
 
@@ -102,7 +151,7 @@ def test_evaluate_prints_and_writes_every_row(place):
     out = place.root / "results"
     arguments = ["--plug", place.plug, "--instruction_only", place.control, "--data", place.data]
     printed = quietly("evaluate", *arguments, "--vectors", place.store, "--output", out)
-    rows = ["no persona", "instruction only", "wrong user's history", "PPlug"]
+    rows = ["no-persona", "instruction-only", "PPlug:wrong-user", "PPlug"]
     assert [line.split("|")[1].strip() for line in printed.splitlines() if line.startswith("|")][2:] == rows
     assert (out / "table.md").read_text() in printed + "\n"
     results = json.loads((out / "results.json").read_text())
@@ -120,7 +169,7 @@ def test_label_tasks_get_the_rival(place):
     common = ["--data", data, "--vectors", place.store]
     quietly("train", *common, *PARTS, *SMALL, "--output", plug, "--train_on_histories", "False")
     printed = quietly("evaluate", *common, "--plug", plug)
-    assert "LaMP-2, dev" in printed and "user's label frequencies" in printed
+    assert "LaMP-2, dev" in printed and "| frequencies " in printed
 
 
 def test_two_plugs_are_two_seeds_of_one_row(place):
@@ -134,6 +183,54 @@ def test_generate_prints_the_answer_alone(place, name):
     prompt = "Which shelf does this reader put the book on? book: letters from a clumsy prophet"
     printed = quietly("generate", "--plug", place.plug, "--prompt", prompt, *history, "--max_new_tokens", "6")
     assert printed == printed.strip() + "\n" and printed.count("\n") == 1
+
+
+def test_generate_streams_what_it_would_print(place):
+    asked = [
+        "generate",
+        "--plug",
+        place.plug,
+        "--prompt",
+        "book: a castle",
+        "--max_new_tokens",
+        "6",
+        "--device",
+        "cpu",
+    ]
+    asked += ["--history", place.root / "history.json"]
+    assert quietly(*asked, "--stream").strip() == quietly(*asked).strip() != ""
+
+
+def test_generate_samples(place, monkeypatch):
+    given = {}
+    original = PPlugForConditionalGeneration.generate
+
+    def spy(self, *args, **kwargs):
+        given.update(kwargs)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(PPlugForConditionalGeneration, "generate", spy)
+    asked = ["generate", "--plug", place.plug, "--prompt", "book: a castle", "--max_new_tokens", "3"]
+    quietly(*asked)
+    assert given["do_sample"] is False and "temperature" not in given
+    quietly(*asked, "--temperature", "0.7", "--top_p", "0.9")
+    assert (given["do_sample"], given["temperature"], given["top_p"]) == (True, 0.7, 0.9)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--prompt", ""], "--prompt is empty: write what to answer."),
+        (["--prompt", "p", "--top_p", "1.5"], "--top_p is a probability, at most 1, got 1.5."),
+        (["--prompt", "p", "--temperature", "0"], "--temperature must be greater than 0, got 0.0."),
+        (["--prompt", "p", "--labels", "a", "--stream"], "--labels are chosen by likelihood: leave out --stream"),
+        (["--prompt", "p", "--num_beams", "2", "--stream"], "--stream prints every token as it comes"),
+        (["--prompt", "p", "--device", "gpu"], "The device is 'gpu'; write it as torch does: cpu, cuda, cuda:1, mps."),
+        (["--prompt", "p", "--device", "xpu"], "The device 'xpu' is not there: this machine, and torch"),
+    ],
+)
+def test_what_generate_refuses(place, capsys, arguments, message):
+    fails(capsys, 1, message, "generate", "--plug", place.plug, *arguments)
 
 
 def test_generate_draws_who_speaks_into_a_new_folder(place):
@@ -207,7 +304,7 @@ def test_the_demo(tmp_path):
     assert "identical" in printed and "Of 100 held-out questions" in printed
     assert (tmp_path / "demo" / "weights.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "demo" / "results" / "results.json").read_text())["rows"]
-    assert [r["row"] for r in rows] == ["no persona", "instruction only", "wrong user's history", "PPlug"]
+    assert [r["row"] for r in rows] == ["no-persona", "instruction-only", "PPlug:wrong-user", "PPlug"]
     assert (tmp_path / "demo" / "plug" / "model.safetensors").is_file()
 
 
@@ -290,15 +387,17 @@ def train_arguments(place, *more, output="unused"):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--task", "LaMP-2"], "are of task 'demo', but task='LaMP-2' was asked for; pass task='demo'"),
+        (["--task", "LaMP-2"], "are of task 'demo', but --task LaMP-2 was asked for; pass --task demo"),
         (["--task", "LaMP-9"], "There is no task 'LaMP-9'; choose one of LaMP-1"),
         (["--backbone", "no/such-model"], "Cannot load the backbone 'no/such-model'"),
         (["--encoder", "no/such-encoder"], "Cannot load the sentence encoder 'no/such-encoder'"),
-        (["--validation_users", "0"], "choose other values of leave_out_users and validation_users"),
+        (["--validation_users", "0"], "choose other values of --leave_out_users and --validation_users"),
         (["--batch_size", "0"], "batch_size must be greater than 0, got 0."),
         (["--epochs", "-1"], "epochs must be greater than 0, got -1.0."),
         (["--aggregator", "sum"], "aggregator must be one of attention, mean; got 'sum'"),
         (["--item_template", "{plot}"], "has no field 'plot'"),
+        (["--device", "cpu:0"], "training takes its kind, cpu; choose among several in the environment"),
+        (["--report_to", "dairy"], "--report_to got 'dairy', which is not installed, or no tracker"),
     ],
 )
 def test_training_that_cannot_start(place, capsys, more, message):
@@ -375,7 +474,7 @@ def test_what_is_no_plug(place, capsys, command):
         ("object.json", json.dumps({"items": [SECRET]}).encode(), "holds a JSON dict, not a list of items"),
         ("cut.json", f'["{SECRET}", '.encode(), "is not valid JSON"),
         ("latin.txt", f"{SECRET} é".encode("latin-1"), "is not UTF-8 text"),
-        ("numbers.json", json.dumps([SECRET, 3]).encode(), "History item 1 is a int, not a text"),
+        ("numbers.json", json.dumps([SECRET, 3]).encode(), "History item 1 is an int, not a text"),
         ("fields.json", json.dumps([{"title": SECRET}]).encode(), "History item 0 has no field"),
         (None, b"", "There is no history file"),
     ],

@@ -120,6 +120,7 @@ def test_answers_that_are_too_few_are_refused(tmp_path):
 def cells(markdown):
     """A Markdown table as rows of cells, by the rules of GitHub."""
     lines = [line.replace("\\|", "\0") for line in markdown.splitlines()]
+    lines = [line for line in lines if line][:-1]  # without the note below, for these users are few
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines)
     rows = [[cell.strip().replace("\0", "|") for cell in line[1:-1].split("|")] for line in lines]
     assert len({len(row) for row in rows}) == 1
@@ -193,3 +194,18 @@ def test_files_can_be_read_by_others(tmp_path):
     plain.write_text("")
     write_text(tmp_path / "ours", "é")
     assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
+
+
+def test_a_table_of_few_users_says_what_it_cannot_show():
+    def table(users):
+        examples = [Example(f"{i}", f"u{i}", "", "", "sea", []) for i in range(users)]
+        made = Comparison(TASKS["demo"], examples, "a")
+        made.add("a", ["sea"] * users)
+        return markdown(made)
+
+    assert table(20).endswith("|") and "too few" not in table(20)
+    assert table(19).endswith(
+        "\n\n19 users: too few to conclude that a row is better than another, or that it is not, for anybody else. "
+        "Intervals over fewer than 20 users are too narrow."
+    )
+    assert "\n\nOne user: too few to conclude" in table(1)

@@ -36,7 +36,9 @@ def stand_ins(tmp_path_factory):
     return {
         "google/flan-t5-base": str(ASSETS / "backbone"),
         "BAAI/bge-base-en-v1.5": str(ASSETS / "encoder"),
+        "sentence-transformers/all-MiniLM-L6-v2": str(ASSETS / "encoder"),
         "Qwen/Qwen3-0.6B": str(chat),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": str(chat),
     }
 
 
@@ -102,5 +104,6 @@ def test_the_commands_of_a_page_parse(page, words, monkeypatch):
     """The command is parsed and its function is not run."""
     module, _, function, _ = cli._COMMANDS[words[1]]
     ran = []
+    monkeypatch.setattr(cli, "_check_places", lambda values: None)  # the data are not there
     monkeypatch.setattr(f"pplug_hf.commands.{module}.{function}", lambda *args, **kwargs: ran.append(args))
     assert cli.main(words[1:]) == 0 and ran

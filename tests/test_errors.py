@@ -37,7 +37,7 @@ def test_every_error_is_also_the_built_in_one():
         (IDS, {"persona": SECRET}, DataError, r"a list of texts, got a single str\. Wrap it: persona=\[text\]"),
         (TWO, {"persona": [SECRET, SECRET], "query": "a"}, MismatchError, "Got 1 personas for 2 prompts"),
         (TWO, {"persona": [[SECRET], SECRET]}, DataError, "got a single str"),
-        (IDS, {"persona": [SECRET, 3]}, DataError, "History item 1 is a int, not a text"),
+        (IDS, {"persona": [SECRET, 3]}, DataError, "History item 1 is an int, not a text"),
         (IDS, {"persona": [[SECRET, None]]}, DataError, "History item 1 is a NoneType, not a text"),
         (IDS, {"persona": [{"text": SECRET}]}, DataError, "has no item_template"),
         (IDS, {"persona": 3}, DataError, "got a single int"),
@@ -56,7 +56,7 @@ def test_every_error_is_also_the_built_in_one():
         (None, {"persona": [SECRET]}, DataError, "input_ids must be .*got None"),
         (IDS.float(), {"persona": [SECRET]}, DataError, r"input_ids must be .*got \[1, 3\] of torch.float32"),
         (IDS, {"attention_mask": TWO > 0}, DataError, r"attention_mask must be \[1, 3\].*got \[2, 3\]"),
-        (IDS, {"persona": [SECRET], "query": 3}, DataError, "query must be a text or a list of texts.*got a int"),
+        (IDS, {"persona": [SECRET], "query": 3}, DataError, "query must be a text or a list of texts.*got an int"),
         (
             TWO,
             {"persona_position": [1]},
@@ -122,7 +122,9 @@ def create(backbone="gpt2", **choices):
 
 
 def test_an_unknown_option_names_the_options():
-    with pytest.raises(ConfigurationError, match=r"Unknown option \['num_tokens'\]; options are placement, num_persona_tokens, "):
+    with pytest.raises(
+        ConfigurationError, match=r"Unknown option \['num_tokens'\]; options are placement, num_persona_tokens, "
+    ):
         create(num_tokens=4)
     with pytest.raises(ConfigurationError, match="Unknown option"):
         create(hidden_size=3)  # measured, not chosen

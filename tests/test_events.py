@@ -289,7 +289,7 @@ def test_items_that_are_gone_are_missed(tmp_path):
             r"Every event lacks one of its fields\. 69 of 69 .* 'shelf'",
         ),
         ([SECRET], {}, DataError, "must be a mapping of columns to values, not a str"),
-        (3, {}, DataError, "not a int"),
+        (3, {}, DataError, "not an int"),
         ("nowhere.csv", {}, MissingFileError, "no file 'nowhere.csv'"),
         (LOG, {"dev": 0.5, "test": 0.5}, ConfigurationError, "leave some for train"),
         (

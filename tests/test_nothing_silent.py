@@ -17,6 +17,7 @@ from test_own_data import BACKBONE, ENCODER, SPLITS, TASK, make_rows
 from pplug_hf import (
     ConfigurationError,
     DataError,
+    MissingFileError,
     Persona,
     Personalizer,
     PPlugForConditionalGeneration,
@@ -279,3 +280,102 @@ def test_the_same_holds_for_a_personalizer(tmp_path):
     assert len(personalizer.encode(np.array(["a", "b"]))) == 2
     with pytest.raises(DataError, match="an empty text"):
         personalizer.encode(["a", ""])
+
+
+# ---- mistakes, by kind ------------------------------------------------------------------------------------------
+
+VECTORS = torch.zeros(2, 12)
+WRAP = r"wrap finished vectors as Persona\(vectors, model.personalizer.spec\)"
+
+
+@pytest.mark.parametrize(
+    "persona, message",
+    [
+        ([1, 2], "History item 0 is an int, not a text"),
+        ([VECTORS[0], VECTORS[1]], f"History item 0 is a Tensor, not a text.*{WRAP}"),
+        (VECTORS.tolist(), f"History item 0 is a float, not a text.*{WRAP}"),
+        (VECTORS.numpy(), f"History item 0 is a float32, not a text.*{WRAP}"),
+        (VECTORS, r"got a single Tensor.*Persona\(vectors, model.personalizer.spec\) wraps finished vectors"),
+        ([None, 3], "History item 1 is an int, not a text"),
+    ],
+    ids=["numbers", "tensors", "lists of numbers", "array", "tensor", "no history"],
+)
+def test_what_is_given_for_one_user_is_named_by_its_type(model, processor, persona, message):
+    for call in (
+        lambda: processor(text="sea", persona=persona),
+        lambda: model.encode_persona(persona),
+        lambda: model.soft_prompt(persona, query="sea"),
+        lambda: model.generate(**{**processor(text="sea"), "persona": persona}, max_new_tokens=2),
+    ):
+        with pytest.raises(DataError, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"text": None}, "text must be a text or a list of texts, got a NoneType"),
+        ({"text": 3}, "text must be a text or a list of texts, got an int"),
+        ({"text": {"sea": "moon"}}, "text must be a text or a list of texts, got a dict"),
+        ({"text": "sea", "persona": ["moon"], "query": 3}, "query must be a text or a list of texts, got an int"),
+        ({"text": [{"role": "user", "content": "sea"}]}, "belongs to a chat: use processor.apply_chat_template"),
+        ({"text": [[{"role": "user", "content": "sea"}]]}, "belongs to a chat: use processor.apply_chat_template"),
+    ],
+)
+def test_what_is_no_prompt(processor, given, message):
+    with pytest.raises(DataError, match=message):
+        processor(**given)
+
+
+def test_a_prompt_goes_through_the_processor_and_a_soft_prompt_needs_a_query(model):
+    with pytest.raises(DataError, match=r"got str: pass a processor's batch as \*\*batch"):
+        model.generate("hello", persona=["moon"])
+    with pytest.raises(ConfigurationError, match="query= is missing: the items are weighted by it"):
+        model.soft_prompt(["moon"])
+
+
+def test_an_unknown_dtype_names_the_choices():
+    message = "dtype must be one of auto, float32, bfloat16, float16, float64, or a torch.dtype; got 'bf16'"
+    with pytest.raises(ConfigurationError, match=message):
+        PPlugForConditionalGeneration.from_backbone(BACKBONE, ENCODER, backbone_kwargs={"dtype": "bf16"})
+
+
+@pytest.mark.parametrize(
+    "device, message", [("xpu", "is not there: this machine.* has|have"), ("gpu", "as torch does")]
+)
+def test_an_unknown_device_names_those_that_are_there(model, tmp_path, device, message):
+    with pytest.raises(ConfigurationError, match=message):
+        model.to(device)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match=message):
+        Personalizer.from_pretrained(tmp_path, encoder=model.history_encoder, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_model_without_a_gpu_stays_where_it_is(model):
+    for move in (lambda: model.to("cuda"), model.cuda, lambda: model.cuda(1)):
+        with pytest.raises(ConfigurationError, match=r"The device 'cuda(:1)?' is not there: this machine"):
+            move()
+    assert model.device.type == "cpu" and model.to(torch.float32) is model
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(MissingFileError, match=r"the plug './plug-zz': there is no such folder, and it is no Hub id"):
+        PPlugForConditionalGeneration.from_pretrained("./plug-zz")
+    with pytest.raises(
+        MissingFileError, match=r"'me/plug-zz': there is no such folder, .* HF_HUB_OFFLINE is set. Unset"
+    ):
+        PPlugForConditionalGeneration.from_pretrained("me/plug-zz")
+
+
+@pytest.mark.parametrize("task", [None, TASK])
+def test_a_table_is_no_data_set_yet(tmp_path, task):
+    (tmp_path / "events.csv").write_text("user,text,answer\nann,the sea,yes\n")
+    settings = TrainSettings(data=str(tmp_path / "events.csv"), output=str(tmp_path / "x"), backbone="x", encoder="x")
+    with pytest.raises(
+        DataError, match=r"is a table of events: .* pplug-hf prepare --source .*events.csv, or with from_"
+    ):
+        quietly(choose_examples, settings, task)
+    (tmp_path / "lines.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=r"pass task=, a .json file with one of your own \(pplug-hf prepare makes it"):
+        quietly(choose_examples, replace(settings, data=str(tmp_path / "lines.jsonl")))

@@ -219,13 +219,29 @@ def test_commands_and_functions_agree_on_data_of_ones_own(place, plug):
     printed = run("evaluate", *named, "--plug", plug, "--data", place / "lines")
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
         made = evaluate(EvaluateSettings(**options, data="mine", plug=[plug]), TASK, SPLITS)
-    assert table_of(printed) == table_of(out.getvalue()) and "user's label frequencies" in printed
-    assert made.predictions["no persona"] == comparison.predictions["no-persona"]
+    assert table_of(printed) == table_of(out.getvalue()) and "| frequencies " in printed
+    assert made.predictions["no-persona"] == comparison.predictions["no-persona"]
     assert made.predictions["PPlug"] == comparison.predictions["pplug"]
 
     # One file is one split: label frequencies have nothing to be fitted on, least of all the questions themselves.
     one = run("evaluate", *named, "--plug", plug, "--data", place / "lines" / "dev.jsonl")
-    assert "user's label frequencies" not in one and "PPlug" in one
+    assert "| frequencies " not in one and "frequencies (no train split to fit it on)" in one and "PPlug" in one
+
+
+def test_evaluate_with_one_user_leaves_the_control_out_and_says_so(place, plug):
+    (one,) = {row["user"] for row in SPLITS["dev"][-1:]}
+    data = {"dev": [row for row in SPLITS["dev"] if row["user"] == one]}
+    settings = EvaluateSettings(data="mine", plug=[plug], vectors=str(place / "vectors"))
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+        made = evaluate(settings, TASK, data)
+    assert list(made.predictions) == ["no-persona", "PPlug"]
+    assert "PPlug:wrong-user (it needs a second user)" in out.getvalue()
+    assert "One user: too few to conclude" in out.getvalue()
+    asked = BenchSettings(data="mine", plugs=[f"a={plug}"], vectors=str(place / "vectors"), output=str(place / "one"))
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()):
+        made = bench(asked, TASK, data)
+    assert "a:wrong-user" not in made.predictions
+    assert "Left out: the row with another user's history (it needs a second user)." in out.getvalue()
 
 
 def test_encoding_what_training_has_encoded(place, plug):
@@ -275,7 +291,12 @@ BAD = {
         "shelves",
         "Only in the outputs: 'x1-0'",
     ),
-    "another task": (lambda rows: rows, golds_of, "LaMP_4", "are of task 'LaMP_4', but task='shelves'"),
+    "another task": (
+        lambda rows: rows,
+        golds_of,
+        "LaMP_4",
+        "are of task 'LaMP_4', but (task='shelves'|--task shelves)",
+    ),
     "items of another task": (
         lambda rows: [{**row, "profile": [{"title": SECRET}]} for row in rows],
         golds_of,

@@ -129,7 +129,7 @@ def test_a_template_turns_items_into_texts():
 @pytest.mark.parametrize(
     "history, template, message",
     [
-        ([SECRET, 3], None, "History item 1 is a int, not a text"),
+        ([SECRET, 3], None, "History item 1 is an int, not a text"),
         ([SECRET, None], None, "History item 1 is a NoneType"),
         ([SECRET, [SECRET]], None, "History item 1 is a list"),
         ([SECRET.encode()], None, "History item 0 is a bytes"),

@@ -84,3 +84,63 @@ def test_weights_can_be_read_off_the_axis(tmp_path, drawn, low, high):
         assert 3 <= len(seen) <= 14
         labels = [text.get_text() for text in axes.get_yticklabels()]
         assert len(set(labels)) == len(labels)
+
+
+SETTINGS = {"split": "dev", "backbone": "/home/alice/models/bart-small/"}
+KNOWN = {"task": "LaMP-2", "examples": 1410, "users": 60, "settings": SETTINGS, "reference": "b"}
+HEADING = "LaMP-2, dev: 1,410 questions of 60 users, bart-small"
+
+
+def rows_of(*intervals):
+    names = ["a", "b", "c"]
+    return [
+        {"row": name, "seeds": 1, "accuracy": 0.25 * (i + 1), "interval": interval}
+        for i, (name, interval) in enumerate(zip(names, intervals, strict=True))
+    ]
+
+
+def test_pictures_say_of_what_they_are(drawn):
+    assert plots.heading(KNOWN) == HEADING
+    assert plots.heading({"task": "shop", "settings": {}}) == "shop" and plots.heading({}) == ""
+    records = rows_of([0.2, 0.3], [0.4, 0.6], [0.7, 0.8])
+    plots.plot_rows(records, "accuracy", "b", plots.heading(KNOWN))
+    bins = [{"from": n, "to": n, "examples": 1000 * n, "rows": {r["row"]: n for r in records}} for n in (1, 2)]
+    plots.plot_history_length({**KNOWN, "rows": records, "by_history_length": bins}, "accuracy")
+    places = [{"from": n, "to": n, "examples": 5 * n, "weight": [1, None, None]} for n in (1, 2)]
+    plots.plot_weight_profiles({"b": {"by_age": places, "by_rank": places}}, plots.heading(KNOWN))
+    assert [figure._suptitle.get_text() for figure, _ in drawn] == [HEADING] * 3
+    assert [label.get_text() for label in drawn[1][1].get_xticklabels()] == ["1\nn = 1,000", "2\nn = 2,000"]
+    assert "without intervals" in drawn[1][1].get_xlabel()
+    assert [label.get_text() for label in drawn[2][1][0].get_xticklabels()] == ["1\nn = 5", "2\nn = 10"]
+
+
+def test_bars_of_rows_have_values_and_the_reference_is_darker_not_red(drawn):
+    plots.plot_rows(rows_of([0.2, 0.3], [0.4, 0.6], [0.7, 0.8]), "accuracy", "b")
+    plots.plot_rows(rows_of([None, None], [None, None], [None, None]), "accuracy", "b")
+    (_, known), (_, unknown) = drawn
+    colours = [bar.get_facecolor()[:3] for bar in known.patches]
+    assert colours[0] == colours[2] != colours[1] and sum(colours[1]) < sum(colours[0])
+    assert all(blue > red for red, _, blue in colours)
+    assert [text.get_text() for text in known.texts] == ["0.250", "0.500", "0.750"]
+    assert known.get_xlabel() == "accuracy (95 % interval over users)"
+    assert unknown.get_xlabel() == "accuracy (no intervals: they need two users)"
+
+
+def test_few_of_many_items_are_drawn_with_values_dates_and_the_answer(drawn):
+    weights = torch.tensor([0.9, 0.05, 0.03] + [0.02 / 97] * 97)
+    dates = ["2021-03-01", None] + ["2019"] * 98
+    plots.plot_weights(weights, [f"item {i}" for i in range(100)], "for: sea", dates=dates, answer="the moon")
+    ((figure, axes),) = drawn
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["2021-03-01 item 0", "item 1", "2019 item 2"]
+    assert [text.get_text() for text in axes.texts] == ["90.0%", "5.0%", "3.0%"]
+    assert axes.get_xlabel() == "weight (sum over all 100 items: 1; the other 97 have 2.0% together)"
+    assert figure._suptitle.get_text() == "for: sea\nAnswer: the moon"
+
+
+def test_labels_end_with_a_word():
+    text = "the quick brown fox jumps over the lazy dog"
+    assert plots._cut(text, 43) == text
+    for most in range(8, 43):
+        cut = plots._cut(text, most)
+        assert len(cut) <= most and cut.endswith(" …") and text.startswith(cut[:-2] + " ")
+    assert plots._cut("donaudampfschifffahrt", 10) == "donaudam …"

@@ -120,7 +120,7 @@ def test_decoding_answers():
         ({"text": "a", "query": ["a", "b"]}, MismatchError, "Got 2 of query for 1 prompts"),
         ({"text": "a", "labels": []}, DataError, "labels is empty"),
         ({"text": []}, DataError, "text is empty"),
-        ({"text": ["a", 3]}, DataError, r"text\[1\] is a int, not a text"),
+        ({"text": ["a", 3]}, DataError, r"text\[1\] is an int, not a text"),
         ({"text": "a", "labels": [None]}, DataError, r"labels\[0\] is a NoneType"),
         ({"text": "a", "persona": "my secret diary"}, DataError, r"pass \[text\]"),
         ({"text": "a", "return_tensors": "np"}, ConfigurationError, "must be 'pt', got 'np'"),

@@ -156,5 +156,5 @@ def test_the_command_reads_json_lines_and_questions_alone(tmp_path, capsys):
     assert main(["report", "--data", str(tmp_path / "mine.jsonl"), "--task", "LaMP-2"]) == 0
     assert "1 questions without an answer (id '1')" in capsys.readouterr().out
     assert main(["report", "--data", str(tmp_path / "mine.jsonl")]) == 1
-    assert "pass task=" in capsys.readouterr().err
+    assert "pass --task" in capsys.readouterr().err
     assert main(["report", "--data", str(tmp_path / "nowhere")]) == 1

@@ -294,7 +294,8 @@ def test_a_missing_file(copy, name):
 def test_unknown_names_give_one_clear_error(name):
     with pytest.raises(MissingFileError, match=r"Cannot load config\.json of the plug") as error:
         PPlugModel.from_pretrained(name)
-    assert name in str(error.value) and "Check the name and the connection" in str(error.value)
+    remedy = "it is no Hub id (owner/name). Check the path" if name[0] in "./" else "HF_HUB_OFFLINE is set. Unset it"
+    assert name in str(error.value) and "no such folder" in str(error.value) and remedy in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["backbone", "encoder"])

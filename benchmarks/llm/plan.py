@@ -195,3 +195,14 @@ def possible(task: str, kind: str) -> bool:
     if kind in ("bm25@4:turns", "questions"):
         return task != "LaMP_1"
     return task in SYNTHETIC_USERS if kind == "real" else True
+
+
+SHORT = (instruction("instruction-only"), INSTRUCTIONS[2], PPLUG)
+USUAL = {"instruction-only": 1e-1, "instruction-only-mlp": 3e-2, "pplug": 3e-2}  # where a task was not tuned
+
+
+def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Iterator[Group]:
+    """Yield the groups that a CPU has time for: an instruction in both parametrisations, and the plug with its ablations."""
+    for seed in seeds:
+        for task in tasks:
+            yield Group(task, "short", seed, SHORT, level=seed)

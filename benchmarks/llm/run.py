@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from corpus import TASKS, Corpus, Sizes
 from lockstep import Reader
-from plan import Group, groups
+from plan import USUAL, Group, groups, short
 from training import Schedule, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -48,10 +48,16 @@ class Board:
         folder: of the results.
         tasks: names of folders.
         smoke: whether this is a trial.
+        seeds: instead of the whole plan, the short one with these seeds.
     """
 
-    def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False):
-        self.folder, self.groups = folder, list(groups(tasks))
+    def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False, seeds: tuple[int, ...] = ()):
+        self.folder, self.groups = folder, list(short(tasks, seeds) if seeds else groups(tasks))
+        self.usual = USUAL if seeds else {}
+        self.prepared = {
+            "ready": Corpus.encode,
+            **({} if seeds else {"ranked": Corpus.rank}),
+        }  # before groups can begin
         if smoke:  # one of each kind
             seen: set[Any] = set()
             self.groups = [g for g in self.groups if (k := (g.task, g.name)) not in seen and not seen.add(k)]
@@ -93,7 +99,7 @@ class Board:
             ready = (self.claims / f"ready-{group.task}").exists()
             if group.form.startswith("bm25"):
                 ready = ready and (self.claims / f"ranked-{group.task}").exists()
-            known = all(self.rate(group.task, family) is not None for family in group.families)
+            known = all(self.rate(group.task, f) is not None or f in self.usual for f in group.families)
             if ready and known and self.claim(group.key):
                 return group
         return None
@@ -118,8 +124,8 @@ def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for every shape
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    board = Board(args.output, args.tasks, args.smoke)
-    dtype = torch.bfloat16 if device != "cpu" else torch.float32
+    board = Board(args.output, args.tasks, args.smoke, tuple(args.short))
+    dtype = torch.bfloat16 if device != "cpu" or args.bf16 else torch.float32
     backbone: Any = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.backbone)
     encoder = freeze_encoder(load_encoder(args.encoder, device=device))
@@ -137,7 +143,7 @@ def work(args: argparse.Namespace) -> None:
     if args.smoke:
         schedule = replace(schedule, steps=4, batch_size=8, validations=2, validate_on=16)
     prefer = args.tasks[args.worker % len(args.tasks)]
-    while len(list(board.claims.iterdir())) < len(board.groups) + 2 * len(args.tasks):
+    while len(list(board.claims.iterdir())) < len(board.groups) + len(board.prepared) * len(args.tasks):
         group = board.next(prefer)
         if group is None:
             time.sleep(0.5)
@@ -169,7 +175,7 @@ def sizes_of(smoke: bool) -> Sizes:
 
 def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> None:
     """Encode and rank the texts of the tasks, each by one process; all but one task's own wait for nothing."""
-    for name, make in (("ready", Corpus.encode), ("ranked", Corpus.rank)):
+    for name, make in board.prepared.items():
         for task in args.tasks:
             if not (board.claims / f"{name}-{task}").exists() and board.claim(f"{name}-{task}-begun"):
                 start = time.monotonic()
@@ -188,11 +194,11 @@ def finish(
     """Run a group and write its results."""
 
     def keep(plug: Any) -> None:
-        if plug.setting.name in KEPT and group.name == "main" and not group.seed:
+        if plug.setting.name in KEPT and group.name in ("main", "short") and not group.seed:
             plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{plug.setting.name}")
 
     def rate_of(setting: Any) -> float:
-        return setting.rate or board.rate(group.task, setting.family) or 0.0
+        return setting.rate or board.rate(group.task, setting.family) or board.usual.get(setting.family, 0.0)
 
     for _ in range(3):
         try:
@@ -243,7 +249,7 @@ def pack(folder: Path, to: Path) -> None:
 
 def lead(args: argparse.Namespace) -> None:
     """Start the processes, and stop them at the deadline."""
-    board = Board(args.output, args.tasks, args.smoke)
+    board = Board(args.output, args.tasks, args.smoke, tuple(args.short))
     board.clear()
     write_text(args.output / "about.json", json.dumps(about(args), indent=1) + "\n")
     command = [sys.executable, *sys.argv, "--start", str(args.start)]
@@ -290,6 +296,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=5000, help="tokens of one pass with gradients")
     parser.add_argument("--new-tokens", type=int, default=24, help="of an answer in free text")
     parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--short", type=int, nargs="+", default=[], metavar="SEED", help="the short plan, for a CPU")
+    parser.add_argument("--bf16", action="store_true", help="on a CPU, too")
     parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=float, default=time.monotonic(), help=argparse.SUPPRESS)

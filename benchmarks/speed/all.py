@@ -22,6 +22,7 @@ SCRIPTS = (
     "train_step",
     "memory",
     "output_layer",
+    "prompt_cache",
     "persona",
     "generation",
     "first_token",
@@ -68,6 +69,7 @@ def main() -> None:
             "figures": found["figures"],
         }
         results = {
+            **results,  # what was measured on a GPU
             "machine": (args.only and results["machine"])
             or found["machine"] | {"load_average": round(machine()["load_average"], 1)},
             "scripts": [done[f"{script}.py"] for script in SCRIPTS if f"{script}.py" in done],

@@ -19,16 +19,21 @@ import torch
 import transformers
 
 
-def take_turns(sides: dict[str, Callable[[], Any]], repetitions: int, warm_up: int = 1) -> dict[str, list[float]]:
+def take_turns(
+    sides: dict[str, Callable[[], Any]],
+    repetitions: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every side in every repetition. Who goes first rotates; the first rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for repetition in range(-warm_up, repetitions):
         for name in names:
-            start = time.perf_counter()
+            start = clock()
             sides[name]()
             if repetition >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         names = names[1:] + names[:1]
     return seconds
 

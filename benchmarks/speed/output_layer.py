@@ -27,10 +27,10 @@ BATCH, TOKENS, NEW = 16, 80, 2
 PACKAGE, REFERENCE = "package", "without the hook"
 
 
-def personalised(shape: dict[str, Any], dtype: torch.dtype, device: str = "cpu") -> Any:
+def personalised(shape: dict[str, Any], dtype: torch.dtype, device: str = "cpu", **choices: Any) -> Any:
     """A plug on a Llama of this shape."""
     config = LlamaConfig(pad_token_id=shapes.PAD, eos_token_id=shapes.EOS, bos_token_id=shapes.BOS, **shape)
-    return shapes.personalised(shapes.built(lambda: LlamaForCausalLM(config).eval(), dtype, device))
+    return shapes.personalised(shapes.built(lambda: LlamaForCausalLM(config).eval(), dtype, device), **choices)
 
 
 def batch_of(model: Any, rows: int, tokens: int) -> dict[str, Any]:

@@ -34,9 +34,13 @@ def _page(results: dict[str, Any], figures: list[dict[str, Any]], growth: bool, 
     lines = [
         "# Speed",
         "",
-        "Made by `python benchmarks/speed/all.py`; do not edit. Sides take turns on one machine; a ratio is the median of",
-        "the ratios of single repetitions, with its range. Every script checks that both sides computed the same numbers.",
-        "The references in `benchmarks/speed/reference.py` are what one would write first. Random weights, synthetic data with",
+        "How much time and memory a persona plug adds, and how much faster the package is than code that one would write first",
+        "(`benchmarks/speed/reference.py`). In short: nearly all the time goes into the frozen language model, which a plug cannot",
+        "make faster; what the plug itself adds is small. The table has all figures, those that miss their target included; the sections",
+        "below say what was measured and how.",
+        "",
+        "The two sides of a figure take turns on one machine; a ratio is the median of the ratios of single repetitions, with its",
+        "range. Every script checks that both sides computed the same numbers. Weights are random, and data are synthetic with",
         "LaMP's lengths.",
         "",
         f"Machine: {machine}.",
@@ -54,8 +58,8 @@ def _page(results: dict[str, Any], figures: list[dict[str, Any]], growth: bool, 
     if stages:
         lines += ["Where a training step's time goes:", "", "![Stages of a training step](stages.png)", ""]
     for script in results["scripts"]:
-        lines += [f"## {script['title']}", "", f"`python benchmarks/speed/{script['script']}`", ""]
-        lines += [*script["description"], ""]
+        lines += [f"## {script['title']}", "", *script["description"], ""]
+        lines += [f"`python benchmarks/speed/{script['script']}`", ""]
         if own := script.get("machine"):
             versions = f"torch {own['torch']}, transformers {own['transformers']}"
             busy = f"load average {own['load_average']:.1f} before the start"
@@ -72,6 +76,8 @@ def _page(results: dict[str, Any], figures: list[dict[str, Any]], growth: bool, 
         results.get("gpu")
         or "`python benchmarks/speed/gpu.py` measures a FlanT5-XXL-shaped and a Llama-2-7B-shaped backbone in bf16. No GPU "
         "was there when this page was made: it awaits one. With `--small` the same script runs on a CPU.",
+        "",
+        "This page is made by `python benchmarks/speed/all.py`; do not edit it.",
         "",
     ]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""One file per command of the command line; each is a settings dataclass and a function that takes it."""
+"""One file per command of the command line; each is a function that takes the settings of options.py."""

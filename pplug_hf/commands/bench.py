@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,40 +31,13 @@ from ..methods.names import canonical, default_rows, methods_of, parse_plugs, re
 from ..methods.persona import Plug
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
+from ..modeling.plug_folder import load_config
 from ..tasks.task import Task, main_metric
 from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
-from .options import AnsweringSettings, option, required
+from .options import AnsweringSettings, BenchSettings
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
-
-
-@dataclass(kw_only=True)
-class BenchSettings(AnsweringSettings):
-    """Answer a split with many rows and compare them. Rows that are in the folder already are not answered again."""
-
-    output: str = required("Folder for predictions, results.json, table.md and pictures.")
-    rows: list[str] | None = option(
-        None,
-        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
-        "(default: those that show what a persona is worth).",
-    )
-    plugs: list[str] | None = option(
-        None,
-        "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name instruction-only is for "
-        "plugs trained with --use_history False.",
-    )
-    reference: str | None = option(None, "Row that the others are compared with (default: the first plug's own).")
-    device: str | None = option(None, "Device of the language model (default: an accelerator, else the CPU).")
-    retriever: str | None = option(
-        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
-    )
-    show_history: str | None = option(
-        None,
-        "Also draw the weight of each history item of the question with this id, with the user's texts: keep that "
-        "picture private.",
-    )
-    tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
 
 
 def bench(settings: BenchSettings, task: Task | None = None, data: Source | None = None) -> Comparison:
@@ -96,6 +69,8 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
         training = read_training(settings, task, source) if has_labels else []
         options = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
         users = len({e.user for e in examples})
+        if plugs and users < 2:
+            print("Left out: the row with another user's history (it needs a second user).")
         rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), **options)
     methods = methods_of(rows, plugs)
     if not training and any("training" in method.needs for method, *_ in methods.values()):
@@ -106,7 +81,8 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     if settings.show_history is not None:
         method = methods[reference][0]
         name = method.name if isinstance(method, Plug) else next(iter(plugs))
-        _draw_history(Plug(name, plugs[name][0]), resources, examples, settings)
+        answered = next(p.answers[settings.show_history] for p in made if p.row == reference)
+        _draw_history(Plug(name, plugs[name][0]), resources, examples, settings, answered)
     return comparison
 
 
@@ -197,7 +173,8 @@ def _finish(
         **comparison.results(),
         "weights": {row: mean_profile(found) for row, found in weights.items() if all(found)},
         "runs": runs,
-        "settings": {k: v for k, v in asdict(settings).items() if k != "tables_only"},
+        "settings": {k: v for k, v in asdict(settings).items() if k != "tables_only"}
+        | {"backbone": _backbone(settings)},
         "versions": {"pplug-hf": __version__, "python": platform.python_version(), **versions(_PACKAGES)},
         "git_commit": git_commit(),
     }
@@ -206,6 +183,14 @@ def _finish(
     save_pictures(results, main_metric(task), output)
     print(f"\n{text}\nIn {settings.output}: table.md, results.json, predictions.")
     return comparison
+
+
+def _backbone(settings: BenchSettings) -> str | None:
+    """Return the name of the language model, as far as it is known without the network."""
+    places = [
+        place for places in parse_plugs(settings.plugs or ()).values() for place in places if Path(place).is_dir()
+    ]
+    return settings.backbone or (load_config(places[0]).backbone if places else None)
 
 
 def _check_show_history(settings: BenchSettings, examples: Iterable[Example]) -> None:
@@ -219,14 +204,18 @@ def _check_show_history(settings: BenchSettings, examples: Iterable[Example]) ->
         )
 
 
-def _draw_history(plug: Plug, resources: Resources, examples: Iterable[Example], settings: BenchSettings) -> None:
-    """Draw the weight of each item of one history, with the user's texts."""
+def _draw_history(
+    plug: Plug, resources: Resources, examples: Iterable[Example], settings: BenchSettings, answered: str
+) -> None:
+    """Draw the weight of each item of one history, with the user's texts, and the reference row's answer."""
     (example,) = [e for e in examples if e.id == settings.show_history]
     path = Path(settings.output) / f"history-{re.sub(r'[^A-Za-z0-9_.-]+', '_', example.id)}.png"
     texts = item_texts(example.history, resources.config(plug.folder).item_template)
     try:
         (weights,) = plug.weights([example], resources)
-        plot_weights(weights, texts, title=f"Weights of history items for: {example.query}").savefig(path)
+        dates = [str(item.get("date") or "")[:10] for item in example.history]
+        title = f"Weights of history items for: {example.query}"
+        plot_weights(weights, texts, title, dates=dates, answer=answered).savefig(path)
         print(f"Private, with the user's texts: {path}")
     except ConfigurationError as error:
         print(error)

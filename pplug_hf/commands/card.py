@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingFileError
 from ..hub.cards import write_card
 from ..methods.persona import plug_digest
 from ..modeling import plug_folder as files
-from .options import option, required
-
-
-@dataclass
-class CardSettings:
-    """Write the README.md of a plug folder for the Hub. Text outside of the generated parts stays as it is."""
-
-    plug: str = required("Plug folder.")
-    repo: str | None = option(None, "Hub id the plug will have, as owner/name.")
-    results: str | None = option(None, "Folder of pplug-hf bench with results of this plug.")
-    license: str | None = option(None, "Licence of the plug, e.g. apache-2.0.")
-    datasets: list[str] | None = option(None, "Hub ids of the data it was trained on.")
-    language: list[str] | None = option(None, "Codes of the data's languages, e.g. en.")
+from .options import CardSettings
 
 
 def card(settings: CardSettings) -> None:

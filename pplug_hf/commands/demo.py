@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -18,24 +17,15 @@ from ..data.lamp import Example
 from ..errors import PPlugError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
-from ..methods.names import INSTRUCTION_ONLY, titles_of
+from ..methods.names import INSTRUCTION_ONLY
 from ..modeling import PPlugForConditionalGeneration
 from ..processing import PPlugProcessor
 from ..storage.files import write_text
 from .evaluate import PPLUG, EvaluateSettings, evaluate
-from .options import option
+from .options import DemoSettings
 from .train import TrainSettings, train
 
 PLUG = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperature": True}
-
-
-@dataclass
-class DemoSettings:
-    """Train a tiny plug on synthetic readers, compare it with its ablations, save it and load it in a new process."""
-
-    output: str = option("demo-output", "Folder for plugs, tables and the picture.")
-    epochs: float = option(3, "Passes over the training examples.")
-    seed: int = option(0, "Seed of the training.")
 
 
 def demo(settings: DemoSettings) -> dict[str, float]:
@@ -96,11 +86,10 @@ def demo(settings: DemoSettings) -> dict[str, float]:
                 raise PPlugError(f"The reloaded plug answers {again!r}, the trained one {expected!r}.")
         print("   identical")
     rows = {record["row"]: record["accuracy"] for record in comparison.rows()}
-    titles = titles_of(PPLUG)
     print(
         f"\nOf 100 held-out questions, {100 * rows[PPLUG]:.0f} are answered as the reader would; "
-        f"{100 * rows[titles[INSTRUCTION_ONLY]]:.0f} without a history, "
-        f"{100 * rows[titles[f'{PPLUG}:wrong-user']]:.0f} with another reader's."
+        f"{100 * rows[INSTRUCTION_ONLY]:.0f} without a history, "
+        f"{100 * rows[f'{PPLUG}:wrong-user']:.0f} with another reader's."
     )
     return rows
 

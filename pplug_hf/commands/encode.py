@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ..data.examples import Source, has_split, is_one_split, read_examples
-from ..data.vectors import DEFAULT_FOLDER, VectorStore
+from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling import Personalizer
 from ..modeling.encoders import freeze_encoder, load_encoder
 from ..tasks.task import Task
 from .data_warnings import warn_truncated_items
 from .generate import read_history
-from .options import TASK, option
-
-
-@dataclass
-class EncodeSettings:
-    """Encode the history items of a data set, each distinct text once and never again; or one history of one user."""
-
-    data: str | None = option(None, "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
-    encoder: str | None = option(None, "Frozen sentence encoder: Hub id or local folder.")
-    plug: str | None = option(None, "Encode one --history into --output as this plug does; needs no backbone.")
-    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
-    output: str | None = option(None, "Folder, or .safetensors file, for the vectors.")
-    task: str | None = option(None, TASK)
-    splits: list[str] = field(
-        default_factory=lambda: ["train", "dev", "test"],
-        metadata={"help": "Which splits of a folder; those that it lacks are passed over."},
-    )
-    labelled_items: bool = option(True, "With the user's own tag or score.")
-    history_prompt: str | None = option(None, "Put in front of items (default: encoder's).")
-    batch_size: int = option(64, "Texts per forward pass.")
-    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+from .options import EncodeSettings
 
 
 def encode(settings: EncodeSettings, task: Task | None = None, data: Source | None = None) -> None:

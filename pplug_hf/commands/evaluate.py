@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from ..data.examples import Source
 from ..errors import ConfigurationError
 from ..evaluation.compare import Comparison
 from ..evaluation.rendering import markdown, save_results
-from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, methods_of, titles_of
+from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, ablations_of, methods_of
 from ..tasks.task import Task
 from .bench import answer_rows, read_questions, read_training
-from .options import AnsweringSettings, option, required
+from .options import EvaluateSettings
 
 PPLUG = "PPlug"
-
-
-@dataclass(kw_only=True)
-class EvaluateSettings(AnsweringSettings):
-    """Compare a plug with: no persona, instruction only, the history of another user, the user's label frequencies."""
-
-    plug: list[str] = required("Plug folder or Hub id; several are seeds of one row.")
-    instruction_only: list[str] | None = option(
-        None, "Plugs trained with --use_history False, for the row of that name."
-    )
-    frequencies: bool = option(
-        True, "On label tasks, add a baseline: label probabilities mixed with the user's label frequencies."
-    )
-    output: str | None = option(
-        None, "Folder for results.json, table.md and predictions; those that it has are not answered again."
-    )
 
 
 def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source | None = None) -> Comparison:
@@ -55,14 +39,23 @@ def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source 
     has_labels = bool(task.labels and task.answer_field)
     training = read_training(settings, task, source) if settings.frequencies and has_labels else []
     plugs = {PPLUG: settings.plug, INSTRUCTION_ONLY: settings.instruction_only or []}
-    titles = titles_of(PPLUG)
-    left_out = {*([] if settings.instruction_only else [INSTRUCTION_ONLY]), *([] if training else [FREQUENCIES])}
-    methods = methods_of([name for name in titles if name not in left_out], plugs)
+    rows = ablations_of(PPLUG)
+    left_out = {} if settings.instruction_only else {INSTRUCTION_ONLY: "--instruction_only names no plug"}
+    if has_labels and not training:
+        left_out[FREQUENCIES] = "no train split to fit it on" if settings.frequencies else "--frequencies is false"
+    if len({e.user for e in examples}) < 2:
+        left_out[f"{PPLUG}:wrong-user"] = "it needs a second user"
+    if left_out:
+        print(f"Left out: {'; '.join(f'{row} ({why})' for row, why in left_out.items())}.")
+    methods = methods_of(
+        [name for name in rows if name not in left_out and (has_labels or name != FREQUENCIES)], plugs
+    )
     _, predictions = answer_rows(settings, task, examples, plugs, methods, training)
     comparison = Comparison(task, examples, reference=PPLUG)
     for made in predictions:
-        comparison.add(titles[made.row], [made.answers[e.id] for e in examples])
-    table = markdown(comparison)
+        comparison.add(made.row, [made.answers[e.id] for e in examples])
+    named = "\n".join(f"- {name}: {rows[name]}" for name in methods)
+    table = f"{markdown(comparison)}\n\n{named}"
     print(f"\n{table}")
     if settings.output:
         save_results({**comparison.results(), "settings": asdict(settings)}, table + "\n", settings.output)

@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from transformers import TextStreamer
 
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
 from ..modeling import Persona, PPlugModel
 from ..modeling.backbone import writes_chats
+from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts
 from ..processing import PPlugProcessor
-from .options import Chat, option, required
-
-
-@dataclass
-class GenerateSettings:
-    """Answer a prompt for the user of a history."""
-
-    plug: str = required("Plug folder or Hub id.")
-    prompt: str = required("What to answer.")
-    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
-    persona: str | None = option(None, "Folder or file of an encoded history, in the place of --history.")
-    query: str | None = option(None, "Query that weights the history items (default: the prompt).")
-    backbone: str | None = option(None, "Use the backbone at this place.")
-    encoder: str | None = option(None, "Use the encoder at this place.")
-    chat: Chat | None = option(
-        None, "Write the prompt in the chat template, or not (default: as the plug was trained)."
-    )
-    system: str | None = option(None, "System text of the chat (default: as the plug was trained).")
-    max_new_tokens: int = option(64, "Tokens of the answer at most.")
-    num_beams: int = option(1, "Beams.")
-    labels: list[str] | None = option(None, "Answer with one of these (default: anything).")
-    picture: str | None = option(None, "PNG file for the weights of the history items.")
+from .options import GenerateSettings
 
 
 def generate(settings: GenerateSettings) -> str:
-    """Print the answer, and return it."""
-    if settings.history is not None and settings.persona is not None:
-        raise ConfigurationError("--history and --persona are two forms of one thing: give one of them.")
+    """Print the answer, and return it.
+
+    Raises:
+        PPlugError: settings, a plug or a history that cannot be used; nothing is loaded for settings alone.
+    """
+    _check(settings)
+    device = checked_device(settings.device)
     history = [] if settings.history is None else read_history(settings.history)
     saved = None if settings.persona is None else Persona.from_pretrained(settings.persona)
     model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
+    if model.device.type != device.type or device.index is not None:
+        model.to(device)
     processor = PPlugProcessor.from_model(model)
     if settings.chat is not None:
         processor.chat = writes_chats(processor.tokenizer, settings.chat)
@@ -52,24 +40,56 @@ def generate(settings: GenerateSettings) -> str:
         processor.system = settings.system
     persona = model.encode_persona(history if saved is None else saved)
     query = settings.query or settings.prompt
-    text = answer(
-        model.generate,
-        processor,
-        [settings.prompt],
-        personas=[persona],
-        queries=[query],
-        max_length=None,
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        labels=settings.labels,
-    )[0]
-    print(text)
+    text = _answer(settings, model, processor, persona, query)
+    if not settings.stream:
+        print(text)
     if settings.picture and len(persona):
         Path(settings.picture).parent.mkdir(parents=True, exist_ok=True)
         weights = model.persona_weights(persona, query=query)[0]
         texts = item_texts(history, model.config.item_template) or [f"item {i + 1}" for i in range(len(persona))]
-        plot_weights(weights, texts, title=f"Weights of history items for: {query}").savefig(settings.picture)
+        dates = [str(item.get("date") or "")[:10] if isinstance(item, Mapping) else "" for item in history]
+        title = f"Weights of history items for: {query}"
+        plot_weights(weights, texts, title, dates=dates, answer=text).savefig(settings.picture)
     return text
+
+
+def _check(settings: GenerateSettings) -> None:
+    """Raise a `ConfigurationError` for settings that cannot be meant."""
+    if not settings.prompt.strip():
+        raise ConfigurationError("--prompt is empty: write what to answer.")
+    if settings.history is not None and settings.persona is not None:
+        raise ConfigurationError("--history and --persona are two forms of one thing: give one of them.")
+    if settings.top_p is not None and settings.top_p > 1:
+        raise ConfigurationError(f"--top_p is a probability, at most 1, got {settings.top_p}.")
+    if settings.labels and (settings.stream or settings.temperature or settings.top_p):
+        raise ConfigurationError("--labels are chosen by likelihood: leave out --stream, --temperature and --top_p.")
+    if settings.stream and settings.num_beams > 1:
+        raise ConfigurationError(
+            "--stream prints every token as it comes, and beams are compared at the end: leave out one."
+        )
+
+
+def _answer(settings: GenerateSettings, model: Any, processor: PPlugProcessor, persona: Persona, query: str) -> str:
+    """Return the answer, printed already if it is streamed."""
+    if settings.labels:
+        options = {
+            "max_new_tokens": settings.max_new_tokens,
+            "num_beams": settings.num_beams,
+            "labels": settings.labels,
+        }
+        personas, queries = [persona], [query]
+        prompts = [settings.prompt]
+        return answer(
+            model.generate, processor, prompts, personas=personas, queries=queries, max_length=None, **options
+        )[0]
+    chosen = {"temperature": settings.temperature, "top_p": settings.top_p}
+    options: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    options |= {"do_sample": bool(options), "num_beams": settings.num_beams, "max_new_tokens": settings.max_new_tokens}
+    if settings.stream:
+        options["streamer"] = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    batch = processor(text=[settings.prompt], persona=[persona], query=[query]).to(model.device)
+    ids = model.generate(**batch, **options)
+    return processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])[0]
 
 
 def read_history(path: str) -> list[Any]:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..modeling import plug_folder as files
 from ..modeling.frozen import describe
-from .options import required
-
-
-@dataclass
-class InfoSettings:
-    """Say what is in a plug: its parts, its choices and its size."""
-
-    plug: str = required("Plug folder or Hub id.")
+from .options import InfoSettings
 
 
 def info(settings: InfoSettings) -> None:

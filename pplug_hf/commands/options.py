@@ -1,17 +1,20 @@
-"""Options that several commands share."""
+"""Options of all commands: each is a field with its default and its help. No model library is loaded for them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from ..data.vectors import DEFAULT_FOLDER
+from ..data.events import Answers, Split
+from ..storage.layout import DEFAULT_FOLDER
+from ..tasks.lamp_metrics import Fallback
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Chat = Literal["auto", "always", "never"]
 CHAT = "Write prompts as the user's turn of the language model's chat template; auto: if it has one."
 SYSTEM = "System text of these chats (default: what the template does without one)."
 TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: the task.json of the folder, or what the outputs file says)."
+DEVICE = "Device, e.g. cpu, cuda or cuda:1 (default: an accelerator, else the CPU)."
 DATA = "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."
 
 
@@ -29,9 +32,14 @@ def required(help: str) -> Any:
 class AnsweringSettings:
     """Settings of `bench` and `evaluate`: the data, the language model and the decoding."""
 
+    GROUPS: ClassVar = {"data": "data", "backbone": "language model and answers", "batch_size": "run"}
+
     data: str = required(DATA)
     task: str | None = option(None, TASK)
     split: str = option("dev", "Split of a folder to answer.")
+    max_items: int | None = option(None, "Keep at most this many of the newest items of a history (default: all).")
+    leave_out_users: float = option(0.0, "As in training; label frequencies are fitted on the remaining users.")
+    split_seed: int = option(0, "As in training.")
     backbone: str | None = option(None, "Language model (default: the first plug's).")
     backbone_dtype: DType = option("auto", "Data type of the backbone.")
     chat: Chat = option("auto", CHAT + " A plug is asked as it was trained.")
@@ -40,9 +48,294 @@ class AnsweringSettings:
     max_new_tokens: int | None = option(None, "Maximum answer length in tokens (default: the task's).")
     max_length: int = option(256, "Maximum prompt length in tokens, retrieved items included.")
     constrained: bool = option(False, "On label tasks, answer with the task's labels only.")
-    max_items: int | None = option(None, "Keep at most this many of the newest items of a history (default: all).")
     batch_size: int = option(32, "Prompts per batch.")
-    leave_out_users: float = option(0.0, "As in training; label frequencies are fitted on the remaining users.")
-    split_seed: int = option(0, "As in training.")
     seed: int = option(0, "Seed of the wrong users and of random retrieval.")
+    device: str | None = option(None, DEVICE)
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+
+
+@dataclass
+class TrainSettings:
+    """Train a persona plug on questions and histories; the backbone stays frozen."""
+
+    GROUPS: ClassVar = {"data": "data", "epochs": "training", "backbone_dtype": "run"}
+
+    data: str = required(
+        "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
+        ".jsonl file. The dev and test splits are never used for training."
+    )
+    output: str = required("Folder for the plug: a new one, or one with a plug to replace.")
+    backbone: str = required("Frozen language model: Hub id, local folder, or path of a GGUF file.")
+    encoder: str = required("Frozen sentence encoder: Hub id or local folder.")
+    task: str | None = option(None, TASK)
+    train_on_histories: bool = option(True, "Make every answered history item one more example.")
+    synthetic_users: int = option(
+        0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
+    )
+    labelled_items: bool = option(
+        True, "Encode items with the user's own tag or score (the code of the paper's authors: without)."
+    )
+    use_history: bool = option(
+        True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
+    )
+    max_items: int | None = option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
+    history_dropout: float = option(0.5, "In every epoch, drop a random share of each history's items, at most this.")
+    history_repeats: int = option(
+        0,
+        "Extra copies of each example per epoch, each with some history items dropped (paper: 10). The example itself "
+        "stays whole.",
+    )
+    leave_out_users: float = option(
+        0.0, "Share of the training users to leave out, e.g. because the backbone was trained on them."
+    )
+    split_seed: int = option(0, "Seed of the choice of users that are left out.")
+    validation_users: float = option(
+        0.1, "Share of the users held out to choose the best checkpoint: the nearest number of users, at least one."
+    )
+    epochs: float = option(10, "Maximum number of passes over the examples.")
+    max_steps: int | None = option(None, "Stop after this many optimiser steps (default: when the epochs are over).")
+    patience: int = option(5, "Stop after this many evaluations without a better validation loss.")
+    evaluations_per_epoch: int = option(1, "Validations (and checkpoints) per epoch.")
+    batch_size: int = option(32, "Examples per step, over all processes.")
+    gradient_accumulation: int = option(1, "Batches per optimiser step.")
+    learning_rate: float = option(1e-3, "Learning rate of projector and instruction.")
+    encoder_learning_rate: float | None = option(
+        None, "Learning rate of the input encoder (default: learning_rate / 20)."
+    )
+    weight_decay: float = option(0.01, "Weight decay.")
+    warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
+    gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
+    prompt_cache: str = option(
+        "4GB",
+        "With placement answer: memory for what the backbone computes from the prompts, which is then done once instead of "
+        "in every epoch. What is more goes into files in the output folder, until training ends. 0: no cache.",
+    )
+    max_length: int = option(256, "Maximum prompt length in tokens.")
+    max_target_length: int = option(128, "Maximum answer length in tokens.")
+    seed: int = option(0, "Seed of initialisation, order and drop-out.")
+    backbone_dtype: DType = option("auto", "Data type of the backbone. The plug is float32.")
+    chat: Chat = option("auto", CHAT + " Kept with the plug.")
+    system: str | None = option(None, SYSTEM)
+    device: str | None = option(None, DEVICE)
+    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+    resume: bool = option(
+        True,
+        "Resume from the last checkpoint in the output folder, if there is one; one of other data or settings is refused. "
+        "False: start again, and delete the checkpoints there.",
+    )
+    logging_steps: int | None = option(
+        None, "Steps between two lines with the loss (default: ten lines per evaluation)."
+    )
+    report_to: list[str] | None = option(
+        None, "Trackers that get the losses, e.g. tensorboard or wandb (default: none)."
+    )
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings(AnsweringSettings):
+    """Compare a plug with: no persona, instruction only, the history of another user, the user's label frequencies."""
+
+    GROUPS: ClassVar = {**AnsweringSettings.GROUPS, "plug": "rows and results"}
+
+    plug: list[str] = required("Plug folder or Hub id; several are seeds of one row.")
+    instruction_only: list[str] | None = option(
+        None, "Plugs trained with --use_history False, for the row of that name."
+    )
+    frequencies: bool = option(
+        True, "On label tasks, add a baseline: label probabilities mixed with the user's label frequencies."
+    )
+    output: str | None = option(
+        None, "Folder for results.json, table.md and predictions; those that it has are not answered again."
+    )
+
+
+@dataclass(kw_only=True)
+class BenchSettings(AnsweringSettings):
+    """Answer a split with many rows and compare them. Rows that are in the folder already are not answered again."""
+
+    GROUPS: ClassVar = {**AnsweringSettings.GROUPS, "output": "rows and results"}
+
+    output: str = required("Folder for predictions, results.json, table.md and pictures.")
+    rows: list[str] | None = option(
+        None,
+        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
+        "(default: those that show what a persona is worth).",
+    )
+    plugs: list[str] | None = option(
+        None,
+        "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name instruction-only is for "
+        "plugs trained with --use_history False.",
+    )
+    reference: str | None = option(None, "Row that the others are compared with (default: the first plug's own).")
+    retriever: str | None = option(
+        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
+    )
+    show_history: str | None = option(
+        None,
+        "Also draw the weight of each history item of the question with this id, with the user's texts: keep that "
+        "picture private.",
+    )
+    tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
+
+
+@dataclass
+class ScoreSettings:
+    """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
+
+    golds: str = required("The official {split}_outputs.json, plain or gzipped.")
+    predictions: str = required("A file of the same layout with the answers, plain or gzipped.")
+    task: str | None = option(
+        None, "Task, or a .json file with a task of your own (default: what the golds file says)."
+    )
+    fallback: Fallback = option(
+        "farthest",
+        "Value of a rating that is not a number: the end of the scale farthest from the gold (LaMP), or "
+        "the first digit in it, else the low end (PPlug's authors).",
+    )
+    output: str | None = option(None, "Also write the JSON to this file.")
+
+
+@dataclass
+class GenerateSettings:
+    """Answer a prompt for the user of a history."""
+
+    GROUPS: ClassVar = {"plug": "user", "max_new_tokens": "answer", "backbone": "run"}
+
+    plug: str = required("Plug folder or Hub id.")
+    prompt: str = required("What to answer.")
+    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
+    query: str | None = option(None, "Query that weights the history items (default: the prompt).")
+    picture: str | None = option(None, "PNG file for the weights of the history items.")
+    max_new_tokens: int = option(64, "Maximum answer length in tokens.")
+    num_beams: int = option(1, "Beams.")
+    temperature: float | None = option(None, "Sample, with this temperature (default: take the likeliest token).")
+    top_p: float | None = option(None, "Sample from the likeliest tokens that have this probability together.")
+    labels: list[str] | None = option(None, "Answer with one of these (default: anything).")
+    stream: bool = option(False, "Print the answer as it is written.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    chat: Chat | None = option(
+        None, "Write the prompt in the chat template, or not (default: as the plug was trained)."
+    )
+    system: str | None = option(None, "System text of the chat (default: as the plug was trained).")
+    device: str | None = option(None, DEVICE)
+
+
+@dataclass
+class DemoSettings:
+    """Train a tiny plug on synthetic readers, compare it with its ablations, save it and load it in a new process."""
+
+    output: str = option("demo-output", "Folder for plugs, tables and the picture.")
+    epochs: float = option(3, "Passes over the training examples.")
+    seed: int = option(0, "Seed of the training.")
+
+
+@dataclass
+class PrepareSettings:
+    """Make a data set and a task of a log with one event per row: who, when, a text, and the answer."""
+
+    GROUPS: ClassVar = {"source": "columns", "instruction": "task", "split": "splits"}
+
+    source: str = required("Log of events: a .csv, .tsv, .parquet or .jsonl file, plain or gzipped.")
+    output: str = required("Folder for the data set: a new one, or one that this command made.")
+    user: str = required("Column with the user.")
+    text: str = required("Column with the text that was answered.")
+    answer: str = required("Column with the user's answer: a label, a number or a text.")
+    time: str | None = option(None, "Column with the time: dates or numbers (default: rows are oldest first).")
+    question: str | None = option(None, "Column with a question for each event, asked before the text.")
+    instruction: str | None = option(None, "Instruction before each text, if there is no column of questions.")
+    name: str | None = option(None, "Name of the task (default: that of the output folder).")
+    answers: Answers = option("auto", "Kind of answers (auto: few and repeated answers are labels).")
+    metric: str | None = option(None, "How answers are judged (default: accuracy, mae for numbers, rouge for texts).")
+    split: Split = option(
+        "users",
+        "What dev and test hold: all questions of users whom train does not have, the newest of every user, or the newest "
+        "of all.",
+    )
+    dev: float = option(0.1, "Share of users (or of events) in dev.")
+    test: float = option(0.1, "Share of users (or of events) in test.")
+    min_history: int = option(1, "Items that a question must have before it.")
+    questions_per_user: int | None = option(None, "Keep at most this many of a user's newest questions in each split.")
+    time_format: str | None = option(None, "Format of the times, as for strptime (default: ISO 8601).")
+    seed: int = option(0, "Seed of the choice of users.")
+
+
+@dataclass
+class EncodeSettings:
+    """Encode the history items of a data set, each distinct text once and never again; or one history of one user."""
+
+    data: str | None = option(None, "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
+    encoder: str | None = option(None, "Frozen sentence encoder: Hub id or local folder.")
+    plug: str | None = option(None, "Encode one --history into --output as this plug does; needs no backbone.")
+    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    output: str | None = option(None, "Folder, or .safetensors file, for the vectors.")
+    task: str | None = option(None, TASK)
+    splits: list[str] = field(
+        default_factory=lambda: ["train", "dev", "test"],
+        metadata={"help": "Which splits of a folder; those that it lacks are passed over."},
+    )
+    labelled_items: bool = option(True, "With the user's own tag or score.")
+    history_prompt: str | None = option(None, "Text put in front of items (default: the encoder's own).")
+    batch_size: int = option(64, "Texts per forward pass.")
+    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+
+
+@dataclass
+class ReportSettings:
+    """Describe the histories of a data set: sizes, ages, labels, repetitions, near-duplicates of the questions."""
+
+    data: str = required("Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
+    split: str = option("dev", "Which split of a folder.")
+    task: str | None = option(None, TASK)
+    seed: int = option(0, "Seed of the random users that real ones are compared with.")
+    encoder: str | None = option(None, "Count the items that are too long for this encoder: Hub id or local folder.")
+    output: str | None = option(None, "Write the report to this JSON file, too.")
+
+
+@dataclass
+class RecipesSettings:
+    """List the recipes, or show one."""
+
+    name: str | None = option(None, "Recipe to show, as in paper/lamp-4 (default: list all).")
+
+
+@dataclass
+class CardSettings:
+    """Write the README.md of a plug folder for the Hub. Text outside of the generated parts stays as it is."""
+
+    plug: str = required("Plug folder.")
+    repo: str | None = option(None, "Hub id the plug will have, as owner/name.")
+    results: str | None = option(None, "Folder of pplug-hf bench with results of this plug.")
+    license: str | None = option(None, "Licence of the plug, e.g. apache-2.0.")
+    datasets: list[str] | None = option(None, "Hub ids of the data it was trained on.")
+    language: list[str] | None = option(None, "Codes of the data's languages, e.g. en.")
+
+
+@dataclass
+class InfoSettings:
+    """Say what is in a plug: its parts, its choices and its size."""
+
+    plug: str = required("Plug folder or Hub id.")
+
+
+@dataclass
+class PushSettings:
+    """Upload a plug, its vocabulary and its card to the Hub, in one commit."""
+
+    plug: str = required("Plug folder.")
+    repo: str = required("Repository, as 'owner/name'; created if it does not exist.")
+    private: bool = option(False, "Make a new repository private.")
+    revision: str | None = option(None, "Branch; created if it does not exist (default: main).")
+    create_pr: bool = option(False, "Open a pull request instead.")
+    subfolder: str = option("", "Folder inside the repository.")
+    message: str | None = option(None, "Commit message (default: Upload plug).")
+    description: str | None = option(None, "Extended description of the commit.")
+    token: str | None = option(
+        None, "Access token (default: that of `hf auth login`, or HF_TOKEN, which no process list shows)."
+    )
+    results: str | None = option(None, "Folder of `pplug-hf bench`, for the card.")
+    license: str | None = option(None, "Licence shown on the model card, e.g. apache-2.0.")
+    datasets: list[str] | None = option(None, "Hub ids of the training data, for the card.")
+    language: list[str] | None = option(None, "Language codes of the data, e.g. en.")
+    tags: list[str] | None = option(None, "More tags for the card.")

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..tasks.recipes import RECIPES, Recipe, get_recipe
-from .options import option
-
-
-@dataclass
-class RecipesSettings:
-    """List the recipes, or show one."""
-
-    name: str | None = option(None, "Recipe to show, as in paper/lamp-4 (default: list all).")
+from .options import RecipesSettings
 
 
 def recipes(settings: RecipesSettings) -> None:

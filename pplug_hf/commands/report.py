@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.examples import Source, stream
@@ -16,19 +15,7 @@ from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
 from .data_warnings import warn_truncated_items
-from .options import TASK, option, required
-
-
-@dataclass
-class ReportSettings:
-    """Describe the histories of a data set: sizes, ages, labels, repetitions, near-duplicates of the questions."""
-
-    data: str = required("Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
-    split: str = option("dev", "Which split of a folder.")
-    task: str | None = option(None, TASK)
-    seed: int = option(0, "Seed of the random users that real ones are compared with.")
-    encoder: str | None = option(None, "Count the items that are too long for this encoder: Hub id or local folder.")
-    output: str | None = option(None, "Write the report to this JSON file, too.")
+from .options import ReportSettings
 
 
 def report(settings: ReportSettings, task: Task | None = None, data: Source | None = None) -> HistoryReport:

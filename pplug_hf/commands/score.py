@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,15 @@ from ..data import records as rows
 from ..data import sources
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..storage.files import write_text
-from ..tasks.lamp_metrics import Fallback
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, score
 from ..tasks.task_files import find_task
-from .options import option, required
+from .options import ScoreSettings
 
 _NO_TASK = "{where} does not name its task: pass --task, as in --task LaMP-3."
 _OTHER_TASK = (
     "{where} is of task {declared!r}, and the task is {task}: take the files of one task, or pass another --task."
 )
-
-
-@dataclass
-class ScoreSettings:
-    """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
-
-    golds: str = required("The official {split}_outputs.json, plain or gzipped.")
-    predictions: str = required("A file of the same layout with the answers, plain or gzipped.")
-    task: str | None = option(
-        None, "Task, or a .json file with a task of your own (default: what the golds file says)."
-    )
-    fallback: Fallback = option(
-        "farthest",
-        "Value of a rating that is not a number: the end of the scale farthest from the gold (LaMP), or "
-        "the first digit in it, else the low end (PPlug's authors).",
-    )
-    output: str | None = option(None, "Also write the JSON to this file.")
 
 
 def score_files(settings: ScoreSettings) -> dict[str, Any]:

@@ -5,115 +5,45 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, fields, make_dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from ..configuration.pplug import choices
 from ..data.dataset import PersonaDataset
-from ..data.examples import Source, read_examples, read_others
+from ..data.examples import Source, has_split, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
 from ..data.records import Example
 from ..data.synthetic import synthetic_examples
-from ..data.vectors import DEFAULT_FOLDER, VectorStore
+from ..data.vectors import VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
 from ..evaluation.predictions import data_digest
 from ..modeling import PPlugForConditionalGeneration
+from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts
+from ..modeling.prompt_cache import PromptCache, size_in_bytes
 from ..optional import require
 from ..processing import PPlugProcessor
 from ..storage.files import read_json_object, write_text
-from ..storage.layout import HIDDEN, TRAIN_RUN, TRAIN_SETTINGS
+from ..storage.layout import HIDDEN, PROMPTS, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
 from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_items, warn_truncated_prompts
-from .options import CHAT, SYSTEM, TASK, Chat, DType, option, required
-
-
-@dataclass
-class TrainSettings:
-    """Train a persona plug on questions and histories; the backbone stays frozen."""
-
-    data: str = required(
-        "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
-        ".jsonl file. The dev and test splits are never used for training."
-    )
-    output: str = required("Folder for the plug: a new one, or one with a plug to replace.")
-    backbone: str = required("Frozen language model: Hub id, local folder, or path of a GGUF file.")
-    encoder: str = required("Frozen sentence encoder: Hub id or local folder.")
-    task: str | None = option(None, TASK)
-    backbone_dtype: DType = option("auto", "Data type of the backbone. The plug is float32.")
-    chat: Chat = option("auto", CHAT + " Kept with the plug.")
-    system: str | None = option(None, SYSTEM)
-    train_on_histories: bool = option(True, "Make every answered history item one more example.")
-    synthetic_users: int = option(
-        0, "Label tasks: this many more examples, of synthetic users whose items match one user's label frequencies."
-    )
-    labelled_items: bool = option(
-        True, "Encode items with the user's own tag or score (the code of the paper's authors: without)."
-    )
-    use_history: bool = option(
-        True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
-    )
-    max_items: int | None = option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
-    history_dropout: float = option(0.5, "In every epoch, drop a random share of each history's items, at most this.")
-    history_repeats: int = option(
-        0,
-        "Extra copies of each example per epoch, each with some history items dropped (paper: 10). The example itself "
-        "stays whole.",
-    )
-    leave_out_users: float = option(
-        0.0, "Share of the training users to leave out, e.g. because the backbone was trained on them."
-    )
-    split_seed: int = option(0, "Seed of the choice of users that are left out.")
-    validation_users: float = option(
-        0.1, "Share of the users held out to choose the best checkpoint: the nearest number of users, at least one."
-    )
-    epochs: float = option(10, "Maximum number of passes over the examples.")
-    patience: int = option(5, "Stop after this many evaluations without a better validation loss.")
-    evaluations_per_epoch: int = option(1, "Validations (and checkpoints) per epoch.")
-    batch_size: int = option(32, "Examples per step, over all processes.")
-    gradient_accumulation: int = option(1, "Batches per optimiser step.")
-    learning_rate: float = option(1e-3, "Learning rate of projector and instruction.")
-    encoder_learning_rate: float | None = option(
-        None, "Learning rate of the input encoder (default: learning_rate / 20)."
-    )
-    weight_decay: float = option(0.01, "Weight decay.")
-    warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
-    gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
-    max_length: int = option(256, "Maximum prompt length in tokens.")
-    max_target_length: int = option(128, "Maximum answer length in tokens.")
-    seed: int = option(0, "Seed of initialisation, order and drop-out.")
-    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
-    resume: bool = option(
-        True,
-        "Resume from the last checkpoint in the output folder, if there is one; one of other data or settings is refused. "
-        "False: start again, and delete the checkpoints there.",
-    )
-
+from .options import TrainSettings
+from .progress import TrainingProgress, learned, saved
 
 _FEW_USERS = 10  # to validate on
-
-
-def plug_choices() -> type:
-    """Return the configuration's own choices as a dataclass, help included, for the command line."""
-    # Not given means the encoder's own prompts; "" switches them off.
-    default = {"query_prompt": None, "history_prompt": None}
-    return make_dataclass(
-        "PlugChoices",
-        [(f.name, f.type, option(default.get(f.name, f.default), f.metadata["help"])) for f in choices().values()],
-    )
 
 
 def train(
@@ -135,7 +65,14 @@ def train(
         ConfigurationError: settings that cannot be used; nothing is written then.
         PPlugError: data or folders that cannot be used; likewise.
     """
-    processes = require("accelerate", "train", "Training").PartialState(cpu=not torch.accelerator.is_available())
+    accelerate = require("accelerate", "train", "Training")
+    if (device := checked_device(settings.device)).index is not None:
+        raise ConfigurationError(
+            f"device is {settings.device!r}: training takes its kind, {device.type}; choose among several in the environment, "
+            "as in CUDA_VISIBLE_DEVICES=1."
+        )
+    check_trackers(settings.report_to or [])
+    processes = accelerate.PartialState(cpu=device.type == "cpu")
     if settings.batch_size % processes.num_processes:
         raise ConfigurationError(
             f"batch_size {settings.batch_size} cannot be shared evenly by {processes.num_processes} processes: choose a "
@@ -164,6 +101,7 @@ def _train(
 ) -> PPlugForConditionalGeneration:
     output = Path(settings.output)
     check_output(output)
+    size_in_bytes(settings.prompt_cache)
     set_seed(settings.seed)
     task, examples, validation = choose_examples(settings, task, data)
     model = PPlugForConditionalGeneration.from_backbone(
@@ -178,6 +116,8 @@ def _train(
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     run = identity_of_run(settings, task, model, [*examples, *validation])
+    trained_on = {"name": Path(settings.data).name, "examples": len(examples), "digest": run["data"]}
+    trained_on["users"] = len({e.user for e in examples})
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     if checkpoint and settings.resume:
         check_same_run(Path(checkpoint), run)
@@ -191,31 +131,66 @@ def _train(
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
-    trainer = PPlugTrainer(
-        model=model,
-        args=training_arguments(settings, len(datasets[0]), processes.num_processes),
-        data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
-        processing_class=processor,
-        callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
-    )
-    if checkpoint:
-        print(f"Resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    progress = TrainingProgress()
+    with prompts_of_run(settings, model, output / PROMPTS / str(processes.process_index)) as cache:
+        trainer = PPlugTrainer(
+            model=model,
+            args=training_arguments(settings, len(datasets[0]), processes.num_processes),
+            data_collator=PPlugCollator(processor, settings.max_length, settings.max_target_length),
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=processor,
+            callbacks=[EarlyStoppingCallback(settings.patience), _RecordRun(run)],
+            prompt_cache=cache,
+        )
+        for callback in (ProgressCallback, PrinterCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(progress)
+        if checkpoint:
+            print(f"Resuming from {checkpoint}")
+        trained = trainer.train(resume_from_checkpoint=checkpoint)
     if checkpoint and checkpoint.endswith(f"-{trainer.state.global_step}"):
         print("That training was complete already: nothing was trained now.")
+    else:
+        print(learned(trainer.state.log_history, trainer.state.global_step, trained.metrics["train_runtime"]))
     trainer.save_model(settings.output)
     if processes.is_main_process:
-        write_text(output / TRAIN_SETTINGS, to_json(recorded_settings(settings, task)))
-    print(f"Plug saved in {settings.output}")
+        write_text(output / TRAIN_SETTINGS, to_json({**recorded_settings(settings, task), "data": trained_on}))
+        print(saved(settings, data is None and has_split(settings.data, "dev")))
     return model.eval()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise a `ConfigurationError` for trackers that are not installed."""
+    there = get_available_reporting_integrations()
+    if missing := [name for name in names if name not in (*there, "none", "all")]:
+        raise ConfigurationError(
+            f"report_to got {missing[0]!r}, which is not installed, or no tracker that transformers knows; there are: "
+            f"{', '.join(there) or 'none'}."
+        )
+
+
+@contextmanager
+def prompts_of_run(
+    settings: TrainSettings, model: PPlugForConditionalGeneration, folder: Path
+) -> Iterator[PromptCache | None]:
+    """Yield the cache of a training's prompts; None if it has none. A run that is killed leaves its files to the next."""
+    is_used = model.config.placement == "answer" and size_in_bytes(settings.prompt_cache)
+    if not is_used or settings.gradient_checkpointing:
+        yield None
+        return
+    yield PromptCache(settings.prompt_cache, folder, evict=False)
+    model.prompt_cache = None
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # another process still has files there
+        folder.parent.rmdir()
 
 
 def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
     """Return what determines the weights, for the plug's card: values and this command's defaults, no paths."""
-    paths = ("data", "output", "backbone", "encoder", "task", "vectors", "resume")
-    defaults = {f.name: f.default for f in fields(settings) if f.name not in paths}
+    others = {"data", "output", "backbone", "encoder", "task", "vectors", "device"}
+    others |= {"resume", "logging_steps", "report_to", "prompt_cache"}
+    defaults = {f.name: f.default for f in fields(settings) if f.name not in others}
     return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
 
 
@@ -360,11 +335,15 @@ def training_arguments(settings: TrainSettings, examples: int, processes: int = 
     """Return the Trainer's arguments, with step counts from the number of examples."""
     steps = max(1, -(-examples // (settings.batch_size * settings.gradient_accumulation)))
     every = max(1, steps // settings.evaluations_per_epoch)
+    most = None if settings.max_steps is None else min(settings.max_steps, math.ceil(steps * settings.epochs))
+    every = min(every, most or every)
     # Named only where it is wanted: transformers warns about its coming rename.
     checkpointing: dict[str, Any] = {"gradient_checkpointing": True} if settings.gradient_checkpointing else {}
     return PPlugTrainingArguments(
         output_dir=settings.output,
         num_train_epochs=settings.epochs,
+        max_steps=most or -1,
+        use_cpu=settings.device == "cpu",
         per_device_train_batch_size=settings.batch_size // processes,
         per_device_eval_batch_size=settings.batch_size // processes,
         gradient_accumulation_steps=settings.gradient_accumulation,
@@ -379,12 +358,12 @@ def training_arguments(settings: TrainSettings, examples: int, processes: int = 
         save_strategy="steps",
         eval_steps=every,
         save_steps=every,
-        logging_steps=every,
+        logging_steps=settings.logging_steps or max(1, every // 10),
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         prediction_loss_only=True,
-        report_to="none",
+        report_to=settings.report_to or "none",
         seed=settings.seed,
         dataloader_pin_memory=False,
     )

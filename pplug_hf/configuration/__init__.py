@@ -1,5 +1,16 @@
-"""The validated configuration of a plug."""
+"""The validated configuration of a plug; its class is imported when it is used, because transformers takes seconds."""
 
-from .pplug import PPlugConfig
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .pplug import PPlugConfig
 
 __all__ = ["PPlugConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import pplug
+
+    return getattr(pplug, name)

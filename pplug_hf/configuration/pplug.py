@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..errors import ConfigurationError
 from ..version import __version__
+from .choices import PlugChoices, choices
 
 CONFIG_VERSION = 1  # of the fields below; raise it with every renamed or removed field
 
@@ -41,14 +42,10 @@ logger = logging.get_logger(__name__)
 
 
 def _recorded(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help, "choice": False})
+    return field(default=default, metadata={"help": help})
 
 
-def _choice(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help, "choice": True})
-
-
-class PPlugConfig(PreTrainedConfig):
+class PPlugConfig(PreTrainedConfig, PlugChoices):
     """Configuration of [`PPlugForConditionalGeneration`].
 
     The sizes and the fingerprints are measured from the backbone and the encoder by
@@ -84,33 +81,6 @@ class PPlugConfig(PreTrainedConfig):
         "Mean L2 norm of the backbone's token embeddings. The plug computes in units of embedding_norm/sqrt(H) "
         "per component, so that a soft prompt has the size of a token for every backbone.",
     )
-
-    # Choices.
-    placement: str = _choice(
-        "prompt",
-        "Where the soft prompt stands: in front of the prompt (paper), or behind it, where the answer begins: prompt or answer.",
-    )
-    num_persona_tokens: int = _choice(1, "K: soft tokens the personal embedding is spread over (paper: 1).")
-    projector_size: int | None = _choice(None, "M: width of the projector's hidden layer (default: H).")
-    instruction: bool = _choice(True, "Put a trained instruction embedding in front of the personal embedding.")
-    aggregator: str = _choice(
-        "attention", "How items become one embedding: attention (paper), mean, or a registered name."
-    )
-    attention_temperature: float = _choice(
-        1.0, "Temperature of the attention's softmax (paper: 1); the start value if it is learned."
-    )
-    learn_temperature: bool = _choice(False, "Train the temperature.")
-    normalize: bool = _choice(True, "L2-normalise item and query vectors before the attention and the projector.")
-    train_input_encoder: bool = _choice(
-        True,
-        "Train the encoder of the request (paper: yes). If not, the frozen encoder embeds it and the plug is small.",
-    )
-    query_prompt: str = _choice("", "Text put in front of every request for the input encoder.")
-    history_prompt: str = _choice("", "Text put in front of every history item for the history encoder.")
-    item_template: str | None = _choice(
-        None, "Format string that turns a history item's fields into its text, e.g. '{tag}: {description}'."
-    )
-    output_init: float = _choice(0.1, "Root mean square of a fresh personal embedding, in units of a token embedding.")
 
     # How a prompt is written for the backbone, so that it is asked as it was trained.
     chat: bool = _recorded(False, "Write prompts as the user's turn of the backbone's chat template.")
@@ -188,15 +158,10 @@ class PPlugConfig(PreTrainedConfig):
         return self.embedding_norm / self.sizes[2] ** 0.5
 
 
-def choices() -> dict[str, Field]:
-    """Return the fields that a user chooses, by name; they are options of the command line."""
-    return {f.name: f for f in fields(PPlugConfig) if f.metadata.get("choice")}
-
-
 @cache
 def _declared() -> dict[str, Field]:
     """Return the fields of a plug by name."""
-    return {f.name: f for f in fields(PPlugConfig) if f.name in PPlugConfig.__annotations__}
+    return {f.name: f for f in fields(PPlugConfig) if f.name in PPlugConfig.__annotations__.keys() | choices()}
 
 
 def _current(values: Mapping[str, Any]) -> dict[str, Any]:

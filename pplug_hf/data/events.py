@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ..errors import ConfigurationError, DataError, MissingFileError
+from ..errors import ConfigurationError, DataError, MissingFileError, kind_of
 from ..optional import require
 from ..storage.files import write_text
 from ..tasks.task import Task
@@ -240,10 +240,10 @@ def _frame(source: Any) -> Any:
     if hasattr(source, "to_pandas") and hasattr(source, "__len__"):
         return source.to_pandas()
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
-        raise DataError(f"A log is a file, a table or a list of mappings, not a {type(source).__name__}.")
+        raise DataError(f"A log is a file, a table or a list of mappings, not {kind_of(source)}.")
     rows = list(source)
     if wrong := next((row for row in rows if not isinstance(row, Mapping)), None):
-        raise DataError(f"Every event must be a mapping of columns to values, not a {type(wrong).__name__}.")
+        raise DataError(f"Every event must be a mapping of columns to values, not {kind_of(wrong)}.")
     return pandas.DataFrame.from_records(rows)
 
 

@@ -113,6 +113,11 @@ def stream(
                 options |= {"keys": lamp.KEYS, "golds": golds, "golds_where": outputs and f"{outputs}"}
                 return Stream(task, rows.examples(sources.stream_array(path), task, f"{path}", **options), repairs)
         name = path.name.removesuffix(".gz")
+        if name.endswith((".csv", ".tsv", ".parquet")):
+            raise DataError(
+                f"{path} is a table of events: make a data set of it with pplug-hf prepare --source {path}, or with "
+                "from_events in Python."
+            )
         raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
         where = f"{path}"
         raw = read_stored(raw, path.parent, where)

@@ -223,7 +223,10 @@ def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]
     return data.get("task"), golds
 
 
-_NO_TASK = "No outputs file names the task of {where}; pass task=, one of {tasks}."
+_NO_TASK = (
+    "No outputs file names the task of {where}; pass task=, a .json file with one of your own (pplug-hf prepare makes it, "
+    "from a log of events), or one of {tasks}."
+)
 _OTHER_TASK = "The outputs beside {where} are of task {declared!r}, but task={task!r} was asked for; pass task={known!r} or no task."
 
 

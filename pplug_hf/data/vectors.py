@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -27,9 +26,8 @@ from tqdm.auto import tqdm
 from ..errors import DataError
 from ..modeling import encoders
 from ..storage.files import atomic_write, locked
+from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.items import whole_texts
-
-DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")
 
 
 class VectorStore:

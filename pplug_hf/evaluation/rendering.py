@@ -13,8 +13,11 @@ from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import main_metric
 from .compare import Comparison, to_json
-from .plots import plot_history_length, plot_rows, plot_weight_profiles
+from .plots import heading, plot_history_length, plot_rows, plot_weight_profiles
 from .predictions import official
+
+# A bootstrap's 95 % intervals over 5 users hold the truth in about 84 % of cases, over 10 in 89 %, over 20 in 92 %.
+ENOUGH_USERS = 20
 
 
 def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None = None) -> str:
@@ -25,7 +28,7 @@ def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None
         records: its rows, if they are worked out already.
 
     Returns:
-        A Markdown table with a line per row.
+        A Markdown table with a line per row; of few users, a note below it says what it cannot show.
     """
     records = comparison.rows() if records is None else records
     scores = [*(name for name, _, _ in get_metric(comparison.task.metric).titles), "unparsed"]
@@ -48,8 +51,19 @@ def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None
         lines.append(cells)
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
+    table = "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+    return table + (f"\n\n{note}" if (note := few_users(len({e.user for e in comparison.examples}))) else "")
+
+
+def few_users(users: int) -> str:
+    """Return what cannot be concluded from the answers of so few users; nothing if they are enough."""
+    if users >= ENOUGH_USERS:
+        return ""
+    return (
+        f"{'One user' if users == 1 else f'{users} users'}: too few to conclude that a row is better than another, or that "
+        f"it is not, for anybody else. Intervals over fewer than {ENOUGH_USERS} users are too narrow."
     )
 
 
@@ -104,10 +118,10 @@ def _without_room(comparison: Comparison, runs: Mapping[str, Sequence[Mapping[st
 def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None:
     """Draw the results of a bench, where matplotlib is installed."""
     try:
-        plot_rows(results["rows"], metric, results["reference"]).savefig(folder / "rows.png")
+        plot_rows(results["rows"], metric, results["reference"], heading(results)).savefig(folder / "rows.png")
         plot_history_length(results, metric).savefig(folder / "history-length.png")
         if results["weights"]:
-            plot_weight_profiles(results["weights"]).savefig(folder / "weights.png")
+            plot_weight_profiles(results["weights"], heading(results)).savefig(folder / "weights.png")
     except ConfigurationError as error:
         print(error)
 

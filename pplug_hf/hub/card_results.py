@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
-from ..methods.names import FREQUENCIES, titles_of
+from ..methods.names import INSTRUCTION_ONLY, NO_PERSONA
 from ..tasks.metrics import score_titles
 
 _NAME = re.compile(r"[\w .,'=+@:-]{1,60}")
@@ -81,7 +81,12 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     metrics = {metric: title for metric, title in titles.items() if all(metric in row for row in rows.values())}
     if not metrics:
         raise KeyError(f"one of the metrics {', '.join(titles)} in every row")
-    controls = {name: title for name, title in titles_of(own).items() if name not in (FREQUENCIES, own)}
+    # Name -> what the first versions of `pplug-hf evaluate` called it.
+    controls = {
+        NO_PERSONA: "no persona",
+        INSTRUCTION_ONLY: "instruction only",
+        f"{own}:wrong-user": "wrong user's history",
+    }
     order = sorted(rows, key=lambda name: (name != own, name not in {*controls, *controls.values()}))
     return {
         **{"task": _name(content["task"]), "split": _name(settings["split"]), "reference": reference},

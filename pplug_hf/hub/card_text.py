@@ -22,7 +22,7 @@ import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import yaml_dump
 
-from ..errors import DataError
+from ..errors import DataError, kind_of
 
 # A part never contains the beginning of another one, which keeps the search linear.
 _PART = re.compile(r"<!-- pplug-hf:begin (\w+) -->((?:(?!<!-- pplug-hf:).)*)<!-- pplug-hf:end \1 -->", re.DOTALL)
@@ -115,7 +115,7 @@ def _read_metadata(block: str) -> dict[str, Any]:
         ) from None
     if not isinstance(values, dict):
         raise DataError(
-            f"{_METADATA} is a {type(values).__name__} and must be keys with values: repair it. If it is meant as text, "
+            f"{_METADATA} is {kind_of(values)} and must be keys with values: repair it. If it is meant as text, "
             "put a title before it."
         )
     return values

@@ -21,6 +21,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from ..configuration import PPlugConfig
+from ..configuration.choices import choices
 from ..errors import ConfigurationError
 from ..modeling.plug_folder import weight_shapes
 from ..storage.files import atomic_write
@@ -140,7 +141,7 @@ def _facts(folder: Path, config: PPlugConfig, trainable: int | None) -> dict[str
         "fields": [name for name in dict.fromkeys(names) if name and name.isidentifier()],
         "trainable": sum(map(math.prod, weight_shapes(folder).values())) if trainable is None else trainable,
         "size": weights.stat().st_size if weights.is_file() else None,
-        **_training(folder / TRAIN_SETTINGS),
+        **_training(folder / TRAIN_SETTINGS, config),
     }
 
 
@@ -157,18 +158,45 @@ def _frozen(config: PPlugConfig, kind: str) -> dict[str, Any]:
     }
 
 
-def _training(path: Path) -> dict[str, Any]:
-    """Return the task, and the settings that are not the defaults as (name, value, default); None if not recorded."""
+def _training(path: Path, config: PPlugConfig) -> dict[str, Any]:
+    """Return the task, the data, and the settings that are not the defaults as (name, value, default); None if not recorded."""
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         values, defaults = recorded.get("settings"), recorded.get("defaults", {})
         if values is None:  # as recorded before 0.1 was released
             values = {name: value for name, value in recorded.items() if isinstance(value, bool | int | float)}
         changed = [name for name, value in values.items() if name.isidentifier() and value != defaults.get(name)]
-        settings = [(name, _shown(values[name]), _shown(defaults.get(name))) for name in changed]
-        return {"task": _plain(recorded.get("task")), "settings": [setting for setting in settings if setting[1]]}
+        said = {name: "none" if values[name] is None else _shown(values[name]) for name in changed}
+        settings = [(name, shown, _shown(defaults.get(name))) for name, shown in said.items() if shown]
+        return {
+            **{"task": _plain(recorded.get("task")), "trained_on": _data(recorded.get("data"))},
+            "settings": [*settings, *_choices(config)],
+        }
     except (OSError, ValueError, AttributeError):  # a card can do without
-        return {"task": None, "settings": None}
+        return {"task": None, "settings": None, "trained_on": None}
+
+
+def _choices(config: PPlugConfig) -> list[tuple[str, str, str]]:
+    """Return the choices of a plug that are not the defaults and that the table of its parts does not show."""
+    shown = (
+        "num_persona_tokens",
+        "projector_size",
+        "instruction",
+        "aggregator",
+        "item_template",
+        "train_input_encoder",
+    )
+    others = {name: f.default for name, f in choices().items() if name not in shown and "temperature" not in name}
+    found = [(name, getattr(config, name), default) for name, default in others.items()]
+    return [(name, _shown(value) or "a text", _shown(default)) for name, value, default in found if value != default]
+
+
+def _data(recorded: Any) -> dict[str, Any] | None:
+    """Return name, digest and sizes of the training data, if they are plain; None if they are not recorded."""
+    if not isinstance(recorded, dict):
+        return None
+    numbers = {name: value if type(value := recorded.get(name)) is int else None for name in ("examples", "users")}
+    return numbers | {name: _plain(recorded.get(name)) for name in ("name", "digest")}
 
 
 def _shown(value: Any) -> str:

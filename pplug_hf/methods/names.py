@@ -199,14 +199,14 @@ def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
 # ---- several names --------------------------------------------------------------------------------------------------
 
 
-def titles_of(plug: str) -> dict[str, str]:
-    """Return the rows that show whether a plug personalises, in the order of a table: name -> title."""
+def ablations_of(plug: str) -> dict[str, str]:
+    """Return the rows that show whether a plug personalises, in the order of a table: name -> what it is."""
     return {
-        NO_PERSONA: "no persona",
-        INSTRUCTION_ONLY: "instruction only",
-        f"{plug}:wrong-user": "wrong user's history",
-        FREQUENCIES: "user's label frequencies",
-        plug: plug,
+        NO_PERSONA: "the language model alone",
+        INSTRUCTION_ONLY: "a plug that was trained without histories",
+        f"{plug}:wrong-user": "the plug with another user's history",
+        FREQUENCIES: "the language model alone, its label probabilities mixed with the user's label frequencies",
+        plug: "the plug with the user's own history",
     }
 
 

@@ -14,7 +14,7 @@ How it looks is data of the task (`Task.prompt_format`). What has to be cut is d
 - The benchmark's own code does not cut a text at all whose share leaves no token for it; here it becomes empty, or
   counts as not fitting if even special tokens have no room. Nor does a cut here leave half a character.
 
-The input itself is never cut here. It comes last, so `max_length` of the processor cuts its end.
+The input itself is never cut here; a prompt that is still too long loses the middle of its text in the processor.
 
 With a plug, a prompt has two orders. Ours is [I; P; retrieved; input]: hand the texts over as they are. The paper's is
 [retrieved; I; P; input]: pass `persona_position=persona_positions(processor, prompts, 256)` too.

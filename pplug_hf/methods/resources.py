@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from ..configuration import PPlugConfig
 from ..data.records import Example
-from ..data.vectors import DEFAULT_FOLDER, VectorStore
+from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
 from ..modeling import plug_folder as files
 from ..modeling.backbone import find_tokenizer
+from ..modeling.device import checked_device
 from ..processing import PPlugProcessor
+from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.task import Task
 from .decoding import Answers, ModelInputs, answer
 from .retrievers import get_ranker
@@ -94,12 +96,7 @@ class Resources:
             raise ConfigurationError(
                 f"constrained needs a task with a list of labels, and {self.task.name} has none: leave it out."
             )
-        try:
-            torch.device(self.device or "cpu")
-        except RuntimeError:
-            raise ConfigurationError(
-                f"The device is {self.device!r}; write it as torch does: cpu, cuda, cuda:1, mps."
-            ) from None
+        checked_device(self.device)
         if self.backbone is None and not self.plugs:
             raise ConfigurationError("No backbone: pass backbone, or a plug, which knows the one it was made for.")
         for place in self._places:

@@ -33,6 +33,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from ..configuration.pplug import DTYPES
 from ..errors import ConfigurationError, PPlugError
 from ..optional import require
 from ..storage.location import Location, cached_commit, split_gguf
@@ -58,6 +59,9 @@ def load_backbone(
         HubError: the Hub refuses.
         MissingPackageError: a GGUF file needs a package that is not installed.
     """
+    dtype = kwargs.get("dtype")
+    if isinstance(dtype, str) and dtype not in ("auto", *DTYPES):
+        raise ConfigurationError(f"dtype must be one of auto, {', '.join(DTYPES)}, or a torch.dtype; got {dtype!r}.")
     if isinstance(source, str | os.PathLike):
         source = Location(os.fspath(source), kind="backbone")
     if isinstance(source, Location):

@@ -82,14 +82,13 @@ class _Check:
             raise self._refused("transformers does not say which module embeds its words") from error
         devices = (getattr(backbone, "hf_device_map", None) or {}).values()
         self.offloaded = bool({"cpu", "disk"} & set(map(str, devices))) and len(set(map(str, devices))) > 1
-        exact = backbone.dtype in (torch.float32, torch.float64) and not getattr(backbone, "is_quantized", False)
-        self.tolerance = 0.01 if exact else 0.15
+        self.tolerance = tolerance(backbone)
 
     def run(self) -> Reading:
         if self.device.type == "meta":
             logger.info("%s is not checked: its weights are not in memory.", self.name)
             return Reading()
-        self.words = _words(self.backbone, self.layer).to(self.device)  # [B, L]
+        self.words = sample_words(self.backbone, self.layer).to(self.device)  # [B, L]
         try:
             own = self._read(None, torch.ones_like(self.words), self.words)  # [B, L, V]
         except torch.OutOfMemoryError:
@@ -174,14 +173,25 @@ class _Check:
         return output.logits[:, -L:].float().to(self.device)
 
     def _equal(self, got: Tensor, expected: Tensor) -> bool:
-        """Return whether logits [B, L, V] agree to rounding in a row at least: in others, rounding may flip a router."""
-        said = expected.abs() < 1e6  # the rest are tokens that are never said
-        difference = ((got - expected) * said).flatten(1).norm(dim=1)
-        spread = ((expected - expected.mean(dim=-1, keepdim=True)) * said).flatten(1).norm(dim=1)
-        return bool((difference <= self.tolerance * spread).any())
+        return equal_logits(got, expected, self.tolerance)
 
 
-def _words(backbone: Any, layer: Any) -> Tensor:
+def tolerance(backbone: PreTrainedModel) -> float:
+    """Return the relative difference of logits that rounding in the backbone's data type explains."""
+    exact = backbone.dtype in (torch.float32, torch.float64) and not getattr(backbone, "is_quantized", False)
+    return 0.01 if exact else 0.15
+
+
+def equal_logits(got: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Return whether logits [B, L, V] agree to rounding in a row at least: in others, rounding may flip a router."""
+    got, expected = got.float(), expected.float()
+    said = expected.abs() < 1e6  # the rest are tokens that are never said
+    difference = ((got - expected) * said).flatten(1).norm(dim=1)
+    spread = ((expected - expected.mean(dim=-1, keepdim=True)) * said).flatten(1).norm(dim=1)
+    return bool((difference <= tolerance * spread).any())
+
+
+def sample_words(backbone: Any, layer: Any) -> Tensor:
     """Return [B, L] ids of ordinary words from all over the vocabulary."""
     configs = {id(c): c for m in backbone.modules() if (c := getattr(m, "config", None)) is not None}.values()
     named = {

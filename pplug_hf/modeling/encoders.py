@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.modules import Router
 from sentence_transformers.util import batch_to_device
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, kind_of
 from ..storage.location import Location, cached_commit
 from ..tasks.items import item_text, whole_texts
 from .frozen import check_attention
@@ -163,13 +164,18 @@ def item_texts(history: History, template: str | None) -> list[str]:
                 )
             item = item_text(item, template, f"History item {i}")
         if not isinstance(item, str):
-            raise DataError(
-                f"History item {i} is a {type(item).__name__}, not a text: pass str, or a mapping of fields."
-            )
+            raise no_text(i, item)
         if not is_mapping and not item.strip():
             raise DataError(f"History item {i} is an empty text, which tells nothing of its user: leave it out.")
         texts.append(item)
     return texts
+
+
+def no_text(place: int, item: Any) -> DataError:
+    """Return the error for an item that is neither a text nor a mapping of fields."""
+    is_vector = isinstance(item, Tensor | np.ndarray | np.number | float)
+    wrap = ", or wrap finished vectors as Persona(vectors, model.personalizer.spec)" if is_vector else ""
+    return DataError(f"History item {place} is {kind_of(item)}, not a text: pass str, or a mapping of fields{wrap}.")
 
 
 @torch.no_grad()

@@ -29,7 +29,9 @@ class Inserted(NamedTuple):
     embeddings: Tensor  # [B, P + T, H] of soft prompt and prompt
     mask: Tensor  # [B, P + T]
     order: Tensor  # [B, P + T], of `prefix_order`
+    input_ids: Tensor  # [B, T], as they were given
     text_mask: Tensor  # [B, T]
+    position: Tensor  # [B], number of prompt tokens in front of the soft prompt
     next_token: Tensor  # [B, T], the place that predicts the token behind each token of the prompt
     ids: Tensor | None  # [B, P + T], for a backbone that is given ids, whose embeddings are replaced
     behind: tuple[Tensor, Tensor] | None  # [B, P, H] and its mask, to append to the encoder's output
@@ -74,7 +76,8 @@ def insert(
             prefix, shown = prefix[:, :0], shown[:, :0]
     if position is None:
         position = default_position(backbone, input_ids, mask)
-        position = torch.where(last, _prompt_lengths(mask, labels), position) if causal else position
+        behind_text = last | ~shown.any(dim=1)  # of a row without a soft prompt, too, which stands nowhere
+        position = torch.where(behind_text, _prompt_lengths(mask, labels), position) if causal else position
     else:
         position = _checked_position(torch.as_tensor(position, device=mask.device), mask)
     order = prefix_order(mask, position, shown, pad_left=causal)
@@ -91,7 +94,7 @@ def insert(
     where = order.argsort(dim=1)[:, P:]  # [B, T], where each prompt token went
     before = (mask.cumsum(dim=1) == position[:, None]) & mask.bool()  # the token in front of the soft prompt
     next_token = where + before * shown.sum(dim=1, keepdim=True)
-    return Inserted(reorder(order, prefix, words), both, order, mask, next_token, ids, behind)
+    return Inserted(reorder(order, prefix, words), both, order, input_ids, mask, position, next_token, ids, behind)
 
 
 def check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:

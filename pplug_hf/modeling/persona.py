@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..configuration import PPlugConfig
-from ..errors import DataError, MismatchError, MissingFileError
+from ..errors import DataError, MismatchError, MissingFileError, kind_of
 from ..storage.files import atomic_write
 from ..tasks.items import parse_date, seconds
 from . import plug_folder
@@ -293,7 +293,7 @@ def _read(path: str) -> Persona:
 def _mapping(text: str, name: str) -> dict[str, Any]:
     values = json.loads(text)
     if not isinstance(values, dict):
-        raise ValueError(f"its {name} is a {type(values).__name__}, not a mapping")
+        raise ValueError(f"its {name} is {kind_of(values)}, not a mapping")
     return values
 
 

@@ -20,9 +20,10 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError, DataError, MismatchError
+from ..errors import ConfigurationError, DataError, MismatchError, kind_of
 from ..storage.location import Location
 from . import encoders, frozen, plug_folder
+from .device import checked_device
 from .encoders import History, check_finite, item_texts
 from .persona import EncoderSpec, Persona, check_spec, item_facts
 from .plug import PersonaPlug, SoftPrompt, batch_histories
@@ -107,7 +108,7 @@ class Personalizer(nn.Module):
             encoder: the sentence encoder that the plug is made for, which is frozen here.
             device: of both (default: the encoder's).
         """
-        device = torch.device(device or encoder.device)
+        device = checked_device(device or encoder.device)
         encoders.freeze_encoder(encoder)
         self.history_encoder = encoder if encoder.device == device else encoder.to(device)
         if self.plug.no_persona.is_meta:
@@ -278,7 +279,7 @@ class Personalizer(nn.Module):
                 raise DataError("query vectors hold NaN or infinity.")
             return query.to(plug.no_persona)
         if not isinstance(query, Iterable):
-            raise DataError(f"query must be a text or a list of texts, one per prompt, got a {type(query).__name__}.")
+            raise DataError(f"query must be a text or a list of texts, one per prompt, got {kind_of(query)}.")
         query = [query] if isinstance(query, str) else list(query)
         if len(query) != B:
             raise MismatchError(f"Got {len(query)} queries for {B} prompts: pass one query per prompt.")
@@ -326,8 +327,16 @@ def histories_of(persona: Any) -> Sequence[Any]:
     if is_one_user(persona := listed(persona)):
         return [persona]
     if not isinstance(persona, list | tuple):
-        raise DataError(
-            f"persona must be a list of texts, got a single {type(persona).__name__}. Wrap it: persona=[text], or pass a "
-            "Persona for finished vectors; of histories by user, the one of each prompt: persona=[histories[user], ...]."
-        )
-    return [listed(history) for history in persona]
+        advice = "Wrap it: persona=[text]."
+        if isinstance(persona, Mapping):
+            advice = "Pass, of histories by user, the one of each prompt: persona=[histories[user], ...]."
+        elif isinstance(persona, Tensor):
+            advice = "Pass texts, or pass a Persona: Persona(vectors, model.personalizer.spec) wraps finished vectors."
+        raise DataError(f"persona must be a list of texts, got a single {type(persona).__name__}. {advice}")
+    histories = [listed(history) for history in persona]
+    for i, history in enumerate(histories):
+        if isinstance(history, Tensor) or not isinstance(history, Iterable | Persona | None):
+            raise encoders.no_text(i, history)
+        if isinstance(history, list | tuple) and history and not isinstance(history[0], str | Mapping):
+            raise encoders.no_text(0, history[0])
+    return histories

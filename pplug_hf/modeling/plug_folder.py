@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from ..configuration import PPlugConfig
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, kind_of
 from ..storage.files import read_json_object
 from ..storage.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 from ..storage.location import Location
@@ -188,7 +188,7 @@ def load_tokenizer(name: str | os.PathLike | Location, **arguments: Any) -> PreT
     except Exception as error:  # tokenizers raises nothing more special
         raise _damaged(location, TOKENIZER_CONFIG, error) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):  # some classes of transformers hold two
-        raise _damaged(location, TOKENIZER_CONFIG, f"it is a {type(tokenizer).__name__}")
+        raise _damaged(location, TOKENIZER_CONFIG, f"it is {kind_of(tokenizer)}")
     return tokenizer
 
 

@@ -38,15 +38,28 @@ from ..storage.location import HUB_ARGUMENTS, local_files
 from . import backbone as backbones
 from . import backbone_check, encoders, frozen, plug_folder
 from .backbone_check import Reading
+from .device import checked_device
 from .encoders import History
 from .insertion import Inserted, check_batch, insert
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
-from .prefix import encode, generate_with_prefix, position_ids, position_limit, reorder, word_embeddings
+from .prefix import (
+    Known,
+    cache_argument,
+    encode,
+    generate_with_prefix,
+    position_ids,
+    position_limit,
+    reorder,
+    word_embeddings,
+)
+from .prompt_cache import PromptCache
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 from .substitution import reading_ids
 from .weight_sample import weight_digests
+
+_NOT_CACHED = ("output_attentions", "output_hidden_states", "cache_implementation", "past_key_values", "cache")
 
 DEFAULT = "default"  # the name of a model's first plug, as PEFT calls its first adapter
 
@@ -96,6 +109,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self.backbone: Any = None  # a PreTrainedModel, once attached
         self._reading = Reading()  # the way in which the backbone takes soft prompts
         self._position_limit: int | None = None  # of the backbone
+        self.prompt_cache: PromptCache | None = None
         self.active_plug = DEFAULT  # name of the plug that answers unless a call names another
         self._loaded = {DEFAULT: _Loaded(Personalizer(config))}  # by name, in the order of loading
         self._show()
@@ -307,6 +321,24 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         )
 
     # ---- training ------------------------------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Move the model, as in every model of transformers.
+
+        Raises:
+            ConfigurationError: a device that is not there, or no device.
+        """
+        try:
+            return super().to(*args, **kwargs)
+        except (AssertionError, RuntimeError):  # a torch without CUDA; a name that it does not recognise
+            device = kwargs.get("device", args[0] if args else None)
+            if isinstance(device, str | torch.device):
+                checked_device(device)
+            raise
+
+    def cuda(self, device: int | torch.device | None = None) -> Any:  # type: ignore[override]
+        """Move the model to a GPU. Errors as in `to`."""
+        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
 
     def train(self, mode: bool = True) -> PPlugForConditionalGeneration:
         """Switch the mode. The history encoder never leaves eval mode; the backbone has no dropout left to switch on."""
@@ -545,13 +577,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Returns:
             The backbone's output; the logits of a causal model are [B, T, V], and those of a token predict the next one,
             also where the soft prompt stands between the two. In training,
-            with labels and gradients, a causal model computes no more logits than its loss needs: [B, L, V], from the
-            first position of the batch that predicts a label to the last.
+            with labels and gradients, or with a prompt cache, a causal model computes no more logits than its loss needs:
+            [B, L, V], from the first position of the batch that predicts a label to the last.
         """
         backbone = self._attached()
         inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, labels)
         embeds, mask, order, ids = inserted.embeddings, inserted.mask, inserted.order, inserted.ids
         P = order.shape[1] - input_ids.shape[1]
+        cache = self.prompt_cache if labels is not None else None
         if self.training:
             kwargs.setdefault("use_cache", False)
         if self.config.is_encoder_decoder:
@@ -560,10 +593,11 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     kwargs["decoder_input_ids"] = shift(labels=labels)
                 else:  # M2M100: it shifts the labels itself, and its loss is not used
                     kwargs["labels"] = labels.contiguous()
-            with nullcontext() if ids is None else reading_ids(backbone, ids):
+            known = self._known(cache, plug, inserted, kwargs) if cache is not None else None
+            with nullcontext() if ids is None or known else reading_ids(backbone, ids):
                 read: dict[str, Any] = {"inputs_embeds": embeds}
-                if inserted.behind is not None:
-                    encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs)
+                if inserted.behind is not None or known is not None:
+                    encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs, known)
                     read = {"encoder_outputs": encoded}
                 output = backbone(**read, attention_mask=mask, **kwargs)
             if labels is not None:
@@ -584,18 +618,62 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             embeds, mask, ids = embeds[:, :end].contiguous(), mask[:, :end], None if ids is None else ids[:, :end]
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
                 kwargs["logits_to_keep"] = end - first
-        kwargs["position_ids"] = position_ids(mask)
+        start = 0  # of what is read here, behind what a cache has of all rows
+        known = self._known(cache, plug, inserted, kwargs, first) if cache is not None else None
+        if known is not None:
+            start = known.mask.shape[1]
+            kwargs |= {cache_argument(backbone): known.states, "use_cache": True}
+        kwargs["position_ids"] = position_ids(mask)[:, start:]
         with nullcontext() if ids is None else reading_ids(backbone, ids):
-            output = backbone(inputs_embeds=embeds, attention_mask=mask, **kwargs)
+            output = backbone(inputs_embeds=embeds[:, start:], attention_mask=mask, **kwargs)
         if targets is not None:
-            logits = output.logits[:, :end][:, first - end :]  # [B, L, V]
+            logits = output.logits[:, : end - start][:, first - end :]  # [B, L, V]
             output["loss"] = _token_loss(logits, targets[:, first:end], num_items_in_batch)
-            if learning:
+            if learning or start:
                 output["logits"] = logits
                 return output
         places = inserted.next_token[..., None]  # [B, T, 1]
         output["logits"] = output.logits.gather(1, places.expand(-1, -1, output.logits.shape[-1]))
         return output
+
+    def check_prompt_cache(self, plug: str | Sequence[str | None] | None = None) -> None:
+        """Refuse a prompt cache for a plug with another placement than "answer".
+
+        Args:
+            plug: as in `forward`.
+
+        Raises:
+            ConfigurationError: names the plug.
+        """
+        names = [plug or self.active_plug] if plug is None or isinstance(plug, str) else plug
+        for name in names:
+            if name is not None and self._personalizer(name).config.placement != "answer":
+                raise ConfigurationError(
+                    f"The soft prompt of the plug {name!r} stands in front of the prompt, so all of the prompt depends on the "
+                    "persona and a prompt cache has nothing to keep: leave prompt_cache out, or make a plug with "
+                    "placement='answer'."
+                )
+
+    def _known(
+        self,
+        cache: PromptCache,
+        plug: Any,
+        inserted: Inserted,
+        options: dict[str, Any],
+        needed: int | None = None,
+    ) -> Known | None:
+        """Return the states of what a cache can have read of a batch, if there is anything.
+
+        Args:
+            cache: to take them from.
+            plug: as in `forward`.
+            inserted: the batch.
+            options: of the call. Some ask for what a cache does not have.
+            needed: as of `PromptCache.of_batch`.
+        """
+        self.check_prompt_cache(plug)
+        asks_for_more = any(options.get(name) for name in _NOT_CACHED)
+        return None if asks_for_more else cache.of_batch(self.backbone, inserted, needed)
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -608,6 +686,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
         generation_config: GenerationConfig | None = None,
+        prompt_cache: PromptCache | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | ModelOutput:
@@ -618,6 +697,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             attention_mask: [B, T].
             persona, query, persona_position, plug: as in `forward`.
             generation_config: default `model.generation_config`.
+            prompt_cache: with `placement="answer"`, take what is in front of the soft prompts from here: the states of a prompt
+                are the same for every user, and those of a conversation go on in its next turn. Answers are the same
+                as without. Default: `model.prompt_cache`.
             labels: ignored; the Trainer passes its whole batch.
             **kwargs: any argument of `generate`: max_new_tokens, num_beams, do_sample, streamer, ...
 
@@ -630,9 +712,14 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
+        cache = self.prompt_cache if prompt_cache is None else prompt_cache
+        known = self._known(cache, plug, inserted, {**settings.to_dict(), **kwargs}) if cache is not None else None
         batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
-        with nullcontext() if inserted.ids is None else reading_ids(self.backbone, inserted.ids):
-            return generate_with_prefix(self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind)
+        ids = None if known and self.config.is_encoder_decoder else inserted.ids
+        with nullcontext() if ids is None else reading_ids(self.backbone, ids):
+            return generate_with_prefix(
+                self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind, known
+            )
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the log-probability of each token that `generate` chose: the backbone's method, with its arguments.

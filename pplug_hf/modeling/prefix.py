@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,18 @@ _REFUSED_CAUSAL = {
     "prefill_chunk_size": "chunked prefill needs the prompt as ids",
     "token_healing": "it rewrites the prompt's ids",
 }
+
+
+class Known(NamedTuple):
+    """The states of prompts from a cache."""
+
+    states: Any  # as the backbone takes them
+    mask: Tensor  # [B, T]
+
+
+def cache_argument(backbone: Any) -> str:
+    """Return the name under which a causal model takes a cache: it changed after transformers 5.20."""
+    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
 
 
 def word_embeddings(backbone: PreTrainedModel) -> Any:
@@ -163,6 +175,7 @@ def generate_with_prefix(
     options: dict[str, Any],
     limit: int | None = None,
     behind: tuple[Tensor, Tensor] | None = None,
+    known: Known | None = None,
 ) -> Tensor | ModelOutput:
     """Call `backbone.generate` on a prompt that already holds its prefix.
 
@@ -181,6 +194,7 @@ def generate_with_prefix(
         options: whatever `backbone.generate` takes.
         limit: of `position_limit`. Answers end there at the latest, with a warning.
         behind: as of `encode`.
+        known: what a cache has of the prompts.
 
     Returns:
         What `backbone.generate` returns for the prompt without a prefix: token ids or a `ModelOutput`. Causal models
@@ -193,7 +207,7 @@ def generate_with_prefix(
     config, options = _settings(generation_config, options, causal)
     if not causal:
         shown = {"output_attentions": config.output_attentions, "output_hidden_states": config.output_hidden_states}
-        encoded, mask = encode(backbone, inputs_embeds, attention_mask, behind, options | shown)
+        encoded, mask = encode(backbone, inputs_embeds, attention_mask, behind, options | shown, known)
         return backbone.generate(
             input_ids, encoder_outputs=encoded, attention_mask=mask, generation_config=config, **options
         )
@@ -208,6 +222,9 @@ def generate_with_prefix(
     ids = input_ids.gather(1, text_mask.argsort(dim=1, stable=True))
     if config.repetition_penalty not in (None, 1.0):
         _penalise_prompts(config, options, attention_mask, text_mask)
+    if known is not None:  # generate reads the embeddings behind it
+        known.states.batch_repeat_interleave(max(config.num_beams or 1, config.num_return_sequences or 1))
+        options[cache_argument(backbone)] = known.states
     output = backbone.generate(
         ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, generation_config=config, **options
     )
@@ -241,7 +258,12 @@ def _settings(
 
 
 def encode(
-    backbone: Any, embeds: Tensor, mask: Tensor, behind: tuple[Tensor, Tensor] | None, options: dict[str, Any]
+    backbone: Any,
+    embeds: Tensor,
+    mask: Tensor,
+    behind: tuple[Tensor, Tensor] | None,
+    options: dict[str, Any],
+    known: Known | None = None,
 ) -> tuple[Any, Tensor]:
     """Return the encoder's output for embeddings [B, L, H] as `generate` computes it, and the mask of what it holds.
 
@@ -250,10 +272,14 @@ def encode(
         embeds, mask: of the prompt, [B, L, H] and [B, L].
         behind: soft prompts [B, P, H] with their mask [B, P] to append to the encoder's states.
         options: those that the encoder knows are passed on.
+        known: the encoder's output and its mask, if a cache has them.
     """
     encoder = backbone.get_encoder()
     own = {name: options[name] for name in inspect.signature(encoder.forward).parameters if name in options}
-    encoded = encoder(**own, inputs_embeds=embeds, attention_mask=mask, return_dict=True)
+    if known is not None:
+        encoded, mask = known.states, known.mask
+    else:
+        encoded = encoder(**own, inputs_embeds=embeds, attention_mask=mask, return_dict=True)
     states = encoded.last_hidden_state.to(embeds.device)  # of a model in parts
     if behind is not None:
         states, mask = torch.cat([states, behind[0].to(states)], dim=1), torch.cat([mask, behind[1]], dim=1)

@@ -32,9 +32,10 @@ class _Substitution:
 
     def give_ids(self, reader: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         embeds = kwargs.get("inputs_embeds")
-        if get_ident() != self.thread or embeds is None or embeds.shape[1] != self.ids.shape[1]:
+        if get_ident() != self.thread or embeds is None or embeds.shape[1] > self.ids.shape[1]:
             return None
-        ids = self.ids.repeat_interleave(len(embeds) // len(self.ids), dim=0)  # beams
+        ids = self.ids[:, -embeds.shape[1] :]  # all, but for those that a cache has read
+        ids = ids.repeat_interleave(len(embeds) // len(self.ids), dim=0)  # beams
         self.pending = ids, embeds
         return args, {**kwargs, "inputs_embeds": None, "input_ids": ids}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import DataError
+from ..errors import DataError, kind_of
 from .layout import HIDDEN
 
 
@@ -59,7 +59,7 @@ def read_json_object(path: str | os.PathLike, name: str, remedy: str = "download
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name} is damaged ({error}): {remedy}.") from error
     if not isinstance(values, dict):
-        raise DataError(f"{name} is damaged (it holds a {type(values).__name__}, not settings by name): {remedy}.")
+        raise DataError(f"{name} is damaged (it holds {kind_of(values)}, not settings by name): {remedy}.")
     return values
 
 

@@ -1,10 +1,15 @@
 """Names of the files in a plug folder. Other files beside them (checkpoints, logs, predictions) are not the plug."""
 
+import os
+
+from huggingface_hub.constants import HF_HOME
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
 SAVED = f"{HIDDEN}saved"  # folder of a new plug whose files are moved into place
+PROMPTS = f"{HIDDEN}prompts"  # folder of a training's prompt cache
 
 # The vocabularies of transformers' tokenizers.
 VOCABULARIES = (
@@ -25,7 +30,10 @@ FROZEN_FILES = (
     *(CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES),
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
 )
-# How it was trained: {"task": ..., "settings": {name: value}, "defaults": {name: value}}. The card says which differ.
+# How it was trained: {"task": ..., "settings": {name: value}, "defaults": {name: value}, "data": {"name": ..., "examples":
+# ..., "users": ..., "digest": ...}}. The card names the data, and the settings that differ from the defaults.
 TRAIN_SETTINGS = "train_settings.json"
 # What a checkpoint was made of; `pplug-hf train` resumes from one of the same run only.
 TRAIN_RUN = "train_run.json"
+
+DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")  # of the vector store

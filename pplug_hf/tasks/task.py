@@ -384,7 +384,8 @@ def get_task(name: str | Task) -> Task:
         if spelled(task.name) == spelled(name):
             return task
     raise ConfigurationError(
-        f"There is no task {name!r}; choose one of {', '.join(TASKS)}, or pass a Task of your own."
+        f"There is no task {name!r}; choose one of {', '.join(TASKS)}, or pass a Task of your own, or a .json file "
+        "with one."
     )
 
 
