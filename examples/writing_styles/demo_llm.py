@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", required=True, help="folder or Hub id of a causal model with a chat template")
     parser.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="auto: the faster one here")
-    parser.add_argument("--steps", type=int, default=500, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=800, help="optimiser steps (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="questions per step (default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=1e-2, help="of the plug (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=4, help="persona tokens (default: %(default)s)")
