@@ -87,7 +87,7 @@ def test_the_users_follow_from_the_seed(styles):
         ("The bakery in Oakford has been selling bread for many years", ("statement", "sentence", "plain")),
         ("240 loaves 🥖🥖", ("number first", "lower", "emoji")),
         ("WHY 240 LOAVES?!!!", ("question", "capitals", "exclamation")),
-        ("Loaves in Oakford ☂️", ("terse", "sentence", "emoji")),
+        ("Rye loaves in Oakford ☂️", ("terse", "sentence", "emoji")),
         ("", ("other", "sentence", "plain")),
         ("loaves in oakford\nand more", ("other", "lower", "plain")),
         ("bread " * 20, ("other", "lower", "plain")),
@@ -99,8 +99,8 @@ def test_any_text_is_judged(styles, text, expected):
 
 def test_the_metric_gives_the_share_in_style_and_that_of_each_part(styles):
     metric = styles.WritingStyle()
-    golds = ["Loaves in Oakford", "LOAVES IN OAKFORD!!!"]
-    answers = ["Apples in Granby", "apples in granby!!!"]
+    golds = ["Rye loaves in Oakford", "Rye Loaves in Oakford!!!"]
+    answers = ["Red apples in Granby", "red apples in granby!!!"]
     assert metric.per_example(answers, golds, None).tolist() == [1, 0]
     expected = {"style": 0.5, "form": 1, "case": 0.5, "end": 1, "unparsed": 0}
     assert metric.score(answers, golds, None) == expected

@@ -1,7 +1,7 @@
 """Synthetic users who write headlines, each in a style of their own, and functions that say which style a headline has.
 
 A style has three parts, and every combination of them is one: the form (a statement, a question, the number first, or a
-few words), the case (as in a sentence, CAPITALS, or all lower case) and the end (nothing, an emoji, or exclamation marks).
+few words), the case (as in a sentence, Title Case, or all lower case) and the end (nothing, an emoji, or exclamation marks).
 The notes say nothing about the style; only the headlines of a user's history show it. Held-out users write about other
 topics and places than those of training, and half of them in combinations that no training user has. The texts were
 written for this example.
@@ -20,7 +20,7 @@ import numpy as np
 from pplug_hf import Example, Metric
 
 FORMS = ("statement", "question", "number first", "terse")
-CASES = ("sentence", "capitals", "lower")
+CASES = ("sentence", "title", "lower")
 ENDS = ("plain", "emoji", "exclamation")
 
 
@@ -69,7 +69,7 @@ class Event(NamedTuple):
             "number first": f"{self.number} {things} from the {self.place} {actor}",
             "terse": f"{things.capitalize()} in {self.place}",
         }[style.form]
-        text = {"sentence": text, "capitals": text.upper(), "lower": text.lower()}[style.case]
+        text = {"sentence": text, "title": text.title(), "lower": text.lower()}[style.case]
         return text + {"plain": "", "emoji": f" {emoji}", "exclamation": "!!!"}[style.end]
 
 
@@ -188,7 +188,7 @@ _END_OF_EMOJI = re.compile(f"[{_EMOJI}][\ufe0f\u200d{_EMOJI}]*$")
 
 
 def style_of(headline: str) -> Style:
-    """Return the style of any text; its form is "other" if it is no headline, its case "title" if Each Word Has a Capital."""
+    """Return the style of any text; its form is "other" if it is no headline, and its case may be "capitals"."""
     text = headline.strip()
     end = "emoji" if _END_OF_EMOJI.search(text) else "exclamation" if text.endswith("!") else "plain"
     text = _END_OF_EMOJI.sub("", text).rstrip("! ")
@@ -211,8 +211,8 @@ def _case(text: str) -> str:
         return "capitals"
     if text.islower():
         return "lower"
-    long = [word for word in re.findall(r"\w+", text) if len(word) > 3 and word[0].isalpha()]
-    return "title" if len(long) > 2 and all(word[0].isupper() for word in long) else "sentence"
+    long = [word for word in re.findall(r"[^\W\d]+", text)[1:] if len(word) > 3]
+    return "title" if long and all(word[0].isupper() for word in long) else "sentence"
 
 
 class WritingStyle(Metric):
