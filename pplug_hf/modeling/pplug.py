@@ -33,22 +33,23 @@ from transformers.utils import ModelOutput
 
 from ..configuration import PPlugConfig
 from ..configuration.pplug import choices as known_choices
-from ..errors import ConfigurationError, MismatchError
+from ..errors import ConfigurationError, DataError, MismatchError
 from ..storage.location import HUB_ARGUMENTS, local_files
 from . import backbone as backbones
 from . import backbone_check, encoders, frozen, plug_folder
-from .backbone_check import Reading
 from .device import checked_device
 from .encoders import History
-from .insertion import Inserted, check_batch, insert
 from .persona import Persona
 from .personalizer import Personalizer, histories_of
 from .plug import SoftPrompt
 from .prefix import (
+    Inserted,
     Known,
+    Reading,
     cache_argument,
     encode,
     generate_with_prefix,
+    insert,
     position_ids,
     position_limit,
     reorder,
@@ -541,7 +542,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
     ) -> Inserted:
         """Return the batch with the soft prompts of its rows."""
         backbone = self._attached() if self.backbone is None else self.backbone
-        check_batch(input_ids, attention_mask, labels, aligned=not self.config.is_encoder_decoder)
+        _check_batch(input_ids, attention_mask, labels, aligned=not self.config.is_encoder_decoder)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, input_ids, mask, labels)
         where = {"labels": labels, "position": position, "reading": self._reading, "limit": self._position_limit}
@@ -766,3 +767,25 @@ def _token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int
     """Equation (6): summed next-token NLL over the number of answer tokens (of the whole accumulated batch)."""
     total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def _check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:
+    """Refuse what is not a batch of token ids with a mask of its shape, and labels that it has no rows or places for."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        got = type(input_ids).__name__
+        if isinstance(input_ids, Tensor):
+            got = f"{list(input_ids.shape)} of {input_ids.dtype}"
+        raise DataError(
+            f"input_ids must be [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+            "through the processor."
+        )
+    shape = list(input_ids.shape)
+    if attention_mask is not None and list(attention_mask.shape) != shape:
+        raise DataError(f"attention_mask must be {shape}, as input_ids are, got {list(attention_mask.shape)}.")
+    if labels is not None and aligned and list(labels.shape) != shape:
+        raise DataError(
+            f"labels must be {shape}, as input_ids are, got {list(labels.shape)}: a causal backbone is given prompt and "
+            "answer as one row, with -100 where there is nothing to learn; processor(..., labels=answers) makes both."
+        )
+    if labels is not None and (labels.ndim != 2 or len(labels) != len(input_ids)):
+        raise DataError(f"labels must be [{len(input_ids)}, tokens], got {list(labels.shape)}: one answer per prompt.")
