@@ -10,7 +10,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +18,13 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from ..errors import ConfigurationError
 from .backbone import freeze_backbone
-from .prefix import generate_with_prefix, placeholders, position_ids, prefix_order, reorder, word_embeddings
+from .prefix import Reading, generate_with_prefix, placeholders, position_ids, prefix_order, reorder, word_embeddings
 from .substitution import reading_ids
 from .weight_sample import weight_digests
 
 logger = logging.getLogger(__name__)
 
 B, P, T = 3, 2, 4
-
-
-class Reading(NamedTuple):
-    """The way in which a backbone takes a soft prompt."""
-
-    by_ids: bool = False  # in the places of ids, because `inputs_embeds` mean something else to it than ids
-    padding: bool = True  # rows of a batch may differ in length
-    pure: bool = True  # False: besides its vector, a soft token has something of the id that stands in its place
 
 
 _known: dict[Any, Reading] = {}

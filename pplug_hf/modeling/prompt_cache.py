@@ -32,8 +32,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..storage.files import atomic_write
-from .insertion import Inserted
-from .prefix import Known, word_embeddings
+from .prefix import Inserted, Known, word_embeddings
 from .prompt_states import CausalStates, EncoderStates, digest_of, find_states
 
 logger = logging.getLogger(__name__)
