@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -93,7 +94,8 @@ def main() -> None:
     comparison, losses = compare(model, held_out)
     table = as_table(comparison, losses)
     (output / "table.md").write_text(table, encoding="utf-8")
-    draw(comparison, losses, output / "styles.png")
+    asked = f"{len(held_out)} questions of {len({e.user for e in held_out})} {arguments.split} users"
+    draw(comparison.rows(), losses, f"Headlines in each user's style, {asked}", output / "styles.png")
     print(f"\n{table}\nas a picture: {output / 'styles.png'}\n")
     clock.done(
         f"{len(held_out)} questions of {len({e.user for e in held_out})} users who are not in the training data"
@@ -300,21 +302,26 @@ def show(examples: Sequence[Example], answers: Sequence[str], bare: Sequence[str
     print()
 
 
-def draw(comparison: Comparison, losses: dict[str, float], path: Path) -> None:
+COLOURS = ("#9aa0a6", "#5f9ea0", "#e0a030", "#2f5fb3")  # the plug's own is the strongest
+
+
+def draw(records: list[dict[str, Any]], losses: dict[str, float], title: str, path: Path) -> None:
     """Draw the share of answers in the user's style, whole and by parts, and the loss."""
-    records, parts = comparison.rows(), ("style", "form", "case", "end")
-    figure = Figure((9, 3.2), layout="constrained")
+    parts = ("style", "form", "case", "end")
+    figure = Figure((9.5, 4), layout="constrained")
     shares, loss = figure.subplots(1, 2, width_ratios=(3, 1))
-    for place, record in enumerate(records):
-        at = [i + 0.8 * (place - len(records) / 2 + 0.5) / len(records) for i in range(len(parts))]
-        shares.bar(at, [record[part] for part in parts], 0.8 / len(records), label=record["row"])
-        loss.bar(place, losses[record["row"]])
+    for place, (record, colour) in enumerate(zip(records, COLOURS, strict=True)):
+        at = [i + 0.84 * (place - len(records) / 2 + 0.5) / len(records) for i in range(len(parts))]
+        bars = shares.bar(at, [record[part] for part in parts], 0.84 / len(records), label=record["row"], color=colour)
+        shares.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+        loss.bar_label(loss.bar(place, losses[record["row"]], color=colour), fmt="%.2f", fontsize=7, padding=1)
     shares.set_xticks(range(len(parts)), ["whole style", *parts[1:]])
-    shares.set_ylim(0, 1)
+    shares.set_ylim(0, 1.08)
     shares.set_ylabel("share of answers in the user's style")
     loss.set_xticks([])
     loss.set_ylabel("loss per token of the user's headline")
-    figure.legend(*shares.get_legend_handles_labels(), loc="outside upper center", ncols=len(records), frameon=False)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(*shares.get_legend_handles_labels(), loc="outside lower center", ncols=len(records), frameon=False)
     figure.savefig(path, dpi=120)
 
 
