@@ -1,4 +1,4 @@
-"""Does PPlug personalise a language model that nobody here trained? The whole table on one GPU, within minutes.
+"""Does PPlug personalise a language model that nobody here trained? The whole table on one GPU.
 
     python benchmarks/llm/run.py --data ../shared/lamp --backbone runs/smollm2/model --output runs/llm --minutes 9
     python benchmarks/llm/run.py ... --smoke                      # the same with a few examples and steps
@@ -104,13 +104,13 @@ class Board:
                 return group
         return None
 
-    def done(self) -> list[Path]:
-        """Return the files of finished groups."""
-        return sorted((self.folder / "groups").glob("*.json.gz"))
+    def count(self) -> int:
+        """Return how many groups are finished."""
+        return sum(self.path(group.key).is_file() for group in self.groups)
 
     def is_broken(self) -> bool:
         """Return true if nothing works: several groups have failed, and none is finished."""
-        return not self.done() and len(list((self.folder / "failed").glob("*"))) >= 4
+        return not self.count() and len(list((self.folder / "failed").glob("*"))) >= 4
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -138,7 +138,6 @@ def work(args: argparse.Namespace) -> None:
             corpora[task] = Corpus(args.data, task, encoder, tokenizer, args.output / "work", sizes)
         return corpora[task]
 
-    prepare(args, board, corpus)
     schedule = Schedule(args.steps, args.batch_size)
     if args.smoke:
         schedule = replace(schedule, steps=4, batch_size=8, validations=2, validate_on=16)
@@ -146,7 +145,8 @@ def work(args: argparse.Namespace) -> None:
     while len(list(board.claims.iterdir())) < len(board.groups) + len(board.prepared) * len(args.tasks):
         group = board.next(prefer)
         if group is None:
-            time.sleep(0.5)
+            if not prepare(args, board, corpus):
+                time.sleep(0.5)
             continue
         prefer, start = group.task, time.monotonic()
         try:
@@ -173,8 +173,8 @@ def sizes_of(smoke: bool) -> Sizes:
     return Sizes(120, 24, 24) if smoke else Sizes()
 
 
-def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> None:
-    """Encode and rank the texts of the tasks, each by one process; all but one task's own wait for nothing."""
+def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> bool:
+    """Encode or rank the texts of a task that nobody has begun; return False if there is none."""
     for name, make in board.prepared.items():
         for task in args.tasks:
             if not (board.claims / f"{name}-{task}").exists() and board.claim(f"{name}-{task}-begun"):
@@ -186,6 +186,8 @@ def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> None:
                     f"{time.monotonic() - args.start:5.0f} s  {name} {task} in {time.monotonic() - start:.0f} s",
                     flush=True,
                 )
+                return True
+    return False
 
 
 def finish(
@@ -268,7 +270,7 @@ def lead(args: argparse.Namespace) -> None:
         if time.monotonic() - packed > 60:
             pack(args.output, args.pack)
             packed = time.monotonic()
-            print(f"{packed - args.start:5.0f} s  {len(board.done())} of {len(board.groups)} groups", flush=True)
+            print(f"{packed - args.start:5.0f} s  {board.count()} of {len(board.groups)} groups", flush=True)
     for i, worker in workers.items():
         if worker.poll():
             print(f"worker {i} ended: {(args.output / f'worker-{i}.log').read_text()[-600:]}", flush=True)
@@ -277,7 +279,7 @@ def lead(args: argparse.Namespace) -> None:
     for worker in workers.values():
         worker.wait()
     pack(args.output, args.pack)
-    print(f"{len(board.done())} of {len(board.groups)} groups are done: {args.pack / 'results.tar'}", flush=True)
+    print(f"{board.count()} of {len(board.groups)} groups are done: {args.pack / 'results.tar'}", flush=True)
 
 
 def parsed() -> argparse.Namespace:
@@ -290,7 +292,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--pack", type=Path, help="folder for results.tar (default: the output folder)")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--minutes", type=float, default=9.0, help="stop then, counted from the start")
-    parser.add_argument("--workers", type=int, default=8, help="processes on the device")
+    parser.add_argument("--workers", type=int, default=4, help="processes on the device")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--budget", type=int, default=5000, help="tokens of one pass with gradients")
