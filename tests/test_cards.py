@@ -37,7 +37,7 @@ def config(**changes):
         "encoder_fingerprint": {"model_type": "bert", "digest": "0123456789abcdef"},
     }
     sizes = {"hidden_size": 768, "encoder_size": 384}
-    return PPlugConfig(**{**on_hub, **prints, **sizes, "item_template": "{tag}: {description}", **changes})
+    return tiny.config(**{**on_hub, **prints, **sizes, "item_template": "{tag}: {description}", **changes})
 
 
 def row(name, accuracy, gain=None, seeds=1, **more):
@@ -614,11 +614,8 @@ def run_snippet(text, stand_ins):
 
 @pytest.mark.parametrize("family, template", [("t5", "{tag}: {text}"), ("gpt2", None)])
 def test_the_snippet_runs(places, tmp_path, family, template):
-    from pplug_hf import PPlugForConditionalGeneration
 
-    model = PPlugForConditionalGeneration.from_backbone(
-        str(places / family), str(places / "encoder"), item_template=template
-    )
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"), item_template=template)
     tiny.randomise(model.plug)
     model.save_pretrained(tmp_path)
     local = write(tmp_path, model.config, repo_id="me/plug")
@@ -645,9 +642,8 @@ def test_the_snippet_names_the_subfolder(folder, on_hub):
 
 
 def test_the_command(places, tmp_path, capsys):
-    from pplug_hf import PPlugForConditionalGeneration
 
-    model = PPlugForConditionalGeneration.from_backbone(str(places / "t5"), str(places / "encoder"))
+    model = tiny.from_backbone(str(places / "t5"), str(places / "encoder"))
     plug = tmp_path / "plug"
     model.save_pretrained(plug)
     capsys.readouterr()
@@ -739,14 +735,13 @@ def test_committed_examples_are_what_the_script_makes(script, n):
 
 
 def test_the_demos_card_is_of_the_demos_plug(script, tmp_path):
-    from pplug_hf import PPlugForConditionalGeneration
     from pplug_hf.commands.demo import PLUG
     from pplug_hf.tasks.task import TASKS
 
     assets = files("pplug_hf.demo") / "assets"
     frozen = {kind: str(assets / kind) for kind in ("backbone", "encoder")}
     template = TASKS["demo"].item_template
-    model = PPlugForConditionalGeneration.from_backbone(**frozen, item_template=template, **PLUG)
+    model = tiny.from_backbone(**frozen, item_template=template, **PLUG)
     model.save_pretrained(tmp_path / "plug")
     committed = (ROOT / "model_cards" / "pplug-demo.md").read_text(encoding="utf-8")
     made = parts(script.demo_card(tmp_path))  # untrained, so without settings and results

@@ -274,7 +274,7 @@ def test_a_prompt_that_is_cut_is_said_once(processor, caplog, monkeypatch):
 
 
 def test_the_same_holds_for_a_personalizer(tmp_path):
-    model = PPlugForConditionalGeneration.from_backbone(BACKBONE, ENCODER)
+    model = tiny.from_backbone(BACKBONE, ENCODER)
     model.save_pretrained(tmp_path)
     personalizer = Personalizer.from_pretrained(tmp_path, encoder=ENCODER)
     assert len(personalizer.encode(np.array(["a", "b"]))) == 2
@@ -337,7 +337,7 @@ def test_a_prompt_goes_through_the_processor_and_a_soft_prompt_needs_a_query(mod
 def test_an_unknown_dtype_names_the_choices():
     message = "dtype must be one of auto, float32, bfloat16, float16, float64, or a torch.dtype; got 'bf16'"
     with pytest.raises(ConfigurationError, match=message):
-        PPlugForConditionalGeneration.from_backbone(BACKBONE, ENCODER, backbone_kwargs={"dtype": "bf16"})
+        tiny.from_backbone(BACKBONE, ENCODER, backbone_kwargs={"dtype": "bf16"})
 
 
 @pytest.mark.parametrize(
