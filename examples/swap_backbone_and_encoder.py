@@ -77,7 +77,6 @@ def main() -> None:
                 encoder=encoder,
                 tokenizer=own_tokenizer,
                 item_template=task.item_template,
-                train_input_encoder=False,
             )
             loss = train(model, examples, arguments.steps, arguments.batch_size)
             models[backbone_name, encoder_name] = model
