@@ -75,11 +75,11 @@ def folder_of(settings):
             TASK,
             SPLITS,
             {},
-            r"differ: epochs \(was 2, is 9\), learning_rate \(was 0.001, is 0.5\)\.",
+            r"differ: epochs \(was 2, is 9\), learning_rate \(was 0.01, is 0.5\)\.",
         ),
         ({}, TASK, {"train": make_rows(7)}, {}, r"these differ: data\. Choose a new output folder, .* --resume False"),
         ({}, replace(TASK, query_marker="Which shelf? book:"), SPLITS, {}, r"these differ: task, data\."),
-        ({}, TASK, SPLITS, {"num_persona_tokens": 3}, r"differ: num_persona_tokens \(was 1, is 3\)\."),
+        ({}, TASK, SPLITS, {"num_persona_tokens": 3}, r"differ: num_persona_tokens \(was 4, is 3\)\."),
         ({"labelled_items": False}, TASK, SPLITS, {}, r"labelled_items \(was True, is False\), item_template"),
     ],
 )

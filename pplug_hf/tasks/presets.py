@@ -35,7 +35,7 @@ SMALL = Recipe(
         "patience": "Stops when held-out users no longer gain; a small data set is soon memorised.",
         "learning_rate": "Of 1e-3, 3e-3, 1e-2 and 3e-2 the highest was best (LaMP-2: 0.782, 0.749, 0.711, 0.647; LaMP-3: 1e-3 "
         "0.738, 1e-2 0.640, 3e-2 0.629). 1e-2 leaves room for backbones not measured; try 3e-2 too.",
-        "history_dropout": "Each epoch shows other histories of the same few users. Not compared with other values.",
+        "history_dropout": "Each epoch shows other histories of the same users. Not compared with other values.",
         "validation_users": "Of few users, a tenth are too few to choose a checkpoint by.",
         "placement": "LaMP-2 after 100 steps: loss 0.866 behind the question, 1.208 in front; accuracy 0.299 and 0.149. The "
         "prompt's states do not depend on the user and are computed once: a step takes a sixth of the time.",

@@ -76,7 +76,8 @@ _PLUG: Changes = {
     "placement": (
         "answer",
         "SmolLM2-135M-Instruct on LaMP-2 (one seed, 100 steps): behind the question the validation loss per token was 0.866 "
-        "(in front of it 1.208) and accuracy 0.299 (0.149), and a step took a sixth of the time. The results of LaMP-1 to 5 in benchmarks/results were made in front of it.",
+        "(in front of it 1.208) and accuracy 0.299 (0.149), and a step took a sixth of the time. "
+        "The results of LaMP-1 to 5 in benchmarks/results were made in front of it.",
     ),
     "num_persona_tokens": (4, "A user is more than one vector, and three more tokens cost next to nothing."),
     "projector_size": (256, "Fewer parameters for as few users as small data sets have."),
