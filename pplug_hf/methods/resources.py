@@ -28,6 +28,7 @@ from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, enco
 from ..modeling import plug_folder as files
 from ..modeling.backbone import find_tokenizer
 from ..modeling.device import checked_device
+from ..modeling.prompt_cache import PromptCache
 from ..processing import PPlugProcessor
 from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.task import Task
@@ -159,11 +160,17 @@ class Resources:
             system=system,
         )
 
+    @cached_property
+    def prompts(self) -> PromptCache:
+        """The states of prompts, which all rows of plugs share that stand behind them."""
+        return PromptCache()
+
     def plug(self, place: str) -> PPlugForConditionalGeneration:
         """Return a plug on the shared language model and encoder. One is kept in memory at a time."""
         if self._loaded[0] != place:
             self._loaded = ("", None)
             model = PPlugModel.from_pretrained(place, backbone=self.language_model, encoder=self.encoder(place))
+            model.prompt_cache = self.prompts if model.config.placement == "answer" else None
             self._loaded = (place, model)
         return self._loaded[1]
 

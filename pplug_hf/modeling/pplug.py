@@ -577,37 +577,48 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
         Returns:
             The backbone's output; the logits of a causal model are [B, T, V], and those of a token predict the next one,
-            also where the soft prompt stands between the two. In training,
-            with labels and gradients, or with a prompt cache, a causal model computes no more logits than its loss needs:
-            [B, L, V], from the first position of the batch that predicts a label to the last.
+            also where the soft prompt stands between the two. In training, with labels and gradients, or with a prompt
+            cache, a causal model computes no more logits than its loss needs: [B, L, V], from the first position of the
+            batch that predicts a label to the last.
         """
-        backbone = self._attached()
+        self._attached()
         inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, labels)
-        embeds, mask, order, ids = inserted.embeddings, inserted.mask, inserted.order, inserted.ids
-        P = order.shape[1] - input_ids.shape[1]
-        cache = self.prompt_cache if labels is not None else None
         if self.training:
             kwargs.setdefault("use_cache", False)
-        if self.config.is_encoder_decoder:
-            if labels is not None and kwargs.get("decoder_input_ids") is None:
-                if shift := getattr(backbone, "prepare_decoder_input_ids_from_labels", None):
-                    kwargs["decoder_input_ids"] = shift(labels=labels)
-                else:  # M2M100: it shifts the labels itself, and its loss is not used
-                    kwargs["labels"] = labels.contiguous()
-            known = self._known(cache, plug, inserted, kwargs) if cache is not None else None
-            with nullcontext() if ids is None or known else reading_ids(backbone, ids):
-                read: dict[str, Any] = {"inputs_embeds": embeds}
-                if inserted.behind is not None or known is not None:
-                    encoded, mask = encode(backbone, embeds, mask, inserted.behind, kwargs, known)
-                    read = {"encoder_outputs": encoded}
-                output = backbone(**read, attention_mask=mask, **kwargs)
-            if labels is not None:
-                output["loss"] = _token_loss(output.logits, labels, num_items_in_batch)
-            return output
+        read = self._read_encoder_decoder if self.config.is_encoder_decoder else self._read_causal
+        return read(inserted, labels, num_items_in_batch, plug, kwargs)
 
-        targets, first, end = None, 0, order.shape[1]
+    def _read_encoder_decoder(
+        self, inserted: Inserted, labels: Tensor | None, num_items: Any, plug: Any, options: dict[str, Any]
+    ) -> Any:
+        """Return the output of an encoder-decoder backbone for a batch."""
+        backbone, mask, ids = self.backbone, inserted.mask, inserted.ids
+        if labels is not None and options.get("decoder_input_ids") is None:
+            if shift := getattr(backbone, "prepare_decoder_input_ids_from_labels", None):
+                options["decoder_input_ids"] = shift(labels=labels)
+            else:  # M2M100: it shifts the labels itself, and its loss is not used
+                options["labels"] = labels.contiguous()
+        cache = self.prompt_cache if labels is not None else None
+        known = self._known(cache, plug, inserted, options) if cache is not None else None
+        with nullcontext() if ids is None or known else reading_ids(backbone, ids):
+            read: dict[str, Any] = {"inputs_embeds": inserted.embeddings}
+            if inserted.behind is not None or known is not None:
+                encoded, mask = encode(backbone, inserted.embeddings, mask, inserted.behind, options, known)
+                read = {"encoder_outputs": encoded}
+            output = backbone(**read, attention_mask=mask, **options)
         if labels is not None:
-            targets = reorder(order, labels.new_full((len(labels), P), -100), labels)
+            output["loss"] = _token_loss(output.logits, labels, num_items)
+        return output
+
+    def _read_causal(
+        self, inserted: Inserted, labels: Tensor | None, num_items: Any, plug: Any, options: dict[str, Any]
+    ) -> Any:
+        """Return the output of a causal backbone for a batch."""
+        backbone, embeds, mask, ids = self.backbone, inserted.embeddings, inserted.mask, inserted.ids
+        targets, first, end = None, 0, embeds.shape[1]
+        if labels is not None:
+            P = embeds.shape[1] - labels.shape[1]
+            targets = reorder(inserted.order, labels.new_full((len(labels), P), -100), labels)
             targets = targets[:, 1:].masked_fill(mask[:, :-1] == 0, -100)  # nothing stands in front of a first token
             targets = F.pad(targets, (0, 1), value=-100)  # [B, P + T], what each position has to predict
             if labelled := (targets != -100).any(dim=0).nonzero().flatten().tolist():
@@ -618,18 +629,19 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             # positions between the first label and the last need logits, the widest layer.
             embeds, mask, ids = embeds[:, :end].contiguous(), mask[:, :end], None if ids is None else ids[:, :end]
             if "logits_to_keep" in inspect.signature(backbone.forward).parameters:
-                kwargs["logits_to_keep"] = end - first
+                options["logits_to_keep"] = end - first
         start = 0  # of what is read here, behind what a cache has of all rows
-        known = self._known(cache, plug, inserted, kwargs, first) if cache is not None else None
+        cache = self.prompt_cache if labels is not None else None
+        known = self._known(cache, plug, inserted, options, first) if cache is not None else None
         if known is not None:
             start = known.mask.shape[1]
-            kwargs |= {cache_argument(backbone): known.states, "use_cache": True}
-        kwargs["position_ids"] = position_ids(mask)[:, start:]
+            options |= {cache_argument(backbone): known.states, "use_cache": True}
+        options["position_ids"] = position_ids(mask)[:, start:]
         with nullcontext() if ids is None else reading_ids(backbone, ids):
-            output = backbone(inputs_embeds=embeds[:, start:], attention_mask=mask, **kwargs)
+            output = backbone(inputs_embeds=embeds[:, start:], attention_mask=mask, **options)
         if targets is not None:
             logits = output.logits[:, : end - start][:, first - end :]  # [B, L, V]
-            output["loss"] = _token_loss(logits, targets[:, first:end], num_items_in_batch)
+            output["loss"] = _token_loss(logits, targets[:, first:end], num_items)
             if learning or start:
                 output["logits"] = logits
                 return output
