@@ -82,7 +82,7 @@ def main() -> None:
             models[backbone_name, encoder_name] = model
             config = model.config
             print(
-                f"{backbone_name}, {encoder_name}: D = {config.encoder_size}, H = {config.hidden_size}, a token embedding "
+                f"{backbone_name}, {encoder_name}: D = {config.encoder_size}, H = {config.hidden_size}, a soft token "
                 f"has norm {config.embedding_norm:.2f}; loss after {arguments.steps} steps {loss:.3f}"
             )
 
