@@ -172,7 +172,7 @@ _RECIPE = "Named settings, e.g. paper/lamp-4 (`pplug-hf recipes` lists them); op
 _PRESETS = ("small", "large")
 _PRESET = (
     "Recipe by the size of the data: small for up to a few thousand examples, large for tens of thousands and more "
-    "(`pplug-hf recipes --name preset/small` gives the reasons); options you pass override it."
+    "(`pplug-hf recipes` shows their reasons); options you pass override it."
 )
 
 
