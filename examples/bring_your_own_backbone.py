@@ -99,16 +99,13 @@ def main() -> None:
     inputs = ("input_ids", "attention_mask", "labels")
     optimise("backbone", backbone.parameters(), (backbone(**{k: b[k] for k in inputs}).loss for b in plain), 2e-3)
 
-    # The plug: sizes and the scale of the soft prompt are measured from the object. The encoder of queries stays frozen
-    # here, so the plug consists only of a projector and two vectors.
+    # The plug: sizes and the scale of the soft prompt are measured from the object. The encoder stays frozen, so the plug
+    # consists only of a projector, two vectors and a temperature.
     model = PPlugForConditionalGeneration.from_backbone(
         backbone,
         encoder=str(ASSETS / "encoder"),
         tokenizer=tokenizer,
         item_template=task.item_template,
-        train_input_encoder=False,
-        attention_temperature=0.1,
-        num_persona_tokens=2,
     )
     processor = PPlugProcessor.from_model(model)
     model.print_trainable_parameters()
@@ -122,7 +119,7 @@ def main() -> None:
         print("saved:", ", ".join(sorted(path.name for path in Path(folder).iterdir())))
         model = PPlugModel.from_pretrained(folder, backbone=backbone)
 
-    # Chat: inputs with the persona right before the user's text.
+    # Chat: inputs with the persona right behind the user's text.
     _, unseen = read_lamp(ASSETS / "data", "dev")
     question = unseen[0]
     inputs = processor.apply_chat_template(chat(question.prompt), add_generation_prompt=True)

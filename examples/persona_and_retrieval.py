@@ -48,9 +48,8 @@ def main() -> None:
             vectors=f"{folder}/vectors",
             epochs=arguments.epochs,
             batch_size=64,
-            learning_rate=2e-3,
         )
-        model = train(settings, num_persona_tokens=2, attention_temperature=0.1, learn_temperature=True)
+        model = train(settings, placement="prompt")  # which the paper's order is about
     processor = PPlugProcessor.from_model(model)
 
     # The benchmark's BM25 finds items, the task's prompt format shows them; each is cut to its part of the budget.

@@ -32,19 +32,14 @@ def main() -> None:
         BACKBONE,
         encoder=ENCODER,
         item_template=task.item_template,  # a history item is {"text": ..., "tag": ...}
-        num_persona_tokens=2,
-        attention_temperature=0.1,
-        learn_temperature=True,
     )
     processor = PPlugProcessor.from_model(model)
     model.print_trainable_parameters()
 
-    # Train. Histories are encoded once, before the loop. The input encoder is pretrained and gets a lower learning rate.
+    # Train. Histories are encoded once, before the loop.
     examples = examples[: arguments.steps * arguments.batch_size]
     personas = model.encode_persona([e.history for e in examples])
-    encoder = [p for n, p in model.plug.named_parameters() if p.requires_grad and n.startswith("input_encoder.")]
-    others = [p for n, p in model.plug.named_parameters() if p.requires_grad and not n.startswith("input_encoder.")]
-    optimizer = torch.optim.AdamW([{"params": others, "lr": 5e-3}, {"params": encoder, "lr": 2.5e-4}])
+    optimizer = torch.optim.AdamW(model.plug.parameters(), lr=1e-2)
     draw = random.Random(0)
     model.train()
     for step in range(arguments.steps):

@@ -77,13 +77,12 @@ def main() -> None:
                 encoder=encoder,
                 tokenizer=own_tokenizer,
                 item_template=task.item_template,
-                train_input_encoder=False,
             )
             loss = train(model, examples, arguments.steps, arguments.batch_size)
             models[backbone_name, encoder_name] = model
             config = model.config
             print(
-                f"{backbone_name}, {encoder_name}: D = {config.encoder_size}, H = {config.hidden_size}, a token embedding "
+                f"{backbone_name}, {encoder_name}: D = {config.encoder_size}, H = {config.hidden_size}, a soft token "
                 f"has norm {config.embedding_norm:.2f}; loss after {arguments.steps} steps {loss:.3f}"
             )
 

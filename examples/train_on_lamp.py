@@ -47,10 +47,9 @@ def main() -> None:
                     use_history=use_history,
                     epochs=arguments.epochs,
                     batch_size=64,
-                    learning_rate=2e-3,
                     seed=seed,
                 )
-                train(settings, num_persona_tokens=2, attention_temperature=0.1, learn_temperature=True)
+                train(settings)
 
         # The same frozen backbone answers all rows. Brackets are 95 % intervals over users.
         names = [f"{name}={','.join(folders)}" for name, folders in plugs.items()]

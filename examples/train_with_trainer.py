@@ -51,9 +51,6 @@ def main() -> None:
         str(ASSETS / "backbone"),
         encoder=str(ASSETS / "encoder"),
         item_template=task.item_template,
-        num_persona_tokens=2,
-        attention_temperature=0.1,
-        learn_temperature=True,
     )
     processor = PPlugProcessor.from_model(model)
     model.print_trainable_parameters()
@@ -67,7 +64,6 @@ def main() -> None:
                 output_dir=str(folder),
                 max_steps=arguments.steps,
                 per_device_train_batch_size=arguments.batch_size,
-                learning_rate=5e-3,
                 warmup_steps=0.05,
                 logging_steps=20,
                 eval_strategy="steps",

@@ -56,10 +56,8 @@ def main() -> None:
             vectors=f"{folder}/vectors",
             epochs=arguments.epochs,
             batch_size=64,
-            learning_rate=2e-3,
         )
-        choices = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperature": True}
-        model = train(settings, task=BOOK_CLUB, data=club, **choices)
+        model = train(settings, task=BOOK_CLUB, data=club)
 
         # The same records as JSON lines, which the command line reads, with the task as a file (--task club.json).
         lines = Path(folder) / "dev.jsonl"

@@ -121,6 +121,8 @@ def load_command(name: str) -> tuple[list[type], str, Parser]:
     parser = Parser(f"pplug-hf {name}", *kinds)
     if name in _RECIPE_PARTS:
         parser.add_argument("--recipe", help=_RECIPE, metavar="TEXT")
+    if name == "train":
+        parser.add_argument("--preset", help=_PRESET, choices=_PRESETS)
     return kinds, function, parser
 
 
@@ -167,20 +169,30 @@ def as_options(message: str, values: Mapping[str, Any]) -> str:
 # Keywords of the library that are no options, by what they are on the command line.
 _ELSEWHERE = {"token": "HF_TOKEN", "cache_dir": "HF_HOME"}
 _RECIPE = "Named settings, e.g. paper/lamp-4 (`pplug-hf recipes` lists them); options you pass override them."
+_PRESETS = ("small", "large")
+_PRESET = (
+    "Recipe by the size of the data: small for up to a few thousand examples, large for tens of thousands and more "
+    "(`pplug-hf recipes` shows their reasons); options you pass override it."
+)
 
 
 def _recipe(command: str, arguments: list[str]) -> list[str]:
-    """Return the settings of a `--recipe` as options; they go in front of the user's, because the last one counts."""
+    """Return the settings of a recipe or preset as options; they go in front of the user's, because the last one counts."""
     if command not in _RECIPE_PARTS:
         return []
-    parser = ArgumentParser(prog=f"pplug-hf {command}", add_help=False)
-    parser.add_argument("--recipe")
-    name = parser.parse_known_args(arguments)[0].recipe
-    if name is None:
+    parser = ArgumentParser(prog=f"pplug-hf {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    parser.add_argument("--preset", nargs="?")
+    named = parser.parse_known_args(arguments)[0]
+    if named.recipe and named.preset:
+        raise ConfigurationError(
+            f"--recipe {named.recipe} and --preset {named.preset} contradict each other: pass one."
+        )
+    if not (named.recipe or named.preset in _PRESETS):  # another preset is a mistake that the parser names
         return []
     from .tasks.recipes import get_recipe
 
-    recipe = get_recipe(name)
+    recipe = get_recipe(named.recipe or f"preset/{named.preset}")
     settings = [pair for part in _RECIPE_PARTS[command] for pair in getattr(recipe, part).items()]
     return [text for name, value in settings for text in (f"--{name}", str(value))]
 

@@ -92,7 +92,7 @@ class PPlugCollator:
 class PPlugTrainingArguments(Seq2SeqTrainingArguments):
     """`Seq2SeqTrainingArguments` with the few defaults and fields a plug needs."""
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate of projector and instruction."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of projector and instruction."})
     encoder_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the input encoder (default: a twentieth of learning_rate)."}
     )

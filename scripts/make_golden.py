@@ -69,9 +69,7 @@ def main() -> None:
         asked = {"prompts": PROMPTS, "histories": kind["histories"], "queries": QUERIES, "max_new_tokens": NEW_TOKENS}
         for seed in itertools.count():
             backbone = tiny.backbone(family, seed)
-            model = PPlugForConditionalGeneration.from_backbone(
-                backbone, encoder, tokenizer=tokenizer, **kind["choices"]
-            )
+            model = tiny.from_backbone(backbone, encoder, tokenizer=tokenizer, **kind["choices"])
             tiny.randomise(model.plug, seed)
             if lead(model, asked) > MARGIN:
                 break

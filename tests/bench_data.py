@@ -9,7 +9,6 @@ from pathlib import Path
 
 import tiny
 
-from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.commands.bench import BenchSettings, bench
 from pplug_hf.tasks.task import PromptFormat, Task
 
@@ -71,7 +70,7 @@ def write_data(folder, task, splits=("train", "dev"), **options):
 
 
 def save_plug(places, folder, seed=0, family="t5", **choices):
-    model = PPlugForConditionalGeneration.from_backbone(str(places / family), str(places / "encoder"), **choices)
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"), **choices)
     tiny.randomise(model.plug, seed)
     model.save_pretrained(folder)
     return str(folder)

@@ -12,7 +12,6 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto import modeling_auto
 
-from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.errors import PPlugError
 from pplug_hf.modeling.backbone import state_norm
 from pplug_hf.modeling.prefix import word_embeddings
@@ -167,7 +166,7 @@ def verdict(model_type, kind):
         except Exception as error:
             return f"not judged: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:80]}"
         try:
-            model = PPlugForConditionalGeneration.from_backbone(
+            model = tiny.from_backbone(
                 copy.deepcopy(bare),
                 tiny.shared_encoder(),
                 tokenizer=tiny.tokenizer("llama"),

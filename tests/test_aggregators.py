@@ -20,7 +20,7 @@ QUERY, ITEMS = tiny.vectors(1)[0], tiny.vectors(6, seed=1)
 
 
 def attention(**choices):
-    return Attention(PPlugConfig(**choices))
+    return Attention(tiny.config(**choices))
 
 
 def alone(aggregator, query=QUERY, items=ITEMS):
@@ -33,10 +33,10 @@ def alone(aggregator, query=QUERY, items=ITEMS):
 def test_the_configuration_takes_the_name_of_any_aggregator():
     """It does not know which are registered: that is found out when a plug is built."""
     for name in (*AGGREGATORS, "newest-first", "mine_2"):
-        assert PPlugConfig.from_dict(PPlugConfig(aggregator=name).to_dict()).aggregator == name
+        assert PPlugConfig.from_dict(tiny.config(aggregator=name).to_dict()).aggregator == name
 
 
-@pytest.mark.parametrize("aggregator", [attention(), attention(attention_temperature=0.01), Mean(PPlugConfig())])
+@pytest.mark.parametrize("aggregator", [attention(), attention(attention_temperature=0.01), Mean(tiny.config())])
 def test_weights_are_a_distribution(aggregator):
     weights = alone(aggregator)
     assert weights.shape == (6,) and (weights >= 0).all()
@@ -58,7 +58,7 @@ def test_temperature_runs_from_the_best_item_to_the_mean():
     best = alone(attention(attention_temperature=1e-4))
     assert best.argmax() == (ITEMS @ QUERY).argmax() and best.max() > 0.999
     flat = alone(attention(attention_temperature=1e6))
-    close(flat, alone(Mean(PPlugConfig())))
+    close(flat, alone(Mean(tiny.config())))
 
 
 def test_only_a_learned_temperature_is_trained_and_saved():
@@ -71,10 +71,10 @@ def test_only_a_learned_temperature_is_trained_and_saved():
 
 def test_the_mean_does_not_look_at_the_request():
     assert not Mean.needs_query
-    assert alone(Mean(PPlugConfig()), None).tolist() == pytest.approx([1 / 6] * 6)
+    assert alone(Mean(tiny.config()), None).tolist() == pytest.approx([1 / 6] * 6)
 
 
-@pytest.mark.parametrize("aggregator", [attention(attention_temperature=0.1), Mean(PPlugConfig())])
+@pytest.mark.parametrize("aggregator", [attention(attention_temperature=0.1), Mean(tiny.config())])
 def test_rows_weigh_their_own_items_only(aggregator):
     own = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
     queries = tiny.vectors(4, seed=2)
@@ -87,7 +87,7 @@ def test_rows_weigh_their_own_items_only(aggregator):
 
 def test_an_unknown_aggregator_names_the_options():
     with pytest.raises(ConfigurationError, match=r"attention, mean; got 'median'"):
-        PersonaPlug(PPlugConfig(aggregator="median", hidden_size=8, encoder_size=4))
+        PersonaPlug(tiny.config(aggregator="median", hidden_size=8, encoder_size=4))
 
 
 # ---- one of your own --------------------------------------------------------------------------------------------
@@ -164,4 +164,4 @@ def test_an_aggregator_of_ones_own_is_named_on_the_command_line(halving, places,
     assert "aggregator must be one of attention, mean, halving; got 'median'" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     with pytest.raises(ConfigurationError, match=r"attention, mean.*'median'"):
-        PersonaPlug(PPlugConfig(aggregator="median", hidden_size=4, encoder_size=4))
+        PersonaPlug(tiny.config(aggregator="median", hidden_size=4, encoder_size=4))

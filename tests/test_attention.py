@@ -12,7 +12,7 @@ from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel
+from pplug_hf import PPlugModel
 from pplug_hf.errors import ConfigurationError
 
 QUERIES = ["a night sky", "a film", "the sea"]
@@ -20,9 +20,7 @@ QUERIES = ["a night sky", "a film", "the sea"]
 
 def made(places, family, **backbone_kwargs):
     torch.manual_seed(0)
-    model = PPlugForConditionalGeneration.from_backbone(
-        str(places / family), str(places / "encoder"), backbone_kwargs=backbone_kwargs
-    )
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"), backbone_kwargs=backbone_kwargs)
     tiny.randomise(model.plug)
     return model
 

@@ -39,7 +39,7 @@ def plugs(places, tmp_path_factory):
     """Folders of two plugs, one for each kind of backbone."""
     root = tmp_path_factory.mktemp("plugs")
     for family in FOR:
-        model = PPlugForConditionalGeneration.from_backbone(str(places / family), encoder=str(places / "encoder"))
+        model = tiny.from_backbone(str(places / family), encoder=str(places / "encoder"))
         tiny.randomise(model.plug)
         model.save_pretrained(root / family)
     return root

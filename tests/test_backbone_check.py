@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2LMHeadModel, LlavaConfig
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling import backbone_check
 from pplug_hf.modeling.backbone import freeze_backbone
@@ -21,9 +21,7 @@ ASKED = {"persona": tiny.HISTORY, "query": "sea"}
 
 
 def plug(backbone, **choices):
-    made = PPlugForConditionalGeneration.from_backbone(
-        backbone, tiny.shared_encoder(), tokenizer=tiny.tokenizer("llama"), **choices
-    )
+    made = tiny.from_backbone(backbone, tiny.shared_encoder(), tokenizer=tiny.tokenizer("llama"), **choices)
     tiny.randomise(made.plug)
     return made
 

@@ -16,7 +16,6 @@ import pytest
 import tiny
 from rouge_score.rouge_scorer import RougeScorer
 
-from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.cli import main
 from pplug_hf.tasks.task import TASKS
 
@@ -68,7 +67,7 @@ def finished(request, places, tmp_path_factory):
     """(name of the task, folder, golds) of a bench that is done."""
     place = tmp_path_factory.mktemp(request.param)
     golds = write_official(place / "data", request.param)
-    model = PPlugForConditionalGeneration.from_backbone(
+    model = tiny.from_backbone(
         str(places / "t5"), str(places / "encoder"), item_template=TASKS[request.param].item_template
     )
     tiny.randomise(model.plug, 0)

@@ -228,10 +228,8 @@ def test_with_gradient_checkpointing_every_prompt_is_read(cached):
 def test_a_backbone_without_such_a_cache_is_read_anew(caplog):
     import families
 
-    from pplug_hf import PPlugForConditionalGeneration
-
     mamba = families.backbone("mamba", "causal")
-    model = PPlugForConditionalGeneration.from_backbone(
+    model = tiny.from_backbone(
         mamba,
         tiny.shared_encoder(),
         tokenizer=tiny.tokenizer("llama"),
@@ -248,10 +246,8 @@ def test_a_backbone_without_such_a_cache_is_read_anew(caplog):
 def test_a_backbone_that_is_given_ids():
     import families
 
-    from pplug_hf import PPlugForConditionalGeneration
-
     for name, kind in (("deepseek_v4", "causal"), ("gemma3n_text", "causal"), ("pegasus", "encoder-decoder")):
-        model = PPlugForConditionalGeneration.from_backbone(
+        model = tiny.from_backbone(
             families.backbone(name, kind),
             tiny.shared_encoder(),
             tokenizer=tiny.tokenizer("llama"),

@@ -16,7 +16,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pplug_hf import PPlugModel
+from pplug_hf import PPlugForConditionalGeneration, PPlugModel
 from pplug_hf.cli import main
 from pplug_hf.configuration import PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
@@ -37,7 +37,9 @@ def config(**changes):
         "encoder_fingerprint": {"model_type": "bert", "digest": "0123456789abcdef"},
     }
     sizes = {"hidden_size": 768, "encoder_size": 384}
-    return PPlugConfig(**{**on_hub, **prints, **sizes, "item_template": "{tag}: {description}", **changes})
+    return tiny.config(
+        **{**on_hub, **prints, **sizes, "item_template": "{tag}: {description}", "placement": "answer", **changes}
+    )
 
 
 def row(name, accuracy, gain=None, seeds=1, **more):
@@ -236,10 +238,14 @@ def test_a_card_names_the_data_that_training_knew(folder):
 
 def test_a_card_says_which_choices_of_the_plug_are_not_the_defaults(folder):
     (folder / "train_settings.json").write_text(json.dumps({"settings": {}, "defaults": {}}))
-    text = write(folder, config(normalize=False, output_init=0.5, query_prompt=f"{SECRET}: "))
-    assert {("normalize", "no", "yes"), ("output_init", "0.5", "0.1"), ("query_prompt", "a text", "")} <= {
-        *settings_of(text)
-    }
+    text = write(folder, config(normalize=False, output_init=0.5, query_prompt=f"{SECRET}: ", placement="prompt"))
+    assert "prepends the result to the prompt" in text and "appends the result to the prompt" in write(folder)
+    assert {
+        ("placement", "prompt", "answer"),
+        ("normalize", "no", "yes"),
+        ("output_init", "0.5", "0.1"),
+        ("query_prompt", "a text", ""),
+    } <= {*settings_of(text)}
     assert SECRET not in text
 
 
@@ -614,11 +620,8 @@ def run_snippet(text, stand_ins):
 
 @pytest.mark.parametrize("family, template", [("t5", "{tag}: {text}"), ("gpt2", None)])
 def test_the_snippet_runs(places, tmp_path, family, template):
-    from pplug_hf import PPlugForConditionalGeneration
 
-    model = PPlugForConditionalGeneration.from_backbone(
-        str(places / family), str(places / "encoder"), item_template=template
-    )
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"), item_template=template)
     tiny.randomise(model.plug)
     model.save_pretrained(tmp_path)
     local = write(tmp_path, model.config, repo_id="me/plug")
@@ -645,9 +648,8 @@ def test_the_snippet_names_the_subfolder(folder, on_hub):
 
 
 def test_the_command(places, tmp_path, capsys):
-    from pplug_hf import PPlugForConditionalGeneration
 
-    model = PPlugForConditionalGeneration.from_backbone(str(places / "t5"), str(places / "encoder"))
+    model = tiny.from_backbone(str(places / "t5"), str(places / "encoder"))
     plug = tmp_path / "plug"
     model.save_pretrained(plug)
     capsys.readouterr()
@@ -739,7 +741,6 @@ def test_committed_examples_are_what_the_script_makes(script, n):
 
 
 def test_the_demos_card_is_of_the_demos_plug(script, tmp_path):
-    from pplug_hf import PPlugForConditionalGeneration
     from pplug_hf.commands.demo import PLUG
     from pplug_hf.tasks.task import TASKS
 

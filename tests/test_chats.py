@@ -7,7 +7,7 @@ import pytest
 import tiny
 from transformers.utils import logging as transformers_logging
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.chats import ChatTemplate
 from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.generate import GenerateSettings, generate
@@ -142,9 +142,7 @@ def test_the_form_is_kept_with_the_plug(chat, expected, tmp_path):
     tokenizer = tiny.tokenizer("llama")
     tokenizer.chat_template = PLAIN
     backbone, encoder = tiny.backbone("llama"), tiny.shared_encoder()
-    model = PPlugForConditionalGeneration.from_backbone(
-        backbone, encoder, tokenizer=tokenizer, chat=chat, system="good", placement="answer"
-    )
+    model = tiny.from_backbone(backbone, encoder, tokenizer=tokenizer, chat=chat, system="good", placement="answer")
     assert model.config.chat is expected
     model.save_pretrained(tmp_path)
     loaded = PPlugModel.from_pretrained(tmp_path, backbone=backbone, encoder=encoder)

@@ -53,6 +53,7 @@ values = {
     "hidden_size": st.none() | counts,
     "encoder_size": st.none() | counts,
     "embedding_norm": positive,
+    "placement": st.sampled_from(["prompt", "answer"]),
     "num_persona_tokens": counts,
     "projector_size": st.none() | counts,
     "instruction": st.booleans(),

@@ -77,9 +77,7 @@ def test_each_distinct_text_is_encoded_once(monkeypatch):
 
 def test_histories_of_a_batch_share_one_pass(monkeypatch):
     encoder, seen = tiny.encoder(), []
-    model = PPlugForConditionalGeneration.from_backbone(
-        tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2")
-    )
+    model = tiny.from_backbone(tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"))
     encode = encoder.encode
     monkeypatch.setattr(
         encoder, "encode", lambda texts, **kwargs: (seen.append(list(texts)), encode(texts, **kwargs))[1]
@@ -187,9 +185,7 @@ def test_unknown_names_give_one_clear_error(name):
 
 
 def on(encoder, **choices):
-    return PPlugForConditionalGeneration.from_backbone(
-        tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"), **choices
-    )
+    return tiny.from_backbone(tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"), **choices)
 
 
 def test_a_dense_head_survives_attaching_and_loading(tmp_path, places):
@@ -197,7 +193,7 @@ def test_a_dense_head_survives_attaching_and_loading(tmp_path, places):
     encoder = tiny.encoder(dense=7)
     encoder.save(str(tmp_path / "encoder"))
     expected = torch.tensor(encoder.encode(tiny.HISTORY))
-    model = PPlugForConditionalGeneration.from_backbone(str(places / "gpt2"), encoder=str(tmp_path / "encoder"))
+    model = tiny.from_backbone(str(places / "gpt2"), encoder=str(tmp_path / "encoder"))
     model.save_pretrained(tmp_path / "plug")
     for one in (model, PPlugModel.from_pretrained(tmp_path / "plug")):
         assert isinstance(one.plug.input_encoder[2], Dense)
@@ -263,7 +259,7 @@ def routed(**choices):
 @pytest.mark.parametrize("trained", [True, False])
 def test_queries_and_history_go_through_sides_of_their_own(trained, tmp_path):
     encoder = routed()
-    model = PPlugForConditionalGeneration.from_backbone(
+    model = tiny.from_backbone(
         tiny.backbone("gpt2"), encoder, tokenizer=tiny.tokenizer("gpt2"), train_input_encoder=trained
     )
     assert torch.allclose(
@@ -317,7 +313,7 @@ class Holder:
 )
 def test_a_backbone_of_another_kind(backbone, message):
     with pytest.raises(ConfigurationError, match=message):
-        PPlugForConditionalGeneration.from_backbone(backbone(), tiny.shared_encoder())
+        tiny.from_backbone(backbone(), tiny.shared_encoder())
 
 
 @pytest.mark.parametrize("encoder", [None, 3, "transformer", "sparse"])
@@ -328,13 +324,13 @@ def test_an_encoder_of_another_kind(encoder):
     }
     given = made[encoder]() if encoder in made else encoder
     with pytest.raises(ConfigurationError, match="encoder must be a SentenceTransformer that gives dense vectors"):
-        PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), given, tokenizer=tiny.tokenizer("gpt2"))
+        tiny.from_backbone(tiny.backbone("gpt2"), given, tokenizer=tiny.tokenizer("gpt2"))
 
 
 def test_a_tokenizer_of_another_kind():
     for given, advice in (("gpt2", "AutoTokenizer"), (Holder(tokenizer=tiny.tokenizer()), r"pass its \.tokenizer")):
         with pytest.raises(ConfigurationError, match=advice):
-            PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), tiny.shared_encoder(), tokenizer=given)
+            tiny.from_backbone(tiny.backbone("gpt2"), tiny.shared_encoder(), tokenizer=given)
         with pytest.raises(ConfigurationError, match=advice):
             PPlugProcessor.from_model(tiny.model("gpt2"), tokenizer=given)
     with pytest.raises(ConfigurationError, match="takes a plug, got GPT2LMHeadModel"):
@@ -344,7 +340,7 @@ def test_a_tokenizer_of_another_kind():
 def test_an_adapter_folder_is_no_backbone(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(ConfigurationError, match="is an adapter, not a whole model"):
-        PPlugForConditionalGeneration.from_backbone(str(tmp_path), tiny.shared_encoder())
+        tiny.from_backbone(str(tmp_path), tiny.shared_encoder())
 
 
 def test_a_batch_that_is_not_unpacked_is_said():

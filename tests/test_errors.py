@@ -7,7 +7,7 @@ import tiny
 import torch
 
 import pplug_hf.errors
-from pplug_hf import Persona, PPlugConfig, PPlugForConditionalGeneration
+from pplug_hf import Persona, PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, HubError, MismatchError, MissingFileError, PPlugError
 
 SECRET = "my secret diary"
@@ -118,7 +118,7 @@ def test_a_persona_of_another_width(call, gpt2):
 
 def create(backbone="gpt2", **choices):
     backbone = tiny.backbone(backbone) if backbone in tiny.FAMILIES else backbone
-    return PPlugForConditionalGeneration.from_backbone(backbone, tiny.shared_encoder(), **choices)
+    return tiny.from_backbone(backbone, tiny.shared_encoder(), **choices)
 
 
 def test_an_unknown_option_names_the_options():
@@ -168,4 +168,4 @@ def test_the_scale_needs_a_backbone():
 def test_without_network_and_cache(part):
     parts = {"backbone": tiny.backbone("gpt2"), "encoder": tiny.shared_encoder()} | {part: "nobody/nothing"}
     with pytest.raises(MissingFileError, match=f"Cannot load the (sentence )?{part} 'nobody/nothing'"):
-        PPlugForConditionalGeneration.from_backbone(**parts)
+        tiny.from_backbone(**parts)

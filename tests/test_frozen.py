@@ -9,7 +9,7 @@ from reference import close
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.backbone import word_embeddings
 
@@ -49,7 +49,7 @@ def family(request):
 @pytest.fixture
 def fresh(family):
     """A model of its own for every test, to train."""
-    return PPlugForConditionalGeneration.from_backbone(
+    return tiny.from_backbone(
         tiny.backbone(family), tiny.encoder(), tokenizer=tiny.tokenizer(family), learn_temperature=True
     )
 
@@ -156,7 +156,7 @@ def test_tying_weights_ties_again_what_came_apart():
 
 @pytest.mark.parametrize("family, tied", [("t5", True), ("flan-t5", False), ("bart", False)])
 def test_a_loaded_backbone_is_tied_as_its_checkpoint(family, tied, places):
-    model = PPlugForConditionalGeneration.from_backbone(str(places / family), str(places / "encoder"))
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"))
     model.tie_weights()
     where = tables(model)
     assert (where[1] == where[2]) == tied
@@ -220,9 +220,7 @@ def test_checkpointing_computes_twice_and_changes_no_gradient(fresh, how):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_full_precision_plug_on_a_half_precision_backbone(family, places, tmp_path):
-    model = PPlugForConditionalGeneration.from_backbone(
-        str(places / family), str(places / "encoder"), backbone_kwargs={"dtype": "bfloat16"}
-    )
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"), backbone_kwargs={"dtype": "bfloat16"})
     steps(model.train())
     model.eval()
     assert model.backbone.dtype == torch.bfloat16

@@ -11,7 +11,7 @@ import tiny
 import torch
 from test_cli import ENCODER, SMALL, quietly, write_data
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError, MissingFileError, MissingPackageError
 from pplug_hf.modeling.backbone import check_gradients, find_tokenizer, load_backbone, origin
@@ -32,9 +32,7 @@ def plug(made, places, tmp_path_factory):
     """A plug on a copy of the file, saved, and what it answers."""
     folder = tmp_path_factory.mktemp("plug")
     shutil.copy(made[0], folder / "tiny.gguf")
-    model = PPlugForConditionalGeneration.from_backbone(
-        str(folder), str(places / "encoder"), backbone_kwargs={"gguf_file": "tiny.gguf"}
-    )
+    model = tiny.from_backbone(str(folder), str(places / "encoder"), backbone_kwargs={"gguf_file": "tiny.gguf"})
     tiny.randomise(model.plug)
     model.save_pretrained(folder / "plug")
     return folder / "plug", answers(model)
@@ -164,7 +162,7 @@ def test_a_file_that_is_damaged(made, tmp_path, kept):
 
 def test_a_file_without_a_tokenizer(places, tmp_path):
     tiny.gguf(tmp_path / "bare.gguf", words=False)
-    model = PPlugForConditionalGeneration.from_backbone(str(tmp_path / "bare.gguf"), str(places / "encoder"))
+    model = tiny.from_backbone(str(tmp_path / "bare.gguf"), str(places / "encoder"))
     with pytest.raises(ConfigurationError, match=r"No tokenizer was found beside the backbone '.*bare\.gguf': pass"):
         PPlugProcessor.from_model(model)
 

@@ -14,7 +14,7 @@ TOKEN, READ, OTHER = "hf_AAAAsecretAAAA", "hf_BBBBsecret_read", "hf_CCCCsecretCC
 
 MAKE = """
 import tiny
-model = PPlugForConditionalGeneration.from_backbone("me/gpt2", "me/encoder")
+model = tiny.from_backbone("me/gpt2", "me/encoder")
 tiny.randomise(model.plug)
 """
 ANSWER = """
@@ -124,9 +124,7 @@ def test_a_fresh_process_gives_the_same_answers_bit_for_bit(hub, pushed, strange
     stranger("processor = PPlugProcessor.from_pretrained('me/plug', token=token)", token=TOKEN)
     stranger("alone = Personalizer.from_pretrained('me/plug', token=token)", token=TOKEN)
     stranger("a = {'token': token}", token=TOKEN)
-    stranger(
-        "fresh = PPlugForConditionalGeneration.from_backbone('me/gpt2', 'me/encoder', backbone_kwargs=a, encoder_kwargs=a)"
-    )
+    stranger("fresh = tiny.from_backbone('me/gpt2', 'me/encoder', backbone_kwargs=a, encoder_kwargs=a)")
     assert stranger("result = fresh.tokenizer is not None")
     assert stranger("result = fresh.config.backbone_revision") == hub.repos["me/gpt2"].refs["main"]
     assert stranger("result = fresh.config.encoder_revision") == hub.repos["me/encoder"].refs["main"]
@@ -150,14 +148,14 @@ def test_the_commit_of_what_the_user_loaded(hub, pushed, me):
     """transformers does not say it any more; the cache does while it holds one commit only."""
     hub.repo("me/bart", private=True).add(tiny_folder(hub, "bart"))
     load_it = "from transformers import AutoModelForSeq2SeqLM as M; bart = M.from_pretrained('me/bart')"
-    make = "result = PPlugForConditionalGeneration.from_backbone(bart, 'me/encoder').config.backbone_revision"
+    make = "result = tiny.from_backbone(bart, 'me/encoder').config.backbone_revision"
     me(load_it)
     first = hub.repos["me/bart"].refs["main"]
     assert me(make) == first
     hub.repos["me/bart"].commit("main", {**hub.repos["me/bart"].files(), "notes.txt": File(b"", False)})
     me(load_it)
     assert me(make) is None  # it may be either
-    me("odd = PPlugForConditionalGeneration.from_backbone(bart, 'me/encoder')")
+    me("odd = tiny.from_backbone(bart, 'me/encoder')")
     me("odd.push_to_hub('me/odd')")  # the repository as it is now, with a warning
     config = json.loads(hub.repos["me/odd"].files()["config.json"].data)
     assert (config["backbone"], config["backbone_revision"]) == ("me/bart", hub.repos["me/bart"].refs["main"])
@@ -174,7 +172,7 @@ def test_a_gguf_file_of_a_repository(hub, pushed, me, stranger, tmp_path):
     tiny.gguf(tmp_path / "q8" / "tiny.gguf")
     repo = hub.repo("me/files", private=True)
     commit = repo.add(tmp_path)
-    make = "model = PPlugForConditionalGeneration.from_backbone('me/files', 'me/encoder', backbone_kwargs=given)"
+    make = "model = tiny.from_backbone('me/files', 'me/encoder', backbone_kwargs=given)"
     me(make, given={"gguf_file": "q8/tiny.gguf"})
     me("tiny.randomise(model.plug); model.push_to_hub('me/gguf-plug', private=True)")
     answers, files = me(ANSWER), hub.repos["me/gguf-plug"].files()
@@ -348,7 +346,7 @@ def test_what_the_plug_before_had_and_this_one_lacks_goes(hub, pushed, me):
 
 
 def test_nothing_of_this_machine_is_pushed(hub, me, places, tmp_path):
-    make = "model = PPlugForConditionalGeneration.from_backbone(*parts); tiny.randomise(model.plug)"
+    make = "model = tiny.from_backbone(*parts); tiny.randomise(model.plug)"
     me(make, parts=[str(places / "llama"), str(places / "encoder")])
     answers = me(ANSWER)
     me("model.save_pretrained(folder)", folder=str(tmp_path / "plug"))

@@ -15,7 +15,6 @@ from test_cli import BACKBONE, ENCODER, fails, write_data
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.methods.constrained import LabelsOnly, label_ids, only_labels
@@ -292,9 +291,7 @@ def place(tmp_path_factory):
     """Data of the demo's readers and a plug that knows nothing."""
     root = tmp_path_factory.mktemp("labels")
     write_data(root / "data")
-    PPlugForConditionalGeneration.from_backbone(BACKBONE, ENCODER, item_template="{text}").save_pretrained(
-        root / "plug"
-    )
+    tiny.from_backbone(BACKBONE, ENCODER, item_template="{text}").save_pretrained(root / "plug")
     return root
 
 

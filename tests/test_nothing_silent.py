@@ -75,11 +75,11 @@ def folder_of(settings):
             TASK,
             SPLITS,
             {},
-            r"differ: epochs \(was 2, is 9\), learning_rate \(was 0.001, is 0.5\)\.",
+            r"differ: epochs \(was 2, is 9\), learning_rate \(was 0.01, is 0.5\)\.",
         ),
         ({}, TASK, {"train": make_rows(7)}, {}, r"these differ: data\. Choose a new output folder, .* --resume False"),
         ({}, replace(TASK, query_marker="Which shelf? book:"), SPLITS, {}, r"these differ: task, data\."),
-        ({}, TASK, SPLITS, {"num_persona_tokens": 3}, r"differ: num_persona_tokens \(was 1, is 3\)\."),
+        ({}, TASK, SPLITS, {"num_persona_tokens": 3}, r"differ: num_persona_tokens \(was 4, is 3\)\."),
         ({"labelled_items": False}, TASK, SPLITS, {}, r"labelled_items \(was True, is False\), item_template"),
     ],
 )
@@ -274,7 +274,7 @@ def test_a_prompt_that_is_cut_is_said_once(processor, caplog, monkeypatch):
 
 
 def test_the_same_holds_for_a_personalizer(tmp_path):
-    model = PPlugForConditionalGeneration.from_backbone(BACKBONE, ENCODER)
+    model = tiny.from_backbone(BACKBONE, ENCODER)
     model.save_pretrained(tmp_path)
     personalizer = Personalizer.from_pretrained(tmp_path, encoder=ENCODER)
     assert len(personalizer.encode(np.array(["a", "b"]))) == 2
@@ -337,7 +337,7 @@ def test_a_prompt_goes_through_the_processor_and_a_soft_prompt_needs_a_query(mod
 def test_an_unknown_dtype_names_the_choices():
     message = "dtype must be one of auto, float32, bfloat16, float16, float64, or a torch.dtype; got 'bf16'"
     with pytest.raises(ConfigurationError, match=message):
-        PPlugForConditionalGeneration.from_backbone(BACKBONE, ENCODER, backbone_kwargs={"dtype": "bf16"})
+        tiny.from_backbone(BACKBONE, ENCODER, backbone_kwargs={"dtype": "bf16"})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reference import close
 from safetensors.torch import load_file, save_file
 
-from pplug_hf import EncoderSpec, Persona, Personalizer, PPlugForConditionalGeneration
+from pplug_hf import EncoderSpec, Persona, Personalizer
 from pplug_hf.errors import DataError, MismatchError, MissingFileError
 from pplug_hf.modeling.encoders import item_texts
 from pplug_hf.modeling.frozen import describe
@@ -449,9 +449,7 @@ def plug(places, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device")
     shutil.copytree(places / "gpt2", folder / "backbone")
     choices = {"item_template": "{tag} {text}", "history_prompt": "a film about "}
-    made = PPlugForConditionalGeneration.from_backbone(
-        str(folder / "backbone"), encoder=str(places / "encoder"), **choices
-    )
+    made = tiny.from_backbone(str(folder / "backbone"), encoder=str(places / "encoder"), **choices)
     made.save_pretrained(folder / "plug")
     shutil.rmtree(folder / "backbone")
     return folder / "plug", made

@@ -16,7 +16,6 @@ from pplug_hf import (
     EncoderSpec,
     Persona,
     PersonalizedTextGenerationPipeline,
-    PPlugForConditionalGeneration,
     PPlugProcessor,
 )
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
@@ -102,7 +101,7 @@ def several_plugs(request, tmp_path_factory):
     """Two plugs on one backbone, the second with an encoder and a template of its own."""
     model = tiny.model(request.param, attention_temperature=0.2, item_template="{text}")
     encoder, folder = tiny.encoder(width=8, seed=5), tmp_path_factory.mktemp("other")
-    other = PPlugForConditionalGeneration.from_backbone(
+    other = tiny.from_backbone(
         tiny.backbone(request.param),
         encoder,
         tokenizer=tiny.tokenizer(request.param),

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import close
 
-from pplug_hf import PPlugConfig
 from pplug_hf.modeling.plug import PersonaPlug
 
 D, H = 12, 10
@@ -27,7 +26,7 @@ CHOICES = {
 
 def plug(**choices):
     """A plug with random weights on an imaginary backbone."""
-    made = PersonaPlug(PPlugConfig(hidden_size=H, encoder_size=D, embedding_norm=7.0, **choices))
+    made = PersonaPlug(tiny.config(hidden_size=H, encoder_size=D, embedding_norm=7.0, **choices))
     tiny.randomise(made)
     return made.eval()
 
@@ -162,7 +161,7 @@ def test_gradients_equal_those_of_the_equations():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_fresh_persona_is_a_tenth_of_a_word(normalize):
     torch.manual_seed(0)
-    config = PPlugConfig(hidden_size=256, encoder_size=64, embedding_norm=540.0, normalize=normalize)
+    config = tiny.config(hidden_size=256, encoder_size=64, embedding_norm=540.0, normalize=normalize)
     queries, histories = tiny.vectors(50, 64), list(tiny.vectors(50, 64, seed=1).split(1))
     prompt = PersonaPlug(config)(queries, histories)
     norms = prompt.norm(dim=-1).mean(0) / 540.0  # of the instruction, of the persona

@@ -5,7 +5,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel
+from pplug_hf import PPlugModel
 from pplug_hf.errors import ConfigurationError, MismatchError
 
 OTHER_ENCODER = {"width": 8, "seed": 5}
@@ -29,9 +29,7 @@ def folders(family, tmp_path_factory):
     made = {}
     for seed, (name, choices) in enumerate(CHOICES.items()):
         encoder = tiny.encoder(**OTHER_ENCODER) if name == "other" else tiny.shared_encoder()
-        model = PPlugForConditionalGeneration.from_backbone(
-            tiny.backbone(family), encoder, tokenizer=tiny.tokenizer(family), **choices
-        )
+        model = tiny.from_backbone(tiny.backbone(family), encoder, tokenizer=tiny.tokenizer(family), **choices)
         tiny.randomise(model.plug, seed)
         model.save_pretrained(root / name)
         made[name] = (root / name, encoder, model)

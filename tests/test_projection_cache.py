@@ -13,7 +13,7 @@ import torch
 from reference import close
 from torch import nn
 
-from pplug_hf import EncoderSpec, Persona, PPlugConfig
+from pplug_hf import EncoderSpec, Persona
 from pplug_hf.modeling import plug_batched as plugs
 from pplug_hf.modeling import projection_cache as item_cache
 from pplug_hf.modeling.plug import PersonaPlug
@@ -28,7 +28,7 @@ def made(**choices):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sizes = {"hidden_size": H, "projector_size": M, "encoder_size": D}
-        plug = PersonaPlug(PPlugConfig(attention_temperature=0.2, **sizes, **choices))
+        plug = PersonaPlug(tiny.config(attention_temperature=0.2, **sizes, **choices))
     tiny.randomise(plug)
     return plug
 

@@ -40,7 +40,7 @@ def encoder(places):
 
 def make(places, family, encoder, config, **options):
     """A plug whose every weight matters, on a quantised backbone, in eval mode."""
-    model = PPlugForConditionalGeneration.from_backbone(
+    model = tiny.from_backbone(
         str(places / family), encoder, backbone_kwargs={"quantization_config": config, **options}
     )
     tiny.randomise(model.plug)

@@ -60,7 +60,7 @@ def test_the_python_runs(chat_model, tmp_path, monkeypatch):
     assert len(names["answer"]) == 1 and isinstance(names["answer"][0], str)
     assert names["weights"].shape == (1, len(names["anna"])) and names["weights"].sum().item() == pytest.approx(1)
     assert names["prefix"].shape == (1, 1 + config.num_persona_tokens, config.hidden_size)
-    assert config.chat and names["inputs"]["persona_position"].tolist() == [1]
+    assert config.chat and names["inputs"]["persona_position"].tolist() == [1 + len(names["question"].split())]
 
 
 def test_the_commands_on_the_log_run_from_the_first_to_the_last(tmp_path, monkeypatch, capsys):

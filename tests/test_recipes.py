@@ -19,6 +19,7 @@ from pplug_hf.tasks.recipes import RECIPES, get_recipe
 from pplug_hf.tasks.task import TASKS
 
 NAMES = [f"{whose}/lamp-{number}" for whose in ("paper", "ours", "release") for number in range(1, 8)]
+PRESETS = ["preset/small", "preset/large"]
 
 
 def names_of(settings):
@@ -26,14 +27,15 @@ def names_of(settings):
 
 
 def test_there_is_one_of_each_for_each_task():
-    assert list(RECIPES) == NAMES
-    assert all(recipe.name == name and recipe.task in TASKS for name, recipe in RECIPES.items())
+    assert list(RECIPES) == [*NAMES, *PRESETS]
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+    assert all(RECIPES[name].task in TASKS for name in NAMES) and not any(RECIPES[name].task for name in PRESETS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PRESETS])
 def test_every_setting_exists_and_can_work(name):
     recipe = RECIPES[name]
-    settings = TrainSettings(**recipe.training, data="x", output="x")
+    settings = TrainSettings(**{"backbone": "x", "encoder": "x"} | dict(recipe.training), data="x", output="x")
     assert settings.task == recipe.task
     PPlugConfig(hidden_size=8, encoder_size=8, **recipe.plug)
     assert set(recipe.plug) <= set(choices())
@@ -69,6 +71,82 @@ def test_the_papers_numbers():
         assert (training["backbone"], training["encoder"]) == ("google/flan-t5-xxl", "BAAI/bge-base-en-v1.5")
         assert (recipe.answering["num_beams"], recipe.answering["max_new_tokens"]) == (4, 10 if number == 3 else 128)
         assert any("539.9738" in line for line in recipe.not_reproduced)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("whose", ["paper", "release"])
+def test_what_the_papers_recipes_train_in_full(seen, whose, number):
+    """Through the command line, whatever the defaults are."""
+    assert main(["train", "--recipe", f"{whose}/lamp-{number}", "--data", "d", "--output", "o"]) == 0
+    ((settings, plug),) = seen
+    config = PPlugConfig(hidden_size=4096, encoder_size=768, **plug)
+    titles = {1: "{title} {abstract}", 4: "{text} {title}", 5: "{title} {abstract}"}
+    assert {name: getattr(config, name) for name in choices()} == {
+        "placement": "prompt",
+        "num_persona_tokens": 1,
+        "projector_size": 4096,
+        "instruction": True,
+        "aggregator": "attention",
+        "attention_temperature": 1.0,
+        "learn_temperature": False,
+        "normalize": True,
+        "train_input_encoder": True,
+        "query_prompt": "Represent this sentence for searching relevant passages: ",
+        "history_prompt": "",
+        "item_template": titles.get(number),  # the others take the task's
+        "output_init": 0.1,
+    }
+    assert "projector_size" in plug and plug["projector_size"] is None
+    others = ("data", "output", "vectors", "device", "resume", "logging_steps", "report_to", "prompt_cache")
+    assert {name: value for name, value in vars(settings).items() if name not in others} == {
+        "backbone": "google/flan-t5-xxl",
+        "encoder": "BAAI/bge-base-en-v1.5",
+        "task": f"LaMP-{number}",
+        "train_on_histories": False,
+        "synthetic_users": 0,
+        "labelled_items": whose == "paper" or number not in (2, 3),
+        "use_history": True,
+        "max_items": 512,
+        "history_dropout": 0.5,
+        "history_repeats": 10,
+        "leave_out_users": 0.0,
+        "split_seed": 0,
+        "validation_users": 0.1,
+        "epochs": 1 if number == 3 else 2,
+        "max_steps": None,
+        "patience": 100,
+        "evaluations_per_epoch": 1,
+        "batch_size": 64,
+        "gradient_accumulation": 1,
+        "learning_rate": 1e-4,
+        "encoder_learning_rate": 1e-4,
+        "weight_decay": 1e-4,
+        "warmup": 0.05,
+        "gradient_checkpointing": False,
+        "max_length": 256,
+        "max_target_length": 128,
+        "seed": 0,
+        "backbone_dtype": "bfloat16",
+        "chat": "auto",
+        "system": None,
+    }
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_ours_stands_where_the_answer_begins(number):
+    ours = RECIPES[f"ours/lamp-{number}"]
+    assert ours.plug["placement"] == "answer" and ours.training["learning_rate"] == 1e-3
+    assert (
+        "0.866" in ours.reasons["placement"] and "benchmarks/results were made in front" in ours.reasons["placement"]
+    )
+    stated = (
+        "num_persona_tokens",
+        "projector_size",
+        "attention_temperature",
+        "learn_temperature",
+        "train_input_encoder",
+    )
+    assert [ours.plug[name] for name in stated] == [4, 256, 0.1, True, False]
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -116,7 +194,7 @@ def test_an_unknown_recipe_lists_the_options(capsys):
 
 def test_the_list_and_one_recipe(capsys):
     assert main(["recipes"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*NAMES, *PRESETS]
     for name in ("paper/lamp-6", "ours/lamp-2"):
         assert main(["recipes", "--name", name]) == 0
         shown = capsys.readouterr().out
@@ -152,7 +230,12 @@ def test_what_is_given_explicitly_wins(seen, where):
         k: v for k, v in recipe.training.items() if k not in ("learning_rate", "task", "backbone", "labelled_items")
     }
     assert all(getattr(settings, name) == value for name, value in others.items())
-    assert plug["num_persona_tokens"] == 3 and plug["query_prompt"] == "" and plug["history_prompt"] == ""
+    assert (
+        plug["num_persona_tokens"] == 3
+        and plug["placement"] == "prompt"
+        and plug["query_prompt"] == ""
+        and plug["history_prompt"] == ""
+    )
 
 
 def test_without_a_recipe_nothing_changes(seen):
@@ -164,7 +247,7 @@ def test_a_choice_of_ours_can_be_taken_back(seen):
     arguments = ["train", "--recipe=ours/lamp-4", "--data", "d", "--output", "o", "--num_persona_tokens", "1"]
     assert main(arguments) == 0
     ((settings, plug),) = seen
-    assert "num_persona_tokens" not in plug and plug["projector_size"] == 256  # 1 is the configuration's own default
+    assert plug == {"num_persona_tokens": 1} and PPlugConfig(**plug).projector_size == 256  # as the defaults are
     assert settings.encoder_learning_rate is None and settings.max_items is None
 
 
@@ -186,7 +269,8 @@ def test_a_recipe_trains(tmp_path):
     quietly("train", *common, *small, "--max_items", 5, "--output", plug)
     config = PPlugModel.from_pretrained(plug).config
     assert config.item_template == "{tag}: {description}" and config.query_prompt.startswith("Represent this sentence")
-    assert config.num_persona_tokens == 1 and config.train_input_encoder
+    assert config.num_persona_tokens == 1 and config.train_input_encoder and config.placement == "prompt"
+    assert config.projector_size == config.hidden_size == 96
     arguments = json.loads((plug / "training_args.json").read_text())
     assert arguments["learning_rate"] == arguments["encoder_learning_rate"] == 1e-4
     assert arguments["num_train_epochs"] == 2 and arguments["per_device_train_batch_size"] == 64

@@ -31,7 +31,7 @@ FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenize
 
 def made(places, family="gpt2", **choices):
     """A plug on parts that were loaded from folders, as a user makes it."""
-    model = PPlugForConditionalGeneration.from_backbone(str(places / family), str(places / "encoder"), **choices)
+    model = tiny.from_backbone(str(places / family), str(places / "encoder"), **choices)
     tiny.randomise(model.plug)
     return model
 
@@ -161,7 +161,7 @@ def test_frozen_weights_in_a_given_state_dict_are_left_out(saved, tmp_path):
 def test_a_fresh_process_gives_the_same_answers(places, tmp_path, monkeypatch):
     """From another working directory than the one in which relative names were given."""
     monkeypatch.chdir(places)
-    model = PPlugForConditionalGeneration.from_backbone("gpt2", encoder="encoder")
+    model = tiny.from_backbone("gpt2", encoder="encoder")
     tiny.randomise(model.plug)
     model.save_pretrained(tmp_path / "plug")
     expected = model.generate(torch.tensor([[9, 10]]), persona=tiny.HISTORY, query="the sea", max_new_tokens=8)
@@ -315,7 +315,7 @@ def test_a_plug_is_no_language_model_and_a_language_model_is_no_plug(saved, plac
     with pytest.raises(ConfigurationError, match=r"model of type 'gpt2', not a plug. .*from_backbone"):
         PPlugModel.from_pretrained(places / "gpt2")
     with pytest.raises(ConfigurationError, match="is of type 'pplug'"):
-        PPlugForConditionalGeneration.from_backbone(str(saved), tiny.encoder())
+        tiny.from_backbone(str(saved), tiny.encoder())
 
 
 # ---- another backbone, another encoder --------------------------------------------------------------------------

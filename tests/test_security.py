@@ -457,11 +457,9 @@ def test_a_pickled_backbone_is_not_opened(places, tmp_path):
     with pytest.raises(
         MissingFileError, match=r"no model\.safetensors. Other weights can carry code.*use_safetensors"
     ):
-        PPlugForConditionalGeneration.from_backbone(str(folder), tiny.shared_encoder())
+        tiny.from_backbone(str(folder), tiny.shared_encoder())
     with pytest.raises(Exception, match=r"(?i)weights.only"):  # asked for, it is torch that refuses the code in it
-        PPlugForConditionalGeneration.from_backbone(
-            str(folder), tiny.shared_encoder(), backbone_kwargs={"use_safetensors": False}
-        )
+        tiny.from_backbone(str(folder), tiny.shared_encoder(), backbone_kwargs={"use_safetensors": False})
     assert not (tmp_path / "code-was-run").exists()
 
 
@@ -470,7 +468,7 @@ def test_old_weights_can_be_asked_for(places, tmp_path):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     kwargs = {"backbone_kwargs": {"use_safetensors": False}}
-    assert PPlugForConditionalGeneration.from_backbone(str(folder), tiny.shared_encoder(), **kwargs)
+    assert tiny.from_backbone(str(folder), tiny.shared_encoder(), **kwargs)
 
 
 NESTED = "[" * 100_000 + "]" * 100_000
@@ -502,7 +500,7 @@ def test_a_backbone_or_encoder_that_is_made_to_hurt(part, file, content, message
     given = {"backbone": tiny.backbone("gpt2"), "encoder": tiny.shared_encoder()}
     given["backbone" if part == "gpt2" else part] = str(folder)
     with pytest.raises(PPlugError, match=message):
-        PPlugForConditionalGeneration.from_backbone(**given)
+        tiny.from_backbone(**given)
 
 
 @pytest.fixture
@@ -527,9 +525,9 @@ def custom(places, tmp_path, monkeypatch):
 def test_code_of_a_backbone_is_run_only_if_the_user_says_so_and_of_no_other_part(custom, places, tmp_path):
     arguments = {"backbone": str(custom), "encoder": str(places / "encoder")}
     with pytest.raises(ConfigurationError, match="contains custom code"):
-        PPlugForConditionalGeneration.from_backbone(**arguments)
+        tiny.from_backbone(**arguments)
     assert not list(tmp_path.glob("run-*"))
-    model = PPlugForConditionalGeneration.from_backbone(**arguments, backbone_kwargs={"trust_remote_code": True})
+    model = tiny.from_backbone(**arguments, backbone_kwargs={"trust_remote_code": True})
     assert type(model.backbone).__name__ == "Model"
     assert {path.name for path in tmp_path.glob("run-*")} == {"run-modeling"}
 
@@ -543,7 +541,7 @@ def test_a_tokenizer_that_is_code_is_not_saved_and_must_be_passed(custom, places
     tokenizer = transformers.AutoTokenizer.from_pretrained(custom, **trust)
     assert type(tokenizer).__module__.startswith("transformers_modules.")
     kwargs = {"backbone_kwargs": trust, "tokenizer": tokenizer}
-    model = PPlugForConditionalGeneration.from_backbone(str(custom), str(places / "encoder"), **kwargs)
+    model = tiny.from_backbone(str(custom), str(places / "encoder"), **kwargs)
     model.save_pretrained(tmp_path / "plug")
     assert set(os.listdir(tmp_path / "plug")) == {"config.json", "generation_config.json", "model.safetensors"}
     assert "Own is code of its repository and is not saved" in caplog.text
@@ -595,7 +593,7 @@ def encoder(dense, tmp_path):
 
 
 def make(encoder, **kwargs):
-    return PPlugForConditionalGeneration.from_backbone(tiny.backbone("gpt2"), str(encoder), **kwargs)
+    return tiny.from_backbone(tiny.backbone("gpt2"), str(encoder), **kwargs)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch.nn import functional as F
 
-from pplug_hf import PPlugConfig, PPlugProcessor
+from pplug_hf import PPlugProcessor
 from pplug_hf.methods.label_frequencies import label_log_probs
 from pplug_hf.modeling import encoders
 from pplug_hf.modeling import plug_batched as plugs
@@ -25,7 +25,7 @@ LENGTHS = [3, 0, 1, 90, 7] * 4  # more rows than a group holds, a history far lo
 def made(dtype=torch.float32, **choices):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        plug = PersonaPlug(PPlugConfig(hidden_size=H, encoder_size=D, attention_temperature=0.2, **choices))
+        plug = PersonaPlug(tiny.config(hidden_size=H, encoder_size=D, attention_temperature=0.2, **choices))
     tiny.randomise(plug)
     return plug.to(dtype)
 

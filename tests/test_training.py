@@ -14,7 +14,7 @@ from reference import close
 from safetensors.torch import load_file
 from torch import nn
 
-from pplug_hf import PPlugForConditionalGeneration, PPlugModel, PPlugProcessor
+from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
@@ -217,9 +217,7 @@ def test_plugs_without_an_input_encoder_train_too(store, tmp_path):
     ids=["nothing to train", "backbone", "one of the backbone", "one of the history encoder"],
 )
 def test_the_wrong_parameters_are_refused(mistake, message, stage, dataset, tmp_path):
-    model = tiny.PPlugForConditionalGeneration.from_backbone(
-        tiny.backbone("gpt2"), tiny.encoder(), tokenizer=tiny.tokenizer("gpt2")
-    )
+    model = tiny.from_backbone(tiny.backbone("gpt2"), tiny.encoder(), tokenizer=tiny.tokenizer("gpt2"))
     mistake(model)
     with pytest.raises(ConfigurationError, match=message):
         getattr(make_trainer(model, tmp_path, dataset, max_steps=1), stage)()
@@ -296,7 +294,7 @@ def test_activation_checkpointing_changes_nothing(family, dataset, tmp_path):
 
 @pytest.mark.parametrize("family, autocast", [*((family, False) for family in FAMILIES), ("gpt2", True)])
 def test_a_half_precision_backbone_trains_a_full_precision_plug(family, autocast, dataset, tmp_path):
-    model = tiny.PPlugForConditionalGeneration.from_backbone(
+    model = tiny.from_backbone(
         tiny.backbone(family).to(torch.bfloat16), tiny.shared_encoder(), tokenizer=tiny.tokenizer(family)
     )
     frozen = checksums(model)
@@ -530,7 +528,7 @@ def test_the_history_changes_the_predictions(family, store, tmp_path):
 def test_predictions_in_chats_are_those_of_generate(placement, store, tmp_path):
     tokenizer = tiny.tokenizer("llama")
     tokenizer.chat_template = "{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}> {{ m.content }} <eos> {% endfor %}<bot> "
-    model = PPlugForConditionalGeneration.from_backbone(
+    model = tiny.from_backbone(
         tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer, placement=placement, system="good"
     )
     tiny.randomise(model.plug)
@@ -661,12 +659,12 @@ def test_a_push_at_the_end_alone(pushes, dataset, tmp_path):
 
 
 def test_the_trainers_card_is_the_plugs(dataset, tmp_path):
-    trainer = make_trainer(make_model("t5"), tmp_path, dataset, max_steps=1, hub_token="hf_secret")
+    trainer = make_trainer(make_model("t5"), tmp_path, dataset, max_steps=1, learning_rate=2e-2, hub_token="hf_secret")
     trainer.train()
     trainer.save_model()
     trainer.create_model_card(license="mit")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "library_name: pplug-hf" in card and "| `learning_rate` | 0.01 | 0.001 |" in card and "license: mit" in card
+    assert "library_name: pplug-hf" in card and "| `learning_rate` | 0.02 | 0.01 |" in card and "license: mit" in card
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert f"| trained parameters | {trainable:,} " in card
     assert str(tmp_path) not in card and "hf_secret" not in card

@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from pplug_hf import PPlugForConditionalGeneration
+from pplug_hf import PPlugConfig, PPlugForConditionalGeneration
 
 FAMILIES = ("t5", "flan-t5", "bart", "gpt2", "llama", "qwen3")
 CAUSAL = ("gpt2", "llama", "qwen3")
@@ -36,6 +36,16 @@ WORDS = (  # noqa: SIM905
     "story summer sun the tree two war warm what winter with write"
 ).split()
 VOCABULARY = (*SPECIAL, *WORDS)
+
+# The paper's choices of a plug.
+PAPER = {
+    "placement": "prompt",
+    "num_persona_tokens": 1,
+    "projector_size": None,
+    "attention_temperature": 1.0,
+    "learn_temperature": False,
+    "train_input_encoder": True,
+}
 
 HISTORY = ["a dark film about the sea", "the best book of the summer", "i like rain", "my dog and the moon"]
 HISTORIES = [HISTORY, HISTORY[2:3], []]  # of three users, one of whom is new
@@ -231,13 +241,21 @@ def shared_encoder():
     return encoder()
 
 
+def config(**fields):
+    """A configuration with the paper's choices, where others are not given."""
+    return PPlugConfig(**(PAPER | fields))
+
+
+def from_backbone(*args, **choices):
+    """A new plug with the paper's choices, where others are not given."""
+    return PPlugForConditionalGeneration.from_backbone(*args, **(PAPER | choices))
+
+
 def model(family="gpt2", seed=0, **choices):
-    """A plug whose every weight is random and matters, on a frozen backbone."""
+    """A plug whose every weight is random and matters, on a frozen backbone; with the paper's choices as in `from_backbone`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        language_model = PPlugForConditionalGeneration.from_backbone(
-            backbone(family), shared_encoder(), tokenizer=tokenizer(family), **choices
-        )
+        language_model = from_backbone(backbone(family), shared_encoder(), tokenizer=tokenizer(family), **choices)
     randomise(language_model.plug, seed)
     return language_model
 

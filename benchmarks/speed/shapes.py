@@ -107,7 +107,8 @@ def personalised(backbone: str | PreTrainedModel, encoder: SentenceTransformer |
     """
     model: PreTrainedModel = BACKBONES[backbone]() if isinstance(backbone, str) else backbone
     own = tokenizer(bos=not model.config.is_encoder_decoder, eos=model.config.is_encoder_decoder)
-    choices = {"attention_temperature": 0.1, "train_input_encoder": False, "output_init": 0.5} | choices
+    paper = {"placement": "prompt", "num_persona_tokens": 1, "projector_size": None, "learn_temperature": False}
+    choices = {**paper, "attention_temperature": 0.1, "train_input_encoder": False, "output_init": 0.5, **choices}
     made = PPlugForConditionalGeneration.from_backbone(
         model, encoder or bert_encoder(layers=1), tokenizer=own, **choices
     )

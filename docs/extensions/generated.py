@@ -41,9 +41,9 @@ def _functions() -> str:
 
 def _settings_of_recipes() -> str:
     """Return every setting of the paper's recipes as a table, with those of its authors' code, ours and the default."""
-    recipes = {name: {**r.training, **r.plug, **r.answering} for name, r in RECIPES.items()}
+    recipes = {name: {**r.training, **r.plug, **r.answering} for name, r in RECIPES.items() if r.task}
     reasons: dict[str, dict[str, list[str]]] = {}
-    for recipe in RECIPES.values():
+    for recipe in map(RECIPES.__getitem__, recipes):
         for name, why in recipe.reasons.items():
             reasons.setdefault(name, {}).setdefault(why, []).append(recipe.task)
     defaults = {f.name: f.default for kind in (PPlugConfig, BenchSettings, TrainSettings) for f in fields(kind)}
@@ -59,7 +59,8 @@ def _settings_of_recipes() -> str:
 
 def _values(name: str, recipes: dict[str, dict[str, Any]], kind: str) -> str:
     """A setting's value in most of the recipes of a kind, and in which tasks it is another one."""
-    values = {RECIPES[r].task: _shown(s.get(name)) for r, s in recipes.items() if r.startswith(kind)}
+    given = {r: "none" if s.get(name, "") is None else s.get(name) for r, s in recipes.items() if r.startswith(kind)}
+    values = {RECIPES[r].task: _shown(value) for r, value in given.items()}
     usual = Counter(values.values()).most_common(1)[0][0]
     others = [f"{task}: {value or 'default'}" for task, value in values.items() if value != usual]
     return "; ".join([usual, *others] if usual else others)

@@ -25,7 +25,7 @@ from .evaluate import PPLUG, EvaluateSettings, evaluate
 from .options import DemoSettings
 from .train import TrainSettings, train
 
-PLUG = {"num_persona_tokens": 2, "attention_temperature": 0.1, "learn_temperature": True}
+PLUG = {"placement": "prompt", "num_persona_tokens": 2, "projector_size": None, "train_input_encoder": True}
 
 
 def demo(settings: DemoSettings) -> dict[str, float]:

@@ -98,7 +98,7 @@ class TrainSettings:
     evaluations_per_epoch: int = option(1, "Validations (and checkpoints) per epoch.")
     batch_size: int = option(32, "Examples per step, over all processes.")
     gradient_accumulation: int = option(1, "Batches per optimiser step.")
-    learning_rate: float = option(1e-3, "Learning rate of projector and instruction.")
+    learning_rate: float = option(1e-2, "Learning rate of projector and instruction (paper: 1e-4).")
     encoder_learning_rate: float | None = option(
         None, "Learning rate of the input encoder (default: learning_rate / 20)."
     )

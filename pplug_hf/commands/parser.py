@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from argparse import Action, ArgumentParser, ArgumentTypeError, HelpFormatter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -100,7 +100,8 @@ def _form(kind: Any) -> dict[str, Any]:
     if get_origin(kind) is list:
         return {**_form(kinds[0]), "nargs": "+"}
     if kinds:
-        return _form(kinds[0])
+        form = _form(kinds[0])
+        return {**form, "type": _or_none(form["type"])} if kinds[0] in (int, float) else form
     if kind is bool:
         return {"type": _truth, "nargs": "?", "const": True, "metavar": "true|false"}
     reader, metavar = {int: (_whole_number, "N"), float: (_number, "X")}.get(kind, (str, "TEXT"))
@@ -112,6 +113,10 @@ def _truth(text: str) -> bool:
     if text.lower() not in known:
         raise ArgumentTypeError(f"{text!r} is neither true nor false")
     return known[text.lower()]
+
+
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() == "none" else read(text)
 
 
 def _whole_number(text: str) -> int:

@@ -20,11 +20,11 @@ def recipes(settings: RecipesSettings) -> None:
 
 def describe(recipe: Recipe) -> str:
     """Return a recipe as text: its settings, why they differ from the paper's, and what it lacks."""
-    lines = [f"{recipe.name}, for {recipe.task}"]
+    lines = [f"{recipe.name}, for {recipe.task or 'any task'}"]
     for title, settings in (("train", {**recipe.training, **recipe.plug}), ("evaluate, bench", recipe.answering)):
-        lines += ["", f"{title}:", *_settings(settings)]
+        lines += ["", f"{title}:", *_settings(settings)] * bool(settings)
     if recipe.reasons:
-        lines += ["", "Not as in the paper:"]
+        lines += ["", "Not as in the paper:" if recipe.task else "Reasons:"]
         lines += [f"  {name:24}{why}" for name, why in recipe.reasons.items()]
     if recipe.not_reproduced:
         lines += ["", "Of the paper's way it lacks:"]
@@ -40,4 +40,5 @@ def _settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _line(recipe: Recipe) -> str:
-    return f"{recipe.name:16}{', '.join(recipe.training[name] for name in ('backbone', 'encoder') if name in recipe.training)}"
+    models = [recipe.training[name] for name in ("backbone", "encoder") if name in recipe.training]
+    return f"{recipe.name:16}{', '.join(models) if recipe.task else 'any task'}"

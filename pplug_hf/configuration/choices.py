@@ -14,22 +14,22 @@ class PlugChoices:
     """What a user chooses of a plug; everything else of a configuration is measured or recorded."""
 
     placement: str = choice(
-        "prompt",
-        "Where the soft prompt stands: in front of the prompt (paper), or behind it, where the answer begins: prompt or answer.",
+        "answer",
+        "Where the soft prompt stands: behind the prompt, where the answer begins (answer), or in front of it (prompt, paper).",
     )
-    num_persona_tokens: int = choice(1, "K: soft tokens the personal embedding is spread over (paper: 1).")
-    projector_size: int | None = choice(None, "M: width of the projector's hidden layer (default: H).")
+    num_persona_tokens: int = choice(4, "K: soft tokens the personal embedding is spread over (paper: 1).")
+    projector_size: int | None = choice(256, "M: width of the projector's hidden layer (paper: H, the value none).")
     instruction: bool = choice(True, "Put a trained instruction embedding in front of the personal embedding.")
     aggregator: str = choice(
         "attention", "How items become one embedding: attention (paper), mean, or a registered name."
     )
     attention_temperature: float = choice(
-        1.0, "Temperature of the attention's softmax (paper: 1); the start value if it is learned."
+        0.1, "Temperature of the attention's softmax (paper: 1); the start value if it is learned."
     )
-    learn_temperature: bool = choice(False, "Train the temperature.")
+    learn_temperature: bool = choice(True, "Train the temperature (paper: no).")
     normalize: bool = choice(True, "L2-normalise item and query vectors before the attention and the projector.")
     train_input_encoder: bool = choice(
-        True,
+        False,
         "Train the encoder of the request (paper: yes). If not, the frozen encoder embeds it and the plug is small.",
     )
     query_prompt: str = choice("", "Text put in front of every request for the input encoder.")

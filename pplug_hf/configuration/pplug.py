@@ -24,6 +24,9 @@ CONFIG_VERSION = 1  # of the fields below; raise it with every renamed or remove
 # Old name of a field -> its name today. Plugs with old names load without a warning.
 RENAMED: dict[str, str] = {}
 
+# What plugs do that were written before there was such a choice.
+_BEFORE = {"placement": "prompt"}
+
 # Fields of transformers that a plug keeps, and one for readers without this package.
 _INHERITED = {"architectures", "dtype", "model_type", "transformers_version"}
 _OF_OTHERS = {"auto_map"}
@@ -149,7 +152,7 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
 
     @property
     def prefix_length(self) -> int:
-        """Number of soft tokens in front of a prompt: the instruction, if any, and K persona tokens."""
+        """Number of soft tokens of a prompt: the instruction, if any, and K persona tokens."""
         return int(self.instruction) + self.num_persona_tokens
 
     @property
@@ -173,7 +176,7 @@ def _current(values: Mapping[str, Any]) -> dict[str, Any]:
             f"{CONFIG_VERSION}: it may answer differently from what its author saw. Run pip install -U pplug-hf."
         )
     renamed = {RENAMED[name]: value for name, value in values.items() if name in RENAMED}
-    values = {**renamed, **{name: value for name, value in values.items() if name not in RENAMED}}
+    values = {**_BEFORE, **renamed, **{name: value for name, value in values.items() if name not in RENAMED}}
     known = _declared().keys() | _INHERITED
     if unknown := sorted(values.keys() - known - _OF_OTHERS):
         logger.warning_once(

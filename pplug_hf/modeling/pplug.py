@@ -177,7 +177,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             backbones.origin(backbone),
             encoders.origin(encoder),
         )
-        at_states = backbone.config.is_encoder_decoder and choices.get("placement") == "answer"
+        at_states = backbone.config.is_encoder_decoder and choices.get("placement", PPlugConfig.placement) == "answer"
         norm = backbones.state_norm if at_states else backbones.embedding_norm
         frozen.note_changed_backbone(backbone_name, local_files(backbone_name, backbone_commit), backbone)
         config = PPlugConfig(
@@ -568,7 +568,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             labels: [B, L] answers (encoder-decoder) or [B, T] (causal), -100 where there is nothing to predict.
             persona: one history, [`Persona`] or None per row. None is a user without history.
             query: one per row, which weights the history: texts, or vectors [B, D]. Default: the prompt.
-            persona_position: [B], number of prompt tokens in front of the prefix. Default: the BOS of a causal model.
+            persona_position: [B], number of prompt tokens in front of the prefix. Default: what the plug's placement says.
             plug: name of the loaded plug to use, or one name per row, None for a row without any plug. Default: the
                 active plug.
             num_items_in_batch: divide the summed loss by this (the Trainer gives it) instead of by the number of

@@ -1,6 +1,6 @@
 """Tasks: what is asked of a user, how an answer is judged, and the settings that suit it."""
 
-from . import demo, lamp, lamp_qa, longlamp
+from . import demo, lamp, lamp_qa, longlamp, presets
 from .recipes import register_recipe
 from .task import register_task
 
@@ -10,6 +10,8 @@ for _of in lamp.MODULES:  # lists show all of the paper's first
     register_recipe(_of.OURS)
 for _of in lamp.MODULES:
     register_recipe(_of.RELEASE)
+for _preset in (presets.SMALL, presets.LARGE):
+    register_recipe(_preset)
 register_task(demo.TASK)
 for _task in (*longlamp.TASKS, lamp_qa.TASK):
     register_task(_task)

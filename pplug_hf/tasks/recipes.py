@@ -3,6 +3,7 @@
     paper/lamp-4     of the paper's text and, where that is silent, of its authors' code
     release/lamp-4   of the authors' code where text and code differ
     ours/lamp-4      ours
+    preset/small     for any task with up to a few thousand examples (`--preset small`); preset/large for tens of thousands
 
     pplug-hf train --recipe paper/lamp-4 --data LaMP_4 --output my-plug     options you pass override it
     pplug-hf recipes --name ours/lamp-4                                     what is in it, and why
@@ -30,12 +31,14 @@ class Recipe:
     """Settings by name."""
 
     name: str = field(metadata={"help": "Name of the recipe, as in 'paper/lamp-4'."})
-    task: str = field(metadata={"help": "Name of its task."})
+    task: str | None = field(default=None, metadata={"help": "Name of its task (default: for any)."})
     training: Mapping[str, Any] = field(metadata={"help": "Settings of `pplug-hf train`."})
     plug: Mapping[str, Any] = field(metadata={"help": "Choices of the plug's configuration, for training too."})
-    answering: Mapping[str, Any] = field(metadata={"help": "Settings of `pplug-hf evaluate` and `pplug-hf bench`."})
+    answering: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "Settings of `pplug-hf evaluate` and `pplug-hf bench`."}
+    )
     reasons: Mapping[str, str] = field(
-        default_factory=dict, metadata={"help": "Why a setting is not the paper's, by its name."}
+        default_factory=dict, metadata={"help": "Why a setting is as it is, e.g. not the paper's, by its name."}
     )
     not_reproduced: tuple[str, ...] = field(default=(), metadata={"help": "What of the paper's way is not in it."})
 

@@ -48,7 +48,9 @@ _PAPER_TRAINING = {
     "max_target_length": 128,
 }
 _PAPER_PLUG = {
+    "placement": "prompt",
     "num_persona_tokens": 1,
+    "projector_size": None,
     "instruction": True,
     "aggregator": "attention",
     "attention_temperature": 1.0,
@@ -71,6 +73,12 @@ _TRAINING: Changes = {
     "evaluations_per_epoch": (8, "Passes are few, and the best checkpoint may lie within one."),
 }
 _PLUG: Changes = {
+    "placement": (
+        "answer",
+        "SmolLM2-135M-Instruct on LaMP-2 (one seed, 100 steps): behind the question the validation loss per token was 0.866 "
+        "(in front of it 1.208) and accuracy 0.299 (0.149), and a step took a sixth of the time. "
+        "The results of LaMP-1 to 5 in benchmarks/results were made in front of it.",
+    ),
     "num_persona_tokens": (4, "A user is more than one vector, and three more tokens cost next to nothing."),
     "projector_size": (256, "Fewer parameters for as few users as small data sets have."),
     "attention_temperature": (0.1, "At 1, unit vectors get almost the same weight each."),
@@ -115,7 +123,7 @@ def release_recipe(paper: Recipe, training: Changes | None = None) -> Recipe:
     training = training or {}
     return replace(
         paper,
-        name=f"release/{spelled(paper.task)}",
+        name=paper.name.replace("paper/", "release/", 1),
         training=_changed(paper.training, training),
         reasons={name: why for name, (_, why) in training.items()},
     )
@@ -147,4 +155,4 @@ def our_recipe(task: Task, paper: Recipe, training: Changes | None = None, plug:
 
 def _changed(settings: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     changed = {**settings, **{name: value for name, (value, _) in changes.items()}}
-    return {name: value for name, value in changed.items() if value is not None}
+    return {name: value for name, value in changed.items() if value is not None or name not in changes}
