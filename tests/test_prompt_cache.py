@@ -12,6 +12,7 @@ from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.backbone import freeze_backbone
 from pplug_hf.modeling.prefix import cache_argument
 from pplug_hf.modeling.prompt_cache import PromptCache, size_in_bytes
+from pplug_hf.modeling.substitution import _Substitution
 
 STEM = [10, 11, 12, 13]
 ROWS = [[*STEM, 20, 21, 22], [*STEM, 30], [*STEM, 40, 41, 42, 43, 44, 45], [9, 8]]
@@ -297,6 +298,17 @@ def test_threads_share_a_cache(llama, tmp_path, evict):
     rows = [[*row, n] for row in ROWS for n in range(20, 26)]
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda n: check(llama, cache, rows[n : n + 2] + ROWS[:1]), [*range(len(rows) - 1)] * 2))
+
+
+def test_a_hook_that_another_thread_has_half_registered_does_nothing():
+    """torch notes that a hook wants keyword arguments only after it can be called."""
+    substitution = _Substitution(torch.tensor([[1, 2]]))
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(substitution.give_ids, None, ()).result() is None
+        assert (
+            thread.submit(substitution.give_vectors, None, (torch.tensor([[1, 2]]),), torch.zeros(1, 2, 3)).result()
+            is None
+        )
 
 
 # ---- backbones --------------------------------------------------------------------------------------------------

@@ -30,18 +30,26 @@ class _Substitution:
         self.ids, self.thread, self.used = ids, get_ident(), False
         self.pending: tuple[Tensor, Tensor] | None = None
 
-    def give_ids(self, reader: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    # torch registers a hook in two steps, and a thread that calls the module in between gives it no keyword arguments.
+
+    def give_ids(self, reader: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
+        if get_ident() != self.thread or kwargs is None:
+            return None
         embeds = kwargs.get("inputs_embeds")
-        if get_ident() != self.thread or embeds is None or embeds.shape[1] > self.ids.shape[1]:
+        if embeds is None or embeds.shape[1] > self.ids.shape[1]:
             return None
         ids = self.ids[:, -embeds.shape[1] :]  # all, but for those that a cache has read
         ids = ids.repeat_interleave(len(embeds) // len(self.ids), dim=0)  # beams
         self.pending = ids, embeds
         return args, {**kwargs, "inputs_embeds": None, "input_ids": ids}
 
-    def give_vectors(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+    def give_vectors(
+        self, layer: nn.Module, args: Any, kwargs: dict[str, Any] | Tensor, output: Tensor | None = None
+    ) -> Tensor | None:
+        if get_ident() != self.thread or isinstance(kwargs, Tensor) or output is None:
+            return None
         given = args[0] if args else kwargs.get("input")
-        if get_ident() != self.thread or self.pending is None or given is None:
+        if self.pending is None or given is None:
             return None
         if not torch.equal(given, self.pending[0].to(given)):
             return None
