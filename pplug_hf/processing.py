@@ -434,17 +434,22 @@ class PPlugProcessor(ProcessorMixin):
 
         Raises:
             ConfigurationError: no `prompt_length` for a causal model.
+            DataError: something else than rows of token ids.
         """
         if prompt_length is None and not self.is_encoder_decoder:
             raise ConfigurationError(
                 "generate repeats the prompt of a causal model: pass prompt_length=inputs['input_ids'].shape[1], or 0 if "
                 "these are answers alone."
             )
+        generated = getattr(generated, "sequences", generated)  # of a ModelOutput
+        rows = generated.tolist() if hasattr(generated, "tolist") else generated
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise DataError(f"generated must be token ids [B, L], as generate returns them, got {kind_of(generated)}.")
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         skip = 0 if self.is_encoder_decoder else prompt_length
         return [
             self.tokenizer.decode([pad if i < 0 else i for i in row[skip:]], skip_special_tokens=True).strip()
-            for row in generated.tolist()
+            for row in rows
         ]
 
     def _answer_ids(self, answers: list[str], max_length: int | None) -> list[list[int]]:

@@ -4,6 +4,7 @@ import pytest
 import reference
 import tiny
 import torch
+from transformers.utils import ModelOutput
 
 from pplug_hf import PPlugProcessor
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
@@ -342,3 +343,13 @@ def test_half_an_emoji_is_repaired_everywhere(model):
     chats = [[{"role": "user", "content": t}] for t in (half, whole)]
     one, two = (made.apply_chat_template(chat)["input_ids"] for chat in chats)
     assert torch.equal(one, two)
+
+
+def test_what_is_decoded():
+    made = processor("gpt2")
+    ids = [[20, 21], [22, -100]]
+    expected = made.decode_answers(torch.tensor(ids), 0)
+    assert made.decode_answers(ids, 0) == made.decode_answers(ModelOutput(sequences=torch.tensor(ids)), 0) == expected
+    for given, kind in (("x", "a str"), ([1, 2], "a list"), (torch.tensor([1]), "a Tensor")):
+        with pytest.raises(DataError, match=rf"token ids \[B, L\].*got {kind}"):
+            made.decode_answers(given, 0)
