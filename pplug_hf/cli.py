@@ -69,7 +69,16 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 for bad input (one line on stderr says what), 2 for bad usage, 130 when interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader has seen enough: pplug-hf recipes | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
         print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
@@ -93,6 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
         _check_places(values)
         command = importlib.import_module(f"{__package__}.commands.{_COMMANDS[arguments[0]][0]}")
         getattr(command, function)(chosen, **given)
+    except BrokenPipeError:
+        raise
     except (PPlugError, OSError) as error:
         print(f"pplug-hf {arguments[0]}: {as_options(str(error), values)}", file=sys.stderr)
         return 1

@@ -5,7 +5,9 @@ import gzip
 import importlib
 import io
 import json
+import os
 import re
+import subprocess
 import sys
 from dataclasses import fields
 from importlib.resources import files
@@ -496,3 +498,13 @@ def test_an_interrupt_is_no_error(monkeypatch, capsys):
     monkeypatch.setattr(info, "info", interrupted)
     assert main(["info", "--plug", "x"]) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pplug_hf", *arguments]
+    with os.fdopen(writing) as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
