@@ -11,7 +11,7 @@ def choice(default: Any, help: str) -> Any:
 
 @dataclass
 class PlugChoices:
-    """What a user chooses of a plug; everything else of a configuration is measured or recorded."""
+    """Choices of a user about a plug; everything else in a configuration is measured or recorded."""
 
     placement: str = choice(
         "answer",
