@@ -8,7 +8,9 @@ import pytest
 from bench_data import SHELVES, make_world, predictions, quietly, settings_for, write_data
 
 from pplug_hf.cli import main
+from pplug_hf.data.lamp import read_lamp
 from pplug_hf.errors import ConfigurationError, MismatchError
+from pplug_hf.evaluation.runner import Runner
 from pplug_hf.methods import names
 from pplug_hf.methods.base import Method, Plain, Retrieval
 from pplug_hf.methods.decoding import Answers, ModelInputs
@@ -44,6 +46,16 @@ class Majority(Method):
 
     def answer(self, examples, resources):
         return Answers([self.answer_to_all] * len(examples))
+
+
+def test_a_method_that_cannot_answer_is_refused_before_anything_is_loaded(world):
+    class Silent(Method):
+        """Neither inputs nor answer."""
+
+    resources = Resources(SHELVES, backbone="no such folder")
+    _, examples = read_lamp(world / "shelves", "dev", SHELVES)
+    with pytest.raises(ConfigurationError, match="row silent cannot answer: its class Silent has to define inputs or"):
+        Runner(resources, examples).check({"silent": [Silent()]})
 
 
 @dataclass

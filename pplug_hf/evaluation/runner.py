@@ -86,6 +86,10 @@ class Runner:
         for row, (method, *_) in methods.items():
             if missing := [need for need in needs if need in method.needs and not needs[need]]:
                 raise ConfigurationError(f"The row {row} {_MISSING[missing[0]].format(task=task.name)}")
+            if type(method).inputs is Method.inputs and type(method).answer is Method.answer:
+                raise ConfigurationError(
+                    f"The row {row} cannot answer: its class {type(method).__name__} has to define inputs or answer."
+                )
             method.check(self.examples, self.resources)
 
     def run(self, methods: Mapping[str, Sequence[Method]]) -> list[Prediction]:

@@ -65,7 +65,7 @@ class Method:
             examples: n of them, with histories.
             resources: shared by all methods.
         """
-        raise NotImplementedError(f"{type(self).__name__} has to define inputs or answer.")
+        raise NotImplementedError(f"{type(self).__name__} has to define inputs or answer.")  # a runner checks before
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         """Return an answer to each example, in their order.
