@@ -10,7 +10,7 @@ from transformers import pipeline
 
 from pplug_hf import PPlugCollator, PPlugProcessor, PromptCache
 from pplug_hf.commands import train as command
-from pplug_hf.commands.train import TrainSettings, train
+from pplug_hf.commands.train import TrainSettings, memory_for_prompts, train
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.vectors import VectorStore
 from pplug_hf.errors import ConfigurationError
@@ -229,3 +229,9 @@ def test_a_chat_goes_on_where_it_was():
     with torch.no_grad():
         ids = pipe.processor.apply_chat_template(chat[:-1], add_generation_prompt=True)
     assert read == ids["persona_position"].item()
+
+
+def test_only_a_cpu_has_a_cache_that_nobody_asked_for():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert memory_for_prompts("auto", cpu) == memory_for_prompts("4GB", gpu) == 4 * 10**9
+    assert memory_for_prompts("auto", gpu) == memory_for_prompts("0", cpu) == 0

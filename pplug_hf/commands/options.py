@@ -106,9 +106,10 @@ class TrainSettings:
     warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
     prompt_cache: str = option(
-        "4GB",
+        "auto",
         "With placement answer: memory for what the backbone computes from the prompts, which is then done once instead of "
-        "in every epoch. What is more goes into files in the output folder, until training ends. 0: no cache.",
+        "in every epoch. What is more goes into files in the output folder, until training ends. auto: 4GB on a CPU, none on an accelerator, "
+        "where it has not been measured; 0: none.",
     )
     max_length: int = option(256, "Maximum prompt length in tokens.")
     max_target_length: int = option(128, "Maximum answer length in tokens.")

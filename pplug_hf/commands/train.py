@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
@@ -101,7 +102,7 @@ def _train(
 ) -> PPlugForConditionalGeneration:
     output = Path(settings.output)
     check_output(output)
-    size_in_bytes(settings.prompt_cache)
+    memory = memory_for_prompts(settings.prompt_cache, processes.device)
     set_seed(settings.seed)
     task, examples, validation = choose_examples(settings, task, data)
     model = PPlugForConditionalGeneration.from_backbone(
@@ -132,7 +133,7 @@ def _train(
     model.print_trainable_parameters()
 
     progress = TrainingProgress()
-    with prompts_of_run(settings, model, output / PROMPTS / str(processes.process_index)) as cache:
+    with prompts_of_run(settings, model, memory, output / PROMPTS / str(processes.process_index)) as cache:
         trainer = PPlugTrainer(
             model=model,
             args=training_arguments(settings, len(datasets[0]), processes.num_processes),
@@ -170,16 +171,22 @@ def check_trackers(names: Sequence[str]) -> None:
         )
 
 
+def memory_for_prompts(size: str, device: torch.device) -> int:
+    """Return the bytes of a prompt cache; "auto" has none on an accelerator, where copying may cost more than it saves."""
+    if size == "auto":
+        size = "4GB" if device.type == "cpu" else "0"
+    return size_in_bytes(size)
+
+
 @contextmanager
 def prompts_of_run(
-    settings: TrainSettings, model: PPlugForConditionalGeneration, folder: Path
+    settings: TrainSettings, model: PPlugForConditionalGeneration, memory: int, folder: Path
 ) -> Iterator[PromptCache | None]:
     """Yield the cache of a training's prompts; None if it has none. A run that is killed leaves its files to the next."""
-    is_used = model.config.placement == "answer" and size_in_bytes(settings.prompt_cache)
-    if not is_used or settings.gradient_checkpointing:
+    if model.config.placement != "answer" or not memory or settings.gradient_checkpointing:
         yield None
         return
-    yield PromptCache(settings.prompt_cache, folder, evict=False)
+    yield PromptCache(memory, folder, evict=False)
     model.prompt_cache = None
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # another process still has files there

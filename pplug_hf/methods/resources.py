@@ -170,7 +170,9 @@ class Resources:
         if self._loaded[0] != place:
             self._loaded = ("", None)
             model = PPlugModel.from_pretrained(place, backbone=self.language_model, encoder=self.encoder(place))
-            model.prompt_cache = self.prompts if model.config.placement == "answer" else None
+            # On an accelerator, reading a prompt may cost less than copying its states there; nobody has measured it.
+            on_cpu = self.language_model.device.type == "cpu"
+            model.prompt_cache = self.prompts if on_cpu and model.config.placement == "answer" else None
             self._loaded = (place, model)
         return self._loaded[1]
 
