@@ -28,6 +28,8 @@ LEVELS = [
     ("methods",),
     ("evaluation", "hub"),
     ("training", "pipeline"),
+    ("serving",),
+    ("apps",),
     ("commands",),
     ("cli", "metrics"),
     ("auto", "demo"),

@@ -1,0 +1,155 @@
+"""`PersonaStore`: the personas of many users, by tenant and user id.
+
+    with open_store("personas/", personalizer.spec, secret=...) as store:       # a folder of SQLite files
+        store.append("user-17", personalizer.encode(items))                     # durable when it returns
+        persona = store.get("user-17")
+        store.tenant("acme").delete_user("user-17")                             # another tenant's user: not the same
+
+Items are known by their ids: what is appended twice is kept once, and one text can be forgotten later without encoding
+anything again. A store holds vectors, ids and times, never a text, and no user id: a key is the HMAC-SHA-256 of tenant
+and id. Vectors are as private as the texts that they were made of.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from ..modeling import EncoderSpec, Persona
+
+
+@dataclass(frozen=True)
+class DeletionReceipt:
+    """Confirmation that vectors are gone from every file of a store.
+
+    Args:
+        key: of the user, as the store knows them: a digest, not the id.
+        items: number of deleted items.
+        time: seconds since 1970 (UTC).
+    """
+
+    key: str
+    items: int
+    time: float
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Size of a store: of the tenant that it was asked of, and in bytes of all.
+
+    Args:
+        users: with at least one item.
+        items: of all of them.
+        size: of all files, or of the memory, in bytes.
+    """
+
+    users: int
+    items: int
+    size: int
+
+
+class PersonaStore(ABC):
+    """Personas of one encoder, of one tenant. Every method may be called from several threads and processes at once.
+
+    A user id is any text of 1 to 256 characters. Appending, replacing and deleting are atomic per user, and durable when
+    they return.
+    """
+
+    spec: EncoderSpec
+
+    @abstractmethod
+    def tenant(self, name: str) -> PersonaStore:
+        """Return the same store for another tenant, who shares its files and sees none of its users.
+
+        Args:
+            name: of the tenant; "" is the one that a store is opened for.
+        """
+
+    def get(self, user: str) -> Persona | None:
+        """Return a user's persona, oldest item first; None for an unknown user.
+
+        Args:
+            user: id.
+        """
+        return self.get_many([user])[0]
+
+    @abstractmethod
+    def get_many(self, users: Sequence[str]) -> list[Persona | None]:
+        """Return the personas of several users, in their order; see `get`.
+
+        Args:
+            users: ids.
+        """
+
+    @abstractmethod
+    def version(self, user: str) -> int:
+        """Return a number that grows with every change of a user's items; 0 for an unknown user.
+
+        Args:
+            user: id.
+        """
+
+    @abstractmethod
+    def append(self, user: str, items: Persona, *, expected_version: int | None = None) -> int:
+        """Add newer items to a user's persona. Items whose ids are there already are left out.
+
+        Args:
+            user: id; a new one becomes a user.
+            items: with `item_ids`.
+            expected_version: write only if nobody else has changed the user since `version` said this.
+
+        Returns:
+            The version afterwards.
+
+        Raises:
+            DataError: items without ids, or no user id.
+            MismatchError: items of another encoder, or another version than expected.
+        """
+
+    @abstractmethod
+    def replace(self, user: str, items: Persona, *, expected_version: int | None = None) -> int:
+        """Put items in the place of all that a user has. See `append`."""
+
+    @abstractmethod
+    def delete_items(self, user: str, item_ids: Collection[str]) -> DeletionReceipt:
+        """Forget some items of a user; ids that are not there are no error.
+
+        Args:
+            user: id.
+            item_ids: of the items.
+        """
+
+    @abstractmethod
+    def delete_user(self, user: str) -> DeletionReceipt:
+        """Forget a user with all items; the receipt of an unknown user counts none.
+
+        Args:
+            user: id.
+        """
+
+    @abstractmethod
+    def users(self) -> Iterator[str]:
+        """Yield the keys of all users of this tenant: digests, not ids."""
+
+    @abstractmethod
+    def stats(self) -> StoreStats:
+        """Count users and items, and measure the size."""
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Give back the space of what was deleted, and make short appends one again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all connections."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
