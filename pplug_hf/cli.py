@@ -33,6 +33,7 @@ _COMMANDS = {
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
     "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
+    "store": ("store", "StoreSettings", "store", "look after a store of personas: size, access, deletion"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
