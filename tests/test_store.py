@@ -1,5 +1,6 @@
 """One suite for both kinds of persona store: a folder of SQLite files, and a real server on loopback."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -18,7 +19,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from resp_server import resp_server
 
-from pplug_hf import EncoderSpec, Persona, open_store
+from pplug_hf import EncoderSpec, Persona, cli, open_store
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, StoreError
 from pplug_hf.serving import sqlite_store
 from pplug_hf.serving.keys import Keys
@@ -788,3 +789,34 @@ def test_rows_are_cut_where_pages_end():
         total = np.arange(20, 29) + size + sqlite_store._filling(size) + sqlite_store.LOCAL
         local = sqlite_store.LOCAL + (total - sqlite_store.LOCAL) % sqlite_store.OVERFLOW
         assert (local > 4096 - 35).all()
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_looks_after_a_store(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PPLUG_STORE_SECRET", SECRET)
+    with folder.open() as store:
+        store.append("anna", items("a", "b", times=[1, 2]))
+        store.tenant("acme").append("anna", items("c"))
+
+    def run(*options):
+        status = cli.main(["store", "--store", str(folder.folder), *options])
+        got = capsys.readouterr()
+        return json.loads(got.out) if status == 0 else got.err
+
+    stats = run()
+    assert (stats["users"], stats["items"], stats["namespace"]) == (1, 2, "default")
+    assert stats["namespaces"] == {"default": str(SPEC)}
+    output = folder.folder.parent / "export"
+    assert run("--action", "export", "--user", "anna", "--output", str(output))["items"] == 2
+    assert check(Persona.from_pretrained(output)) == ["a", "b"]
+    assert run("--action", "delete-items", "--user", "anna", "--items", "a", "x")["items"] == 1
+    assert run("--action", "delete-user", "--user", "anna")["items"] == 1
+    assert run("--action", "compact", "--tenant", "acme")["items"] == 1
+    assert "holds no item of this user" in run("--action", "export", "--user", "anna", "--output", str(output))
+    assert "--action delete-items needs --items." in run("--action", "delete-items", "--user", "anna")
+    assert "no namespace 'x', but default" in run("--namespace", "x")
+    assert "There is no store" in run("--store", str(output)) and list(output.iterdir()) == [
+        output / "persona.safetensors"
+    ]
