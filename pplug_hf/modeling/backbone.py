@@ -264,15 +264,18 @@ def training_attention(backbone: PreTrainedModel) -> Iterator[None]:
     Args:
         backbone: of any kind; all others attend as before.
     """
-    usual = getattr(backbone.config, "_attn_implementation", None)
-    if usual != "sdpa" or backbone.dtype != torch.bfloat16 or backbone.device.type != "cpu":
+    if (
+        getattr(backbone.config, "_attn_implementation", None) != "sdpa"
+        or backbone.dtype != torch.bfloat16
+        or backbone.device.type != "cpu"
+    ):
         yield
         return
     backbone.set_attn_implementation("eager")
     try:
         yield
     finally:
-        backbone.set_attn_implementation(usual)
+        backbone.set_attn_implementation("sdpa")
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:
