@@ -340,3 +340,20 @@ def histories_of(persona: Any) -> Sequence[Any]:
         if isinstance(history, list | tuple) and history and not isinstance(history[0], str | Mapping):
             raise encoders.no_text(0, history[0])
     return histories
+
+
+def prompt_texts(tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | None = None) -> list[str]:
+    """Return the prompts of a batch as texts, to stand in for the queries.
+
+    Args:
+        tokenizer: of the backbone.
+        ids, mask: [B, T] of the prompts.
+        labels: [B, T], where answers follow them.
+    """
+    if tokenizer is None:
+        raise ConfigurationError(
+            "query= is missing, and without the backbone's tokenizer the prompt cannot be decoded to take its "
+            "place: pass query=<text>, or set model.tokenizer."
+        )
+    keep = mask.bool() if labels is None else mask.bool() & (labels == -100)
+    return [tokenizer.decode(row[k], skip_special_tokens=True) for row, k in zip(ids, keep, strict=True)]
