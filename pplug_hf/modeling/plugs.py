@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError
@@ -77,13 +78,18 @@ class Plugs:
 
 
 def soft_prompts_by_name(
-    names: Sequence[str | None], of_rows: Callable[[str, list[int]], SoftPrompt], width: int, device: torch.device
+    names: Sequence[str | None],
+    make: Callable[..., SoftPrompt],
+    given: Sequence[Any],
+    width: int,
+    device: torch.device,
 ) -> SoftPrompt:
     """Return the soft prompts [B, P, H] of rows that name a plug each, or None for a row without any.
 
     Args:
         names: B names.
-        of_rows: makes those of the rows of one name.
+        make: takes a name, and of what is given the rows of that name.
+        given: tensors and lists with something for each of the B rows, or None.
         width: H.
         device: of the result.
     """
@@ -91,7 +97,7 @@ def soft_prompts_by_name(
     for i, name in enumerate(names):
         if name is not None:
             rows.setdefault(name, []).append(i)
-    parts = [(own, of_rows(name, own)) for name, own in rows.items()]
+    parts = [(own, make(name, *(_pick(values, own) for values in given))) for name, own in rows.items()]
     B, P = len(names), max((part.mask.shape[1] for _, part in parts), default=0)
     embeddings = torch.zeros(B, P, width, device=device)
     mask = torch.zeros(B, P, dtype=torch.long, device=device)
@@ -101,3 +107,8 @@ def soft_prompts_by_name(
         mask[own, : part.mask.shape[1]] = part.mask
         at_answer[own] = part.at_answer
     return SoftPrompt(embeddings, mask, at_answer)
+
+
+def _pick(values: Any, rows: list[int]) -> Any:
+    """Return some rows of a tensor or a list; None of None."""
+    return values if values is None else values[rows] if isinstance(values, Tensor) else [values[i] for i in rows]

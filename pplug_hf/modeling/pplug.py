@@ -37,12 +37,11 @@ from .personalizer import Personalizer, histories_of, prompt_texts
 from .plug import SoftPrompt
 from .plugs import LoadedPlug, Plugs, soft_prompts_by_name
 from .prefix import Inserted, check_batch, generate_with_prefix, insert, word_embeddings
-from .prompt_cache import PromptCache
+from .prompt_cache import NOT_CACHED, PromptCache
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
+from .strength import checked_strength
 from .substitution import reading_ids
 from .weight_sample import weight_digests
-
-_NOT_CACHED = ("output_attentions", "output_hidden_states", "cache_implementation", "past_key_values", "cache")
 
 
 class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
@@ -81,8 +80,6 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         self.register_state_dict_post_hook(drop_frozen)
         self.register_load_state_dict_post_hook(ignore_missing_frozen)
         self.post_init()
-
-    # ---- creating, attaching -------------------------------------------------------------------------------
 
     @classmethod
     def from_backbone(
@@ -178,8 +175,6 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             self.history_encoder.eval()
         return self
 
-    # ---- several plugs -------------------------------------------------------------------------------------
-
     @property
     def active_plug(self) -> str:
         """The name of the plug that answers unless a call names another."""
@@ -260,8 +255,6 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             return self._plugs.loaded[self._plugs.active].personalizer
         return self._plugs[name].personalizer.to(word_embeddings(self._attached()).weight.device)
 
-    # ---- personas ------------------------------------------------------------------------------------------
-
     def encode_persona(
         self, history: History | Persona | Sequence[Any], batch_size: int = 32, show_progress: bool = False
     ) -> Any:
@@ -272,20 +265,22 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Equation (3): the weight of each item, [B, N]. See [`Personalizer.weights`]."""
         return self.personalizer.weights(persona, query)
 
-    def persona_embedding(self, persona: Any, query: Any = None) -> Tensor:
+    def persona_embedding(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
         """Equation (4): the personal embedding [B, K, H]. See [`Personalizer.embedding`]."""
-        return self.personalizer.embedding(persona, query)
+        return self.personalizer.embedding(persona, query, strength)
 
-    def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
+    def soft_prompt(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
         """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes embeddings. See [`Personalizer.soft_prompt`]."""
-        return self.personalizer.soft_prompt(persona, query)
+        return self.personalizer.soft_prompt(persona, query, strength)
 
-    def _soft_prompts(self, plug: Any, persona: Any, query: Any, ids: Tensor, mask: Tensor, labels: Any) -> SoftPrompt:
+    def _soft_prompts(
+        self, plug: Any, persona: Any, query: Any, strength: Any, ids: Tensor, mask: Tensor, labels: Any
+    ) -> SoftPrompt:
         """Return the soft prompts [B, P, H] of a batch whose rows may have plugs of their own.
 
         Args:
             plug: None for the active plug, a name for all rows, or a name or None (no plug) per row.
-            persona, query: as in `forward`.
+            persona, query, strength: as in `forward`.
             ids, mask, labels: of the prompts, whose texts stand in for a query that is not given.
         """
         B, names, personalizer = len(ids), None, None
@@ -304,29 +299,30 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if personalizer is not None:
             answers = None if self.config.is_encoder_decoder else labels  # a causal model's input also holds them
             texts = partial(prompt_texts, self.tokenizer, ids, mask, answers) if query is None else texts
-            return personalizer(users, texts)
+            return personalizer(users, texts, strength)
         assert names is not None
         if texts is not None and len(texts) != B:
             raise MismatchError(f"Got {len(texts)} queries for {B} prompts: pass one per prompt.")
-
-        def of_rows(name: str, rows: list[int]) -> SoftPrompt:
-            own = texts[rows] if isinstance(texts, Tensor) else None if texts is None else [texts[i] for i in rows]
-            answers = None if labels is None else labels[rows]
-            return self._soft_prompts(name, [users[i] for i in rows], own, ids[rows], mask[rows], answers)
-
+        given = users, texts, checked_strength(strength, B), ids, mask, labels
         device = word_embeddings(self.backbone).weight.device
-        return soft_prompts_by_name(names, of_rows, self.config.sizes[2], device)
-
-    # ---- forward, generate ---------------------------------------------------------------------------------
+        return soft_prompts_by_name(names, self._soft_prompts, given, self.config.sizes[2], device)
 
     def _insert(
-        self, ids: Any, mask: Any, persona: Any, query: Any, position: Any, plug: Any, labels: Any
+        self,
+        ids: Any,
+        mask: Any,
+        plug: Any,
+        persona: Any,
+        query: Any,
+        strength: Any,
+        position: Any,
+        labels: Any = None,
     ) -> Inserted:
         """Return the batch with the soft prompts of its rows."""
         backbone = self._attached() if self.backbone is None else self.backbone
         check_batch(ids, mask, labels, aligned=not self.config.is_encoder_decoder)
         mask = torch.ones_like(ids) if mask is None else mask.long()
-        soft_prompt = self._soft_prompts(plug, persona, query, ids, mask, labels)
+        soft_prompt = self._soft_prompts(plug, persona, query, strength, ids, mask, labels)
         where = {"labels": labels, "position": position, "reading": self._reading, "limit": self._position_limit}
         return insert(backbone, soft_prompt, ids, mask, **where)
 
@@ -340,6 +336,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        persona_strength: float | Sequence[float] | Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | Seq2SeqLMOutput:
         """Compute logits, and the loss of equation (6) if there are labels.
@@ -355,6 +352,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                 active plug.
             num_items_in_batch: divide the summed loss by this (the Trainer gives it) instead of by the number of
                 labels here.
+            persona_strength: one for all rows or one per row: 0 answers as for a user without history, 1 (the default) as
+                trained, more than 1 exaggerates the user. P_a = P_0 + a (P - P_0).
             **kwargs: for the backbone's forward.
 
         Returns:
@@ -364,7 +363,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             batch that predicts a label to the last.
         """
         self._attached()
-        inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, labels)
+        who = plug, persona, query, persona_strength, persona_position
+        inserted = self._insert(input_ids, attention_mask, *who, labels)
         if self.training:
             kwargs.setdefault("use_cache", False)
         cache = None if labels is None else self._usable(self.prompt_cache, plug, kwargs)
@@ -393,7 +393,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Return a prompt cache, unless a call's options ask for what it does not have."""
         if cache is not None:
             self.check_prompt_cache(plug)
-        return None if any(options.get(name) for name in _NOT_CACHED) else cache
+        return None if any(map(options.get, NOT_CACHED)) else cache
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -403,6 +403,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         attention_mask: Tensor | None = None,
         persona: Any = None,
         query: Any = None,
+        persona_strength: float | Sequence[float] | Tensor | None = None,
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
         generation_config: GenerationConfig | None = None,
@@ -415,7 +416,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Args:
             input_ids: [B, T] prompts, padded on either side.
             attention_mask: [B, T].
-            persona, query, persona_position, plug: as in `forward`.
+            persona, query, persona_strength, persona_position, plug: as in `forward`.
             generation_config: default `model.generation_config`.
             prompt_cache: with `placement="answer"`, take what is in front of the soft prompts from here: the states of a prompt
                 are the same for every user, and those of a conversation go on in its next turn. Answers are the same
@@ -428,7 +429,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        inserted = self._insert(input_ids, attention_mask, persona, query, persona_position, plug, None)
+        who = plug, persona, query, persona_strength, persona_position
+        inserted = self._insert(input_ids, attention_mask, *who)
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
