@@ -60,7 +60,7 @@ _POSITIVE = (
     "temperature",
     "top_p",
 )
-_NOT_NEGATIVE = ("warmup", "weight_decay")
+_NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 
 
 def main(arguments: list[str] | None = None) -> int:
