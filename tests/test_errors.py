@@ -8,7 +8,15 @@ import torch
 
 import pplug_hf.errors
 from pplug_hf import Persona, PPlugConfig
-from pplug_hf.errors import ConfigurationError, DataError, HubError, MismatchError, MissingFileError, PPlugError
+from pplug_hf.errors import (
+    ConfigurationError,
+    DataError,
+    HubError,
+    MismatchError,
+    MissingFileError,
+    PPlugError,
+    StoreError,
+)
 
 SECRET = "my secret diary"
 IDS = torch.tensor([[9, 10, 11]])
@@ -22,9 +30,9 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 7
-    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError))
-    assert issubclass(HubError, OSError)
+    assert len(errors) == 8
+    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError, StoreError))
+    assert issubclass(HubError, OSError) and issubclass(StoreError, OSError)
     assert issubclass(MissingFileError, FileNotFoundError)
 
 
