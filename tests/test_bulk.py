@@ -20,7 +20,9 @@ from pplug_hf.data import item_log
 from pplug_hf.data.item_log import Columns, read_parts
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.serving import bulk
+from pplug_hf.cli import main
 from pplug_hf.serving.bulk import encode_items
+from pplug_hf.serving.open_store import open_store
 
 pandas = pytest.importorskip("pandas")
 pyarrow = pytest.importorskip("pyarrow")
@@ -30,6 +32,8 @@ SECRET = "my secret diary"
 
 class MemoryStore:
     """As much of a store as the job uses."""
+
+    namespace, tenant_name = "default", ""
 
     def __init__(self, spec, fail_at=None):
         self.spec, self.fail_at, self.appended = spec, fail_at, 0
@@ -64,7 +68,9 @@ def personalizer(places, tmp_path_factory):
     model = tiny.model("gpt2", item_template="{tag}: {text}")
     model.config.encoder = str(places / "encoder")
     model.save_pretrained(folder)
-    return Personalizer.from_pretrained(folder, encode_only=True)
+    made = Personalizer.from_pretrained(folder, encode_only=True)
+    vars(made)["plug_folder"] = str(folder)
+    return made
 
 
 def make_log(users=7, items=60, seed=0):
@@ -82,6 +88,10 @@ def make_log(users=7, items=60, seed=0):
 
 
 LOG = make_log()
+
+
+def log_of(user):
+    return [row for row in LOG if row["user"] == user]
 
 
 def write(path, rows=LOG):
@@ -210,6 +220,103 @@ def test_rows_that_are_added_to_a_log_later_are_encoded_alone(personalizer, tmp_
     assert run(personalizer, [write(source, changed)], store, markers=markers)[1].encoded == 8
 
 
+KILLED = """
+import itertools, os, sys
+from pplug_hf import Personalizer
+from pplug_hf.serving.bulk import encode_items
+from pplug_hf.serving.open_store import open_store
+
+plug, source, folder = sys.argv[1:]
+personalizer = Personalizer.from_pretrained(plug, encode_only=True)
+for last in (3, 40, 80):
+    if not (child := os.fork()):
+        with open_store(folder, personalizer.spec) as store:
+            append, calls = store.append, itertools.count(1)
+            store.append = lambda *items: os._exit(9) if next(calls) == last else append(*items)
+            encode_items(personalizer, store, [source], markers=folder + "/encoded", part_size=8)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, len(os.listdir(folder + "/encoded")) if os.path.isdir(folder + "/encoded") else 0, flush=True)
+"""
+
+
+def stored(store, users=7):
+    made = MemoryStore(store.spec)
+    made.personas = {user: persona for user in (f"u{n}" for n in range(users)) if (persona := store.get(user))}
+    return made
+
+
+def test_a_job_that_is_killed_again_and_again_leaves_the_store_of_one_that_was_not(personalizer, tmp_path):
+    source, folder = write(tmp_path / "log.jsonl", make_log(items=300)), tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, personalizer.plug_folder, source, folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    ends = [list(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert [status for status, _ in ends] == [9, 9, 9], done.stderr
+    with open_store(tmp_path / "whole", personalizer.spec) as store:
+        run(personalizer, [source], store)
+        expected = stored(store)
+    with open_store(folder, personalizer.spec) as store:
+        _, report = run(personalizer, [source], store, markers=folder / "encoded")
+        assert_same(stored(store), expected)  # the same items, in the same order, bit for bit
+    assert report.done == 8 * ends[-1][1] and report.encoded + report.done == 300
+
+
+def test_tenants_and_namespaces_do_not_share_markers(personalizer, tmp_path):
+    source, markers = [write(tmp_path / "log.jsonl")], tmp_path / "encoded"
+    with open_store(tmp_path / "store", personalizer.spec) as store:
+        for each in (store, store.tenant("acme"), open_store(tmp_path / "store", personalizer.spec, namespace="new")):
+            assert run(personalizer, source, each, markers=markers)[1].encoded == 60
+            assert each.stats().items == 60
+        assert run(personalizer, source, store, markers=markers)[1].encoded == 0
+
+
+def test_a_deleted_user_does_not_come_back_with_the_next_run(personalizer, tmp_path):
+    source, markers = write(tmp_path / "log.jsonl"), tmp_path / "encoded"
+    with open_store(tmp_path / "store", personalizer.spec) as store:
+        run(personalizer, [source], store, markers=markers)
+        store.delete_user("u1")
+        run(personalizer, [write(source, [*LOG, *make_log(items=8, seed=1)])], store, markers=markers)
+        assert store.get("u1") is None or not {*store.get("u1").item_ids} - {f"i{n}" for n in range(56, 60)} - {f"i{n}" for n in range(8)}
+
+
+# ---- the command ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_fills_a_store_and_says_how_much(personalizer, tmp_path, capsys):
+    rows = [{**row, "shelf": row["tag"]} for row in LOG]
+    source = write(tmp_path / "log.csv", [*rows, {**rows[0], "user": ""}])
+    command = ["encode", "--source", source, "--plug", personalizer.plug_folder, "--store", tmp_path / "store"]
+    command = [*map(str, command), "--fields", "tag=shelf"]
+    assert main(command) == 1
+    assert "log.csv, row 61: no user. Mend the row, or leave such rows out with" in capsys.readouterr().err
+    assert main([*command, "--bad_rows", "skip"]) == 0
+    printed = capsys.readouterr()
+    assert "61 rows: 60 encoded now, 0 before.\n1 rows left out (no user; first " in printed.out
+    assert "The store holds 60 items of 7 users" in printed.out
+    assert main([*command, "--bad_rows", "skip"]) == 0
+    assert "61 rows: 0 encoded now, 61 before." in capsys.readouterr().out
+    with open_store(tmp_path / "store", personalizer.spec) as store:
+        persona = store.get("u3")
+    assert len(persona) == len(log_of("u3"))
+    assert torch.allclose(persona.vectors.float().sum(0), personalizer.encode(log_of("u3")).vectors.sum(0), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--source", "x.csv"], "give all three"),
+        (["--source", "x.csv", "--plug", ".", "--store", "s", "--fields", "tag"], "takes FIELD=COLUMN, got 'tag'"),
+        (["--source", "gone.csv", "--plug", ".", "--store", "s"], "no file 'gone.csv'"),
+        (["--source", "x.csv", "--plug", ".", "--store", "redis://localhost"], "give --markers"),
+        (["--source", "x.csv", "--workers", "0"], "--workers must be greater than 0"),
+    ],
+)
+def test_what_the_command_needs(options, message, capsys):
+    assert main(["encode", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
 # ---- what cannot be right ---------------------------------------------------------------------------------------
 
 
@@ -230,7 +337,7 @@ def test_a_bad_row_is_named_or_counted(personalizer, tmp_path, fault, change):
     rows = [*LOG[:18], {**LOG[18], **change}, *LOG[19:]]
     source = [write(tmp_path / "log.jsonl", rows)]
     store = MemoryStore(personalizer.spec)
-    with pytest.raises(DataError, match=rf"log\.jsonl, row 19: {fault}\. Mend the row, or pass skip_bad_rows=True") as error:
+    with pytest.raises(DataError, match=rf"log\.jsonl, row 19: {fault}\. Mend the row, or leave") as error:
         run(personalizer, source, store, markers=tmp_path / "encoded")
     assert SECRET not in str(error.value)
     _, report = run(personalizer, source, store, markers=tmp_path / "encoded", skip_bad_rows=True)

@@ -116,7 +116,7 @@ def encode_items(
         raise ConfigurationError(f"workers is {workers}; give at least 1.")
     files = find_files(source)
     done = _Markers(markers)
-    identity = json.dumps(spec.to_dict(), sort_keys=True)
+    identity = json.dumps([spec.to_dict(), store.namespace, store.tenant_name], sort_keys=True)
     options = {"template": spec.item_template, "columns": columns, "identity": identity, "done": done.names}
     read: Read = partial(read_parts, **options, size=part_size)
     encode = partial(encode_texts, encoder, spec.prompt, batch_size)
@@ -197,7 +197,7 @@ def _refuse(part: Part) -> None:
     for number, row in enumerate(part.rows, part.first):
         if row.fault is not None:
             raise DataError(
-                f"{part.file}, row {number}: {row.fault}. Mend the row, or pass skip_bad_rows=True to leave such rows out."
+                f"{part.file}, row {number}: {row.fault}. Mend the row, or leave such rows out with skip_bad_rows=True."
             )
 
 
