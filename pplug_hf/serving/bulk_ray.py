@@ -43,11 +43,10 @@ def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: in
     ray = require("ray", "ray", "The engine ray")
     data = require("ray.data", "ray", "The engine ray")
     with _cluster(ray, workers):
-        context = data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
         parts = data.from_items([{"file": str(path)} for path in files], override_num_blocks=len(files))
+        parts.context.enable_progress_bars = False
+        parts.context.execution_options.preserve_order = True
         parts = parts.flat_map(partial(_read, read), num_cpus=0.5)
         # A small file would be one block, of one actor. An actor that takes a whole CPU leaves none for the reader.
         parts = parts.repartition(target_num_rows_per_block=1).map(
@@ -60,12 +59,13 @@ def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: in
         try:
             for row in parts.iter_rows():
                 part = _part(row["part"])
-                rows = len(usable_texts(part))
-                vectors = np.frombuffer(row["vectors"], np.float32).reshape(rows, -1).copy()
-                yield part, torch.from_numpy(vectors)
+                vectors = np.frombuffer(row["vectors"], np.float32).copy()
+                yield part, torch.from_numpy(vectors.reshape(max(1, len(usable_texts(part))), -1))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
-            raise cause from None if isinstance(cause, PPlugError) else error
+            if not isinstance(cause, PPlugError):
+                raise
+            raise type(cause)(str(cause).partition("\n")[0]) from None  # Ray's advice follows
 
 
 def _read(read: Read, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
