@@ -179,6 +179,20 @@ class BenchSettings(AnsweringSettings):
     tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
 
 
+@dataclass(kw_only=True)
+class PairsSettings(AnsweringSettings):
+    """Write the answers of two rows side by side for human judges, who do not see which is which; needs no gold answers."""
+
+    GROUPS: ClassVar = {**AnsweringSettings.GROUPS, "output": "rows and results"}
+
+    output: str = required("Folder for pairs.jsonl, key.json and predictions; those that it has are not made again.")
+    rows: list[str] = required("Two rows as in bench, e.g. no-persona NAME.")
+    plugs: list[str] | None = option(None, "Names of plugs, each as NAME=FOLDER.")
+    retriever: str | None = option(
+        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
+    )
+
+
 @dataclass
 class ScoreSettings:
     """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
