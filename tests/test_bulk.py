@@ -4,23 +4,18 @@ import gzip
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
-from pplug_hf import EncoderSpec, Persona, Personalizer
-from pplug_hf.data import item_log
-from pplug_hf.data.item_log import Columns, read_parts
+from pplug_hf import EncoderSpec, Personalizer
+from pplug_hf.cli import main
+from pplug_hf.data.item_log import read_parts
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from pplug_hf.serving import bulk
-from pplug_hf.cli import main
 from pplug_hf.serving.bulk import encode_items
 from pplug_hf.serving.open_store import open_store
 
@@ -151,11 +146,16 @@ def test_a_user_may_be_spread_over_the_log_and_an_item_named_twice(personalizer,
 def test_columns_may_have_other_names_and_ids_and_times_be_missing(personalizer, tmp_path):
     rows = [{"who": row["user"], "n": row["id"], "day": row["date"], "t": row["tag"], "x": row["text"]} for row in LOG]
     fields = {"tag": "t", "text": "x"}
-    named = Columns(user="who", item="n", time="day", fields=fields)
+    named = {"user": "who", "item": "n", "time": "day", "fields": fields}
     expected, _ = run(personalizer, [write(tmp_path / "log.jsonl")])
-    store, _ = run(personalizer, [write(tmp_path / "other.parquet", rows)], columns=named)
+    store, _ = run(personalizer, [write(tmp_path / "other.parquet", rows)], **named)
     assert_same(store, expected)
-    bare, _ = run(personalizer, [write(tmp_path / "bare.csv", [rows[0], rows[1], rows[0]])], columns=Columns("who", fields=fields))
+    bare, _ = run(
+        personalizer,
+        [write(tmp_path / "bare.csv", [rows[0], rows[1], rows[0]])],
+        user="who",
+        fields=fields,
+    )
     (persona,) = {rows[0]["who"]: bare.personas[rows[0]["who"]]}.values()
     assert persona.timestamps is None and len({*persona.item_ids}) == len(persona)
     assert sum(map(len, bare.personas.values())) == 2  # the same row twice is one item
@@ -195,7 +195,11 @@ def test_a_job_continues_after_a_full_disk(personalizer, tmp_path, monkeypatch):
     expected, _ = run(personalizer, source)
     encoded = []
     plain = bulk.embed
-    monkeypatch.setattr(bulk, "embed", lambda encoder, texts, *args, **options: encoded.extend(texts) or plain(encoder, texts, *args, **options))
+    monkeypatch.setattr(
+        bulk,
+        "embed",
+        lambda encoder, texts, *args, **options: encoded.extend(texts) or plain(encoder, texts, *args, **options),
+    )
     store = MemoryStore(personalizer.spec, fail_at=12)
     with pytest.raises(OSError, match="No space left"):
         run(personalizer, source, store, markers=markers)
@@ -277,7 +281,9 @@ def test_a_deleted_user_does_not_come_back_with_the_next_run(personalizer, tmp_p
         run(personalizer, [source], store, markers=markers)
         store.delete_user("u1")
         run(personalizer, [write(source, [*LOG, *make_log(items=8, seed=1)])], store, markers=markers)
-        assert store.get("u1") is None or not {*store.get("u1").item_ids} - {f"i{n}" for n in range(56, 60)} - {f"i{n}" for n in range(8)}
+        assert store.get("u1") is None or not {*store.get("u1").item_ids} - {f"i{n}" for n in range(56, 60)} - {
+            f"i{n}" for n in range(8)
+        }
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
@@ -346,33 +352,33 @@ def test_a_bad_row_is_named_or_counted(personalizer, tmp_path, fault, change):
     assert {u: sorted(p.item_ids) for u, p in store.personas.items()} == {
         u: sorted(p.item_ids) for u, p in expected.personas.items()
     }
-    again, report = run(personalizer, source, store, markers=tmp_path / "encoded", skip_bad_rows=True)
+    _, report = run(personalizer, source, store, markers=tmp_path / "encoded", skip_bad_rows=True)
     assert report.done == 60 and report.encoded == 0
 
 
 @pytest.mark.parametrize(
     "columns, message",
     [
-        (Columns(user="who"), r"has no column 'who' \(user\); its columns are 'user', 'id', 'date', 'tag', 'text'"),
-        (Columns(time="when"), r"no column 'when' \(time\)"),
-        (Columns(fields={"text": "body"}), r"no column 'body' \(field text\)"),
-        (Columns(fields={"body": "text"}), "Items of this plug have no field 'body'; their fields are tag, text"),
+        (dict(user="who"), r"has no column 'who' \(user\); its columns are 'user', 'id', 'date', 'tag', 'text'"),
+        (dict(time="when"), r"no column 'when' \(time\)"),
+        (dict(fields={"text": "body"}), r"no column 'body' \(field text\)"),
+        (dict(fields={"body": "text"}), "Items of this plug have no field 'body'; their fields are tag, text"),
     ],
 )
 def test_columns_that_are_not_there(personalizer, tmp_path, columns, message):
     for name in ("log.jsonl", "log.csv"):
         with pytest.raises(DataError, match=message):
-            run(personalizer, [write(tmp_path / name)], columns=columns)
+            run(personalizer, [write(tmp_path / name)], **columns)
 
 
 def test_stores_and_files_that_do_not_fit(personalizer, tmp_path):
     other = MemoryStore(EncoderSpec("other", 12))
-    with pytest.raises(MismatchError, match="The store holds personas of .*open a store of this plug's own"):
+    with pytest.raises(MismatchError, match=r"The store holds personas of .*open a store of this plug's own"):
         run(personalizer, [write(tmp_path / "log.jsonl")], other)
     with pytest.raises(MissingFileError, match=r"no file '.*gone\.csv'"):
         run(personalizer, [tmp_path / "gone.csv"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingFileError, match="holds no .parquet"):
+    with pytest.raises(MissingFileError, match=r"holds no \.parquet"):
         run(personalizer, [tmp_path / "empty"])
     (tmp_path / "log.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match="unknown kind"):

@@ -67,7 +67,9 @@ def test_a_killed_caller_continues(cluster, personalizer, tmp_path):  # noqa: F8
     source, folder = write(tmp_path / "log.parquet", make_log(items=400)), tmp_path / "store"
     command = [sys.executable, "-c", CALLER, personalizer.plug_folder, source, folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as caller:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as caller:
         for _ in range(60):
             assert caller.stdout.readline() == "appended\n"
         caller.send_signal(signal.SIGKILL)

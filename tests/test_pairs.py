@@ -68,7 +68,12 @@ def test_two_rows_answer_questions_without_golds(world, tmp_path):
         {"id": e.id, "user": e.user, "input": e.prompt, "output": None, "profile": e.history}
         for e in (replace(e, target=None) for e in examples)
     ]
-    given = {"data": "unused", "plugs": plugs_of(world)[:1], "vectors": str(world / "vectors"), "output": str(tmp_path)}
+    given = {
+        "data": "unused",
+        "plugs": plugs_of(world)[:1],
+        "vectors": str(world / "vectors"),
+        "output": str(tmp_path),
+    }
     settings = PairsSettings(rows=["no-persona", "pplug"], **given)
     _, printed = quietly(settings, pairs, task=SHELVES, data={"dev": rows})
     written, key = read(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.examples import Source, has_split, is_one_split, read_examples
-from ..data.item_log import Columns, find_files
+from ..data.item_log import find_files
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling import Personalizer
@@ -84,7 +84,10 @@ def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
             personalizer,
             store,
             source,
-            Columns(settings.user, settings.item, settings.time, fields),
+            user=settings.user,
+            item=settings.item,
+            time=settings.time,
+            fields=fields,
             engine=settings.engine,
             workers=settings.workers,
             batch_size=settings.batch_size,

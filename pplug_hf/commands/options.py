@@ -298,17 +298,21 @@ class EncodeSettings:
     history_prompt: str | None = option(None, "Text put in front of items (default: the encoder's own).")
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
     source: list[str] | None = option(
-        None, "Log with one item per row: .parquet, .jsonl, .csv or .tsv files, or folders of them. Encoded as --plug does."
+        None,
+        "Log with one item per row: .parquet, .jsonl, .csv or .tsv files, or folders of them. Encoded as --plug does.",
     )
     store: str | None = option(None, "Store of the personas: a folder, or redis://... of a server.")
     user: str = option("user", "Column with the user.")
-    item: str | None = option(None, "Column with the item's id (default: id if there is one, else a fingerprint of the row).")
+    item: str | None = option(
+        None, "Column with the item's id (default: id if there is one, else a fingerprint of the row)."
+    )
     time: str | None = option(None, "Column with the time (default: date if there is one, else items have no times).")
     fields: list[str] | None = option(
         None, "Columns of the item's fields, each as FIELD=COLUMN (default: columns of the fields' names)."
     )
     bad_rows: Literal["refuse", "skip"] = option(
-        "refuse", "Rows without a user or a text, or with a wrong time: stop at the first, or leave them out and count them."
+        "refuse",
+        "Rows without a user or a text, or with a wrong time: stop at the first, or leave them out and count them.",
     )
     engine: Literal["local", "ray"] = option("local", "Encode on this machine, or on a Ray cluster.")
     workers: int = option(1, "Processes or Ray actors that encode.")

@@ -24,7 +24,9 @@ def pairs(settings: PairsSettings, task: Task | None = None, data: Source | None
     """
     source = settings.data if data is None else data
     if len(set(settings.rows)) != 2:
-        raise ConfigurationError(f"A pair is of two rows, got {' '.join(settings.rows)}: name two, e.g. no-persona NAME.")
+        raise ConfigurationError(
+            f"A pair is of two rows, got {' '.join(settings.rows)}: name two, e.g. no-persona NAME."
+        )
     task, examples = read_questions(settings, task, source, require_outputs=False)
     plugs = parse_plugs(settings.plugs or ())
     methods = methods_of(settings.rows, plugs)

@@ -72,7 +72,11 @@ def find_files(places: Iterable[str | os.PathLike]) -> list[Path]:
     """
     found: list[Path] = []
     for place in map(Path, places):
-        inside = [p for p in sorted(place.iterdir()) if p.name.removesuffix(".gz").endswith(_KINDS)] if place.is_dir() else [place]
+        inside = (
+            [p for p in sorted(place.iterdir()) if p.name.removesuffix(".gz").endswith(_KINDS)]
+            if place.is_dir()
+            else [place]
+        )
         if not inside:
             raise MissingFileError(f"The folder {str(place)!r} holds no .parquet, .jsonl, .csv or .tsv file.")
         for path in inside:
@@ -129,7 +133,7 @@ class _Reader:
         names = {name: name for name in sorted(fields_of(self.template))}
         if unknown := sorted(columns.fields.keys() - names):
             raise DataError(f"Items of this plug have no field {unknown[0]!r}; their fields are {', '.join(names)}.")
-        self.fields = names | columns.fields
+        self.fields = {**names, **columns.fields}
         self.user = columns.user
         self.item = columns.item or ("id" if "id" in first else None)
         self.time = columns.time or ("date" if "date" in first else None)

@@ -54,6 +54,9 @@ def _hash(*parts: Any) -> bytes:
 
 
 def _write_private(path: Path, lines: Iterable[str]) -> None:
-    with atomic_write(path) as staging, open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with (
+        atomic_write(path) as staging,
+        open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
+    ):
         for line in lines:
             file.write(line.encode("utf-8", "replace") + b"\n")

@@ -15,7 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -36,7 +36,7 @@ from ..storage.files import write_text
 from .store import PersonaStore
 
 EngineName: TypeAlias = Literal["local", "ray"]
-Encode: TypeAlias = Callable[[list[str]], Tensor]
+Encode: TypeAlias = Callable[..., Tensor]  # of texts; takes a pool, too
 Read: TypeAlias = Callable[[Path], Iterator[Part]]
 
 
@@ -57,7 +57,9 @@ class BulkReport:
     places: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{self.encoded + self.done + self.faults.total():,} rows: {self.encoded:,} encoded now, {self.done:,} before."]
+        lines = [
+            f"{self.encoded + self.done + self.faults.total():,} rows: {self.encoded:,} encoded now, {self.done:,} before."
+        ]
         lines += [f"{count:,} rows left out ({why}; first {self.places[why]})." for why, count in self.faults.items()]
         return "\n".join(lines)
 
@@ -66,8 +68,11 @@ def encode_items(
     personalizer: Personalizer,
     store: PersonaStore,
     source: Sequence[str | os.PathLike],
-    columns: Columns | None = None,
     *,
+    user: str = "user",
+    item: str | None = None,
+    time: str | None = None,
+    fields: Mapping[str, str] | None = None,
     engine: EngineName = "local",
     workers: int = 1,
     batch_size: int = 64,
@@ -85,7 +90,11 @@ def encode_items(
         personalizer: of the plug; `encode_only` suffices.
         store: of the personas.
         source: files and folders of .parquet, .jsonl, .csv and .tsv files, also gzipped.
-        columns: names of the columns.
+        user: column with the user.
+        item: column with the item's id (default: "id" if there is one, else a fingerprint of the row's fields).
+        time: column with a date or a time (default: "date" if there is one, else items have no times).
+        fields: field of the plug's item template -> column, for columns of another name. The field of a plug without a
+            template is "text".
         engine: "local" encodes on this machine, "ray" on a Ray cluster (or a local one, without RAY_ADDRESS).
         workers: processes, or actors, that encode. One local worker is this process.
         batch_size: texts per forward pass.
@@ -117,6 +126,7 @@ def encode_items(
     files = find_files(source)
     done = _Markers(markers)
     identity = json.dumps([spec.to_dict(), store.namespace, store.tenant_name], sort_keys=True)
+    columns = Columns(user, item, time, fields or {})
     options = {"template": spec.item_template, "columns": columns, "identity": identity, "done": done.names}
     read: Read = partial(read_parts, **options, size=part_size)
     encode = partial(encode_texts, encoder, spec.prompt, batch_size)
@@ -139,14 +149,18 @@ def encode_items(
                 writing.result()
             if part.rows:
                 writing = writer.submit(_write, part, vectors, store, spec, done)
-            bar.total = bar.total and max(0, bar.total - part.done)  # what is done already says nothing of the time left
+            bar.total = bar.total and max(
+                0, bar.total - part.done
+            )  # what is done already says nothing of the time left
             bar.update(len(part.rows))
         if writing is not None:
             writing.result()
     return report
 
 
-def encode_texts(encoder: SentenceTransformer, prompt: str, batch_size: int, texts: list[str], pool: Any = None) -> Tensor:
+def encode_texts(
+    encoder: SentenceTransformer, prompt: str, batch_size: int, texts: list[str], pool: Any = None
+) -> Tensor:
     """Return the vectors [len(texts), D] in fp32, on the CPU; texts of like length share a batch.
 
     Args:
