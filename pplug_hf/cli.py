@@ -24,6 +24,7 @@ _COMMANDS = {
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "pairs": ("pairs", "PairsSettings", "pairs", "write pairs of answers for human judges; needs no gold answers"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "prepare": (
@@ -32,7 +33,12 @@ _COMMANDS = {
         "prepare",
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
-    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
+    "encode": (
+        "encode",
+        "EncodeSettings",
+        "encode",
+        "encode the histories of a data set, or a log of items into a store",
+    ),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
@@ -59,6 +65,7 @@ _POSITIVE = (
     "patience",
     "temperature",
     "top_p",
+    "workers",
 )
 _NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 

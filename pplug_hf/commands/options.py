@@ -179,6 +179,20 @@ class BenchSettings(AnsweringSettings):
     tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
 
 
+@dataclass(kw_only=True)
+class PairsSettings(AnsweringSettings):
+    """Write the answers of two rows side by side for human judges, who do not see which is which; needs no gold answers."""
+
+    GROUPS: ClassVar = {**AnsweringSettings.GROUPS, "output": "rows and results"}
+
+    output: str = required("Folder for pairs.jsonl, key.json and predictions; those that it has are not made again.")
+    rows: list[str] = required("Two rows as in bench, e.g. no-persona NAME.")
+    plugs: list[str] | None = option(None, "Names of plugs, each as NAME=FOLDER.")
+    retriever: str | None = option(
+        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
+    )
+
+
 @dataclass
 class ScoreSettings:
     """Score predictions by LaMP's official rules. Prints JSON and nothing else."""
@@ -265,7 +279,11 @@ class PrepareSettings:
 
 @dataclass
 class EncodeSettings:
-    """Encode the history items of a data set, each distinct text once and never again; or one history of one user."""
+    """Encode the history items of a data set, each distinct text once and never again; or one history of one user; or a log
+    of items of many users into a store.
+    """
+
+    GROUPS: ClassVar = {"data": "data set or one history", "source": "log into a store", "batch_size": "run"}
 
     data: str | None = option(None, "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
     encoder: str | None = option(None, "Frozen sentence encoder: Hub id or local folder.")
@@ -279,8 +297,36 @@ class EncodeSettings:
     )
     labelled_items: bool = option(True, "With the user's own tag or score.")
     history_prompt: str | None = option(None, "Text put in front of items (default: the encoder's own).")
-    batch_size: int = option(64, "Texts per forward pass.")
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+    source: list[str] | None = option(
+        None,
+        "Log with one item per row: .parquet, .jsonl, .csv or .tsv files, or folders of them. Encoded as --plug does.",
+    )
+    store: str | None = option(None, "Store of the personas: a folder, or redis://... of a server.")
+    user: str = option("user", "Column with the user.")
+    item: str | None = option(
+        None, "Column with the item's id (default: id if there is one, else a fingerprint of the row)."
+    )
+    time: str | None = option(None, "Column with the time (default: date if there is one, else items have no times).")
+    fields: list[str] | None = option(
+        None, "Columns of the item's fields, each as FIELD=COLUMN (default: columns of the fields' names)."
+    )
+    bad_rows: Literal["refuse", "skip"] = option(
+        "refuse",
+        "Rows without a user or a text, or with a wrong time: stop at the first, or leave them out and count them.",
+    )
+    engine: Literal["local", "ray"] = option("local", "Encode on this machine, or on a Ray cluster.")
+    workers: int = option(1, "Processes or Ray actors that encode.")
+    tenant: str = option("", "Tenant of the store.")
+    namespace: str | None = option(None, "Namespace of the store (default: the active one).")
+    dtype: Literal["float32", "float16", "int8"] | None = option(
+        None, "Type of the vectors of a new store (default: float16)."
+    )
+    markers: str | None = option(
+        None, "Folder for the names of finished parts, by which a run continues (default: in the folder of the store)."
+    )
+    batch_size: int = option(64, "Texts per forward pass.")
+    device: str | None = option(None, DEVICE)
 
 
 @dataclass
