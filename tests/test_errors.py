@@ -8,7 +8,16 @@ import torch
 
 import pplug_hf.errors
 from pplug_hf import Persona, PPlugConfig
-from pplug_hf.errors import ConfigurationError, DataError, HubError, MismatchError, MissingFileError, PPlugError
+from pplug_hf.errors import (
+    ConfigurationError,
+    DataError,
+    EngineError,
+    HubError,
+    MismatchError,
+    MissingFileError,
+    PPlugError,
+    TimeLimitError,
+)
 
 SECRET = "my secret diary"
 IDS = torch.tensor([[9, 10, 11]])
@@ -22,8 +31,10 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 7
-    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError))
+    assert len(errors) == 10
+    of_engines = {e for e in errors if issubclass(e, EngineError)}
+    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError, *of_engines))
+    assert all(issubclass(e, RuntimeError) for e in of_engines) and issubclass(TimeLimitError, TimeoutError)
     assert issubclass(HubError, OSError)
     assert issubclass(MissingFileError, FileNotFoundError)
 
