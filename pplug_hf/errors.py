@@ -21,6 +21,10 @@ class HubError(PPlugError, OSError):
     """The Hub refuses a request, or fails."""
 
 
+class StoreError(PPlugError, OSError):
+    """A store cannot do its work now: its disk is full, it is busy, or its server does not answer."""
+
+
 class ConfigurationError(PPlugError, ValueError):
     """A setting has a value that cannot work."""
 

@@ -16,6 +16,7 @@ from pplug_hf.errors import (
     MismatchError,
     MissingFileError,
     PPlugError,
+    StoreError,
     TimeLimitError,
 )
 
@@ -31,11 +32,12 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 10
+    assert len(errors) == 11
     of_engines = {e for e in errors if issubclass(e, EngineError)}
-    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError, *of_engines))
+    others = {PPlugError, HubError, StoreError, *of_engines}
+    assert all(issubclass(e, ValueError) for e in errors if e not in others)
+    assert issubclass(HubError, OSError) and issubclass(StoreError, OSError)
     assert all(issubclass(e, RuntimeError) for e in of_engines) and issubclass(TimeLimitError, TimeoutError)
-    assert issubclass(HubError, OSError)
     assert issubclass(MissingFileError, FileNotFoundError)
 
 
