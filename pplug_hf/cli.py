@@ -26,6 +26,7 @@ _COMMANDS = {
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
     "prepare": (
         "prepare",
         "PrepareSettings",
