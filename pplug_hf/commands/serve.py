@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..modeling.prompt_cache import size_in_bytes
 from ..serving.engine import Engine
 from ..serving.open_store import open_store
 from .options import ServeSettings
@@ -19,6 +20,7 @@ def serve(settings: ServeSettings) -> None:
     from ..serving.server import app, limits
     from ..serving.server.api_keys import ApiKeys
 
+    size_in_bytes(settings.prompt_cache)  # raises before anything is loaded
     keys = None if settings.keys is None else ApiKeys.from_file(settings.keys)
     app.check_host(settings.host, keys)
     engine = _engine(settings)
