@@ -67,7 +67,7 @@ _POSITIVE = (
     "time_limit",
     "top_p",
 )
-_NOT_NEGATIVE = ("warmup", "weight_decay")
+_NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -159,7 +159,7 @@ class BenchSettings(AnsweringSettings):
     output: str = required("Folder for predictions, results.json, table.md and pictures.")
     rows: list[str] | None = option(
         None,
-        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
+        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME:strength-1.5 NAME+bm25@1 "
         "(default: those that show what a persona is worth).",
     )
     plugs: list[str] | None = option(
@@ -207,6 +207,7 @@ class GenerateSettings:
     history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
     persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
     query: str | None = option(None, "Query that weights the history items (default: the prompt).")
+    persona_strength: float = option(1.0, "Strength of the persona: 0 is nobody, 1 as trained, more exaggerates.")
     picture: str | None = option(None, "PNG file for the weights of the history items.")
     max_new_tokens: int = option(64, "Maximum answer length in tokens.")
     num_beams: int = option(1, "Beams.")
