@@ -120,7 +120,7 @@ class VllmCore:
         kinds = require("vllm.sampling_params", "vllm", "VllmEngine").RequestOutputKind
         try:
             params = self._vllm.SamplingParams(**options, output_kind=kinds.DELTA if stream else kinds.FINAL_ONLY)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # some of vLLM's own are no ValueError
             raise ConfigurationError(f"vLLM refuses these settings: {error}") from error
         pieces: SimpleQueue[Piece | Exception | None] = SimpleQueue()
         return Work(asyncio.run_coroutine_threadsafe(self._answer(prompt, params, pieces), self._loop), pieces)
