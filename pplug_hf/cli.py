@@ -37,6 +37,12 @@ _COMMANDS = {
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
+    "export-vllm": (
+        "export_vllm",
+        "ExportVllmSettings",
+        "export_vllm",
+        "write what vllm serve needs for a plug: chat template, command line",
+    ),
     "info": ("info", "InfoSettings", "info", "describe a plug folder"),
     "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
@@ -88,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
-        print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
+        print("\n".join(f"  {name:13}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)

@@ -228,7 +228,7 @@ def test_a_persona_with_a_nan_is_refused_before_it_is_batched(llama):
 
 
 def test_a_nan_that_comes_about_later_fails_one_request_alone(llama, monkeypatch):
-    monkeypatch.setattr("pplug_hf.serving.transformers_engine.check_finite", lambda vectors: None)
+    monkeypatch.setattr("pplug_hf.serving.prompts.check_finite", lambda vectors: None)
     user = personas(llama)[0]
     good = Request(tiny.PROMPTS[0], user, sampling=SIX)
     with ThreadPoolExecutor(4) as pool:
@@ -280,7 +280,7 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
 def test_a_request_that_cannot_be_answered_says_why(llama, monkeypatch, request_, error, message):
     monkeypatch.setattr(llama, "max_prompt_tokens", 30)
     if request_.prompt == "":
-        monkeypatch.setattr("pplug_hf.serving.transformers_engine._row_of", lambda *_: type("Row", (), {"ids": []}))
+        monkeypatch.setattr("pplug_hf.serving.transformers_engine.prompt_row", lambda *_: type("Row", (), {"ids": []}))
     with pytest.raises(error, match=message):
         llama.generate([request_])
 

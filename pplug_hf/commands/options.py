@@ -351,6 +351,21 @@ class InfoSettings:
 
 
 @dataclass
+class ExportVllmSettings:
+    """Write what `vllm serve` needs for a plug: a chat template, a page with the command line, and perhaps a soft prompt."""
+
+    GROUPS: ClassVar = {"plug": "plug", "history": "a soft prompt"}
+
+    plug: str = required("Plug folder or Hub id.")
+    output: str = required("Folder for chat_template.jinja, README.md and soft_prompts.safetensors.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
+    query: str | None = option(None, "Query that weights the items of this user.")
+
+
+@dataclass
 class PushSettings:
     """Upload a plug, its vocabulary and its card to the Hub, in one commit."""
 

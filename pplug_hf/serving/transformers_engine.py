@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from ..chats import last_user_text, text_of
 from ..errors import ConfigurationError, DataError, EngineBusyError, EngineError, PPlugError
 from ..modeling import Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
-from ..modeling.encoders import check_finite
-from ..modeling.persona import check_spec
 from ..modeling.prefix import position_limit
 from ..modeling.prompt_cache import PromptCache, size_in_bytes
-from ..processing import PPlugProcessor, Row
+from ..processing import PPlugProcessor
 from .engine import Answer, Engine, Request, Sampling
+from .prompts import check_persona, check_sampling, prompt_row, query_of
 from .row_sampling import RowSampling
 from .running import Running
 
@@ -208,20 +206,12 @@ class TransformersEngine(Engine):
         if name not in self.model.plugs:
             raise ConfigurationError(f"There is no plug {name!r}; there are {', '.join(self.plugs)}.")
         config = self.model.plugs[name]
-        query = request.query or (
-            request.prompt if isinstance(request.prompt, str) else last_user_text(request.prompt)
-        )
         if persona is not None:
-            if not isinstance(persona, Persona):
-                raise DataError(f"A request's persona is a Persona, got {type(persona).__name__}: encode the history.")
-            check_spec(persona, self.model.personalizers[name].spec)
-            check_finite(persona.vectors)
-            if not query.strip():
-                raise DataError("The query is empty, and the persona is weighted by it: pass query=<text>.")
-        _check_sampling(sampling)
+            check_persona(request, self.model.personalizers[name])
+        check_sampling(sampling)
         processor = PPlugProcessor.from_config(config, self._processor.tokenizer)
         with self._tokenising:
-            row = _row_of(processor, request.prompt)
+            row = prompt_row(processor, self.model.backbone.config, request.prompt)
         if not row.ids:
             raise DataError("The prompt is empty.")
         if len(row.ids) > self.max_prompt_tokens:
@@ -234,7 +224,7 @@ class TransformersEngine(Engine):
             if room < 1 or (behind and len(row.ids) + soft > self._limit):
                 raise DataError(f"The prompt has {len(row.ids)} tokens, and the model reads {self._limit}.")
             limit = min(limit, room)
-        request = replace(request, query=query)
+        request = replace(request, query=query_of(request))
         plug = None if persona is None else name
         return Running(request, row.ids, row.position, plug, soft, limit, self.time_limit, streams)
 
@@ -341,38 +331,6 @@ class _Progress(StoppingCriteria):
             if not row.is_over():
                 row.take(token, self.ends, self.decode)
         return torch.tensor([row.ended for row in self.rows], device=input_ids.device)
-
-
-def _row_of(processor: PPlugProcessor, prompt: Any) -> Row:
-    """Return a prompt as tokens, with the place of its soft prompt, written as the plug's training did."""
-    if not isinstance(prompt, str) and processor.chat:
-        system = {"role": "system", "content": processor.system}
-        has_system = prompt[0].get("role") in ("system", "developer") or not processor.system
-        batch = processor.apply_chat_template(
-            [*prompt] if has_system else [system, *prompt], add_generation_prompt=True
-        )
-        return Row(batch["input_ids"][0].tolist(), int(batch["persona_position"][0]), [])
-    text = prompt if isinstance(prompt, str) else "\n".join(map(text_of, prompt))
-    (row,) = processor.rows([text])
-    if processor.chat or processor.is_encoder_decoder:
-        return row
-    if processor.placement == "answer":
-        return row._replace(position=len(row.ids))
-    return row._replace(position=int(row.ids[:1] == [processor.tokenizer.bos_token_id]))
-
-
-def _check_sampling(chosen: Sampling) -> None:
-    """Refuse settings that mean nothing."""
-    for name, value, is_right, wanted in (
-        ("max_new_tokens", chosen.max_new_tokens, chosen.max_new_tokens >= 1, "at least 1"),
-        ("temperature", chosen.temperature, 0 <= chosen.temperature < float("inf"), "at least 0"),
-        ("top_p", chosen.top_p, 0 < chosen.top_p <= 1, "above 0 and at most 1"),
-        ("top_k", chosen.top_k, chosen.top_k >= 0, "at least 0"),
-        ("repetition_penalty", chosen.repetition_penalty, chosen.repetition_penalty > 0, "above 0"),
-        ("stop", chosen.stop, all(chosen.stop) and not isinstance(chosen.stop, str), "texts that are not empty"),
-    ):
-        if not is_right:
-            raise ConfigurationError(f"{name} must be {wanted}, got {value!r}.")
 
 
 def _as_ours(error: Exception) -> Exception:
