@@ -27,6 +27,7 @@ _COMMANDS = {
     "pairs": ("pairs", "PairsSettings", "pairs", "write pairs of answers for human judges; needs no gold answers"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
     "prepare": (
         "prepare",
         "PrepareSettings",
@@ -42,6 +43,12 @@ _COMMANDS = {
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
+    "export-vllm": (
+        "export_vllm",
+        "ExportVllmSettings",
+        "export_vllm",
+        "write what vllm serve needs for a plug: chat template, command line",
+    ),
     "info": ("info", "InfoSettings", "info", "describe a plug folder"),
     "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
@@ -57,13 +64,19 @@ _POSITIVE = (
     "gradient_accumulation",
     "learning_rate",
     "logging_steps",
+    "max_batch",
+    "max_body",
+    "max_items",
     "max_length",
     "max_new_tokens",
+    "max_prompt_tokens",
+    "max_queue",
     "max_steps",
     "max_target_length",
     "num_beams",
     "patience",
     "temperature",
+    "time_limit",
     "top_p",
     "workers",
 )
@@ -88,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
-        print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
+        print("\n".join(f"  {name:13}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)

@@ -239,6 +239,35 @@ class GenerateSettings:
 
 
 @dataclass
+class ServeSettings:
+    """Serve an OpenAI-compatible API with the personas of a store. Listens on this machine alone, unless there are keys."""
+
+    GROUPS: ClassVar = {"plugs": "model", "host": "server", "max_new_tokens": "limits"}
+
+    plug: str = required("Plug folder or Hub id: the model that answers unless a request names another.")
+    store: str = required("Folder of the personas, made if it does not exist; or redis://... of a server.")
+    plugs: list[str] | None = option(None, "More plugs of the same language model and encoder, each as NAME=FOLDER.")
+    engine: Literal["transformers", "vllm"] = option("transformers", "What runs the language model.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    device: str | None = option(None, DEVICE)
+    temperature: float | None = option(
+        None, "Temperature of requests that name none (default: take the likeliest token)."
+    )
+    prompt_cache: str = option("256MB", "Memory for the states of prompts, for plugs with placement answer; 0: none.")
+    host: str = option("127.0.0.1", "Address to listen on; another than this machine's own needs --keys.")
+    port: int = option(8000, "Port; 0 takes a free one.")
+    keys: str | None = option(None, "JSON file with the tenant of each API key's SHA-256 (default: no keys).")
+    max_new_tokens: int = option(512, "Maximum answer length in tokens.")
+    max_prompt_tokens: int = option(2048, "Maximum prompt length in tokens.")
+    max_batch: int = option(32, "Requests that are answered at once.")
+    max_queue: int = option(256, "Requests that may wait; more get 429.")
+    max_items: int = option(10_000, "Maximum number of items of a user.")
+    max_body: int = option(4_194_304, "Maximum bytes of a request.")
+    time_limit: float = option(60.0, "Seconds from a request to the end of its answer.")
+
+
+@dataclass
 class DemoSettings:
     """Train a tiny plug on synthetic readers, compare it with its ablations, save it and load it in a new process."""
 
@@ -365,6 +394,21 @@ class InfoSettings:
     """Say what is in a plug: its parts, its choices and its size."""
 
     plug: str = required("Plug folder or Hub id.")
+
+
+@dataclass
+class ExportVllmSettings:
+    """Write what `vllm serve` needs for a plug: a chat template, a page with the command line, and perhaps a soft prompt."""
+
+    GROUPS: ClassVar = {"plug": "plug", "history": "a soft prompt"}
+
+    plug: str = required("Plug folder or Hub id.")
+    output: str = required("Folder for chat_template.jinja, README.md and soft_prompts.safetensors.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
+    query: str | None = option(None, "Query that weights the items of this user.")
 
 
 @dataclass
