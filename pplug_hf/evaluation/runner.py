@@ -139,7 +139,9 @@ class Runner:
         if weights is not None and (profile := weight_profile(weights, self.examples)) is not None:
             about["weights"] = profile
         answers = {e.id: text for e, text in zip(self.examples, texts, strict=True)}
-        return Prediction(row, number, key, about, answers, file_name(row, number if method.folder else None))
+        return Prediction(
+            row, number, key, about, answers, file_name(row, number if method.folder or number else None)
+        )
 
     def _key(self, row: str, method: Method) -> dict[str, Any]:
         """Return everything that determines the answers of a method, as JSON takes it."""

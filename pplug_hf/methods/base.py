@@ -109,11 +109,13 @@ class Retrieval(Method):
         retriever: name of a ranker in `retrievers.py`.
         k: items per prompt; a shorter history is used whole.
         turns: show them to a chat model as earlier turns, each with the user's own answer.
+        draw: of random items, which of several draws.
     """
 
     retriever: str
     k: int
     turns: bool = False
+    draw: int = 0
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -130,7 +132,7 @@ class Retrieval(Method):
 
     def items(self, examples: Sequence[Example], resources: Resources) -> list[list[dict[str, str]]]:
         """Return the retrieved items of each example, best first."""
-        orders = resources.ranking(self.retriever, examples)
+        orders = resources.ranking(self.retriever, examples, self.draw)
         return [[e.history[i] for i in order[: self.k]] for e, order in zip(examples, orders, strict=True)]
 
     def inputs(
@@ -172,5 +174,5 @@ class Retrieval(Method):
 
     def key(self, resources: Resources) -> dict[str, Any]:
         if self.retriever == "random":
-            return {"seed": resources.seed}
+            return {"seed": resources.seed + self.draw}
         return {"retriever": resources.dense_key()} if self.retriever == "dense" else {}

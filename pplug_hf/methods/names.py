@@ -57,11 +57,11 @@ def register_method(name: str, factory: Callable[[], Method]) -> None:
     Raises:
         ConfigurationError: the name cannot be one, or is taken.
     """
-    _check_name(name, "register_method")
+    check_name(name, "register_method")
     METHODS[name] = factory
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name) or name in (*METHODS, *RANKERS):
         raise ConfigurationError(
             f"{where} got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
@@ -188,7 +188,7 @@ def parse_plugs(texts: Iterable[str]) -> dict[str, list[str]]:
             raise ConfigurationError(
                 f"--plugs got {text!r}: write NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one row."
             )
-        _check_name(name, "--plugs")
+        check_name(name, "--plugs")
         own = plugs.setdefault(name, [])
         if twice := [place for place in found if place in own or found.count(place) > 1]:
             raise ConfigurationError(f"--plugs {name} names {twice[0]!r} twice; a seed counts once.")

@@ -202,11 +202,11 @@ class Resources:
             lambda: VectorStore(encoder, prompt, self.vectors, task),
         )
 
-    def ranking(self, name: str, examples: Sequence[Example]) -> list[list[int]]:
-        """Return all positions of each history in a ranker's order; worked out once."""
+    def ranking(self, name: str, examples: Sequence[Example], draw: int = 0) -> list[list[int]]:
+        """Return all positions of each history in a ranker's order, of random ones in any of several; worked out once."""
 
         def rank() -> list[list[int]]:
-            options: dict[str, Any] = {"seed": self.seed} if name == "random" else {}
+            options: dict[str, Any] = {"seed": self.seed + draw} if name == "random" else {}
             if name == "dense":
                 encoder, template, items, queries = self._dense()
                 options = {"store": self.store(encoder, items), "item_template": template, "query_prompt": queries}
@@ -214,7 +214,7 @@ class Resources:
             ranker.prepare(examples)
             return [ranker.rank(e) for e in tqdm(examples, desc=f"Ranking by {name}")]
 
-        return self.once(("ranking", name), rank, examples)
+        return self.once(("ranking", name, draw), rank, examples)
 
     def dense_key(self) -> dict[str, Any]:
         """Return what determines the order of dense retrieval, as JSON takes it."""
