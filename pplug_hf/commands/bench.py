@@ -21,7 +21,6 @@ from ..evaluation.pools import Pool, add_pool, chance_runs, check_pool, parse_po
 from ..evaluation.predictions import (
     Prediction,
     check_together,
-    data_digest,
     git_commit,
     read_predictions,
     versions,
@@ -29,7 +28,8 @@ from ..evaluation.predictions import (
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
-from ..methods.names import canonical, default_rows, methods_of, parse_plugs, reference_of
+from ..methods.digests import data_digest
+from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of
 from ..methods.persona import Plug
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
@@ -40,7 +40,7 @@ from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .options import AnsweringSettings, BenchSettings
 
-_TRAINED = {"plug", "training", "trained"}  # in the keys of rows that training made
+_TRAINED = {"plug", "training", "artefact"}  # in the keys of rows that training made
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
 
 
@@ -62,6 +62,7 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     source = settings.data if data is None else data
     task, examples = read_questions(settings, task, source)
     plugs = parse_plugs(settings.plugs or ())
+    trained = parse_trained(settings.trained or (), plugs)
     if settings.show_history is not None:
         _check_show_history(settings, examples)
     pools = parse_pools(settings.oracle or ())
@@ -72,19 +73,19 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     rows, training = settings.rows, []
     if rows is None:
         training = read_training(settings, task, source) if has_labels else []
-        options = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
+        options: dict[str, Any] = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
         users = len({e.user for e in examples})
         if plugs and users < 2:
             print("Left out: the row with another user's history (it needs a second user).")
-        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), **options)
-    methods = methods_of([*rows, *(row for pool in pools for row in pool.rows)], plugs)
-    pools = [replace(pool, rows=tuple(methods_of(pool.rows, plugs))) for pool in pools]  # bm25@04 is bm25@4
+        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), trained=trained, **options)
+    methods = methods_of([*rows, *(row for pool in pools for row in pool.rows)], plugs, trained)
+    pools = [replace(pool, rows=tuple(methods_of(pool.rows, plugs, trained))) for pool in pools]  # bm25@04 is bm25@4
     with suppress(ConfigurationError):  # of a task whose items have no form in a prompt
         methods |= chance_runs(pools, task)
     if not training and any("training" in method.needs for method, *_ in methods.values()):
         training = read_training(settings, task, source)
     reference = reference_of(settings.reference, list(methods), plugs)
-    resources, made = answer_rows(settings, task, examples, plugs, methods, training)
+    resources, made = answer_rows(settings, task, examples, plugs, methods, training, trained)
     comparison = _finish(settings, task, source, examples, made, reference, pools)
     if settings.show_history is not None:
         method = methods[reference][0]
@@ -124,6 +125,7 @@ def answer_rows(
     plugs: dict[str, list[str]],
     methods: Mapping[str, Sequence[Method]],
     training: Sequence[Example],
+    trained: dict[str, list[str]] | None = None,
 ) -> tuple[Resources, list[Prediction]]:
     """Check everything, print warnings, then answer what the output folder does not have.
 
@@ -131,9 +133,20 @@ def answer_rows(
         What the methods shared, and the predictions of all seeds of all rows.
     """
     decoding = Decoding(**{f.name: getattr(settings, f.name) for f in fields(Decoding)})
-    own = ("backbone", "backbone_dtype", "chat", "system", "device", "batch_size", "retriever", "seed", "vectors")
+    own = (
+        "backbone",
+        "backbone_dtype",
+        "chat",
+        "system",
+        "device",
+        "batch_size",
+        "retriever",
+        "seed",
+        "vectors",
+        "fuse",
+    )
     given = {name: getattr(settings, name) for name in own if hasattr(settings, name)}
-    resources = Resources(task, plugs, decoding=decoding, **given)
+    resources = Resources(task, plugs, trained=trained or {}, decoding=decoding, **given)
     output: str | None = getattr(settings, "output", None)
     runner = Runner(resources, examples, training, None if output is None else Path(output) / "predictions")
     runner.check(methods)
@@ -182,7 +195,7 @@ def _finish(
     """Write and print the numbers of the predictions."""
     check_together(chosen, data_digest(task, examples, answers=False), examples)
     known: set[str] = set()
-    if settings.split != "train" and any(_TRAINED & made.key.keys() for made in chosen):
+    if settings.split != "train" and any(_was_trained(made.key) for made in chosen):
         with suppress(DataError):  # a train split that cannot be read is no reason to lose the table
             known = {e.user for e in read_training(settings, task, source)}
     comparison = Comparison(task, examples, reference, full=True, trained_users=known)
@@ -210,6 +223,11 @@ def _finish(
         print(f"Private, with scores of single users: {output / 'pairs.json'}")
     print(f"\n{text}\nIn {settings.output}: table.md, results.json, predictions.")
     return comparison
+
+
+def _was_trained(key: Mapping[str, Any]) -> bool:
+    """Return true if a key says that its answers depend on training."""
+    return any(name in _TRAINED or (isinstance(value, dict) and _was_trained(value)) for name, value in key.items())
 
 
 def _backbone(settings: BenchSettings) -> str | None:
