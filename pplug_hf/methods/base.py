@@ -36,6 +36,7 @@ class Method:
     """Base class: override `inputs` or `answer`, and what else differs."""
 
     folder: str = ""  # where its trained part is, if it has one; several seeds are several methods of one name
+    reads_answers: ClassVar[bool] = False  # those of other rows, which are made before it answers
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -32,7 +32,7 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.task import Task
 from .artefacts import Artefact, class_of, read_artefact
 from .decoding import Answers, ModelInputs, answer
-from .digests import backbone_digest, task_digest
+from .digests import backbone_digest, json_digest, task_digest
 from .retrievers import RANKERS, Ranker, get_ranker
 
 T = TypeVar("T")
@@ -297,6 +297,17 @@ class Resources:
         return self.encoder(None), None, prompts.get("document") or "", prompts.get("query") or ""
 
     # ---- answers ---------------------------------------------------------------------------------------------
+
+    def answers(self, row: str, method: Any, examples: Sequence[Example], make: Callable[[], list[str]]) -> list[str]:
+        """Return the answers of a row's method, those that are there or what `make` returns.
+
+        Args:
+            row: its name.
+            method: whose key says if answers are the same.
+            examples: n of them.
+            make: makes the answers.
+        """
+        return self.once(("answers", row, json_digest(method.key(self))), make, examples)
 
     def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
         """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
