@@ -56,6 +56,7 @@ _POSITIVE = (
     "epochs",
     "evaluations_per_epoch",
     "gradient_accumulation",
+    "head_learning_rate",
     "learning_rate",
     "logging_steps",
     "max_length",
@@ -68,6 +69,7 @@ _POSITIVE = (
     "questions_per_step",
     "target_temperature",
     "temperature",
+    "text_length",
     "top_p",
 )
 _NOT_NEGATIVE = ("warmup", "weight_decay")

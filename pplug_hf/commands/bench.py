@@ -17,7 +17,7 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison, to_json
 from ..evaluation.plots import plot_weights
-from ..evaluation.pools import Pool, add_pool, chance_runs, check_pool, parse_pools
+from ..evaluation.pools import Pool, add_pool, chance_runs, check_pool, parse_pools, pools_of
 from ..evaluation.predictions import (
     Prediction,
     check_together,
@@ -203,7 +203,7 @@ def _finish(
     for made in chosen:
         comparison.add(made.row, [made.answers[e.id] for e in examples])
         runs.setdefault(made.row, []).append({"key": made.key, "about": made.about})
-    found = [add_pool(comparison, pool, settings.seed) for pool in pools]
+    found = [add_pool(comparison, pool, settings.seed, choosers) for pool, choosers in pools_of(chosen, pools).items()]
     weights = {row: [run["about"].get("weights") for run in found] for row, found in runs.items()}
     results = {
         **comparison.results(),

@@ -24,6 +24,7 @@ from ..methods.base import Method, Retrieval
 from ..methods.names import check_name, name_of
 from ..tasks.task import Task, higher_is_better
 from .compare import Comparison
+from .predictions import Prediction
 
 _RANDOM = Retrieval("random", 4)
 CHANCE = name_of(_RANDOM)  # the row whose runs differ by chance alone
@@ -72,6 +73,23 @@ def chance_runs(pools: Sequence[Pool], task: Task) -> dict[str, list[Method]]:
     task.prompt_format  # noqa: B018 - raises if there is none
     most = max((len(pool.rows) for pool in pools), default=0)
     return {CHANCE: [replace(_RANDOM, draw=draw) for draw in range(most)]} if pools else {}
+
+
+def pools_of(predictions: Sequence[Prediction], asked: Iterable[Pool]) -> dict[Pool, list[str]]:
+    """Return the pools that were asked for, and those of selectors in a table, with the selectors that choose from each.
+
+    Args:
+        predictions: of all rows. A selector whose pool is not in the table has no bounds.
+        asked: pools of one's own; a selector that chooses from the same rows is compared with these bounds.
+    """
+    rows = list(dict.fromkeys(made.row for made in predictions))
+    found: dict[Pool, list[str]] = {pool: [] for pool in asked}
+    keys = {made.row: made.key.get("pool") for made in predictions}
+    for row, known in keys.items():
+        if known and set(known) <= set(rows):
+            same = next((pool for pool in found if set(pool.rows) == set(known)), Pool(row, tuple(known)))
+            found.setdefault(same, []).append(row)
+    return found
 
 
 def check_pool(pool: Pool, rows: Sequence[str]) -> None:

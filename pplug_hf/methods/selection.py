@@ -217,9 +217,9 @@ class SelectionTraining:
 
 def train_selection(
     model: SelectionModel,
-    texts: Sequence[Sequence[str]],
+    texts: list[list[str]],
     rewards: Tensor,
-    held_texts: Sequence[Sequence[str]],
+    held_texts: list[list[str]],
     held_rewards: Tensor,
     settings: SelectionTraining,
 ) -> list[dict[str, float]]:
@@ -246,7 +246,7 @@ def train_selection(
                 f"For all {of} questions {part}, every row of the pool is equally good, so there is nothing to choose: take "
                 "rows that answer differently, or more questions."
             )
-    asked: list[Sequence[str]] = [held_texts[i] for i in held]
+    asked = [held_texts[i] for i in held]
     rows = [
         {"params": [p for p in model.encoder.parameters() if p.requires_grad], "lr": settings.learning_rate},
         {"params": model.head.parameters(), "lr": settings.head_learning_rate},
