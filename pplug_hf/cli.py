@@ -69,6 +69,7 @@ _POSITIVE = (
     "epochs",
     "evaluations_per_epoch",
     "gradient_accumulation",
+    "head_learning_rate",
     "learning_rate",
     "logging_steps",
     "max_batch",
@@ -86,6 +87,7 @@ _POSITIVE = (
     "questions_per_step",
     "target_temperature",
     "temperature",
+    "text_length",
     "time_limit",
     "top_p",
     "workers",
@@ -129,7 +131,7 @@ def _run(arguments: list[str]) -> int:
         # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
         own = [f for kind in kinds[1:] for f in fields(kind)]
         further = {f.name: values[f.name] for f in own if values[f.name] != f.default}
-        _check_numbers(chosen)
+        _check_numbers(values)
         _check_places(values)
         command = importlib.import_module(f"{__package__}.commands.{_COMMANDS[arguments[0]][0]}")
         getattr(command, function)(chosen, **further)
@@ -261,9 +263,9 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
     return [text for name, value in settings for text in (f"--{name}", str(value))]
 
 
-def _check_numbers(settings: Any) -> None:
+def _check_numbers(values: Mapping[str, Any]) -> None:
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = getattr(settings, name, None)
+        value = values.get(name)
         if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
             bound = "greater than 0" if name in _POSITIVE else "at least 0"
             raise ConfigurationError(f"--{name} must be {bound}, got {value}.")

@@ -179,6 +179,14 @@ class BenchSettings(AnsweringSettings):
     retriever: str | None = option(
         None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
     )
+    oracle: list[str] | None = option(
+        None,
+        "Rows to choose from, as ROW,ROW or NAME=ROW,ROW: also show the score of the best of their answers to each "
+        "question, of the worst and of any, beside what chance alone gives (as many draws of random@4, which are answered).",
+    )
+    pairs: bool = option(
+        False, "Also write pairs.json, with each user's scores under a hash instead of a name: keep it private."
+    )
     show_history: str | None = option(
         None,
         "Also draw the weight of each history item of the question with this id, with the user's texts: keep that "

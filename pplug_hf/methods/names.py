@@ -66,11 +66,11 @@ def register_method(name: str, factory: Callable[[], Method]) -> None:
     Raises:
         ConfigurationError: the name cannot be one, or is taken.
     """
-    _check_name(name, "register_method")
+    check_name(name, "register_method")
     METHODS[name] = factory
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name) or name in (*METHODS, *RANKERS):
         raise ConfigurationError(
             f"{where} got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
@@ -287,7 +287,7 @@ def _named_folders(texts: Iterable[str], option: str) -> dict[str, list[str]]:
             raise ConfigurationError(
                 f"{option} got {text!r}: write NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one row."
             )
-        _check_name(name, option)
+        check_name(name, option)
         own = named.setdefault(name, [])
         if twice := [place for place in found if place in own or found.count(place) > 1]:
             raise ConfigurationError(f"{option} {name} names {twice[0]!r} twice; a seed counts once.")
