@@ -19,7 +19,6 @@ from ..evaluation.plots import plot_weights
 from ..evaluation.predictions import (
     Prediction,
     check_together,
-    data_digest,
     git_commit,
     read_predictions,
     versions,
@@ -27,7 +26,8 @@ from ..evaluation.predictions import (
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
-from ..methods.names import canonical, default_rows, methods_of, parse_plugs, reference_of
+from ..methods.digests import data_digest
+from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of
 from ..methods.persona import Plug
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
@@ -58,6 +58,7 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     source = settings.data if data is None else data
     task, examples = read_questions(settings, task, source)
     plugs = parse_plugs(settings.plugs or ())
+    trained = parse_trained(settings.trained or (), plugs)
     if settings.show_history is not None:
         _check_show_history(settings, examples)
     if settings.tables_only:
@@ -67,16 +68,16 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     rows, training = settings.rows, []
     if rows is None:
         training = read_training(settings, task, source) if has_labels else []
-        options = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
+        options: dict[str, Any] = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
         users = len({e.user for e in examples})
         if plugs and users < 2:
             print("Left out: the row with another user's history (it needs a second user).")
-        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), **options)
-    methods = methods_of(rows, plugs)
+        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), trained=trained, **options)
+    methods = methods_of(rows, plugs, trained)
     if not training and any("training" in method.needs for method, *_ in methods.values()):
         training = read_training(settings, task, source)
     reference = reference_of(settings.reference, list(methods), plugs)
-    resources, made = answer_rows(settings, task, examples, plugs, methods, training)
+    resources, made = answer_rows(settings, task, examples, plugs, methods, training, trained)
     comparison = _finish(settings, task, examples, made, reference)
     if settings.show_history is not None:
         method = methods[reference][0]
@@ -116,6 +117,7 @@ def answer_rows(
     plugs: dict[str, list[str]],
     methods: Mapping[str, Sequence[Method]],
     training: Sequence[Example],
+    trained: dict[str, list[str]] | None = None,
 ) -> tuple[Resources, list[Prediction]]:
     """Check everything, print warnings, then answer what the output folder does not have.
 
@@ -123,9 +125,20 @@ def answer_rows(
         What the methods shared, and the predictions of all seeds of all rows.
     """
     decoding = Decoding(**{f.name: getattr(settings, f.name) for f in fields(Decoding)})
-    own = ("backbone", "backbone_dtype", "chat", "system", "device", "batch_size", "retriever", "seed", "vectors")
+    own = (
+        "backbone",
+        "backbone_dtype",
+        "chat",
+        "system",
+        "device",
+        "batch_size",
+        "retriever",
+        "seed",
+        "vectors",
+        "fuse",
+    )
     given = {name: getattr(settings, name) for name in own if hasattr(settings, name)}
-    resources = Resources(task, plugs, decoding=decoding, **given)
+    resources = Resources(task, plugs, trained=trained or {}, decoding=decoding, **given)
     output: str | None = getattr(settings, "output", None)
     runner = Runner(resources, examples, training, None if output is None else Path(output) / "predictions")
     runner.check(methods)

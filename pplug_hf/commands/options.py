@@ -167,6 +167,14 @@ class BenchSettings(AnsweringSettings):
         "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name instruction-only is for "
         "plugs trained with --use_history False.",
     )
+    trained: list[str] | None = option(
+        None, "Names of what `pplug-hf fit` trained, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds."
+    )
+    fuse: list[str] | None = option(
+        None,
+        "Rankers that the rows rrf@K fuse, trained ones (their first seed) included (default: recency, bm25 and, with an "
+        "encoder, dense).",
+    )
     reference: str | None = option(None, "Row that the others are compared with (default: the first plug's own).")
     retriever: str | None = option(
         None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."

@@ -22,12 +22,11 @@ from tqdm import tqdm
 from ..data.records import Example
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..methods.base import Method
+from ..methods.digests import data_digest, differences
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
 from .predictions import (
     Prediction,
-    data_digest,
-    differences,
     file_name,
     git_commit,
     read_predictions,
