@@ -151,7 +151,7 @@ def fit_adapters(
         raise DataError("No user has an item to train on: they lack an answer, or the questions ask for them.")
     others = _other_questions(train, asked, questions, task.is_free_text, fit) if fit.kind == "oppu" else []
     model, processor = resources.language_model, resources.processor
-    digest = backbone_digest(model, processor.tokenizer)
+    digest = resources.backbone_digest
     run = {
         **asdict(fit),
         "task": json_digest([task.identity, task.own_prompt, task.own_answer]),
@@ -223,7 +223,9 @@ class _Fitting:
                     weights,
                     examples,
                     self.fit.private,
-                    seed=int.from_bytes(hashlib.sha256(f"{self.fit.seed}/{user}".encode("utf-8", "surrogatepass")).digest()[:6]),
+                    seed=int.from_bytes(
+                        hashlib.sha256(f"{self.fit.seed}/{user}".encode("utf-8", "surrogatepass")).digest()[:6]
+                    ),
                     max_length=self.fit.max_length,
                     start=self._start(own),
                 )

@@ -26,7 +26,6 @@ from ..optional import require
 from .adapter_fit import SHARED, TRAINING, USERS, item_hash, open_weights, user_hash
 from .base import Plain, Trained
 from .decoding import Answers, ModelInputs, shuffle_histories
-from .digests import backbone_digest
 from .private_prompt import PrivatePrompt
 from .resources import Resources
 
@@ -80,8 +79,7 @@ class UserAdapters(Trained):
     def _check_language_model(self, resources: Resources) -> None:
         """Refuse a language model, or a form of its prompts, that is not the one of the training."""
         artefact, processor = resources.artefact(self.folder), resources.processor
-        digest = resources.once("backbone digest", lambda: backbone_digest(resources.language_model, processor.tokenizer))
-        if artefact.settings["backbone"] != digest:
+        if artefact.settings["backbone"] != resources.backbone_digest:
             raise MismatchError(
                 f"{str(artefact.folder)!r} was trained on another language model, or in another data type: name that one, or "
                 "train weights for this one."
@@ -113,7 +111,12 @@ class UserAdapters(Trained):
         return Answers([texts[row] for row in range(len(examples))], counts)
 
     def about(self, resources: Resources) -> dict[str, Any]:
-        return {"adapters": {**resources.artefact(self.folder).about, "items": resources.artefact(self.folder).settings["items"]}}
+        return {
+            "adapters": {
+                **resources.artefact(self.folder).about,
+                "items": resources.artefact(self.folder).settings["items"],
+            }
+        }
 
     def _places(self, examples: Sequence[Example], resources: Resources) -> list[str | None]:
         """Return the folder of the weights that answer each example; None for those that all users share."""

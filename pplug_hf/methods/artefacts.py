@@ -35,7 +35,9 @@ FORMAT = 1
 FILE, UNFINISHED = "method.json", "unfinished.json"
 
 # Kind -> its class, or where it is: a `Ranker` with `load(artefact, resources)`, or a subclass of `Trained`.
-KINDS: dict[str, type | str] = {}
+KINDS: dict[str, type | str] = {
+    **dict.fromkeys(("ftp", "oppu", "user-tokens"), "pplug_hf.methods.adapters:UserAdapters"),
+}
 
 
 def register_kind(kind: str, made_by: type | str) -> None:

@@ -82,7 +82,7 @@ def answer(
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
         labels: Answer with one of these and nothing else, see `methods/constrained.py`. Default: with anything.
-        description: Title of the progress bar.
+        description: Title of the progress bar; "" shows none.
 
     Returns:
         One answer per prompt, in their order.
@@ -212,7 +212,7 @@ def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; give at least 1.")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-    with tqdm(total=len(texts), desc=description) as bar:
+    with tqdm(total=len(texts), desc=description, disable=not description) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             yield rows

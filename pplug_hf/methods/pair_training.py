@@ -82,15 +82,15 @@ def train_on_pairs(
         Facts about it; the result is in `weights`.
     """
     weights.reset(seed, start)
-    optimizer = torch.optim.AdamW(
-        weights.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    optimizer = torch.optim.AdamW(weights.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
     batches = -(-len(pairs) // training.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(training, step, batches))
     rng, means, steps = random.Random(seed), [], 0
-    with torch.enable_grad(), torch.random.fork_rng(), tqdm(
-        total=training.epochs * batches, desc=description, disable=not description
-    ) as bar:
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(),
+        tqdm(total=training.epochs * batches, desc=description, disable=not description) as bar,
+    ):
         torch.manual_seed(seed)
         weights.training(True)
         for _ in range(training.epochs):
@@ -131,9 +131,7 @@ def eager_attention(language_model: Any) -> Iterator[None]:
             language_model.set_attn_implementation(before)
 
 
-def _batches(
-    pairs: Sequence[tuple[str, str]], batch_size: int, rng: random.Random
-) -> Iterator[list[tuple[str, str]]]:
+def _batches(pairs: Sequence[tuple[str, str]], batch_size: int, rng: random.Random) -> Iterator[list[tuple[str, str]]]:
     """Yield all pairs once, in batches of similar length and in random order."""
     order = rng.sample(range(len(pairs)), len(pairs))
     order.sort(key=lambda row: len(pairs[row][0]) // 64)  # stable: in a group of lengths the order is random

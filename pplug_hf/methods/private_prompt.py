@@ -87,7 +87,7 @@ class PrivatePrompt(PrivateWeights):
         return self.model(**batch).loss
 
     def generate(self, inputs: ModelInputs, resources: Resources) -> Answers:
-        return resources.generate(inputs, self.model)
+        return resources.generate(inputs, self.model, description="")
 
     def training(self, mode: bool) -> None:
         self.model.train(mode)

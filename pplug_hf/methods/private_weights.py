@@ -99,7 +99,7 @@ class PrivateWeights(ABC):
 
     @abstractmethod
     def generate(self, inputs: ModelInputs, resources: Resources) -> Answers:
-        """Answer prompts as every method does."""
+        """Answer prompts as every method does, without a progress bar."""
 
     def training(self, mode: bool) -> None:  # noqa: B027 - most have no dropout
         """Switch dropout."""
@@ -198,7 +198,7 @@ class Lora(PrivateWeights):
         return token_loss(logits[:, :-1], targets[:, -kept:][:, 1:])
 
     def generate(self, inputs: ModelInputs, resources: Resources) -> Answers:
-        return resources.generate(inputs)
+        return resources.generate(inputs, description="")
 
     def training(self, mode: bool) -> None:
         for name, module in self.language_model.named_modules():
@@ -216,7 +216,9 @@ class Lora(PrivateWeights):
         Returns:
             The touched weights as they were before, to be copied back: subtracting would not be exact.
         """
-        layers = [module for module in self.language_model.modules() if isinstance(module, self.peft.tuners.lora.LoraLayer)]
+        layers = [
+            module for module in self.language_model.modules() if isinstance(module, self.peft.tuners.lora.LoraLayer)
+        ]
         before = {layer.get_base_layer().weight: layer.get_base_layer().weight.detach().clone() for layer in layers}
         self.wrapped.merge_adapter([ADAPTER])
         return before
@@ -229,7 +231,9 @@ class Lora(PrivateWeights):
 
 
 @contextmanager
-def merged(language_model: Any, processor: PPlugProcessor, shape: LoraShape, state: Mapping[str, Tensor]) -> Iterator[None]:
+def merged(
+    language_model: Any, processor: PPlugProcessor, shape: LoraShape, state: Mapping[str, Tensor]
+) -> Iterator[None]:
     """Add a LoRA to the weights of a language model within the block; then they are what they were, to the bit.
 
     Args:

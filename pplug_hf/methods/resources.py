@@ -297,8 +297,16 @@ class Resources:
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
-        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
+    def generate(
+        self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"
+    ) -> Answers:
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone.
+
+        Args:
+            inputs: the prompts.
+            model: the plug.
+            description: title of the progress bar; "" shows none.
+        """
         decoding, task = self.decoding, self.task
         texts = answer(
             (model or self.language_model).generate,
@@ -313,5 +321,6 @@ class Resources:
             max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,
             num_beams=decoding.num_beams,
             labels=task.labels if decoding.constrained else None,
+            description=description,
         )
         return Answers(texts, inputs.counts)
