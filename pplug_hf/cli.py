@@ -24,6 +24,7 @@ _COMMANDS = {
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "fit": ("fit", "FitSettings", "fit", "train a baseline to compare with, such as a retriever"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "prepare": (
@@ -41,11 +42,17 @@ _COMMANDS = {
 }
 
 # command -> the sections of a recipe that are its options
-_RECIPE_PARTS = {"train": ("training", "plug"), "evaluate": ("answering",), "bench": ("answering",)}
+_RECIPE_PARTS = {
+    "train": ("training", "plug"),
+    "fit": ("training",),
+    "evaluate": ("answering",),
+    "bench": ("answering",),
+}
 
 # Options, of any command, that must be greater than zero.
 _POSITIVE = (
     "batch_size",
+    "candidates",
     "epochs",
     "evaluations_per_epoch",
     "gradient_accumulation",
@@ -53,10 +60,13 @@ _POSITIVE = (
     "logging_steps",
     "max_length",
     "max_new_tokens",
+    "max_questions",
     "max_steps",
     "max_target_length",
     "num_beams",
     "patience",
+    "questions_per_step",
+    "target_temperature",
     "temperature",
     "top_p",
 )
@@ -92,16 +102,17 @@ def _run(arguments: list[str]) -> int:
     values: dict[str, Any] = {}
 
     try:
-        kinds, function, parser = load_command(arguments[0])
-        values = parser.parse([*_recipe(arguments[0], arguments[1:]), *arguments[1:]])
+        given = [*_recipe(arguments[0], arguments[1:]), *arguments[1:]]
+        kinds, function, parser = load_command(arguments[0], _method(given) if arguments[0] == "fit" else None)
+        values = parser.parse(given)
         chosen = kinds[0](**{f.name: values[f.name] for f in fields(kinds[0])})
         # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
-        plug = [f for kind in kinds[1:] for f in fields(kind)]
-        given = {f.name: values[f.name] for f in plug if values[f.name] != f.default}
+        own = [f for kind in kinds[1:] for f in fields(kind)]
+        further = {f.name: values[f.name] for f in own if values[f.name] != f.default}
         _check_numbers(chosen)
         _check_places(values)
         command = importlib.import_module(f"{__package__}.commands.{_COMMANDS[arguments[0]][0]}")
-        getattr(command, function)(chosen, **given)
+        getattr(command, function)(chosen, **further)
     except BrokenPipeError:
         raise
     except (PPlugError, OSError) as error:
@@ -122,19 +133,37 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def load_command(name: str) -> tuple[list[type], str, Parser]:
-    """Return the settings of a command, the name of its function, and the parser of its options; no model library."""
+def load_command(name: str, method: str | None = None) -> tuple[list[type], str, Parser]:
+    """Return the settings of a command, the name of its function, and the parser of its options; no model library.
+
+    Args:
+        name: of the command.
+        method: what `fit` trains; without one it has the options that all methods share.
+    """
     from .commands import options
     from .commands.parser import Parser
 
     _, settings, function, _ = _COMMANDS[name]
     kinds: list[type] = [getattr(options, settings), *([plug_choices()] if name == "train" else [])]
+    if method is not None:
+        from .methods.fit_options import options_of
+
+        kinds.append(options_of(method))
     parser = Parser(f"pplug-hf {name}", *kinds)
+    if method is not None:
+        parser.description = kinds[-1].__doc__
     if name in _RECIPE_PARTS:
         parser.add_argument("--recipe", help=_RECIPE, metavar="TEXT")
     if name == "train":
         parser.add_argument("--preset", help=_PRESET, choices=_PRESETS)
     return kinds, function, parser
+
+
+def _method(arguments: list[str]) -> str | None:
+    """Return what --method names, the last one of several."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--method", nargs="?")
+    return parser.parse_known_args(arguments)[0].method
 
 
 def plug_choices() -> type:
@@ -204,6 +233,10 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
     from .tasks.recipes import get_recipe
 
     recipe = get_recipe(named.recipe or f"preset/{named.preset}")
+    if ("method" in recipe.training) != (command == "fit"):
+        raise ConfigurationError(
+            f"The recipe {recipe.name!r} is not one of {command}: `pplug-hf recipes` lists all, those of fit last."
+        )
     settings = [pair for part in _RECIPE_PARTS[command] for pair in getattr(recipe, part).items()]
     return [text for name, value in settings for text in (f"--{name}", str(value))]
 

@@ -187,6 +187,41 @@ class BenchSettings(AnsweringSettings):
     tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
 
 
+@dataclass(kw_only=True)
+class FitSettings:
+    """Train a baseline of the comparison; `pplug-hf fit --method NAME --help` lists the method's own options."""
+
+    GROUPS: ClassVar = {"task": "data", "backbone_dtype": "language model and answers", "batch_size": "run"}
+
+    method: str = required("Method to train, e.g. ropg-kd.")
+    data: str = required("Data set with a train split, as for `train`. Nothing is learned from the other splits.")
+    output: str = required("Folder for what is learned, which `bench` takes as --trained NAME=FOLDER.")
+    backbone: str = required("Frozen language model: Hub id or local folder.")
+    task: str | None = option(None, TASK)
+    max_items: int | None = option(None, "Keep at most this many of the newest items of a history (default: all).")
+    max_questions: int | None = option(None, "Train on at most this many questions, drawn by the seed of the split.")
+    leave_out_users: float = option(0.0, "As in training: share of the users whom the backbone was trained on.")
+    select_users: float = option(0.3, "Share of the users kept for methods that choose among trained ones.")
+    held_users: float = option(0.1, "Share of the users to stop the training in time with.")
+    split_seed: int = option(0, "Seed of the choice of users.")
+    backbone_dtype: DType = option("auto", "Data type of the backbone.")
+    chat: Chat = option("auto", CHAT)
+    system: str | None = option(None, SYSTEM)
+    num_beams: int = option(1, "Beams, as in the comparison.")
+    max_new_tokens: int | None = option(None, "Maximum answer length in tokens (default: the task's).")
+    max_length: int = option(256, "Maximum prompt length in tokens, retrieved items included.")
+    constrained: bool = option(False, "On label tasks, answer with the task's labels only.")
+    batch_size: int = option(32, "Prompts per batch.")
+    seed: int = option(0, "Seed of the training.")
+    device: str | None = option(None, DEVICE)
+    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+    resume: bool = option(
+        True,
+        "Go on with an interrupted training in the output folder; one of other data or settings is refused. False: delete "
+        "what is there, and start again.",
+    )
+
+
 @dataclass
 class ScoreSettings:
     """Score predictions by LaMP's official rules. Prints JSON and nothing else."""

@@ -1,0 +1,86 @@
+"""Options of the methods that `pplug-hf fit` trains, besides those that all share. No model library is loaded for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from ..errors import ConfigurationError
+from ..storage.layout import REWARDS_FOLDER
+
+
+def option(default: Any, help: str) -> Any:
+    """Return an option with its default; the help is the one of the command line and of the docs."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(kw_only=True)
+class RopgOptions:
+    """Train a retriever with the answers of the language model."""
+
+    GROUPS: ClassVar = {"candidates_by": "rewards", "trained_side": "training"}
+
+    encoder: str = field(metadata={"help": "Sentence encoder to start from: Hub id or local folder."})
+    candidates_by: str = option("dense", "Ranker whose first items are the candidates of each question.")
+    candidates: int = option(8, "Candidates per question; a shorter history is used whole (paper: 16).")
+    reward: Literal["log_prob", "metric"] = option(
+        "log_prob",
+        "Reward of an item: the log-probability of the right answer (per token, for texts) with the item in the prompt; or "
+        "the metric of the answer that the language model gives then (paper), which costs a generation each.",
+    )
+    rewards: str = option(REWARDS_FOLDER, "Folder of the reward table, which all trainings and seeds share.")
+    trained_side: Literal["query", "both"] = option(
+        "query", "Train the encoder of queries and keep the vectors of items, or train one encoder for both (paper)."
+    )
+    dated_items: bool = option(False, "Show an item's date to the encoder (paper).")
+    train_on_histories: bool = option(False, "Make every answered history item one more question.")
+    drop_uninformative: bool = option(False, "Leave out questions whose candidates all have the same reward.")
+    epochs: int = option(10, "Maximum number of passes over the questions.")
+    patience: int = option(3, "Stop after this many passes without a better reward on the held-out users.")
+    questions_per_step: int = option(32, "Questions per optimiser step.")
+    learning_rate: float | None = option(None, "Learning rate (default: 1e-4 for the query side, 3e-5 for both).")
+    warmup: float = option(0.05, "Share of the steps with a rising learning rate; then it falls to zero.")
+    temperature: float = option(0.05, "Temperature of the softmax over scores (paper: 1); the start if it is learned.")
+    learn_temperature: bool = option(True, "Train that temperature (paper: no).")
+
+
+@dataclass(kw_only=True)
+class RopgKdOptions(RopgOptions):
+    """Train a retriever to rank items as the rewards of the language model's answers do (ROPG-KD)."""
+
+    loss: Literal["paper", "release"] = option(
+        "paper",
+        "The paper's divergence; or the one of its authors' code, which takes the softmax of the scores twice.",
+    )
+    target_temperature: float | None = option(
+        None, "Temperature of the softmax over rewards (default: 0.25 for the metric, 1 for log-probabilities)."
+    )
+
+
+@dataclass(kw_only=True)
+class RopgRlOptions(RopgOptions):
+    """Train a retriever to raise the expected reward of the language model's answers (ROPG-RL)."""
+
+    loss: Literal["exact", "sampled"] = option(
+        "exact",
+        "The gradient of the expected reward over all candidates, or of one candidate drawn per question (paper).",
+    )
+
+
+# Method -> its options, a dataclass whose fields have a help, and the function that trains it.
+FIT: dict[str, tuple[type, str]] = {
+    "ropg-kd": (RopgKdOptions, "pplug_hf.methods.ropg:train"),
+    "ropg-rl": (RopgRlOptions, "pplug_hf.methods.ropg:train"),
+}
+PLACES = ("encoder", "rewards", "device")  # options that say where something is, and not what
+
+
+def options_of(method: str) -> type:
+    """Return the options of a method.
+
+    Raises:
+        ConfigurationError: no method of that name can be trained.
+    """
+    if method not in FIT:
+        raise ConfigurationError(f"There is no method {method!r} to train; choose one of {', '.join(FIT)}.")
+    return FIT[method][0]

@@ -1,0 +1,81 @@
+"""Recipes of `pplug-hf fit`: the settings of a baseline's paper, and ours with reasons.
+
+    pplug-hf fit --recipe paper/ropg-kd --data LaMP_4 --output ropg      options you pass override it
+    pplug-hf recipes --name ours/ropg-kd                                 what is in it, and why
+
+Nobody has measured ours on a large language model.
+"""
+
+from __future__ import annotations
+
+from .recipes import Recipe
+
+_ROPG_PAPER = {
+    "backbone": "google/flan-t5-xxl",
+    "encoder": "facebook/contriever",
+    "backbone_dtype": "bfloat16",
+    "max_length": 512,
+    "num_beams": 4,
+    "candidates_by": "dense",
+    "candidates": 16,
+    "reward": "metric",
+    "trained_side": "both",
+    "dated_items": True,
+    "epochs": 10,
+    "patience": 10,
+    "questions_per_step": 64,
+    "learning_rate": 1e-5,
+    "warmup": 0.05,
+    "temperature": 1.0,
+    "learn_temperature": False,
+}
+_ROPG_NOT_REPRODUCED = (
+    "A history shorter than the candidates is masked. The authors' code pads it with empty items, which take part in the "
+    "softmax, on LaMP-3 with a reward above that of every real item.",
+    "The epoch with the best reward on held-out users is kept; the authors save at fixed steps and do not validate.",
+    "Equal rewards of all candidates are kept, as in the paper; --drop_uninformative leaves them out.",
+    "The encoder's dropout is off; in the authors' code it is on, even while a candidate is drawn.",
+    "The rewards of LaMP-3 are divided by the largest possible error, as in the paper's equation 8.",
+)
+_ROPG_OURS = {
+    "candidates": (8, "Half the work for the language model; beyond the first items rewards hardly differ."),
+    "reward": (
+        "log_prob",
+        "It differs between items even where answers do not, and costs a third of a generation; for texts it is per token.",
+    ),
+    "trained_side": ("query", "Item vectors stay in the store, so an epoch encodes questions alone."),
+    "epochs": (10, "More than needed: patience ends the training."),
+    "patience": (3, "Stops when the items that are put first no longer get better on held-out users."),
+    "questions_per_step": (32, "A small data set has few questions, and smaller batches make more steps."),
+    "learning_rate": (1e-4, "One side of the encoder is trained, from a good start. Not compared with other values."),
+    "temperature": (
+        0.05,
+        "Vectors of unit length differ by 2 at most, so at 1 the softmax is almost uniform whatever is learned.",
+    ),
+    "learn_temperature": (True, "How sharp the ranking should be depends on the encoder and the rewards."),
+}
+_KD = {"target_temperature": (None, "0.25 for the metric: at 1, one right item of 16 gets 0.15 of the target.")}
+_RL = {"loss": ("exact", "All rewards are known, so the expected gradient needs no drawing, and has no noise.")}
+
+
+def _ours(method: str, own: dict) -> Recipe:
+    settings = {**_ROPG_OURS, **own}
+    return Recipe(
+        name=f"ours/{method}",
+        training={"method": method} | {name: value for name, (value, _) in settings.items() if value is not None},
+        plug={},
+        reasons={name: why for name, (_, why) in settings.items()},
+    )
+
+
+def _paper(method: str, own: dict, more: tuple[str, ...] = ()) -> Recipe:
+    training = {"method": method, **_ROPG_PAPER, **own}
+    return Recipe(name=f"paper/{method}", training=training, plug={}, not_reproduced=_ROPG_NOT_REPRODUCED + more)
+
+
+RECIPES = (
+    _paper("ropg-kd", {"loss": "paper", "target_temperature": 1.0}),
+    _ours("ropg-kd", _KD),
+    _paper("ropg-rl", {"loss": "sampled"}),
+    _ours("ropg-rl", _RL),
+)
