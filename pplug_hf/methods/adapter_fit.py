@@ -28,21 +28,24 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.histories import newest
 from ..data.records import Example
-from ..errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError, MissingFileError
+from ..optional import require
 from ..storage.files import locked
-from ..tasks.items import item_id, normalise
-from .artefacts import Artefact, Draft
+from ..tasks.items import item_id
+from .artefacts import Artefact
 from .base import Retrieval
-from .digests import backbone_digest, data_digest, json_digest, task_digest
+from .digests import backbone_digest, data_digest
+from .fitting import FitJob
 from .pair_training import PairTraining, TrainingRecord, eager_attention, train_on_pairs
 from .private_prompt import PROMPT, PrivatePrompt
 from .private_weights import Lora, LoraShape, PrivateWeights, merged
@@ -52,6 +55,7 @@ from .retrievers import get_ranker
 from .user_pairs import Asked, ItemsRule, Pair, check_pairs, questions_by_user, user_pairs
 
 AdapterKind = Literal["ftp", "oppu", "user-tokens"]
+_RANKERS = ("recency", "bm25", "bm25s")
 SHARED, USERS, TRAINING = "shared", "users", "training.json"
 CONFIG = "adapter_config.json"  # peft's name
 
@@ -68,7 +72,6 @@ class AdapterFit:
         lora: shape of every LoRA.
         private: training of a user's weights.
         shared: training of the LoRA of the task.
-        max_questions: train it on at most this many questions, drawn by the seed.
         max_length: cut prompts to this many tokens.
         seed: of everything that is drawn.
     """
@@ -80,18 +83,8 @@ class AdapterFit:
     lora: LoraShape = field(default_factory=LoraShape)
     private: PairTraining = field(default_factory=PairTraining)
     shared: PairTraining = field(default_factory=PairTraining)
-    max_questions: int | None = None
     max_length: int = 256
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(AdapterKind):
-            raise ConfigurationError(f"kind is {self.kind!r}; choose one of {', '.join(get_args(AdapterKind))}.")
-        if self.retrieval and (self.retrieval.retriever not in ("recency", "bm25", "bm25s") or self.retrieval.turns):
-            raise ConfigurationError(
-                "Prompts of training can show items found by recency, bm25 or bm25s, such as bm25@1; other retrieval needs "
-                "more than the user's own items."
-            )
 
 
 def user_hash(user: str) -> str:
@@ -104,43 +97,27 @@ def item_hash(item: Mapping[str, str]) -> str:
     return _short(item_id(item))
 
 
-def fit_adapters(
-    fit: AdapterFit,
-    folder: str | Path,
-    resources: Resources,
-    asked: Sequence[Example],
-    train: Sequence[Example] = (),
-    *,
-    plug: str = "",
-    shard: tuple[int, int] = (0, 1),
-    resume: bool = True,
-) -> Artefact | None:
+def train(job: FitJob) -> Artefact | None:
     """Train the weights of every user who is asked something and has an item to train on.
 
     Args:
-        fit: settings.
-        folder: for the artefact.
-        resources: language model and task.
-        asked: questions of the evaluation, with histories. Their answers are not used.
-        train: questions with answers, for the LoRA of the task. Those of users in `asked` are left out, and so are
-            questions that are asked there.
-        plug: folder of the plug that soft tokens start from.
-        shard: (i, n): train every n-th user, beginning with the i-th, so that n processes share the work.
-        resume: go on with what the folder has.
+        job: of one of the methods above. The LoRA of the task learns from `job.users.fit`, without the users who are asked,
+            and without questions that are asked.
 
     Returns:
         The artefact; None as long as other shards have users left.
 
     Raises:
-        ConfigurationError: the settings do not fit the task or the folder.
+        ConfigurationError: the options do not fit the task or the folder.
         DataError: nobody has an item to train on, or no question is left for the LoRA of the task.
+        MissingPackageError: peft is not installed.
     """
-    task = resources.task
+    fit, task, resources, plug = _settings(job), job.task, job.resources, getattr(job.options, "plug", "")
+    first, shards = _shard(job.options.shard)
+    if fit.kind != "user-tokens":
+        require("peft", "rivals", f"The method {fit.kind}")
     check_pairs(task)
-    if not 0 <= shard[0] < shard[1]:
-        raise ConfigurationError(f"shard is {shard[0]}/{shard[1]}; give i/n with i from 0 to n - 1.")
-    if (fit.kind == "user-tokens") != bool(plug):
-        raise ConfigurationError("user-tokens start from a plug: pass plug with user-tokens, and with nothing else.")
+    asked = list(job.users.held) if job.options.split == "held" else _asked(job)
     questions = Asked.of(asked, task)
     pairs = {
         user: found
@@ -149,35 +126,29 @@ def fit_adapters(
     }
     if not pairs:
         raise DataError("No user has an item to train on: they lack an answer, or the questions ask for them.")
-    others = _other_questions(train, asked, questions, task.is_free_text, fit) if fit.kind == "oppu" else []
-    model, processor = resources.language_model, resources.processor
-    digest = resources.backbone_digest
-    run = {
-        **asdict(fit),
-        "task": json_digest([task.identity, task.own_prompt, task.own_answer]),
-        "backbone": digest,
-        "chat": [processor.chat, processor.system],
-        "asked": data_digest(task, asked, answers=False),
-        "train": data_digest(task, others, answers=True),
-        "plug": resources.config(plug).to_dict() if plug else None,
-    }
-    draft = Draft.open(folder, fit.kind, run, resume=resume)
+    others = _other_questions(job.users.fit, asked, questions) if fit.kind == "oppu" else []
+    draft = job.draft(
+        fit.kind,
+        asked=data_digest(task, asked, answers=False),
+        own=[task.own_prompt, task.own_answer],
+        plug=resources.config(plug).to_dict() if plug else None,
+    )
     if draft.finished:
         return draft.finished
     fitting = _Fitting(fit, draft.folder, resources, plug)
-    with eager_attention(model):
+    with eager_attention(resources.language_model):
         fitting.shared(others)
-        fitting.users({user: pairs[user] for user in sorted(pairs, key=user_hash)[shard[0] :: shard[1]]})
-    if backbone_digest(model, processor.tokenizer) != digest:
+        fitting.users({user: pairs[user] for user in sorted(pairs, key=user_hash)[first::shards]})
+    if backbone_digest(resources.language_model, resources.processor.tokenizer) != resources.backbone_digest:
         raise DataError("The language model is not what it was before the training: its weights must stay frozen.")
     if missing := [user for user in pairs if not (draft.folder / USERS / user_hash(user)).is_dir()]:
         print(f"{len(missing)} of {len(pairs)} users are left to other shards.")
         return None
     settings = {
-        "task": {"name": task.name, "digest": task_digest(task)},
-        "backbone": digest,
+        **job.settings(),
+        "backbone": resources.backbone_digest,
+        "chat": [resources.processor.chat, resources.processor.system],
         "items": fit.items,
-        "chat": [processor.chat, processor.system],
         "retrieval": None if fit.retrieval is None else f"{fit.retrieval.retriever}@{fit.retrieval.k}",
         **fitting.facts(),
     }
@@ -316,19 +287,77 @@ def save_folder(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _other_questions(
-    train: Sequence[Example], asked: Sequence[Example], questions: Asked, by_text: bool, fit: AdapterFit
-) -> list[Example]:
+def _settings(job: FitJob) -> AdapterFit:
+    """Return the settings that the options of a method say."""
+    o = job.options
+    private = PairTraining(
+        epochs=o.epochs,
+        learning_rate=o.learning_rate,
+        schedule=o.schedule,
+        warmup=o.warmup,
+        weight_decay=o.weight_decay,
+        clip=o.clip,
+        batch_size=o.pairs_per_step,
+        stop_below=o.stop_below,
+        max_answer_length=o.max_answer_length,
+    )
+    own: dict[str, Any] = {}
+    if job.method != "user-tokens":
+        own["lora"] = LoraShape(rank=o.rank, alpha=o.alpha, dropout=o.dropout, modules=o.modules)
+    if job.method == "oppu":
+        task = {"epochs": o.task_epochs, "learning_rate": o.task_learning_rate, "batch_size": o.task_pairs_per_step}
+        own["shared"] = replace(private, **task, stop_below=0.0)
+    return AdapterFit(
+        kind=job.method,  # type: ignore[arg-type]
+        items=o.items,
+        max_items=o.items_per_user,
+        retrieval=None if o.retrieval is None else _retrieval(o.retrieval),
+        private=private,
+        max_length=job.resources.decoding.max_length,
+        seed=job.seed,
+        **own,
+    )
+
+
+def _retrieval(name: str) -> Retrieval:
+    """Return the retrieval of training prompts; only rankers that need nothing but the items."""
+    ranker, _, number = name.partition("@")
+    if ranker not in _RANKERS or not (number.isdecimal() and int(number)):
+        raise ConfigurationError(
+            f"retrieval is {name!r}; write RANKER@K with {', '.join(_RANKERS)}, as in bm25@1. Other rankers need more than the "
+            "user's own items."
+        )
+    return Retrieval(ranker, int(number))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """Return which part of the users to train, of how many."""
+    first, _, shards = text.partition("/")
+    if not (first.isdecimal() and shards.isdecimal() and int(first) < int(shards)):
+        raise ConfigurationError(f"shard is {text!r}; write I/N with I from 0 to N - 1, as in 0/2 and 1/2.")
+    return int(first), int(shards)
+
+
+def _asked(job: FitJob) -> list[Example]:
+    """Return the questions of the split whose users get weights."""
+    asked, most = job.read(job.options.split), job.split.get("max_items")
+    if not asked:
+        raise MissingFileError(
+            f"There is no split {job.options.split!r}, whose users get weights: choose another split."
+        )
+    return asked if most is None else newest(asked, most)
+
+
+def _other_questions(train: Sequence[Example], asked: Sequence[Example], questions: Asked) -> list[Example]:
     """Return the questions for the LoRA of the task: those of users who are not asked anything."""
     users = {e.user for e in asked}
-    found = [e for e in train if e.user not in users and not (by_text and normalise(e.query) in questions.of_anybody)]
+    found = [e for e in train if e.user not in users and not questions.includes(e.user, e.query)]
     if not found:
         raise DataError(
-            "No question is left for the LoRA of the task: the train split is missing, or all of its users are asked in the "
-            "split that is answered. Use ftp, which needs none."
+            "No question is left for the LoRA of the task: all users of the train split are asked something in the split "
+            "that is answered. Use ftp, which needs none."
         )
-    drawn = sorted(found, key=lambda e: (_short(f"{fit.seed}/{e.id}"), e.id))[: fit.max_questions]
-    return [e for e in found if e in drawn] if fit.max_questions else found
+    return found
 
 
 def _record(trained: TrainingRecord, pairs: int, start: float) -> dict[str, Any]:
