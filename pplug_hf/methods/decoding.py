@@ -86,7 +86,7 @@ def answer(
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
         labels: Answer with one of these and nothing else, see `methods/constrained.py`. Default: with anything.
-        description: Title of the progress bar; "" for none.
+        description: Title of the progress bar; "" shows none.
 
     Returns:
         One answer per prompt, in their order.
