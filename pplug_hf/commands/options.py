@@ -358,6 +358,26 @@ class PrepareSettings:
 
 
 @dataclass
+class StoreSettings:
+    """Look after a store of personas: its size, a user's right of access, and deletion."""
+
+    store: str = required(
+        "Folder or URL (redis://..., valkey://...) of the store. Its secret is in the folder or in the variable "
+        "PPLUG_STORE_SECRET."
+    )
+    action: Literal["stats", "export", "delete-items", "delete-user", "compact"] = option(
+        "stats",
+        "stats: print users, items, bytes and namespaces; export: write the persona of a user into a folder; delete-items, "
+        "delete-user: forget them in all namespaces and print the receipt; compact: give back the space of what was deleted.",
+    )
+    user: str | None = option(None, "Id of the user.")
+    items: list[str] | None = option(None, "Ids of the items to delete.")
+    output: str | None = option(None, "Folder for the persona of an export.")
+    tenant: str = option("", "Tenant.")
+    namespace: str | None = option(None, "Namespace (default: the active one).")
+
+
+@dataclass
 class EncodeSettings:
     """Encode the history items of a data set, each distinct text once and never again; or one history of one user; or a log
     of items of many users into a store.
