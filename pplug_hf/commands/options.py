@@ -10,6 +10,8 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.lamp_metrics import Fallback
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+BadRows = Literal["refuse", "skip"]
+BulkEngine = Literal["local", "ray"]
 Chat = Literal["auto", "always", "never"]
 CHAT = "Write prompts as the user's turn of the language model's chat template; auto: if it has one."
 SYSTEM = "System text of these chats (default: what the template does without one)."
@@ -411,11 +413,11 @@ class EncodeSettings:
     fields: list[str] | None = option(
         None, "Columns of the item's fields, each as FIELD=COLUMN (default: columns of the fields' names)."
     )
-    bad_rows: Literal["refuse", "skip"] = option(
+    bad_rows: BadRows = option(
         "refuse",
         "Rows without a user or a text, or with a wrong time: stop at the first, or leave them out and count them.",
     )
-    engine: Literal["local", "ray"] = option("local", "Encode on this machine, or on a Ray cluster.")
+    engine: BulkEngine = option("local", "Encode on this machine, or on a Ray cluster.")
     workers: int = option(1, "Processes or Ray actors that encode.")
     tenant: str = option("", "Tenant of the store.")
     namespace: str | None = option(None, "Namespace of the store (default: the active one).")
