@@ -26,6 +26,7 @@ _COMMANDS = {
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
     "prepare": (
         "prepare",
         "PrepareSettings",
@@ -57,16 +58,22 @@ _POSITIVE = (
     "gradient_accumulation",
     "learning_rate",
     "logging_steps",
+    "max_batch",
+    "max_body",
+    "max_items",
     "max_length",
     "max_new_tokens",
+    "max_prompt_tokens",
+    "max_queue",
     "max_steps",
     "max_target_length",
     "num_beams",
     "patience",
     "temperature",
+    "time_limit",
     "top_p",
 )
-_NOT_NEGATIVE = ("warmup", "weight_decay")
+_NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -159,7 +159,7 @@ class BenchSettings(AnsweringSettings):
     output: str = required("Folder for predictions, results.json, table.md and pictures.")
     rows: list[str] | None = option(
         None,
-        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME+bm25@1 "
+        "Rows, e.g. no-persona frequencies bm25@4 NAME NAME:wrong-user NAME:top-4 NAME:last-8 NAME:strength-1.5 NAME+bm25@1 "
         "(default: those that show what a persona is worth).",
     )
     plugs: list[str] | None = option(
@@ -207,6 +207,7 @@ class GenerateSettings:
     history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
     persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
     query: str | None = option(None, "Query that weights the history items (default: the prompt).")
+    persona_strength: float = option(1.0, "Strength of the persona: 0 is nobody, 1 as trained, more exaggerates.")
     picture: str | None = option(None, "PNG file for the weights of the history items.")
     max_new_tokens: int = option(64, "Maximum answer length in tokens.")
     num_beams: int = option(1, "Beams.")
@@ -221,6 +222,35 @@ class GenerateSettings:
     )
     system: str | None = option(None, "System text of the chat (default: as the plug was trained).")
     device: str | None = option(None, DEVICE)
+
+
+@dataclass
+class ServeSettings:
+    """Serve an OpenAI-compatible API with the personas of a store. Listens on this machine alone, unless there are keys."""
+
+    GROUPS: ClassVar = {"plugs": "model", "host": "server", "max_new_tokens": "limits"}
+
+    plug: str = required("Plug folder or Hub id: the model that answers unless a request names another.")
+    store: str = required("Folder of the personas, made if it does not exist; or redis://... of a server.")
+    plugs: list[str] | None = option(None, "More plugs of the same language model and encoder, each as NAME=FOLDER.")
+    engine: Literal["transformers", "vllm"] = option("transformers", "What runs the language model.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    device: str | None = option(None, DEVICE)
+    temperature: float | None = option(
+        None, "Temperature of requests that name none (default: take the likeliest token)."
+    )
+    prompt_cache: str = option("256MB", "Memory for the states of prompts, for plugs with placement answer; 0: none.")
+    host: str = option("127.0.0.1", "Address to listen on; another than this machine's own needs --keys.")
+    port: int = option(8000, "Port; 0 takes a free one.")
+    keys: str | None = option(None, "JSON file with the tenant of each API key's SHA-256 (default: no keys).")
+    max_new_tokens: int = option(512, "Maximum answer length in tokens.")
+    max_prompt_tokens: int = option(2048, "Maximum prompt length in tokens.")
+    max_batch: int = option(32, "Requests that are answered at once.")
+    max_queue: int = option(256, "Requests that may wait; more get 429.")
+    max_items: int = option(10_000, "Maximum number of items of a user.")
+    max_body: int = option(4_194_304, "Maximum bytes of a request.")
+    time_limit: float = option(60.0, "Seconds from a request to the end of its answer.")
 
 
 @dataclass

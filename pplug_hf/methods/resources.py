@@ -242,6 +242,7 @@ class Resources:
             personas=inputs.personas,
             queries=inputs.queries,
             persona_positions=inputs.positions,
+            persona_strength=inputs.strength,
             turns=inputs.turns,
             batch_size=self.batch_size,
             max_length=decoding.max_length,

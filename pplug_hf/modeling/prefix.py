@@ -207,6 +207,28 @@ def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
     return tuple(map(Tensor.contiguous, inputs))
 
 
+def check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:
+    """Refuse what is not a batch of token ids with a mask of its shape, and labels that it has no rows or places for."""
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        got = type(input_ids).__name__
+        if isinstance(input_ids, Tensor):
+            got = f"{list(input_ids.shape)} of {input_ids.dtype}"
+        raise DataError(
+            f"input_ids must be [batch, tokens], got {got}: pass a processor's batch as **batch, and texts "
+            "through the processor."
+        )
+    shape = list(input_ids.shape)
+    if attention_mask is not None and list(attention_mask.shape) != shape:
+        raise DataError(f"attention_mask must be {shape}, as input_ids are, got {list(attention_mask.shape)}.")
+    if labels is not None and aligned and list(labels.shape) != shape:
+        raise DataError(
+            f"labels must be {shape}, as input_ids are, got {list(labels.shape)}: a causal backbone is given prompt and "
+            "answer as one row, with -100 where there is nothing to learn; processor(..., labels=answers) makes both."
+        )
+    if labels is not None and (labels.ndim != 2 or len(labels) != len(input_ids)):
+        raise DataError(f"labels must be [{len(input_ids)}, tokens], got {list(labels.shape)}: one answer per prompt.")
+
+
 def insert(
     backbone: Any,
     soft_prompt: SoftPrompt,

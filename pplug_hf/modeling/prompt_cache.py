@@ -37,6 +37,9 @@ from .prompt_states import CausalStates, EncoderStates, digest_of, find_states
 
 logger = logging.getLogger(__name__)
 
+# Options of a call that ask for what a cache does not have.
+NOT_CACHED = ("output_attentions", "output_hidden_states", "cache_implementation", "past_key_values", "cache")
+
 Ids = tuple[int, ...]
 Entry = tuple[int, Tensor]  # length of the parent, states [n, F] of the tokens behind it
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

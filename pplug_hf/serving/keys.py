@@ -6,7 +6,6 @@ two look-alike letters are users like any other, and different ones.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 from typing import NamedTuple
@@ -36,6 +35,7 @@ class Keys:
     """
 
     def __init__(self, secret: bytes | str):
+        self._tenants: dict[str, bytes] = {}
         self._secret = secret.encode() if isinstance(secret, str) else secret
         if len(self._secret) < MIN_SECRET:
             raise ConfigurationError(
@@ -45,12 +45,14 @@ class Keys:
 
     def _digest(self, *parts: bytes) -> bytes:
         # Lengths first: no two lists of parts are the same bytes.
-        message = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-        return hmac.digest(self._secret, message, hashlib.sha256)
+        message = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
+        return hmac.digest(self._secret, message, "sha256")
 
     def tenant(self, name: str) -> bytes:
         """Return the digest [16] of a tenant, by which its users are counted."""
-        return self._digest(b"tenant", name.encode("utf-8", "surrogatepass"))[:16]
+        if name not in self._tenants:
+            self._tenants[name] = self._digest(b"tenant", _bytes(name))[:16]
+        return self._tenants[name]
 
     def user(self, tenant: str, user: str) -> Key:
         """Return the key of a user.
@@ -59,13 +61,16 @@ class Keys:
             DataError: no user id.
         """
         check_id(user, "user")
-        parts = (text.encode("utf-8", "surrogatepass") for text in (tenant, user))
-        return Key(self.tenant(tenant), self._digest(b"user", *parts))
+        return Key(self.tenant(tenant), self._digest(b"user", _bytes(tenant), _bytes(user)))
 
     @property
     def check(self) -> str:
         """A digest by which a store recognises its secret."""
         return self._digest(b"check").hex()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # any text, lone surrogates too
 
 
 def check_id(value: object, kind: str) -> None:

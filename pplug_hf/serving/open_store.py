@@ -17,6 +17,7 @@ from ..storage.files import locked
 from .backend import Header, Place
 from .keys import Keys, check_id, secret_from_environment
 from .packing import Packing
+from .resp_store import Server
 from .sqlite_store import SECRET, Folder
 from .store import DeletionReceipt, PersonaStore, StoreStats
 
@@ -50,8 +51,11 @@ def open_store(
         StoreError: the disk is full, or the server does not answer.
     """
     url = os.fspath(place)
-    if re.match(r"[a-z+]+://", url):
-        raise ConfigurationError("Servers are not supported yet.")
+    if "://" in url:
+        keys = Keys(secret or secret_from_environment() or "")
+        # What is in front of an @ may be a password, and is in no message.
+        shown = re.sub("//.*@", "//", url)
+        return _open(Server(url, keys.check), shown, spec, keys, tenant, namespace, dtype)
     folder = Path(url)
     if folder.is_file():
         raise ConfigurationError(f"{url!r} is a file; a store is a folder.")

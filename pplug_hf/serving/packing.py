@@ -129,6 +129,6 @@ class Packing:
 
     def _vectors(self, data: np.ndarray) -> Tensor:  # [N, D]
         if self.dtype != "int8":
-            return torch.from_numpy(data).view(_TORCH[self.dtype])[:, : self.width]
+            return torch.from_numpy(data.view(self.dtype)[:, : self.width])
         scale = np.ascontiguousarray(data[:, :4]).view(np.float32)
         return torch.from_numpy(data[:, 4 : self.used].view(np.int8).astype(np.float32) * scale)

@@ -3,9 +3,14 @@
     store.json                     active namespace, digest of the secret
     secret                         made here unless one is given
     NAMESPACE/namespace.json       spec of the encoder, type of the vectors
-    NAMESPACE/00.sqlite ...        users by their digest, 16 items a row
+    NAMESPACE/00.sqlite ...        users by their digest, 32 KB of items a row
 
 A damaged file costs at most the users in it; each row has a checksum, so a damaged row costs its user alone.
+
+Deleted bytes are overwritten by SQLite's `secure_delete`, with one gap: where it moves rows from one page of a table to
+another, it leaves copies behind in the unused part of the old page. Of a long row only the first 489 bytes are in such a
+page, and all others in pages of their own, which are overwritten as a whole. Every row here is made long and begins with
+489 zeros.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import uuid
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +39,10 @@ from .sqlite_pool import PAGE_SIZE, Pool
 STORE, NAMESPACE, SECRET = "store.json", "namespace.json", "secret"
 FORMAT = 1
 SHARDS = 16
-CHUNK = 16  # items a row: with more of them, appending one rewrites too much
+OVERFLOW = PAGE_SIZE - 4  # bytes of a row in a page of its own
+LOCAL = (PAGE_SIZE - 12) * 32 // 255 - 23  # bytes of a row in a page of the table, at least
+CHUNK = 8 * OVERFLOW  # bytes a row, at most: with more of them, appending one item rewrites too much
+_INT64 = (1 << 63) - 1
 CHUNKS = 1 << 20  # rows a user can have; their numbers are user * CHUNKS and following
 
 _SCHEMA = f"""
@@ -45,7 +54,8 @@ _SCHEMA = f"""
         items INTEGER NOT NULL, UNIQUE(tenant, key)
     );
     CREATE TABLE chunks(
-        id INTEGER PRIMARY KEY, ids TEXT NOT NULL, times BLOB, checksum INTEGER NOT NULL, data BLOB NOT NULL
+        id INTEGER PRIMARY KEY, zeros BLOB NOT NULL, ids TEXT NOT NULL, times BLOB, checksum INTEGER NOT NULL,
+        data BLOB NOT NULL, filling BLOB NOT NULL
     );
 """
 _USER = "SELECT id, version FROM users WHERE tenant = ? AND key = ?"
@@ -81,19 +91,21 @@ class Shards(Backend):
             yield self._decode(chunks, name) if chunks else None
 
     def _decode(self, chunks: list[tuple[Any, ...]], user: str) -> Rows:
-        ids: list[str] = []
-        times, parts = [], []
-        for names, when, checksum, data in chunks:
-            if _checksum(names, when, data) != checksum:
-                raise DataError(
-                    f"The items of user {user} are damaged: delete the user or replace the items; no other user is affected."
-                )
-            found = json.loads(names)
-            ids += found
-            times.append(np.full(len(found), np.nan) if when is None else np.frombuffer(when))
-            parts.append(data)
-        data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(len(ids), self.packing.row_size)
-        return Rows(ids, np.concatenate(times), data)
+        names, times, checksums, parts = zip(*chunks, strict=True)
+        data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
+        try:
+            ids = json.loads(f"[{','.join(names)}]")
+            ends = list(accumulate(map(len, ids)))
+            found = _checksums(data, [0, *ends[:-1]], names, times)
+        except (ValueError, IndexError):
+            found = None
+        if found != list(checksums):
+            raise DataError(
+                f"The items of user {user} are damaged: delete the user or replace the items. No other user is affected."
+            )
+        if None in times:
+            times = [b"\xff" * 8 * len(some) if when is None else when for some, when in zip(ids, times, strict=True)]
+        return Rows([*chain(*ids)], np.frombuffer(bytearray().join(times)), data)
 
     def version(self, key: Key) -> int:
         with self._pool(key).lent(key.user.hex()) as connection:
@@ -108,15 +120,11 @@ class Shards(Backend):
             at = (user or 0) * CHUNKS
             if keep and user is not None:
                 known = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE} ORDER BY id", (user, user))
-                last, at = "[]", at
-                for at, last in known:  # noqa: B007
-                    rows = rows.without(json.loads(last))
+                for at, ids in known:  # noqa: B007
+                    rows = rows.without(json.loads(ids))
                 if not len(rows):
                     return version
-                if len(json.loads(last)) < CHUNK:
-                    rows = self._chunk(connection, at, name) + rows
-                else:
-                    at += 1
+                rows = self._chunk(connection, at, name) + rows
             elif not len(rows) and user is None:
                 return version
             version = next_version(version)
@@ -207,20 +215,54 @@ def _file(shard: int) -> str:
     return f"{shard:02}.sqlite"
 
 
-def _checksum(ids: str, times: bytes | None, data: bytes) -> int:
-    """Return a sum in 63 bits over everything in a row: at the speed of memory, where a CRC would cost more than reading."""
-    words = int(np.frombuffer(data, np.uint64).sum())
-    return (words + zlib.crc32(ids.encode() + (times or b""))) & (1 << 63) - 1
+def _checksums(
+    data: np.ndarray, starts: Sequence[int], ids: Sequence[str], times: Sequence[bytes | None]
+) -> list[int]:
+    """Return the checksum of each chunk: of its vectors a sum, as fast as memory, where a CRC costs more than reading.
+
+    Args:
+        data: [N, row size] of all chunks.
+        starts: index of each chunk's first row.
+        ids, times: of each chunk, as they are stored.
+    """
+    sums = np.add.reduceat(data.view(np.uint64).sum(axis=1), starts).tolist()
+    facts = (zlib.crc32(names.encode() + (when or b"")) for names, when in zip(ids, times, strict=True))
+    return [(words + fact) & _INT64 for words, fact in zip(sums, facts, strict=True)]
 
 
 def _write(connection: sqlite3.Connection, at: int, rows: Rows) -> None:
     """Write rows as chunks from a number on."""
-    for chunk, start in enumerate(range(0, len(rows), CHUNK)):
-        part = slice(start, start + CHUNK)
-        ids, data = json.dumps(rows.ids[part], separators=(",", ":")), rows.data[part].tobytes()
+    ids = [json.dumps(name) for name in rows.ids]
+    for start, end in _cuts([len(name) + 9 + rows.data.shape[1] for name in ids]):
+        part = slice(start, end)
+        names, data = f"[{','.join(ids[part])}]", rows.data[part].tobytes()
         times = None if np.isnan(rows.times[part]).all() else rows.times[part].tobytes()
-        values = (at + chunk, ids, times, _checksum(ids, times, data), data)
-        connection.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)", values)
+        checksum = _checksums(rows.data[part], [0], [names], [times])[0]
+        filling = bytes(_filling(len(names) + len(times or b"") + len(data)))
+        values = (at, bytes(LOCAL), names, times, checksum, data, filling)
+        connection.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        at += 1
+
+
+def _cuts(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield start and end of chunks that hold as many items of given sizes as fit, but at least one."""
+    start, size = 0, 0
+    for i, more in enumerate(sizes):
+        if i > start and size + more > CHUNK - 64:  # what SQLite itself writes of a row is less than 64 bytes
+            yield start, i
+            start, size = i, 0
+        size += more
+    if sizes:
+        yield start, len(sizes)
+
+
+def _filling(size: int) -> int:
+    """Return the number of bytes to add to a row, so that no more than `LOCAL` of it are in a page of the table.
+
+    SQLite leaves there what is more than whole pages, if that fits; so the last page must be nearly full.
+    """
+    last = (size + 24) % OVERFLOW  # 20 to 28 bytes are SQLite's own
+    return 0 if 3600 <= last <= OVERFLOW - 12 else (3800 - last) % OVERFLOW
 
 
 def _update(connection: sqlite3.Connection, user: int, version: int) -> int:
