@@ -213,7 +213,7 @@ class Draft:
             before = read_json_object(folder / UNFINISHED, f"The {UNFINISHED} of {str(folder)!r}", "remove the folder")
         elif folder.is_dir() and any(folder.iterdir()):
             raise ConfigurationError(f"{str(folder)!r} is not empty and holds no artefact: choose another folder.")
-        else:
+        else:  # new, or nothing was made there yet
             resume, before = False, {}
         now = {"kind": kind, "run": run}
         if resume:
