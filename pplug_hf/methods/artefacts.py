@@ -35,7 +35,11 @@ FORMAT = 1
 FILE, UNFINISHED = "method.json", "unfinished.json"
 
 # Kind -> its class, or where it is: a `Ranker` with `load(artefact, resources)`, or a subclass of `Trained`.
-KINDS: dict[str, type | str] = {"ranker": "pplug_hf.methods.trained_ranker:TrainedRanker"}
+KINDS: dict[str, type | str] = {
+    "ranker": "pplug_hf.methods.trained_ranker:TrainedRanker",
+    "selector": "pplug_hf.methods.selector:Selector",
+    **dict.fromkeys(("ftp", "oppu", "user-tokens"), "pplug_hf.methods.adapters:UserAdapters"),
+}
 
 
 def register_kind(kind: str, made_by: type | str) -> None:
