@@ -35,7 +35,10 @@ FORMAT = 1
 FILE, UNFINISHED = "method.json", "unfinished.json"
 
 # Kind -> its class, or where it is: a `Ranker` with `load(artefact, resources)`, or a subclass of `Trained`.
-KINDS: dict[str, type | str] = {"selector": "pplug_hf.methods.selector:Selector"}
+KINDS: dict[str, type | str] = {
+    "ranker": "pplug_hf.methods.trained_ranker:TrainedRanker",
+    "selector": "pplug_hf.methods.selector:Selector",
+}
 
 
 def register_kind(kind: str, made_by: type | str) -> None:
@@ -257,7 +260,8 @@ def _clear(folder: Path, there: Artefact | None) -> None:
             shutil.rmtree(folder)
         return
     own = {folder / name for name in (FILE, *there.files)}
-    if others := [path.name for path in folder.rglob("*") if path.is_file() and path not in own]:
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if others := [path.name for path in found if path not in own]:
         raise ConfigurationError(
             f"{str(folder)!r} holds other files besides the artefact ({others[0]!r}): choose another folder."
         )
