@@ -7,7 +7,6 @@ import random
 import shutil
 from dataclasses import asdict, fields, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -456,7 +455,7 @@ def test_rewards_are_between_zero_and_one():
 
     def rewards(metric, *answers):
         task = replace(TASKS["LaMP-3"], metric=metric, labels=TASKS["LaMP-3"].labels if metric == "mae" else ())
-        return fit_selector.rewards_of(SimpleNamespace(task=task), examples, answers).tolist()
+        return fit_selector.rewards_of(task, examples, answers).tolist()
 
     assert rewards("mae", ["1", "5", "4"], ["none", "3", "100"]) == [[1, 0], [0, 1], [0.75, 0]]
     assert rewards("rouge", ["1", "3 4", "2"]) == pytest.approx(np.array([[1], [2 / 3], [0]]))

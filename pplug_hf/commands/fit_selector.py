@@ -21,6 +21,7 @@ from ..methods.digests import json_digest
 from ..methods.fit_options import RspgOptions
 from ..methods.fitting import FitJob
 from ..methods.names import Folders, default_rows, parse_plugs, parse_trained
+from ..methods.rewards import normalised
 from ..methods.selection import (
     SelectionModel,
     SelectionTraining,
@@ -30,8 +31,7 @@ from ..methods.selection import (
 )
 from ..methods.selector import KIND, pool_key, pool_methods, texts_of
 from ..modeling.encoders import fingerprint
-from ..tasks.metrics import get_metric
-from ..tasks.task import higher_is_better, per_example
+from ..tasks.task import Task, per_example
 
 
 def train(job: FitJob) -> Artefact:
@@ -72,7 +72,7 @@ def train(job: FitJob) -> Artefact:
     shared = {name: value for name, value in job.run.items() if name not in ("method", "options", "seed")}
     runner.folder = Path(options.answers) / json_digest(shared)
     answers = _answers(runner, pool)  # R lists of n
-    rewards = rewards_of(job, runner.examples, answers)  # [n, R]
+    rewards = rewards_of(job.task, runner.examples, answers)  # [n, R]
     form = TextForm(order=options.order, show_names=options.show_names, length=options.text_length)
     with torch.random.fork_rng():
         torch.manual_seed(job.seed)
@@ -125,18 +125,11 @@ def usual_pool(job: FitJob, plugs: Folders, trained: Folders) -> list[str]:
     return [row for row in rows if not row.endswith("@1") and ":" not in row] + list(plugs)
 
 
-def rewards_of(job: FitJob, examples: Sequence[Example], answers: Sequence[Sequence[str]]) -> Tensor:
-    """Return the rewards of R lists of n answers, [n, R] in fp32: the metric, or how far an error is from the worst."""
-    task, golds, extra = job.task, [str(e.target) for e in examples], [e.extra for e in examples]
-    values = np.stack([per_example(task, own, golds, extra=extra) for own in answers], axis=1)  # [n, R]
-    if get_metric(task.metric).needs_numbers:
-        right = np.array([float(task.label_of(gold)) for gold in golds])[:, None]
-        scale = [float(label) for label in task.labels]
-        worst = np.maximum(right - min(scale), max(scale) - right)  # the error of LaMP's unparsed answers
-        values = np.clip(1 - values / worst, 0, 1)
-    elif not higher_is_better(task):
-        values = 1 - values / max(values.max(), 1e-9)
-    return torch.from_numpy(values).float()
+def rewards_of(task: Task, examples: Sequence[Example], answers: Sequence[Sequence[str]]) -> Tensor:
+    """Return the rewards of R lists of n answers, [n, R] in fp32."""
+    golds, extra = [task.label_of(str(e.target)) for e in examples], [e.extra for e in examples]
+    scores = [normalised(task, per_example(task, own, golds, extra=extra), golds) for own in answers]
+    return torch.from_numpy(np.stack(scores, axis=1)).float()
 
 
 def _answers(runner: Runner, pool: Mapping[str, Method]) -> list[list[str]]:

@@ -220,8 +220,11 @@ class Draft:
         else:
             resume, before = False, {}
         now = {"kind": kind, "run": run}
+        differing = differences(dict(before), now)
+        if differing and there is None and not any(path.name != UNFINISHED for path in folder.glob("*")):
+            resume = False  # nothing was made there yet
         if resume:
-            if differing := differences(dict(before), now):
+            if differing:
                 names = ", ".join(name.removeprefix("run.") for name in differing)
                 raise ConfigurationError(
                     f"{str(folder)!r} holds another training; these differ: {names}. Choose a new output folder, or start "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -177,8 +178,8 @@ class UserTokensOptions(_UserWeightsOptions):
     learning_rate: float = option(1e-2, "Learning rate of AdamW.")
 
 
-# Method -> its options, a dataclass whose fields have a help, and the function that trains it.
-FIT: dict[str, tuple[type, str]] = {
+# Method -> its options, a dataclass whose fields have a help, and the function that trains it, or its place.
+FIT: dict[str, tuple[type, str | Callable[[Any], Any]]] = {
     "ropg-kd": (RopgKdOptions, "pplug_hf.methods.ropg:train"),
     "ropg-rl": (RopgRlOptions, "pplug_hf.methods.ropg:train"),
     "rspg-pre": (RspgPreOptions, "pplug_hf.commands.fit_selector:train"),
