@@ -24,19 +24,32 @@ _COMMANDS = {
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "pairs": ("pairs", "PairsSettings", "pairs", "write pairs of answers for human judges; needs no gold answers"),
     "fit": ("fit", "FitSettings", "fit", "train a baseline to compare with, such as a retriever"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
     "prepare": (
         "prepare",
         "PrepareSettings",
         "prepare",
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
-    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
+    "encode": (
+        "encode",
+        "EncodeSettings",
+        "encode",
+        "encode the histories of a data set, or a log of items into a store",
+    ),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
+    "export-vllm": (
+        "export_vllm",
+        "ExportVllmSettings",
+        "export_vllm",
+        "write what vllm serve needs for a plug: chat template, command line",
+    ),
     "info": ("info", "InfoSettings", "info", "describe a plug folder"),
     "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
@@ -59,8 +72,13 @@ _POSITIVE = (
     "head_learning_rate",
     "learning_rate",
     "logging_steps",
+    "max_batch",
+    "max_body",
+    "max_items",
     "max_length",
     "max_new_tokens",
+    "max_prompt_tokens",
+    "max_queue",
     "max_questions",
     "max_steps",
     "max_target_length",
@@ -70,9 +88,11 @@ _POSITIVE = (
     "target_temperature",
     "temperature",
     "text_length",
+    "time_limit",
     "top_p",
+    "workers",
 )
-_NOT_NEGATIVE = ("warmup", "weight_decay")
+_NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
-        print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
+        print("\n".join(f"  {name:13}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)

@@ -95,7 +95,9 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     return comparison
 
 
-def read_questions(settings: AnsweringSettings, task: Task | None, source: Source) -> tuple[Task, list[Example]]:
+def read_questions(
+    settings: AnsweringSettings, task: Task | None, source: Source, *, require_outputs: bool = True
+) -> tuple[Task, list[Example]]:
     """Read the task and the examples to answer.
 
     Raises:
@@ -105,7 +107,7 @@ def read_questions(settings: AnsweringSettings, task: Task | None, source: Sourc
     places = [] if output is None else [Path(output), *Path(output).parents]
     if file := next((path for path in places if path.is_file()), None):
         raise ConfigurationError(f"The output {output!r} cannot be made, for {str(file)!r} is a file: name a folder.")
-    task, examples = read_examples(source, settings.split, task or settings.task)
+    task, examples = read_examples(source, settings.split, task or settings.task, require_outputs=require_outputs)
     return task, examples if settings.max_items is None else newest(examples, settings.max_items)
 
 
@@ -126,6 +128,8 @@ def answer_rows(
     methods: Mapping[str, Sequence[Method]],
     training: Sequence[Example],
     trained: dict[str, list[str]] | None = None,
+    *,
+    scored: bool = True,
 ) -> tuple[Resources, list[Prediction]]:
     """Check everything, print warnings, then answer what the output folder does not have.
 
@@ -150,7 +154,8 @@ def answer_rows(
     output: str | None = getattr(settings, "output", None)
     runner = Runner(resources, examples, training, None if output is None else Path(output) / "predictions")
     runner.check(methods)
-    Comparison(task, examples, "")  # raises if an example has no gold
+    if scored:
+        Comparison(task, examples, "")  # raises if an example has no gold
     print(f"{task.name}, {settings.split}: {len(examples)} questions of {len({e.user for e in examples})} users")
     asked = [part for method, *_ in methods.values() for part in (method, getattr(method, "retrieval", None))]
     warn_short_histories(examples, max((part.k for part in asked if isinstance(part, Retrieval)), default=1))

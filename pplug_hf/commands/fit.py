@@ -21,7 +21,9 @@ from .data_warnings import warn_short_histories
 from .options import FitSettings
 
 
-def fit(settings: FitSettings, task: Task | None = None, data: Source | None = None, **options: Any) -> Artefact:
+def fit(
+    settings: FitSettings, task: Task | None = None, data: Source | None = None, **options: Any
+) -> Artefact | None:
     """Train a method and save what it learned.
 
     Args:
@@ -32,7 +34,7 @@ def fit(settings: FitSettings, task: Task | None = None, data: Source | None = N
         **options: those of the method, see `methods/fit_options.py`.
 
     Returns:
-        The artefact, saved in `settings.output`.
+        The artefact, saved in `settings.output`; None if other processes still work on it.
 
     Raises:
         PPlugError: settings, options or data that cannot be used.
@@ -66,6 +68,8 @@ def fit(settings: FitSettings, task: Task | None = None, data: Source | None = N
     warn_short_histories(users.fit)
     module, _, function = FIT[settings.method][1].partition(":")
     artefact = getattr(importlib.import_module(module), function)(job)
+    if artefact is None:
+        return None
     print(f"Saved: {settings.output}. Compare it: pplug-hf bench --trained {settings.method}={settings.output}")
     return artefact
 

@@ -38,6 +38,7 @@ FILE, UNFINISHED = "method.json", "unfinished.json"
 KINDS: dict[str, type | str] = {
     "ranker": "pplug_hf.methods.trained_ranker:TrainedRanker",
     "selector": "pplug_hf.methods.selector:Selector",
+    **dict.fromkeys(("ftp", "oppu", "user-tokens"), "pplug_hf.methods.adapters:UserAdapters"),
 }
 
 

@@ -115,21 +115,80 @@ class RspgPostOptions(RspgOptions):
     """Train a selector that chooses between the answers of all rows (RSPG-Post)."""
 
 
+@dataclass(kw_only=True)
+class _UserWeightsOptions:
+    GROUPS: ClassVar = {"split": "users and items", "epochs": "training"}
+
+    split: str = option(
+        "dev", "Split whose users get weights; held: the held-out users of the train split, to tune on."
+    )
+    items: Literal["common", "union"] = option(
+        "common",
+        "Items of a user to train on: those in the histories of all of the user's questions; or union, those in any of them, "
+        "which leaks answers and shows how much a leak is worth.",
+    )
+    items_per_user: int | None = option(None, "Train on at most this many of a user's newest items (default: all).")
+    retrieval: str | None = option(None, "Show retrieved items in every prompt, e.g. bm25@1 (default: none).")
+    shard: str = option(
+        "0/1", "Train every N-th user, from the I-th on, as I/N: N processes with one output share the work."
+    )
+    epochs: int = option(5, "Passes over a user's items.")
+    learning_rate: float = option(5e-4, "Learning rate of AdamW.")
+    schedule: Literal["constant", "linear"] = option(
+        "constant", "Learning rate after the warm-up: constant, or down to 0."
+    )
+    warmup: float = option(0.0, "Share of the steps with a rising learning rate.")
+    weight_decay: float = option(0.0, "Weight decay.")
+    clip: float = option(1.0, "Largest norm of a gradient.")
+    pairs_per_step: int = option(8, "Items per optimiser step.")
+    stop_below: float = option(0.1, "Stop with a user after a pass whose mean loss is below this; 0: never.")
+    max_answer_length: int = option(128, "Cut answers of the training to this many tokens.")
+
+
+@dataclass(kw_only=True)
+class FtpOptions(_UserWeightsOptions):
+    """Train one LoRA per user on the items of the user's history."""
+
+    GROUPS: ClassVar = {**_UserWeightsOptions.GROUPS, "rank": "LoRA"}
+
+    rank: int = option(8, "Rank of a LoRA.")
+    alpha: float = option(16, "Alpha: a LoRA is scaled by alpha / rank.")
+    dropout: float = option(0.0, "Dropout of a LoRA in training.")
+    modules: Literal["qkv", "qv"] = option("qkv", "Layers with a LoRA: queries, keys and values, or without keys.")
+
+
+@dataclass(kw_only=True)
+class OppuOptions(FtpOptions):
+    """Train a LoRA of the task on other users' questions, add it to the weights, then one LoRA per user."""
+
+    GROUPS: ClassVar = {**FtpOptions.GROUPS, "task_epochs": "LoRA of the task"}
+
+    epochs: int = option(2, "Passes over a user's items.")
+    task_epochs: int = option(3, "Passes over the other users' questions.")
+    task_learning_rate: float = option(5e-4, "Learning rate of the LoRA of the task.")
+    task_pairs_per_step: int = option(16, "Questions per optimiser step of the LoRA of the task.")
+
+
+@dataclass(kw_only=True)
+class UserTokensOptions(_UserWeightsOptions):
+    """Train one soft prompt per user, which starts as a plug's for this user."""
+
+    plug: str = field(metadata={"help": "Plug to start from, made for this language model: folder or Hub id."})
+    learning_rate: float = option(1e-2, "Learning rate of AdamW.")
+
+
 # Method -> its options, a dataclass whose fields have a help, and the function that trains it.
 FIT: dict[str, tuple[type, str]] = {
     "ropg-kd": (RopgKdOptions, "pplug_hf.methods.ropg:train"),
     "ropg-rl": (RopgRlOptions, "pplug_hf.methods.ropg:train"),
     "rspg-pre": (RspgPreOptions, "pplug_hf.commands.fit_selector:train"),
     "rspg-post": (RspgPostOptions, "pplug_hf.commands.fit_selector:train"),
+    "ftp": (FtpOptions, "pplug_hf.methods.adapter_fit:train"),
+    "oppu": (OppuOptions, "pplug_hf.methods.adapter_fit:train"),
+    "user-tokens": (UserTokensOptions, "pplug_hf.methods.adapter_fit:train"),
 }
-PLACES = (
-    "encoder",
-    "rewards",
-    "device",
-    "plugs",
-    "trained",
-    "answers",
-)  # options that say where something is, and not what
+# Options that say where something is or who does it, and not what.
+PLACES = ("encoder", "rewards", "device", "plug", "plugs", "trained", "answers", "shard")
 
 
 def options_of(method: str) -> type:

@@ -336,7 +336,13 @@ class Resources:
     def generate(
         self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"
     ) -> Answers:
-        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone.
+
+        Args:
+            inputs: the prompts.
+            model: the plug.
+            description: title of the progress bar; "" shows none.
+        """
         decoding, task = self.decoding, self.task
         texts = answer(
             (model or self.language_model).generate,
@@ -345,6 +351,7 @@ class Resources:
             personas=inputs.personas,
             queries=inputs.queries,
             persona_positions=inputs.positions,
+            persona_strength=inputs.strength,
             turns=inputs.turns,
             batch_size=self.batch_size,
             max_length=decoding.max_length,
