@@ -366,9 +366,9 @@ def _record(trained: TrainingRecord, pairs: int, start: float) -> dict[str, Any]
 
 def _cost(folder: Path, fit: AdapterFit, others: int) -> dict[str, Any]:
     """Return what the weights cost: in memory, in time, and in passes of the language model."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{USERS}/*/{TRAINING}"))]
-    file = PrivatePrompt.file if fit.kind == "user-tokens" else Lora.file
-    first = next(iter(sorted((folder / USERS).iterdir()))) / file
+    paths = sorted(folder.glob(f"{USERS}/[!.]*/{TRAINING}"))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    first = paths[0].with_name(PrivatePrompt.file if fit.kind == "user-tokens" else Lora.file)
     pairs, seconds = sum(r["pairs"] for r in records), sum(r["seconds"] for r in records)
     return {
         "users": len(records),
