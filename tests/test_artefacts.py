@@ -102,6 +102,9 @@ def test_a_training_is_continued_and_a_finished_one_is_not_made_again(tmp_path):
         Draft.open(tmp_path / "a", "backwards", RUN)
     anew = Draft.open(tmp_path / "a", "parrot", other, resume=False)
     assert [path.name for path in anew.folder.iterdir()] == ["unfinished.json"]
+    assert Draft.open(tmp_path / "a", "parrot", RUN).run == RUN, "where nothing was made yet, anything can begin"
+    anew = Draft.open(tmp_path / "a", "parrot", other)
+    (anew.folder / "part").touch()
     with pytest.raises(ConfigurationError, match=r"these differ: options\.epochs"):
         Draft.open(tmp_path / "a", "parrot", RUN)
     assert Draft.open(tmp_path / "a", "parrot", RUN, resume=False).run == RUN

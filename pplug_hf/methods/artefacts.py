@@ -36,6 +36,7 @@ FILE, UNFINISHED = "method.json", "unfinished.json"
 
 # Kind -> its class, or where it is: a `Ranker` with `load(artefact, resources)`, or a subclass of `Trained`.
 KINDS: dict[str, type | str] = {
+    "ranker": "pplug_hf.methods.trained_ranker:TrainedRanker",
     **dict.fromkeys(("ftp", "oppu", "user-tokens"), "pplug_hf.methods.adapters:UserAdapters"),
 }
 
@@ -215,7 +216,7 @@ class Draft:
             before = read_json_object(folder / UNFINISHED, f"The {UNFINISHED} of {str(folder)!r}", "remove the folder")
         elif folder.is_dir() and any(folder.iterdir()):
             raise ConfigurationError(f"{str(folder)!r} is not empty and holds no artefact: choose another folder.")
-        else:
+        else:  # new, or nothing was made there yet
             resume, before = False, {}
         now = {"kind": kind, "run": run}
         if resume:
@@ -259,7 +260,8 @@ def _clear(folder: Path, there: Artefact | None) -> None:
             shutil.rmtree(folder)
         return
     own = {folder / name for name in (FILE, *there.files)}
-    if others := [path.name for path in folder.rglob("*") if path.is_file() and path not in own]:
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    if others := [path.name for path in found if path not in own]:
         raise ConfigurationError(
             f"{str(folder)!r} holds other files besides the artefact ({others[0]!r}): choose another folder."
         )

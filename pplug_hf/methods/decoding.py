@@ -82,7 +82,7 @@ def answer(
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
         labels: Answer with one of these and nothing else, see `methods/constrained.py`. Default: with anything.
-        description: Title of the progress bar; "" shows none.
+        description: Title of the progress bar; "" for none.
 
     Returns:
         One answer per prompt, in their order.
@@ -205,7 +205,7 @@ def check_two_users(examples: Sequence[Example], ablation: str) -> None:
 
 
 def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -> Iterator[list[int]]:
-    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts.
+    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts unless `description` is "".
 
     The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
     """

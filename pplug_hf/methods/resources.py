@@ -11,6 +11,7 @@ n examples, N items of one user, D encoder width.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from ..configuration import PPlugConfig
 from ..data.records import Example
 from ..data.vectors import VectorStore
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, MismatchError, MissingFileError
 from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
 from ..modeling import plug_folder as files
 from ..modeling.backbone import find_tokenizer
@@ -194,6 +195,29 @@ class Resources:
             return known
         if name is None:
             raise ConfigurationError(f"The plug {place!r} does not say where its encoder is.")
+        return self._load_encoder(name, revision)
+
+    def encoder_with(self, digest: str, name: str | None, revision: str | None = None) -> Any:
+        """Return the sentence encoder with a digest: one that is loaded, the retriever, or the one of that name.
+
+        Raises:
+            MismatchError: none of them has this digest.
+        """
+        for place, commit in ((self.retriever, None), (name, revision)):
+            if digest in self._encoders:
+                return self._encoders[digest]
+            if place is not None and place not in self._encoders:
+                with suppress(MissingFileError):  # another machine's folder
+                    self._load_encoder(place, commit)
+        if digest not in self._encoders:
+            tried = ", ".join(repr(place) for place in (self.retriever, name) if place) or "none is named"
+            raise MismatchError(
+                f"This ranker belongs to the sentence encoder with the digest {digest}, and there is no such encoder here "
+                f"({tried}): pass retriever=<its folder or Hub id>."
+            )
+        return self._encoders[digest]
+
+    def _load_encoder(self, name: str, revision: str | None) -> Any:
         encoder = encoders.freeze_encoder(encoders.load_encoder(name, revision=revision))
         encoder = encoder.to(self.language_model.device)
         self._encoders[name] = self._encoders.setdefault(encoders.fingerprint(encoder)["digest"], encoder)
@@ -300,13 +324,7 @@ class Resources:
     def generate(
         self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"
     ) -> Answers:
-        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone.
-
-        Args:
-            inputs: the prompts.
-            model: the plug.
-            description: title of the progress bar; "" shows none.
-        """
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
         decoding, task = self.decoding, self.task
         texts = answer(
             (model or self.language_model).generate,
