@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError, MissingPackageError
 from pplug_hf.methods import adapter_fit, pair_training
 from pplug_hf.methods.adapter_fit import open_weights, user_hash
+from pplug_hf.methods.adapters import delete_user
 from pplug_hf.methods.artefacts import read_artefact
 from pplug_hf.methods.base import Plain, Retrieval
 from pplug_hf.methods.names import methods_of, name_of
@@ -136,7 +138,7 @@ def test_weights_of_all_users_reloaded_in_a_new_process_give_the_logits_they_had
     folder, trained = ftp
     assert set(trained) == {user_hash(user) for user in ("u1", "u2", "u3")}
     command = [sys.executable, "-c", RELOAD, str(places / "llama"), str(folder / "users"), str(tmp_path / "logits")]
-    done = subprocess.run(command, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     reloaded = load_file(tmp_path / "logits")
     bare = logits_of(AutoModelForCausalLM.from_pretrained(places / "llama", attn_implementation="eager").eval())
@@ -247,6 +249,16 @@ def test_nothing_of_the_users_but_weights_is_kept(ftp):
     assert record["pairs"] == len(record["items"]) == 2 and record["steps"] == 3
 
 
+def test_a_user_can_be_deleted(places, ftp, tmp_path):
+    folder = shutil.copytree(ftp[0], tmp_path / "ftp")
+    before = read_artefact(folder).digest
+    assert delete_user(folder, "u2") and not delete_user(folder, "u2") and not delete_user(folder, "nobody")
+    assert set(digests(folder)) == {user_hash("u1"), user_hash("u3")} and read_artefact(folder).digest != before
+    shared = resources(places, ftp=folder)
+    bare, own = rows_of(shared, "no-persona", "ftp")
+    assert own[4:6] == bare[4:6] and own[2:4] != bare[2:4]
+
+
 def refused(places, name, error, match, examples=EXAMPLES, task=SHELVES, backbone="llama", **trained):
     shared = resources(places, backbone, **trained)
     shared.task = task
@@ -317,6 +329,13 @@ def test_the_union_of_items_leaks_on_request_alone(places, tmp_path):
     assert artefact.settings["items"] == "union" and artefact.about["pairs"] == 3 + 5 + 7
     rows_of(resources(places, leaky=tmp_path / "leaky"), "leaky")  # not refused, and named so in the results
     assert train(places, tmp_path / "few", items_per_user=1).about["pairs"] == 3
+
+
+def test_passes_are_chosen_on_held_out_users_of_the_train_split(places, tmp_path):
+    artefact = train(places, tmp_path / "held", split="held", epochs=4)
+    curve = artefact.about["held_loss_by_pass"]
+    assert len(curve) == 5 and len(set(curve)) == 5 and artefact.about["users"] == 1
+    assert artefact.run["split"]["held_users"] == 0.1
 
 
 # ---- on a LoRA of the task ------------------------------------------------------------------------------------------
@@ -431,3 +450,13 @@ def test_a_bench_has_their_rows(places, ftp, tmp_path):
     _, printed = quietly(settings, task=SHELVES, data=DATA)
     assert "4 of 4 runs are there already." in printed
     assert name_of(methods_of(["ftp:wrong-user"], {}, {"ftp": [str(folder)]})["ftp:wrong-user"][0]) == "ftp:wrong-user"
+
+
+def test_the_example_runs(tmp_path):
+    path = Path(__file__).parent.parent / "examples" / "learned" / "one_adapter_per_user.py"
+    command = [sys.executable, str(path), "--users", "2", "--epochs", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 readers: 27,648 weights and 115,416 bytes each" in done.stdout and "| ftp:wrong-user " in done.stdout
+    assert "Shelves that two readers' own weights choose:" in done.stdout and list(tmp_path.iterdir()) == []
