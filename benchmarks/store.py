@@ -71,7 +71,10 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 store.compact()
             size = store.stats().size - (empty[name] if name == "Valkey" else 0)
             bytes_of_vectors = SIZE * users / (2 if "int8" in name else 1)
-            side = {name: spread([size]) | {"unit": "bytes"}, "vectors": spread([bytes_of_vectors]) | {"unit": "bytes"}}
+            side = {
+                name: spread([size]) | {"unit": "bytes"},
+                "vectors": spread([bytes_of_vectors]) | {"unit": "bytes"},
+            }
             limit = None if name == "Valkey" else 1.05
             yield figure(f"size, {name}", side, ratios([size], [bytes_of_vectors]), at_most=limit)
 

@@ -55,7 +55,8 @@ def test_a_recipe_of_a_baseline_names_its_method_and_options(name):
     assert own.isdisjoint(names_of(FitSettings)) and recipe.name == name and not recipe.plug and not recipe.answering
     needed = {"data": "x", "output": "x", "backbone": "x"}
     FitSettings(**needed | {key: value for key, value in options.items() if key not in own})
-    options_of(options["method"])(**{"encoder": "x"} | {key: value for key, value in options.items() if key in own})
+    places = {name: "x" for name in ("encoder", "plug") if name in own}
+    options_of(options["method"])(**places | {key: value for key, value in options.items() if key in own})
     assert set(recipe.reasons) <= {*own, *names_of(FitSettings)} and all(
         why.endswith(".") for why in recipe.reasons.values()
     )

@@ -29,9 +29,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -135,7 +137,8 @@ def train(job: FitJob) -> Artefact | None:
     )
     if draft.finished:
         return draft.finished
-    fitting = _Fitting(fit, draft.folder, resources, plug)
+    known = questions_by_user(asked) if job.options.split == "held" else {}
+    fitting = _Fitting(fit, draft.folder, resources, plug, known)
     with eager_attention(resources.language_model):
         fitting.shared(others)
         fitting.users({user: pairs[user] for user in sorted(pairs, key=user_hash)[first::shards]})
@@ -156,10 +159,17 @@ def train(job: FitJob) -> Artefact | None:
 
 
 class _Fitting:
-    """One training of an artefact's parts."""
+    """One training of an artefact's parts.
 
-    def __init__(self, fit: AdapterFit, folder: Path, resources: Resources, plug: str):
-        self.fit, self.folder, self.resources, self.plug = fit, folder, resources, plug
+    Args:
+        fit, folder, resources, plug: as above.
+        known: questions of users whose answers may be used: the loss on them is measured after every pass.
+    """
+
+    def __init__(
+        self, fit: AdapterFit, folder: Path, resources: Resources, plug: str, known: Mapping[str, Sequence[Example]]
+    ):
+        self.fit, self.folder, self.resources, self.plug, self.known = fit, folder, resources, plug, known
 
     def shared(self, others: Sequence[Example]) -> None:
         """Write what all users share, unless it is there. Another process that does so is waited for."""
@@ -199,10 +209,17 @@ class _Fitting:
                     ),
                     max_length=self.fit.max_length,
                     start=self._start(own),
+                    measure=partial(self._question_loss, weights, self.known[user]) if self.known else None,
                 )
                 record = _record(trained, len(own), start) | {"items": [item_hash(pair.item) for pair in own]}
                 place = self.folder / USERS / user_hash(user)
                 save_folder(place, weights.state(), weights.file, weights.config(), record)
+
+    @torch.no_grad()
+    def _question_loss(self, weights: PrivateWeights, questions: Sequence[Example]) -> float:
+        """Return the loss of the right answers to a user's questions."""
+        prompts, answers = [self._prompt(e) for e in questions], [str(e.target) for e in questions]
+        return weights.loss(prompts, answers, self.fit.max_length, self.fit.private.max_answer_length).item()
 
     def facts(self) -> dict[str, Any]:
         """Return what has to be known to answer with the weights, besides their files."""
@@ -366,9 +383,12 @@ def _record(trained: TrainingRecord, pairs: int, start: float) -> dict[str, Any]
 
 def _cost(folder: Path, fit: AdapterFit, others: int) -> dict[str, Any]:
     """Return what the weights cost: in memory, in time, and in passes of the language model."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{USERS}/*/{TRAINING}"))]
-    file = PrivatePrompt.file if fit.kind == "user-tokens" else Lora.file
-    first = next(iter(sorted((folder / USERS).iterdir()))) / file
+    paths = sorted(folder.glob(f"{USERS}/[!.]*/{TRAINING}"))
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    first = paths[0].with_name(PrivatePrompt.file if fit.kind == "user-tokens" else Lora.file)
+    curves = [r["curve"] for r in records]
+    passes = max(map(len, curves))
+    curve = [sum(each[min(i, len(each) - 1)] for each in curves) / len(curves) for i in range(passes)]
     pairs, seconds = sum(r["pairs"] for r in records), sum(r["seconds"] for r in records)
     return {
         "users": len(records),
@@ -380,6 +400,7 @@ def _cost(folder: Path, fit: AdapterFit, others: int) -> dict[str, Any]:
         "seconds_per_user": round(seconds / len(records), 3),
         "first_loss": sum(r["first_loss"] for r in records) / len(records),
         "last_loss": sum(r["last_loss"] for r in records) / len(records),
+        **({"held_loss_by_pass": curve} if curve else {}),
     }
 
 

@@ -13,8 +13,10 @@ A user without weights is answered as in `NAME:no-history`.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from safetensors.torch import load_file
@@ -23,7 +25,9 @@ from tqdm import tqdm
 from ..data.records import Example, some
 from ..errors import DataError, MismatchError
 from ..optional import require
+from ..storage.files import read_json_object, write_text
 from .adapter_fit import SHARED, TRAINING, USERS, item_hash, open_weights, user_hash
+from .artefacts import FILE, read_artefact
 from .base import Plain, Trained
 from .decoding import Answers, ModelInputs, shuffle_histories
 from .private_prompt import PrivatePrompt
@@ -129,6 +133,26 @@ class UserAdapters(Trained):
             return [there[e.user] for e in examples]
         able = [e if there[e.user] else replace(e, history=[]) for e in examples]
         return [there[examples[donor].user] for donor in shuffle_histories(able, resources.seed)]
+
+
+def delete_user(folder: str | Path, user: str) -> bool:
+    """Delete the weights of one user from a finished artefact, which is another one for a bench from then on.
+
+    Args:
+        folder: of the artefact.
+        user: as in the data.
+
+    Returns:
+        True if there were any.
+    """
+    artefact, place = read_artefact(folder), f"{USERS}/{user_hash(user)}"
+    content = read_json_object(artefact.folder / FILE, FILE)
+    left = {name: digest for name, digest in artefact.files.items() if not name.startswith(f"{place}/")}
+    write_text(
+        artefact.folder / FILE, json.dumps(content | {"files": left}, indent=2) + "\n"
+    )  # from now on they do not count
+    shutil.rmtree(artefact.folder / place, ignore_errors=True)
+    return len(left) < len(artefact.files)
 
 
 def _of_rows(inputs: ModelInputs, rows: Sequence[int]) -> ModelInputs:

@@ -7,7 +7,7 @@ settings and the seed alone: not on who was trained before, in which order, or i
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -55,6 +55,7 @@ class TrainingRecord(NamedTuple):
     steps: int
     first_loss: float  # mean of the first pass
     last_loss: float  # mean of the last pass
+    curve: list[float]  # of `measure`, before the first pass and after each; empty without it
 
 
 def train_on_pairs(
@@ -65,6 +66,7 @@ def train_on_pairs(
     seed: int,
     max_length: int,
     start: Mapping[str, Tensor] | None = None,
+    measure: Callable[[], float] | None = None,
     description: str = "",
 ) -> TrainingRecord:
     """Train weights from their start; the loss is that of the answers' tokens.
@@ -76,6 +78,7 @@ def train_on_pairs(
         seed: of fresh weights, of dropout and of the order of pairs.
         max_length: cut prompts to this many tokens.
         start: values to start from instead of fresh ones.
+        measure: called before the first pass and after each, such as the loss of other pairs.
         description: title of a progress bar (default: none).
 
     Returns:
@@ -92,6 +95,7 @@ def train_on_pairs(
         tqdm(total=training.epochs * batches, desc=description, disable=not description) as bar,
     ):
         torch.manual_seed(seed)
+        curve = [] if measure is None else [measure()]
         weights.training(True)
         for _ in range(training.epochs):
             total = 0.0
@@ -107,10 +111,14 @@ def train_on_pairs(
                 steps += 1
                 bar.update()
             means.append(total / len(pairs))
+            if measure is not None:
+                weights.training(False)
+                curve.append(measure())
+                weights.training(True)
             if means[-1] < training.stop_below:
                 break
         weights.training(False)
-    return TrainingRecord(len(means), steps, means[0], means[-1])
+    return TrainingRecord(len(means), steps, means[0], means[-1], curve)
 
 
 @contextmanager
