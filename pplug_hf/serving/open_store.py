@@ -128,6 +128,10 @@ class KeyedStore(PersonaStore):
         self._packing = self._backend.packing
         self.spec, self.namespace = self._packing.spec, namespace
 
+    @property
+    def tenant_name(self) -> str:
+        return self._tenant
+
     def tenant(self, name: str) -> Self:
         other = copy.copy(self)
         other._tenant = name
