@@ -26,6 +26,7 @@ _COMMANDS = {
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "app": ("app", "AppSettings", "app", "try a plug on a page in the browser"),
     "prepare": (
         "prepare",
         "PrepareSettings",
