@@ -71,9 +71,12 @@ def headlines(arguments: argparse.Namespace) -> dict[str, Any]:
         titles = (("in_style", "in the user's style", ""), *WritingStyle.titles[1:])
 
     register_metric(InStyle(), exist_ok=True)
-    examples = make_examples("test", arguments.users, 3, 0)
+    rows = [
+        {"id": e.id, "user_id": e.user, "input": e.prompt, "output": e.target, "profile": list(e.history)}
+        for e in make_examples("test", arguments.users, 3, 0)
+    ]
     return ask(
-        arguments, "headlines", arguments.plug, "", task=replace(TASK, metric=InStyle.name), data={"test": examples}
+        arguments, "headlines", arguments.plug, "", task=replace(TASK, metric=InStyle.name), data={"test": rows}
     )
 
 
