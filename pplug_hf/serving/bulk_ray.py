@@ -87,7 +87,7 @@ class _Encoder:
     def __init__(self, encode: Any):
         import ray
 
-        self.encode = ray.get(encode)
+        self.encode: Any = ray.get(encode)
         if torch.cuda.is_available():
             self.encode.args[0].to("cuda")
 
