@@ -303,6 +303,7 @@ def test_the_command_fills_a_store_and_says_how_much(personalizer, tmp_path, cap
     printed = capsys.readouterr()
     assert "61 rows: 60 encoded now, 0 before.\n1 rows left out (no user; first " in printed.out
     assert "The store holds 60 items of 7 users" in printed.out
+    assert "Encoding items: 100%" in printed.err and " 61/61 [" in printed.err  # with the time left
     assert main([*command, "--bad_rows", "skip"]) == 0
     assert "61 rows: 0 encoded now, 61 before." in capsys.readouterr().out
     with open_store(tmp_path / "store", personalizer.spec) as store:
