@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from .modeling.prompt_cache import PromptCache
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
+    from .serving.ab import assign_arm
+    from .serving.bulk import encode_items
+    from .serving.cohorts import Cohorts
     from .serving.engine import Request, Sampling
     from .serving.open_store import open_store
     from .serving.store import PersonaStore
@@ -64,12 +67,15 @@ if TYPE_CHECKING:
 _WHERE = {
     "Aggregator": "modeling.aggregators",
     "answer": "methods.decoding",
+    "assign_arm": "serving.ab",
     "bench": "commands.bench",
     "BenchSettings": "commands.options",
+    "Cohorts": "serving.cohorts",
     "Comparison": "evaluation.compare",
     "ConfigurationError": "errors",
     "DataError": "errors",
     "describe": "data.report",
+    "encode_items": "serving.bulk",
     "EncoderSpec": "modeling",
     "evaluate": "commands.evaluate",
     "EvaluateSettings": "commands.options",
