@@ -25,7 +25,8 @@ from ..modeling.persona import Persona
 from ..storage.files import read_json_object
 from .base import Method, Need, Plain, Retrieval
 from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
-from .resources import Resources, digest_of_tensors
+from .digests import digest_of_tensors
+from .resources import Resources
 
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
