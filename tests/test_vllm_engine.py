@@ -436,3 +436,16 @@ def test_loading_gives_vllm_the_folder_and_the_tokenizer(places, tmp_path, monke
 def test_arguments_that_would_answer_without_the_persona(argument):
     with pytest.raises(ConfigurationError, match=f"{argument} does not go with VllmEngine"):
         VllmCore("model", **{argument: {"some": "thing"}})
+
+
+def test_the_server_passes_its_limits_on(monkeypatch):
+    from pplug_hf.commands.options import ServeSettings
+    from pplug_hf.commands.serve import _engine
+
+    monkeypatch.setattr(VllmEngine, "from_pretrained", lambda *given, **options: (given, options))
+    settings = ServeSettings(
+        plug="one", store="s", plugs=["late=two"], engine="vllm", max_batch=3, max_queue=4, time_limit=5
+    )
+    given, options = _engine(settings)
+    assert given == ("one",) and options["plugs"] == {"late": "two"}
+    assert (options["max_num_seqs"], options["max_queue"], options["time_limit"]) == (3, 4, 5)
