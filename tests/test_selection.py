@@ -282,7 +282,7 @@ def test_an_artefact_says_what_it_is(world, selectors):
     assert "head.safetensors" in made.files and any(name.startswith("encoder/") for name in made.files)
     asked = made.about["questions"]
     assert asked["select"] == 30 and asked["held"] == 18 and 0 < asked["informative"] < 30
-    assert made.about["cost"]["training_generations"] == 3 * 48 and len(made.about["curve"]) >= 3
+    assert made.about["cost"]["language_model_passes"] == 3 * 48 and len(made.about["curve"]) >= 3
     assert 0 <= made.about["cut_texts"] <= 1 and sum(made.about["rewards"].values()) <= 1
     files = [path for path in (world / "rspg-pre").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
@@ -306,12 +306,22 @@ def test_selectors_find_what_can_be_found(world, selectors, tmp_path):
     for row, generations in (("rspg-pre", 1), ("rspg-post", 3)):
         about = saved[f"{row},0.json"]["about"]
         assert (
-            about["cost"]["generations_per_question"] == generations and about["cost"]["training_generations"] == 144
+            about["cost"]["generations_per_question"] == generations and about["cost"]["language_model_passes"] == 144
         )
         counts = about["prompts"]
         assert sum(n for name, n in counts.items() if name.startswith("chosen")) == 60
         assert saved[f"{row},0.json"]["key"]["pool"] == {name: {"told": i} for i, name in enumerate(TOLD)}
     assert "rspg-pre chooses between the answers of one, two, three" in printed
+    costs = printed[printed.index("Costs of training and answering") :].splitlines()
+    head, *lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in costs[2:] if line.startswith("|")]
+    table = {line[0]: dict(zip(head, line, strict=True)) for line in lines[1:6]}
+    generations = [table[row]["generations per question"] for row in ("one", "rspg-pre", "rspg-post")]
+    assert generations == ["1", "1", "3"]
+    assert (
+        table["rspg-post"]["passes of the language model in training"] == "144"
+        and table["rspg-pre"]["trained weights"]
+    )
+    assert table["one"]["trained weights"] == ""
 
 
 def test_post_asks_nobody_if_answers_are_there_and_pre_once_per_question(world, selectors, tmp_path):

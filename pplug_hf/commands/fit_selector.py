@@ -99,7 +99,7 @@ def train(job: FitJob) -> Artefact:
         "rewards": dict(zip(pool, rewards[:n].mean(dim=0).tolist(), strict=True)),
         "cut_texts": model.count_cut(texts) / (len(texts) * len(pool)),
         "cost": {
-            "training_generations": len(texts) * len(pool),
+            "language_model_passes": len(texts) * len(pool),
             "trained_weights": sum(p.numel() for p in model.parameters() if p.requires_grad),
         },
     }

@@ -127,8 +127,11 @@ class Selector(Trained):
     def about(self, resources: Resources) -> dict[str, Any]:
         artefact, R = resources.artefact(self.folder), len(_pool(self.folder))
         cost = {"generations_per_question": R if artefact.settings["reads"] == "answers" else 1}
-        cost |= {"encoder_passes_per_question": R, "bytes_per_user": 0, **artefact.about.get("cost", {})}
-        return {"cost": cost, "training_seed": artefact.run.get("seed")}
+        return {
+            "cost": cost | artefact.about.get("cost", {}),
+            "encoder_passes_per_question": R,
+            "training_seed": artefact.run.get("seed"),
+        }
 
 
 def pool_methods(
