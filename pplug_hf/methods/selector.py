@@ -55,17 +55,18 @@ class Selector(Trained):
             answers = [self._answers(row, method, examples, resources) for row, method in members.items()]
         texts = texts_of(model, members, examples, resources, answers)
         choices = choose(model.scores(texts, resources.batch_size))
-        chosen = dict.fromkeys(range(len(examples)), "")
+        chosen = [""] * len(examples)
         for m, (row, method) in enumerate(members.items()):
             places = [i for i, choice in enumerate(choices) if choice == m]
-            if places and answers is None:
-                own = self._answers(row, method, [examples[i] for i in places], resources)
-                chosen.update(zip(places, own, strict=True))
-            elif answers is not None:
-                chosen.update((i, answers[m][i]) for i in places)
+            if answers is not None:
+                own = [answers[m][i] for i in places]
+            else:
+                own = self._answers(row, method, [examples[i] for i in places], resources) if places else []
+            for i, text in zip(places, own, strict=True):
+                chosen[i] = text
         counts = {f"chosen {row}": n for row, n in Counter(list(members)[m] for m in choices).items()}
         counts |= {"selector_texts": len(members) * len(examples), "cut_selector_texts": model.count_cut(texts)}
-        return Answers(list(chosen.values()), counts)
+        return Answers(chosen, counts)
 
     def members(self, resources: Resources) -> dict[str, Method]:
         """Return the rows of the pool, those whose answers the selector learned from: name -> method.
