@@ -46,8 +46,10 @@ def train(job: FitJob) -> Artefact:
     runner = Runner(resources, [*select, *held], job.users.fit)
     runner.check({row: [method] for row, method in pool.items()})
     encoder = resources.encoder(None if resources.retriever else next(iter(resources.plugs.values()))[0])
-    form = TextForm(order=options.order, show_names=options.show_names, length=options.text_length)
-    model = SelectionModel.from_encoder(encoder, form).to(resources.language_model.device)
+    form = TextForm(order=options.order, length=options.text_length)
+    model = SelectionModel.from_encoder(encoder, form, len(pool) * options.row_heads).to(
+        resources.language_model.device
+    )
     known = {row: pool_key(method, resources) for row, method in pool.items()}
     draft = job.draft(KIND, pool=known, encoder=fingerprint(encoder)["digest"])
     if draft.finished:

@@ -183,7 +183,7 @@ def texts_of(
         answers: of these rows, R lists of n; None to choose before anything is answered.
     """
     prompts = [_prompts(method, examples, resources) for method in members.values()]
-    return model.form.texts(model.separator, list(members), [e.query for e in examples], prompts, answers)
+    return model.form.texts(model.separator, [e.query for e in examples], prompts, answers)
 
 
 def _prompts(method: Method, examples: Sequence[Example], resources: Resources) -> list[str]:
