@@ -28,7 +28,7 @@ from ..optional import require
 from ..storage.files import read_json_object, write_text
 from .adapter_fit import SHARED, TRAINING, USERS, item_hash, open_weights, user_hash
 from .artefacts import FILE, read_artefact
-from .base import Plain, Trained
+from .base import COSTS, Plain, Trained
 from .decoding import Answers, ModelInputs, shuffle_histories
 from .private_prompt import PrivatePrompt
 from .resources import Resources
@@ -115,12 +115,10 @@ class UserAdapters(Trained):
         return Answers([texts[row] for row in range(len(examples))], counts)
 
     def about(self, resources: Resources) -> dict[str, Any]:
-        return {
-            "adapters": {
-                **resources.artefact(self.folder).about,
-                "items": resources.artefact(self.folder).settings["items"],
-            }
-        }
+        artefact = resources.artefact(self.folder)
+        cost = {name: value for name, value in artefact.about.items() if name in COSTS}
+        cost["language_model_passes"] = artefact.about["trained_examples"]
+        return {"adapters": {**artefact.about, "items": artefact.settings["items"]}, "cost": cost}
 
     def _places(self, examples: Sequence[Example], resources: Resources) -> list[str | None]:
         """Return the folder of the weights that answer each example; None for those that all users share."""
