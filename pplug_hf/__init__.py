@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         MissingFileError,
         MissingPackageError,
         PPlugError,
+        StoreError,
     )
     from .evaluation.compare import Comparison
     from .evaluation.plots import plot_weights
@@ -50,6 +51,11 @@ if TYPE_CHECKING:
     from .modeling.prompt_cache import PromptCache
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
+    from .serving.ab import assign_arm
+    from .serving.bulk import encode_items
+    from .serving.cohorts import Cohorts
+    from .serving.open_store import open_store
+    from .serving.store import PersonaStore
     from .tasks.metrics import Metric, register_metric
     from .tasks.recipes import Recipe, get_recipe
     from .tasks.task import TASKS, PromptFormat, Task, get_task, register_task, score
@@ -59,12 +65,15 @@ if TYPE_CHECKING:
 _WHERE = {
     "Aggregator": "modeling.aggregators",
     "answer": "methods.decoding",
+    "assign_arm": "serving.ab",
     "bench": "commands.bench",
     "BenchSettings": "commands.options",
+    "Cohorts": "serving.cohorts",
     "Comparison": "evaluation.compare",
     "ConfigurationError": "errors",
     "DataError": "errors",
     "describe": "data.report",
+    "encode_items": "serving.bulk",
     "EncoderSpec": "modeling",
     "evaluate": "commands.evaluate",
     "EvaluateSettings": "commands.options",
@@ -84,10 +93,12 @@ _WHERE = {
     "MissingPackageError": "errors",
     "ModelInputs": "methods.decoding",
     "Persona": "modeling",
+    "open_store": "serving.open_store",
     "persona_positions": "methods.prompts",
     "PersonaDataset": "data.dataset",
     "PersonalizedTextGenerationPipeline": "pipeline",
     "Personalizer": "modeling",
+    "PersonaStore": "serving.store",
     "plot_weights": "evaluation.plots",
     "PPlugCollator": "training",
     "PPlugConfig": "configuration",
@@ -111,6 +122,7 @@ _WHERE = {
     "score": "tasks.task",
     "shuffle_histories": "methods.decoding",
     "SoftPrompt": "modeling.plug",
+    "StoreError": "errors",
     "split_users": "data.histories",
     "stream": "data.examples",
     "Task": "tasks.task",

@@ -24,19 +24,32 @@ _COMMANDS = {
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "pairs": ("pairs", "PairsSettings", "pairs", "write pairs of answers for human judges; needs no gold answers"),
     "fit": ("fit", "FitSettings", "fit", "train a baseline to compare with, such as a retriever"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
     "prepare": (
         "prepare",
         "PrepareSettings",
         "prepare",
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
-    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
+    "encode": (
+        "encode",
+        "EncodeSettings",
+        "encode",
+        "encode the histories of a data set, or a log of items into a store",
+    ),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
+    "export-vllm": (
+        "export_vllm",
+        "ExportVllmSettings",
+        "export_vllm",
+        "write what vllm serve needs for a plug: chat template, command line",
+    ),
     "info": ("info", "InfoSettings", "info", "describe a plug folder"),
     "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
@@ -56,10 +69,16 @@ _POSITIVE = (
     "epochs",
     "evaluations_per_epoch",
     "gradient_accumulation",
+    "head_learning_rate",
     "learning_rate",
     "logging_steps",
+    "max_batch",
+    "max_body",
+    "max_items",
     "max_length",
     "max_new_tokens",
+    "max_prompt_tokens",
+    "max_queue",
     "max_questions",
     "max_steps",
     "max_target_length",
@@ -68,9 +87,12 @@ _POSITIVE = (
     "questions_per_step",
     "target_temperature",
     "temperature",
+    "text_length",
+    "time_limit",
     "top_p",
+    "workers",
 )
-_NOT_NEGATIVE = ("warmup", "weight_decay")
+_NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
-        print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
+        print("\n".join(f"  {name:13}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
@@ -109,7 +131,7 @@ def _run(arguments: list[str]) -> int:
         # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
         own = [f for kind in kinds[1:] for f in fields(kind)]
         further = {f.name: values[f.name] for f in own if values[f.name] != f.default}
-        _check_numbers(chosen)
+        _check_numbers(values)
         _check_places(values)
         command = importlib.import_module(f"{__package__}.commands.{_COMMANDS[arguments[0]][0]}")
         getattr(command, function)(chosen, **further)
@@ -241,9 +263,9 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
     return [text for name, value in settings for text in (f"--{name}", str(value))]
 
 
-def _check_numbers(settings: Any) -> None:
+def _check_numbers(values: Mapping[str, Any]) -> None:
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = getattr(settings, name, None)
+        value = values.get(name)
         if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
             bound = "greater than 0" if name in _POSITIVE else "at least 0"
             raise ConfigurationError(f"--{name} must be {bound}, got {value}.")

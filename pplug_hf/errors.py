@@ -21,6 +21,10 @@ class HubError(PPlugError, OSError):
     """The Hub refuses a request, or fails."""
 
 
+class StoreError(PPlugError, OSError):
+    """A store cannot do its work now: its disk is full, it is busy, or its server does not answer."""
+
+
 class ConfigurationError(PPlugError, ValueError):
     """A setting has a value that cannot work."""
 
@@ -31,6 +35,18 @@ class MissingPackageError(ConfigurationError, ImportError):
 
 class MismatchError(PPlugError, ValueError):
     """Two things that must belong together do not."""
+
+
+class EngineError(PPlugError, RuntimeError):
+    """An engine cannot answer: it is closed, or it has failed."""
+
+
+class EngineBusyError(EngineError):
+    """An engine has as many requests waiting as it takes; ask again later."""
+
+
+class TimeLimitError(EngineError, TimeoutError):
+    """An answer was not finished within its time."""
 
 
 def kind_of(value: object) -> str:

@@ -450,13 +450,3 @@ def test_a_bench_has_their_rows(places, ftp, tmp_path):
     _, printed = quietly(settings, task=SHELVES, data=DATA)
     assert "4 of 4 runs are there already." in printed
     assert name_of(methods_of(["ftp:wrong-user"], {}, {"ftp": [str(folder)]})["ftp:wrong-user"][0]) == "ftp:wrong-user"
-
-
-def test_the_example_runs(tmp_path):
-    path = Path(__file__).parent.parent / "examples" / "learned" / "one_adapter_per_user.py"
-    command = [sys.executable, str(path), "--users", "2", "--epochs", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 readers: 27,648 weights and 115,416 bytes each" in done.stdout and "| ftp:wrong-user " in done.stdout
-    assert "Shelves that two readers' own weights choose:" in done.stdout and list(tmp_path.iterdir()) == []

@@ -342,6 +342,7 @@ def test_users_are_divided_once_for_all_methods(world):
     assert [len(part) for part in users] == [2, 2, 1] and len(set.union(*users)) == 5
     assert three_way_split(examples[::-1], 0.4, 0.2, seed=3).held == parts.held[::-1]
     assert parts.held == split_users(examples, 0.2, 4, nearest=True)[1]  # whom `pplug-hf train` validates on
+    assert parts.fit == split_users(examples, 0.6, 4, nearest=True)[0]  # on whom it trains with both shares
     for shares in ((-0.1, 0.2), (0.5, 0.5)):
         with pytest.raises(ConfigurationError, match="give shares of the users with a sum below 1"):
             three_way_split(examples, *shares)

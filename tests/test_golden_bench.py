@@ -67,7 +67,7 @@ def test_its_results_are_written_again_to_the_letter(release, tmp_path):
         "runs",
     ):
         assert made[part] == there[part], part
-    assert made.keys() == there.keys()
+    assert made.keys() == there.keys() | {"per_user"}, "which came later"
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])

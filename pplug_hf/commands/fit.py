@@ -66,8 +66,11 @@ def fit(
     )
     print(f"{task.name}: {', '.join(f'{_counted(part)} to {use}' for part, use in zip(users, _USES, strict=True))}")
     warn_short_histories(users.fit)
-    module, _, function = FIT[settings.method][1].partition(":")
-    artefact = getattr(importlib.import_module(module), function)(job)
+    function = FIT[settings.method][1]
+    if isinstance(function, str):
+        module, _, name = function.partition(":")
+        function = getattr(importlib.import_module(module), name)
+    artefact = function(job)
     if artefact is None:
         return None
     print(f"Saved: {settings.output}. Compare it: pplug-hf bench --trained {settings.method}={settings.output}")

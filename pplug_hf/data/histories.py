@@ -150,7 +150,8 @@ def three_way_split(examples: Iterable[Example], select: float = 0.3, held: floa
     Args:
         examples: what to divide.
         select, held: shares of the users; the nearest numbers of users are drawn by a hash of seed and name. The held-out
-            users are those on whom `pplug-hf train` validates at the same share and seed.
+            users are those on whom `pplug-hf train` validates at the same share and seed; at the sum of both shares, it
+            trains on the same users as the methods here.
         seed: another seed divides otherwise.
 
     Raises:
@@ -158,8 +159,11 @@ def three_way_split(examples: Iterable[Example], select: float = 0.3, held: floa
     """
     if min(select, held) < 0 or select + held >= 1:
         raise ConfigurationError(f"select is {select} and held {held}: give shares of the users with a sum below 1.")
-    rest, last = split_users(examples, held, seed + 1, nearest=True)
-    fit, chosen = split_users(rest, select / (1 - held), seed + 2, nearest=True)
+    examples = list(examples)
+    _, last = split_users(examples, held, seed + 1, nearest=True)
+    fit, outside = split_users(examples, select + held, seed + 1, nearest=True)
+    of_last = {example.user for example in last}
+    chosen = [example for example in outside if example.user not in of_last]
     return UserSplit(fit, chosen, last)
 
 

@@ -37,6 +37,7 @@ FILE, UNFINISHED = "method.json", "unfinished.json"
 # Kind -> its class, or where it is: a `Ranker` with `load(artefact, resources)`, or a subclass of `Trained`.
 KINDS: dict[str, type | str] = {
     "ranker": "pplug_hf.methods.trained_ranker:TrainedRanker",
+    "selector": "pplug_hf.methods.selector:Selector",
     **dict.fromkeys(("ftp", "oppu", "user-tokens"), "pplug_hf.methods.adapters:UserAdapters"),
 }
 
@@ -216,11 +217,14 @@ class Draft:
             before = read_json_object(folder / UNFINISHED, f"The {UNFINISHED} of {str(folder)!r}", "remove the folder")
         elif folder.is_dir() and any(folder.iterdir()):
             raise ConfigurationError(f"{str(folder)!r} is not empty and holds no artefact: choose another folder.")
-        else:  # new, or nothing was made there yet
+        else:
             resume, before = False, {}
         now = {"kind": kind, "run": run}
+        differing = differences(dict(before), now)
+        if differing and there is None and not any(path.name != UNFINISHED for path in folder.glob("*")):
+            resume = False  # nothing was made there yet
         if resume:
-            if differing := differences(dict(before), now):
+            if differing:
                 names = ", ".join(name.removeprefix("run.") for name in differing)
                 raise ConfigurationError(
                     f"{str(folder)!r} holds another training; these differ: {names}. Choose a new output folder, or start "

@@ -36,6 +36,7 @@ class Method:
     """Base class: override `inputs` or `answer`, and what else differs."""
 
     folder: str = ""  # where its trained part is, if it has one; several seeds are several methods of one name
+    reads_answers: ClassVar[bool] = False  # those of other rows, which are made before it answers
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -111,6 +112,7 @@ class Retrieval(Method):
         turns: show them to a chat model as earlier turns, each with the user's own answer.
         wrong_user: take them from another user's history.
         folder: of a trained ranker.
+        draw: of random items, which of several draws.
     """
 
     retriever: str
@@ -118,6 +120,7 @@ class Retrieval(Method):
     turns: bool = False
     wrong_user: bool = False
     folder: str = ""
+    draw: int = 0
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -137,7 +140,7 @@ class Retrieval(Method):
         """Return the retrieved items of each example, best first."""
         if self.wrong_user:
             examples = resources.once("wrong users", lambda: _swapped(examples, resources.seed), examples)
-        orders = resources.ranking(self.retriever, examples, self.folder)
+        orders = resources.ranking(self.retriever, examples, self.folder, self.draw)
         return [[e.history[i] for i in order[: self.k]] for e, order in zip(examples, orders, strict=True)]
 
     def inputs(
@@ -179,7 +182,7 @@ class Retrieval(Method):
 
     def key(self, resources: Resources) -> dict[str, Any]:
         key = resources.ranker_key(self.retriever, self.folder)
-        return key | {"seed": resources.seed} if self.wrong_user else key
+        return key | {"seed": resources.seed + self.draw} if self.wrong_user or self.draw else key
 
 
 def _swapped(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ..errors import ConfigurationError
-from ..storage.layout import REWARDS_FOLDER
+from ..storage.layout import ANSWERS_FOLDER, REWARDS_FOLDER
 
 
 def option(default: Any, help: str) -> Any:
@@ -65,6 +66,54 @@ class RopgRlOptions(RopgOptions):
         "exact",
         "The gradient of the expected reward over all candidates, or of one candidate drawn per question (paper).",
     )
+
+
+@dataclass(kw_only=True)
+class RspgOptions:
+    """Train a selector, which chooses between rows for each question."""
+
+    GROUPS: ClassVar = {"pool": "pool", "order": "what the selector reads", "epochs": "training"}
+
+    pool: list[str] | None = option(
+        None,
+        "Rows to choose from, as in bench; of equally good ones the first (default: no-persona, 4 items of each ranker, and "
+        "the plugs).",
+    )
+    plugs: list[str] | None = option(None, "Plugs in the pool, each as NAME=FOLDER.")
+    trained: list[str] | None = option(None, "What fit trained and the pool has, each as NAME=FOLDER.")
+    encoder: str | None = option(
+        None,
+        "Sentence encoder to start from, and of the rows dense@K: Hub id or local folder (default: the first plug's).",
+    )
+    answers: str = option(ANSWERS_FOLDER, "Folder of the pool's answers, which all trainings and seeds share.")
+    order: Literal["answer-first", "paper"] = option(
+        "answer-first",
+        "Order of a text and what is cut if it is too long: the answer, the question, then the prompt, cut at its end; or the "
+        "lower-case prompt, then the answer (paper), cut at its start.",
+    )
+    show_names: bool = option(
+        True, "Put the name of the row in front: rows of plugs have the same prompts as no-persona (paper: no)."
+    )
+    text_length: int | None = option(None, "Tokens of a text (default: the encoder's own; paper: 1024).")
+    target_temperature: float | None = option(
+        None, "Temperature of the softmax over rewards (default: 0.25 where they are 0 or 1, else 1)."
+    )
+    epochs: int = option(5, "Maximum number of passes over the questions.")
+    patience: int = option(3, "Stop after this many passes without a better choice on the held-out users.")
+    questions_per_step: int = option(16, "Questions per optimiser step, each with a text for every row of the pool.")
+    learning_rate: float = option(3e-5, "Learning rate of the encoder.")
+    head_learning_rate: float = option(1e-2, "Learning rate of the linear head, which starts at zero.")
+    warmup: float = option(0.05, "Share of the steps with a rising learning rate; then it falls to zero.")
+
+
+@dataclass(kw_only=True)
+class RspgPreOptions(RspgOptions):
+    """Train a selector that chooses a row by its prompt, before anything is answered (RSPG-Pre)."""
+
+
+@dataclass(kw_only=True)
+class RspgPostOptions(RspgOptions):
+    """Train a selector that chooses between the answers of all rows (RSPG-Post)."""
 
 
 @dataclass(kw_only=True)
@@ -129,16 +178,18 @@ class UserTokensOptions(_UserWeightsOptions):
     learning_rate: float = option(1e-2, "Learning rate of AdamW.")
 
 
-# Method -> its options, a dataclass whose fields have a help, and the function that trains it.
-FIT: dict[str, tuple[type, str]] = {
+# Method -> its options, a dataclass whose fields have a help, and the function that trains it, or its place.
+FIT: dict[str, tuple[type, str | Callable[[Any], Any]]] = {
     "ropg-kd": (RopgKdOptions, "pplug_hf.methods.ropg:train"),
     "ropg-rl": (RopgRlOptions, "pplug_hf.methods.ropg:train"),
+    "rspg-pre": (RspgPreOptions, "pplug_hf.commands.fit_selector:train"),
+    "rspg-post": (RspgPostOptions, "pplug_hf.commands.fit_selector:train"),
     "ftp": (FtpOptions, "pplug_hf.methods.adapter_fit:train"),
     "oppu": (OppuOptions, "pplug_hf.methods.adapter_fit:train"),
     "user-tokens": (UserTokensOptions, "pplug_hf.methods.adapter_fit:train"),
 }
 # Options that say where something is or who does it, and not what.
-PLACES = ("encoder", "rewards", "device", "plug", "shard")
+PLACES = ("encoder", "rewards", "device", "plug", "plugs", "trained", "answers", "shard")
 
 
 def options_of(method: str) -> type:

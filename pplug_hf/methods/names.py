@@ -13,6 +13,7 @@
 | `NAME:no-history` | the same with P of an empty history |
 | `NAME:top-4` | the same with P of the top 4 items by weight |
 | `NAME:last-8` | the same with P of the 8 newest items |
+| `NAME:strength-1.5` | the same with 1.5 times as strong a persona |
 | `NAME+bm25@1` | [I; P; retrieved; input] |
 | `NAME+bm25@1:paper-order` | [retrieved; I; P; input] |
 | `RANKER@4` | as `bm25@4`, by the trained rankers that the user calls RANKER; `NAME+RANKER@1` likewise |
@@ -50,7 +51,9 @@ METHODS: dict[str, Callable[[], Method] | EntryPoint] = {NO_PERSONA: Plain, FREQ
 METHODS |= {entry.name: entry for entry in entry_points(group="pplug_hf.methods")}
 _COUNTED = ("top", "last")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_STRENGTH = "strength"
 _VARIANTS = ", ".join(name if name not in _COUNTED else f"{name}-N" for name in get_args(HistoryVariant)[1:])
+_VARIANTS += f", {_STRENGTH}-NUMBER"
 
 
 def register_method(name: str, factory: Callable[[], Method]) -> None:
@@ -63,11 +66,11 @@ def register_method(name: str, factory: Callable[[], Method]) -> None:
     Raises:
         ConfigurationError: the name cannot be one, or is taken.
     """
-    _check_name(name, "register_method")
+    check_name(name, "register_method")
     METHODS[name] = factory
 
 
-def _check_name(name: str, where: str) -> None:
+def check_name(name: str, where: str) -> None:
     if not _NAME.fullmatch(name) or name in (*METHODS, *RANKERS):
         raise ConfigurationError(
             f"{where} got the name {name!r}: use letters, digits, '.', '_' and '-', and none of "
@@ -82,6 +85,7 @@ def name_of(method: Method) -> str:
         return f"{method.retriever}@{method.k}" + f":{end}" * (method.turns or method.wrong_user)
     if isinstance(method, Plug):
         variant = f":{method.history}" * (method.history != "whole") + f"-{method.items}" * bool(method.items)
+        variant += f":{_STRENGTH}-{method.strength:g}" * (method.strength != 1)
         return f"{method.name}{variant}{_behind(method)}" + f":{PAPER_ORDER}" * method.paper_order
     if isinstance(method, Trained):
         return f"{method.name}" + f":{method.change}" * bool(method.change) + _behind(method)
@@ -225,6 +229,8 @@ def _parse_plug(head: str, plugs: Collection[str], wrong: Callable[[str, str], C
         kind, dash, number = change.rpartition("-")
         if kind in _COUNTED and dash:
             plug = replace(plug, history=kind, items=_number(number, wrong))
+        elif kind == _STRENGTH and re.fullmatch(r"\d{1,3}(\.\d{1,3})?", number, re.ASCII):
+            plug = replace(plug, strength=float(number))
         elif change in get_args(HistoryVariant) and change not in ("whole", *_COUNTED):
             plug = replace(plug, history=change)
         else:
@@ -281,7 +287,7 @@ def _named_folders(texts: Iterable[str], option: str) -> dict[str, list[str]]:
             raise ConfigurationError(
                 f"{option} got {text!r}: write NAME=FOLDER, or NAME=FOLDER,FOLDER for several seeds of one row."
             )
-        _check_name(name, option)
+        check_name(name, option)
         own = named.setdefault(name, [])
         if twice := [place for place in found if place in own or found.count(place) > 1]:
             raise ConfigurationError(f"{option} {name} names {twice[0]!r} twice; a seed counts once.")
@@ -381,7 +387,7 @@ def canonical(names: Collection[str]) -> list[str]:
         number = order, ranker, retrieval.k if retrieval else 0
         variant = plug.history if plug and plug.history != "whole" else ""
         # A plug's own row stands below its variants: it is what they are compared with.
-        own = (plug.name, not plug.is_variant, bool(retrieval), variant, plug.items) if plug else ()
+        own = (plug.name, not plug.is_variant, bool(retrieval), variant, plug.items, plug.strength) if plug else ()
         return group, own, number, name
 
     return sorted(names, key=place)

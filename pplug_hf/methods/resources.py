@@ -33,7 +33,7 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.task import Task
 from .artefacts import Artefact, class_of, read_artefact
 from .decoding import Answers, ModelInputs, answer
-from .digests import backbone_digest, task_digest
+from .digests import backbone_digest, json_digest, task_digest
 from .retrievers import RANKERS, Ranker, get_ranker
 
 T = TypeVar("T")
@@ -241,23 +241,24 @@ class Resources:
 
     # ---- rankers -----------------------------------------------------------------------------------------------
 
-    def ranking(self, name: str, examples: Sequence[Example], folder: str = "") -> list[list[int]]:
+    def ranking(self, name: str, examples: Sequence[Example], folder: str = "", draw: int = 0) -> list[list[int]]:
         """Return all positions of each history in a ranker's order; worked out once.
 
         Args:
             name: of a ranker.
             examples: n of them.
             folder: of the ranker, if it is a trained one.
+            draw: of random orders, which of several.
         """
 
         def rank() -> list[list[int]]:
-            ranker = self.ranker(name, folder)
+            ranker = self.ranker(name, folder, draw)
             ranker.prepare(examples)
             return [ranker.rank(e) for e in tqdm(examples, desc=f"Ranking by {name}")]
 
-        return self.once(("ranking", name, folder), rank, examples)
+        return self.once(("ranking", name, folder, draw), rank, examples)
 
-    def ranker(self, name: str, folder: str = "") -> Ranker:
+    def ranker(self, name: str, folder: str = "", draw: int = 0) -> Ranker:
         """Return a ranker, trained or not; arguments as in `ranking`."""
         if folder:
             artefact = self.artefact(folder)
@@ -265,7 +266,7 @@ class Resources:
             return self.once(("ranker", folder), lambda: load(artefact, self))
         options: dict[str, Any] = {}
         if name == "random":
-            options = {"seed": self.seed}
+            options = {"seed": self.seed + draw}
         elif name == "rrf":
             options = {"rankers": [self.ranker(each, place) for each, place in self._fused().items()]}
         elif name == "dense":
@@ -321,10 +322,27 @@ class Resources:
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
+    def answers(self, row: str, method: Any, examples: Sequence[Example], make: Callable[[], list[str]]) -> list[str]:
+        """Return the answers of a row's method, those that are there or what `make` returns.
+
+        Args:
+            row: its name.
+            method: whose key says if answers are the same.
+            examples: n of them.
+            make: makes the answers.
+        """
+        return self.once(("answers", row, json_digest(method.key(self))), make, examples)
+
     def generate(
         self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"
     ) -> Answers:
-        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone.
+
+        Args:
+            inputs: the prompts.
+            model: the plug.
+            description: title of the progress bar; "" shows none.
+        """
         decoding, task = self.decoding, self.task
         texts = answer(
             (model or self.language_model).generate,
@@ -333,6 +351,7 @@ class Resources:
             personas=inputs.personas,
             queries=inputs.queries,
             persona_positions=inputs.positions,
+            persona_strength=inputs.strength,
             turns=inputs.turns,
             batch_size=self.batch_size,
             max_length=decoding.max_length,

@@ -186,6 +186,7 @@ def embed(
     batch_size: int = 32,
     show_progress: bool = False,
     task: str = "document",
+    pool: Any = None,
 ) -> Tensor:
     """Equation (1): vectors [len(texts), D] in fp32, detached. Each distinct text is encoded once.
 
@@ -196,6 +197,7 @@ def embed(
         batch_size: texts per forward pass.
         show_progress: show a progress bar.
         task: "document" or "query", for encoders that have a side for each.
+        pool: of processes, as the encoder's `start_multi_process_pool` gives it.
     """
     distinct = list(dict.fromkeys(texts))
     vectors = encoder.encode(
@@ -204,6 +206,7 @@ def embed(
         batch_size=batch_size,
         show_progress_bar=show_progress,
         convert_to_tensor=True,
+        pool=pool,
         **(_task(encoder, task) if isinstance(encoder[0], Router) else {}),
     )
     row = dict(zip(distinct, range(len(distinct)), strict=True))

@@ -59,13 +59,19 @@ class PersonaStore(ABC):
     """
 
     spec: EncoderSpec
+    namespace: str
+
+    @property
+    @abstractmethod
+    def tenant_name(self) -> str:
+        """Name of the tenant whose users these are."""
 
     @abstractmethod
     def tenant(self, name: str) -> PersonaStore:
         """Return the same store for another tenant, who shares its files and sees none of its users.
 
         Args:
-            name: of the tenant; "" is the one that a store is opened for.
+            name: of the tenant; "" is a tenant like any other.
         """
 
     def get(self, user: str) -> Persona | None:
@@ -143,8 +149,28 @@ class PersonaStore(ABC):
         """Give back the space of what was deleted, and make short appends one again."""
 
     @abstractmethod
+    def namespaces(self) -> dict[str, EncoderSpec]:
+        """Return the encoder of every namespace by name, the active one first."""
+
+    @abstractmethod
+    def activate(self) -> None:
+        """Make the namespace of this store the one that `open_store` opens where none is named: a single step.
+
+        A new encoder is a new namespace: open it by name, fill it with the vectors of all users while the old one serves,
+        activate it, and drop the old one. Deleting an item or a user deletes it in all namespaces.
+        """
+
+    @abstractmethod
+    def drop_namespace(self, name: str) -> None:
+        """Delete a namespace that is not in use any more, with all its vectors.
+
+        Args:
+            name: of a namespace that is neither active nor the one of this store.
+        """
+
+    @abstractmethod
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, of all tenants."""
 
     def __enter__(self) -> Self:
         return self

@@ -56,6 +56,50 @@ _ROPG_OURS = {
 }
 _KD = {"target_temperature": (None, "0.25 for the metric: at 1, one right item of 16 gets 0.15 of the target.")}
 _RL = {"loss": ("exact", "All rewards are known, so the expected gradient needs no drawing, and has no noise.")}
+_RSPG_PAPER = {
+    "backbone": "google/flan-t5-xxl",
+    "encoder": "facebook/contriever",
+    "backbone_dtype": "bfloat16",
+    "max_length": 512,
+    "num_beams": 4,
+    "order": "paper",
+    "show_names": False,
+    "text_length": 512,
+    "target_temperature": 1.0,
+    "epochs": 20,
+    "patience": 20,
+    "questions_per_step": 64,
+    "learning_rate": 1e-5,
+    "head_learning_rate": 1e-5,
+    "warmup": 0.05,
+}
+_RSPG_NOT_REPRODUCED = (
+    "The selector starts from the sentence encoder that is given, with its pooling, and 512 tokens; the paper's from "
+    "Longformer-base with 1,024 tokens.",
+    "The pool is what --pool and --trained say; the paper's is no items, and 4 items of recency, BM25, Contriever, ROPG-RL "
+    "and ROPG-KD.",
+    "A text that is too long loses its start; in the authors' code it loses its end, which is the question and the answer.",
+    "The selector learns from users on whom no ranker of the pool was trained; the authors use the same questions.",
+    "The epoch with the best choice on held-out users is kept; the authors choose a checkpoint on dev.",
+    "Questions to which all answers are equally good are left out.",
+    "Rewards of LaMP-3 are divided by the largest possible error, as in the authors' code.",
+)
+_RSPG_OURS = {
+    "order": ("answer-first", "What is cut is the rest of the prompt, not the question and the answer."),
+    "show_names": (True, "A plug's row has the prompt of the language model alone: only its name tells them apart."),
+    "target_temperature": (
+        None,
+        "0.25 where rewards are 0 or 1: at 1, the only good one of six rows gets 0.35 of the target.",
+    ),
+    "epochs": (5, "Few questions have answers that are not all equally good, and a small encoder learns them fast."),
+    "patience": (3, "Stops when the choice on held-out users no longer gets better."),
+    "questions_per_step": (16, "A step reads a text for every row of the pool, so this is about 100 texts."),
+    "learning_rate": (3e-5, "Usual for fine-tuning a small sentence encoder. Not compared with other values."),
+    "head_learning_rate": (
+        1e-2,
+        "The head starts at zero; vectors of unit length need large weights before its scores differ.",
+    ),
+}
 
 _FTP = {"epochs": (7, "Few items need several passes; those who need fewer stop early.")}
 _OPPU = {
@@ -127,8 +171,8 @@ _OPPU_NOT_REPRODUCED = (
 )
 
 
-def _ours(method: str, own: dict, base: dict = _ROPG_OURS) -> Recipe:
-    settings = {**base, **own}
+def _ours(method: str, own: dict) -> Recipe:
+    settings = own
     return Recipe(
         name=f"ours/{method}",
         training={"method": method} | {name: value for name, (value, _) in settings.items() if value is not None},
@@ -137,18 +181,22 @@ def _ours(method: str, own: dict, base: dict = _ROPG_OURS) -> Recipe:
     )
 
 
-def _paper(method: str, settings: dict, not_reproduced: tuple[str, ...]) -> Recipe:
-    training = {"method": method, **settings}
-    return Recipe(name=f"paper/{method}", training=training, plug={}, not_reproduced=not_reproduced)
+def _paper(method: str, own: dict, not_reproduced: tuple[str, ...]) -> Recipe:
+    return Recipe(name=f"paper/{method}", training={"method": method, **own}, plug={}, not_reproduced=not_reproduced)
 
 
 RECIPES = (
-    _paper("ropg-kd", _ROPG_PAPER | {"loss": "paper", "target_temperature": 1.0}, _ROPG_NOT_REPRODUCED),
-    _ours("ropg-kd", _KD),
-    _paper("ropg-rl", _ROPG_PAPER | {"loss": "sampled"}, _ROPG_NOT_REPRODUCED),
-    _ours("ropg-rl", _RL),
+    _paper("ropg-kd", {**_ROPG_PAPER, "loss": "paper", "target_temperature": 1.0}, _ROPG_NOT_REPRODUCED),
+    _ours("ropg-kd", _ROPG_OURS | _KD),
+    _paper("ropg-rl", {**_ROPG_PAPER, "loss": "sampled"}, _ROPG_NOT_REPRODUCED),
+    _ours("ropg-rl", _ROPG_OURS | _RL),
+    *(
+        recipe
+        for method in ("rspg-pre", "rspg-post")
+        for recipe in (_paper(method, _RSPG_PAPER, _RSPG_NOT_REPRODUCED), _ours(method, _RSPG_OURS))
+    ),
     _paper("ftp", _FTP_PAPER, _FTP_NOT_REPRODUCED + _USERS_NOT_REPRODUCED),
-    _ours("ftp", _FTP, _LORA_OURS),
+    _ours("ftp", _LORA_OURS | _FTP),
     _paper("oppu", _OPPU_PAPER, _OPPU_NOT_REPRODUCED + _USERS_NOT_REPRODUCED),
-    _ours("oppu", _OPPU, _LORA_OURS),
+    _ours("oppu", _LORA_OURS | _OPPU),
 )

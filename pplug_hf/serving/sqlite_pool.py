@@ -1,0 +1,151 @@
+"""Connections to a SQLite file: each is lent to one thread at a time, and none is carried over a fork.
+
+A forked process must not use, nor even close, the connections of its parent: locks of a file belong to the process that
+took them. Before a fork, all connections are therefore given back and closed, and both processes open new ones.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from weakref import WeakSet
+
+from ..errors import DataError, StoreError
+
+BUSY_SECONDS = 30
+KEPT = 4  # idle connections of one file
+PAGE_SIZE = 4096
+
+_SETTINGS = f"""
+    PRAGMA busy_timeout = {BUSY_SECONDS * 1000};
+    PRAGMA synchronous = FULL;
+    PRAGMA secure_delete = ON;
+    PRAGMA temp_store = MEMORY;
+    PRAGMA cell_size_check = ON;
+    PRAGMA trusted_schema = OFF;
+"""
+
+
+class Pool:
+    """Connections to one file, opened when they are needed.
+
+    Args:
+        path: of a file that exists.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._idle: list[sqlite3.Connection] = []
+        self._lent = 0
+        self._returned = threading.Condition(threading.Lock())
+        self._is_closed = False
+        _POOLS.add(self)
+
+    @contextmanager
+    def lent(self, user: str = "") -> Iterator[sqlite3.Connection]:
+        """Lend a connection.
+
+        Args:
+            user: key of a user, for messages.
+
+        Raises:
+            StoreError: the disk is full, or another process holds the file for too long; nothing was written.
+            DataError: the file is damaged or missing.
+        """
+        with self._returned:
+            if self._is_closed:
+                raise StoreError("This store is closed: open it again.")
+            self._lent += 1
+            connection = self._idle.pop() if self._idle else None
+        is_sound = False
+        try:
+            connection = connection or self._open()
+            yield connection
+            is_sound = True
+        except sqlite3.DatabaseError as error:
+            raise self._error(error, user) from error
+        finally:
+            with self._returned:
+                if connection is not None:
+                    if is_sound and len(self._idle) < KEPT and not self._is_closed:
+                        self._idle.append(connection)
+                    else:
+                        connection.close()
+                self._lent -= 1
+                self._returned.notify_all()
+
+    @contextmanager
+    def transaction(self, user: str = "") -> Iterator[sqlite3.Connection]:
+        """Lend a connection that alone may write, until the block ends; its changes are durable then, or undone."""
+        with self.lent(user) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.rollback()
+                raise
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+        )
+        connection.executescript(_SETTINGS)
+        return connection
+
+    def _error(self, error: sqlite3.DatabaseError, user: str) -> Exception:
+        whose = f" (user {user})" if user else ""
+        if isinstance(error, sqlite3.OperationalError) and self.path.is_file():
+            return StoreError(
+                f"{str(self.path)!r} cannot be used now{whose}: {error}. Nothing was written. Look for a full disk, missing "
+                "rights, or a process that holds the file."
+            )
+        return DataError(
+            f"{str(self.path)!r} is damaged or missing{whose}: {error}. Other files of the store are not affected: restore "
+            "this one from a backup."
+        )
+
+    def close(self) -> None:
+        """Close all connections; those that are lent, when they come back."""
+        with self._returned:
+            self._is_closed = True
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def suspend(self) -> None:
+        """Wait for all connections, close them, and lend none until `resume`."""
+        self._returned.acquire()
+        while self._lent:
+            self._returned.wait()
+        self._close_idle()
+
+    def resume(self) -> None:
+        """Lend connections again."""
+        self._returned.release()
+
+
+_POOLS: WeakSet[Pool] = WeakSet()
+_suspended: list[Pool] = []
+
+
+def _before_fork() -> None:
+    for pool in list(_POOLS):
+        pool.suspend()
+        _suspended.append(pool)
+
+
+def _after_fork() -> None:
+    while _suspended:
+        _suspended.pop().resume()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
