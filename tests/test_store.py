@@ -15,7 +15,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from resp_server import resp_server
 
@@ -326,7 +326,9 @@ def test_a_store_agrees_with_a_dictionary(place):
     class Machine(AgainstADictionary):
         make = staticmethod(place.open)
 
-    Machine.TestCase.settings = settings(max_examples=12, stateful_step_count=12, deadline=None)
+    Machine.TestCase.settings = settings(
+        max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    )
     Machine.TestCase().runTest()
 
 
