@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from .serving.ab import assign_arm
     from .serving.bulk import encode_items
     from .serving.cohorts import Cohorts
+    from .serving.engine import Request, Sampling
     from .serving.open_store import open_store
     from .serving.store import PersonaStore
+    from .serving.transformers_engine import TransformersEngine
     from .tasks.metrics import Metric, register_metric
     from .tasks.recipes import Recipe, get_recipe
     from .tasks.task import TASKS, PromptFormat, Task, get_task, register_task, score
@@ -117,8 +119,10 @@ _WHERE = {
     "register_method": "methods.names",
     "register_metric": "tasks.metrics",
     "register_task": "tasks.task",
+    "Request": "serving.engine",
     "retrieval_prompt": "methods.prompts",
     "retrieve": "methods.retrievers",
+    "Sampling": "serving.engine",
     "score": "tasks.task",
     "shuffle_histories": "methods.decoding",
     "SoftPrompt": "modeling.plug",
@@ -129,6 +133,7 @@ _WHERE = {
     "TASKS": "tasks.task",
     "train": "commands.train",
     "TrainSettings": "commands.options",
+    "TransformersEngine": "serving.transformers_engine",
     "VectorStore": "data.vectors",
 }
 

@@ -28,6 +28,7 @@ class _Request:
     persona: Any
     query: Any
     plug: Any
+    strength: Any
 
 
 class PersonalizedTextGenerationPipeline(Pipeline):
@@ -72,13 +73,15 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
         Args:
             text_inputs: a prompt, a chat (list of messages), or a list, generator or data set of them. A prompt may
-                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ...}`.
+                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ..., "persona_strength": ...}`.
             persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
                 prompt. None is a user without history.
             query: one text, or one per prompt, that decides which history items matter. Default: the prompt (of a chat,
                 all its messages).
             plug: name of a loaded plug (default: the active one), or a list with a name or None per prompt. None in a list
                 means an answer without any plug.
+            persona_strength: a number for all prompts, or a list with one per prompt: 0 is nobody, 1 (the default) as
+                trained, more exaggerates the user.
             batch_size: prompts per pass (default: 1).
             return_full_text: include the prompt, as the text-generation pipeline does (default: yes for causal models;
                 an encoder-decoder model's answer does not continue the prompt).
@@ -93,9 +96,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             iterator of them for a generator or data set. The generated text of a chat is the chat and its answer.
 
         Raises:
-            MismatchError: the number of personas, queries or plugs is not the number of prompts.
+            MismatchError: the number of personas, queries, plugs or strengths is not the number of prompts.
             ConfigurationError: no plug of that name is loaded.
-            DataError: something is not a prompt or not a history.
+            DataError: something is not a prompt, a history or a strength.
         """
         from .modeling.personalizer import is_one_user, listed
 
@@ -109,8 +112,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             kwargs["persona"] = listed(kwargs["persona"])
         if "persona" in kwargs and not is_one_user(kwargs["persona"]):
             rows = _with(rows, "persona", kwargs.pop("persona"))
-        for name in ("query", "plug"):
-            if name in kwargs and not isinstance(kwargs[name], str | None):
+        for name in ("query", "plug", "persona_strength"):
+            if name in kwargs and not isinstance(kwargs[name], str | float | int | None):
                 rows = _with(rows, name, kwargs.pop(name))
         if single:
             return super().__call__(rows[0], **kwargs)
@@ -119,7 +122,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         return super().__call__((row for row in rows), **kwargs)
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
-        before = _taken(parameters, "persona", "query", "tokenizer_encode_kwargs")
+        before = _taken(parameters, "persona", "query", "persona_strength", "tokenizer_encode_kwargs")
         after = _taken(parameters, "return_full_text", "skip_special_tokens")
         specs = {personalizer.spec for personalizer in self.model.personalizers.values()}
         if before.get("persona") is not None and len(specs) == 1:  # otherwise each plug encodes it by itself
@@ -134,14 +137,19 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         return before, parameters, after
 
     def preprocess(  # type: ignore[override]
-        self, row: Any, persona: Any = None, query: str | None = None, tokenizer_encode_kwargs: Any = None
+        self,
+        row: Any,
+        persona: Any = None,
+        query: str | None = None,
+        persona_strength: float | None = None,
+        tokenizer_encode_kwargs: Any = None,
     ) -> dict[str, Any]:
-        """Return the tensors [1, T] of one prompt, with its user and query."""
+        """Return the tensors [1, T] of one prompt, with its user, query and strength."""
         if isinstance(row, Mapping):
             if "text" not in row:
                 raise DataError(f"A prompt that is a mapping needs a 'text', got {sorted(map(str, row))}.")
             prompt, persona, query = row["text"], row.get("persona", persona), row.get("query", query)
-            plug = row.get("plug", _UNSET)
+            plug, persona_strength = row.get("plug", _UNSET), row.get("persona_strength", persona_strength)
         else:
             prompt, plug = row, _UNSET
         prompt: Any = prompt.messages if isinstance(prompt, Chat) else prompt
@@ -162,7 +170,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
                 else self.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
             )
             query = inputs.pop("query", None) or decoded
-        return {**inputs, "request": _Request(prompt, persona, query, plug)}
+        return {**inputs, "request": _Request(prompt, persona, query, plug, persona_strength)}
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         request = model_inputs.pop("request")
@@ -172,17 +180,25 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         if any(one.plug is not _UNSET for one in requests):
             default = plug or self.model.active_plug
             plug = [default if one.plug is _UNSET else one.plug for one in requests]
+        strengths = [1.0 if one.strength is None else one.strength for one in requests]
         output = self.model.generate(
             **model_inputs,
             persona=[one.persona for one in requests],
             query=[one.query for one in requests],
             plug=plug,
-            **self._prepare_generate_kwargs(generate_kwargs),
+            persona_strength=strengths,
+            **self._generation_options(generate_kwargs),
         )
         sequences = output if isinstance(output, Tensor) else output.sequences
         if not self.model.config.is_encoder_decoder:
             sequences = sequences[:, T:]
         return {"sequences": sequences.view(B, len(sequences) // B, sequences.shape[1]), "request": request}
+
+    def _generation_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of one call on top of the pipeline's own."""
+        if hasattr(self, "_prepare_generate_kwargs"):
+            return self._prepare_generate_kwargs(given)
+        return {"generation_config": self.generation_config, **given}  # transformers 5.19
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True

@@ -16,6 +16,7 @@ from ..modeling import Persona, PPlugModel
 from ..modeling.backbone import writes_chats
 from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts
+from ..modeling.strength import checked_strength
 from ..processing import PPlugProcessor
 from .options import GenerateSettings
 
@@ -54,11 +55,12 @@ def generate(settings: GenerateSettings) -> str:
 
 
 def _check(settings: GenerateSettings) -> None:
-    """Raise a `ConfigurationError` for settings that cannot be meant."""
+    """Raise for settings that cannot be meant."""
     if not settings.prompt.strip():
         raise ConfigurationError("--prompt is empty: write what to answer.")
     if settings.history is not None and settings.persona is not None:
         raise ConfigurationError("--history and --persona are two forms of one thing: give one of them.")
+    checked_strength(settings.persona_strength, rows=1)
     if settings.top_p is not None and settings.top_p > 1:
         raise ConfigurationError(f"--top_p is a probability, at most 1, got {settings.top_p}.")
     if settings.labels and (settings.stream or settings.temperature or settings.top_p):
@@ -76,6 +78,7 @@ def _answer(settings: GenerateSettings, model: Any, processor: PPlugProcessor, p
             "max_new_tokens": settings.max_new_tokens,
             "num_beams": settings.num_beams,
             "labels": settings.labels,
+            "persona_strength": settings.persona_strength,
         }
         personas, queries = [persona], [query]
         prompts = [settings.prompt]
@@ -87,6 +90,7 @@ def _answer(settings: GenerateSettings, model: Any, processor: PPlugProcessor, p
     options |= {"do_sample": bool(options), "num_beams": settings.num_beams, "max_new_tokens": settings.max_new_tokens}
     if settings.stream:
         options["streamer"] = TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    options["persona_strength"] = settings.persona_strength
     batch = processor(text=[settings.prompt], persona=[persona], query=[query]).to(model.device)
     ids = model.generate(**batch, **options)
     return processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])[0]

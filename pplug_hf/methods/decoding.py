@@ -32,6 +32,7 @@ class ModelInputs(NamedTuple):
         positions: [n] tokens before the soft prompt, where that is not its usual place.
         turns: earlier turns of each prompt's chat, (question, answer) each.
         counts: of retrieved items, to keep with the answers.
+        strength: of the personas (default: as trained).
     """
 
     prompts: list[str]
@@ -40,6 +41,7 @@ class ModelInputs(NamedTuple):
     positions: Tensor | None = None
     turns: list[list[tuple[str, str]]] | None = None
     counts: dict[str, int] = {}  # noqa: RUF012 - never written to
+    strength: float | None = None
 
 
 class Answers(NamedTuple):
@@ -58,6 +60,7 @@ def answer(
     personas: Sequence[Any] | None = None,
     queries: Sequence[str] | Tensor | None = None,
     persona_positions: Tensor | None = None,
+    persona_strength: float | None = None,
     turns: Sequence[Sequence[tuple[str, str]]] | None = None,
     batch_size: int = 32,
     max_length: int | None = 256,
@@ -76,13 +79,14 @@ def answer(
         personas: One history, `Persona` or None per prompt.
         queries: What weights each history: n texts, or vectors [n, D]. Default: the prompts.
         persona_positions: [n] tokens of each prompt in front of the persona, cut as here; see `methods/prompts.py`.
+        persona_strength: Of all personas: 0 is nobody, 1 as trained (the default).
         turns: Earlier turns of each prompt's chat.
         batch_size: Prompts per batch.
         max_length: Cut prompts to this many tokens.
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
         labels: Answer with one of these and nothing else, see `methods/constrained.py`. Default: with anything.
-        description: Title of the progress bar.
+        description: Title of the progress bar; "" shows none.
 
     Returns:
         One answer per prompt, in their order.
@@ -100,6 +104,7 @@ def answer(
     if labels is not None and model is None:
         raise ConfigurationError("labels need to know whose generate it is: pass the bound method, model.generate.")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": num_beams}
+    strength = {} if persona_strength is None else {"persona_strength": persona_strength}
     answers: dict[int, str] = {}
     with evaluating(model):
         for rows in batches_by_length(prompts, batch_size, description):
@@ -124,7 +129,7 @@ def answer(
                         f"max_new_tokens is {max_new_tokens}, and the longest label has {options['max_new_tokens']} "
                         "tokens with its end: give at least as many."
                     )
-            generated = generate(**batch, **options, do_sample=False)
+            generated = generate(**batch, **options, **strength, do_sample=False)
             texts = processor.decode_answers(generated, prompt_length=batch["input_ids"].shape[1])
             answers.update(zip(rows, texts, strict=True))
     return [answers[row] for row in range(len(prompts))]
@@ -205,14 +210,14 @@ def check_two_users(examples: Sequence[Example], ablation: str) -> None:
 
 
 def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -> Iterator[list[int]]:
-    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts.
+    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts unless `description` is "".
 
     The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; give at least 1.")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-    with tqdm(total=len(texts), desc=description) as bar:
+    with tqdm(total=len(texts), desc=description, disable=not description) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             yield rows

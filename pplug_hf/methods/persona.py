@@ -25,7 +25,8 @@ from ..modeling.persona import Persona
 from ..storage.files import read_json_object
 from .base import Method, Need, Plain, Retrieval
 from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
-from .resources import Resources, digest_of_tensors
+from .digests import digest_of_tensors
+from .resources import Resources
 
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
@@ -44,6 +45,7 @@ class Plug(Method):
         history: what the persona is made of: the user's whole history, another user's (any, or the most similar one),
             none, the top items by weight, or the last ones.
         items: how many, for "top" and "last".
+        strength: of the persona: 0 is nobody, 1 as trained.
         retrieval: also put retrieved items of the user's own history into the prompt.
         paper_order: put them before the soft prompt instead of behind it.
     """
@@ -54,6 +56,7 @@ class Plug(Method):
     items: int = 0
     retrieval: Retrieval | None = None
     paper_order: bool = False
+    strength: float = 1.0
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -66,8 +69,8 @@ class Plug(Method):
 
     @property
     def is_variant(self) -> bool:
-        """True unless it answers with the user's whole history alone."""
-        return self.history != "whole" or self.retrieval is not None
+        """True unless it answers with the user's whole history alone, as trained."""
+        return self.history != "whole" or self.retrieval is not None or self.strength != 1
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
         if self.history in ("wrong-user", "nearest-user"):
@@ -94,7 +97,8 @@ class Plug(Method):
             scores = score(examples, resources)
             personas = [persona.top(self.items, each) for persona, each in zip(personas, scores, strict=True)]
         queries = self._queries(examples, resources) if self._needs_query(resources) else None
-        return inputs._replace(personas=personas, queries=queries)
+        strength = None if self.strength == 1 else self.strength
+        return inputs._replace(personas=personas, queries=queries, strength=strength)
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         answers = resources.generate(self.inputs(examples, resources), resources.plug(self.folder))

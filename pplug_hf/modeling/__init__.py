@@ -3,6 +3,7 @@
 from .persona import EncoderSpec, Persona
 from .personalizer import Personalizer
 from .plug import PersonaPlug
-from .pplug import PPlugForConditionalGeneration, PPlugModel
+from .plug_model import PPlugModel
+from .pplug import PPlugForConditionalGeneration
 
 __all__ = ["EncoderSpec", "PPlugForConditionalGeneration", "PPlugModel", "Persona", "PersonaPlug", "Personalizer"]

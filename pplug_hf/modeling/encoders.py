@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -216,7 +217,7 @@ def embed(
 
 def check_finite(vectors: Tensor) -> None:
     """Raise a `DataError` if a value of item vectors [N, D] is not finite."""
-    if vectors.sum().isfinite():  # then every value is, and one pass without a copy has told
+    if math.isfinite(vectors.sum().item()):  # then every value is, and one pass without a copy has told
         return
     finite = vectors.isfinite().all(dim=1)
     if not finite.all():

@@ -29,6 +29,7 @@ from .persona import EncoderSpec, Persona, check_spec, item_facts
 from .plug import PersonaPlug, SoftPrompt, batch_histories
 from .plug_batched import Group
 from .projection_cache import get_or_compute
+from .strength import checked_strength
 
 
 class Personalizer(nn.Module):
@@ -141,44 +142,50 @@ class Personalizer(nn.Module):
 
     # ---- one call for a batch ------------------------------------------------------------------------------
 
-    def forward(self, persona: Any, query: Any = None) -> SoftPrompt:
+    def forward(self, persona: Any, query: Any = None, strength: Any = None) -> SoftPrompt:
         """Equation (5) for a batch, with gradients for what is trained.
 
         Args:
             persona: one history, [`Persona`] or None (a user without history) per row.
             query: one text per row or vectors [B, D]; or a function that gives the texts, which is called only if they
                 are needed: not for an aggregator that ignores them, nor where nobody has a history.
+            strength: of the personas, a number or one per row: P_a = P_0 + a (P - P_0), where P_0 is the embedding of users
+                without history. 0 is nobody, 1 as trained (the default, bit for bit), more than 1 exaggerates.
 
         Returns:
             The soft prompt [B, 1 + K, H].
 
         Raises:
-            DataError: something that is not a history or a query.
-            MismatchError: a persona of another encoder, or not one query per row.
+            DataError: something that is not a history, a query or a strength.
+            MismatchError: a persona of another encoder, or not one query or strength per row.
         """
+        if strength is not None:
+            strength = checked_strength(strength, len(persona))
         items = self._items(persona, self.plug.no_persona)
-        embeddings = self.plug(self._queries(query, items), self._batch(items))
+        embeddings = self.plug(self._queries(query, items), self._batch(items), strength)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         return SoftPrompt(embeddings, mask, mask.new_full((len(mask),), self.config.placement == "answer").bool())
 
     @torch.no_grad()
-    def soft_prompt(self, persona: Any, query: Any = None) -> Tensor:
+    def soft_prompt(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
         """Equation (5): [I ; P], for any engine that takes prompt embeddings.
 
         Args:
             persona: a history, a [`Persona`], or a list of them.
             query: the query (text, list of texts, or vectors [B, D]).
+            strength: of the personas, as in `forward`.
 
         Returns:
             [B, 1 + K, H] ([B, K, H] without an instruction), detached.
         """
-        return self(histories_of(persona), query).embeddings
+        return self(histories_of(persona), query, strength).embeddings
 
     @torch.no_grad()
-    def embedding(self, persona: Any, query: Any = None) -> Tensor:
+    def embedding(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
         """Equation (4): the personal embedding [B, K, H]. See `soft_prompt` for the arguments."""
         items = self._items(histories_of(persona), self.plug.no_persona)
-        return self.plug.persona_embedding(self._queries(query, items), self._batch(items))
+        strength = checked_strength(strength, len(items))
+        return self.plug.persona_embedding(self._queries(query, items), self._batch(items), strength)
 
     @torch.no_grad()
     def weights(self, persona: Any, query: Any = None) -> Tensor:
@@ -340,3 +347,20 @@ def histories_of(persona: Any) -> Sequence[Any]:
         if isinstance(history, list | tuple) and history and not isinstance(history[0], str | Mapping):
             raise encoders.no_text(0, history[0])
     return histories
+
+
+def prompt_texts(tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | None = None) -> list[str]:
+    """Return the prompts of a batch as texts, to stand in for the queries.
+
+    Args:
+        tokenizer: of the backbone.
+        ids, mask: [B, T] of the prompts.
+        labels: [B, T], where answers follow them.
+    """
+    if tokenizer is None:
+        raise ConfigurationError(
+            "query= is missing, and without the backbone's tokenizer the prompt cannot be decoded to take its "
+            "place: pass query=<text>, or set model.tokenizer."
+        )
+    keep = mask.bool() if labels is None else mask.bool() & (labels == -100)
+    return [tokenizer.decode(row[k], skip_special_tokens=True) for row, k in zip(ids, keep, strict=True)]

@@ -15,8 +15,9 @@ K persona tokens.
 Choices:
 - The module computes in units of the root mean square component of a token embedding (`config.scale`) and
   multiplies at the end. The optimiser then sees numbers of order 1 for every backbone.
-- A user without history gets `no_persona`, a learned stand-in that starts at zero, because a softmax over
+- A user without history gets `no_persona` (P_0), a learned stand-in that starts at zero, because a softmax over
   nothing is not defined.
+- A persona has a strength a: P moves along the line from P_0 through the user's, P_a = P_0 + a (P - P_0).
 """
 
 from __future__ import annotations
@@ -122,19 +123,29 @@ class PersonaPlug(nn.Module):
         weighted = [(weigh(self, q, group).weights, group.items.mask) for q, group in pair_queries(queries, histories)]
         return [row[mine] for weights, mask in weighted for row, mine in zip(weights, mask, strict=True)]
 
-    def persona_embedding(self, queries: Tensor | None, histories: Histories) -> Tensor:
+    def persona_embedding(
+        self, queries: Tensor | None, histories: Histories, strength: Tensor | None = None
+    ) -> Tensor:
         """Equation (4), projected after pooling. See `weights` for the arguments.
+
+        Args:
+            queries, histories: as of `weights`.
+            strength: of the personas, [B]; None: as trained.
 
         Returns:
             [B, K, H], in the size of the backbone's token embeddings.
         """
         pooled, known = pool(self, queries, histories)  # [B, M], [B]
         persona = self.projector.output(pooled).unflatten(-1, self.no_persona.shape)  # [B, M] -> [B, K, H]
-        return self.scale * torch.where(known[:, None, None], persona, self.no_persona)
+        persona = torch.where(known[:, None, None], persona, self.no_persona)
+        if strength is not None:
+            a = strength.to(persona)[:, None, None]  # [B, 1, 1]
+            persona = torch.lerp(self.no_persona, persona, a)  # P_0 + a (P - P_0); exactly P_0 at 0 and P at 1
+        return self.scale * persona
 
-    def forward(self, queries: Tensor | None, histories: Histories) -> Tensor:
-        """Equation (5): the soft prompt [I ; P] (or [P]), [B, 1 + K, H]. See `weights` for the arguments."""
-        persona = self.persona_embedding(queries, histories)
+    def forward(self, queries: Tensor | None, histories: Histories, strength: Tensor | None = None) -> Tensor:
+        """Equation (5): the soft prompt [I ; P] (or [P]), [B, 1 + K, H]. See `persona_embedding` for the arguments."""
+        persona = self.persona_embedding(queries, histories, strength)
         if self.instruction is None:
             return persona
         instruction = self.scale * self.instruction.to(persona.dtype)

@@ -92,6 +92,7 @@ class Shards(Backend):
 
     def _decode(self, chunks: list[tuple[Any, ...]], user: str) -> Rows:
         names, times, checksums, parts = zip(*chunks, strict=True)
+        ids: list[list[str]] = []
         data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
         try:
             ids = json.loads(f"[{','.join(names)}]")
@@ -202,7 +203,7 @@ class Shards(Backend):
     def compact(self) -> None:
         for pool in self._pools:
             with pool.lent() as connection:
-                connection.execute("PRAGMA incremental_vacuum").fetchall()
+                connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after one page
             self._erase_log(pool, "")
 
     def close(self) -> None:
