@@ -77,10 +77,10 @@ def headlines(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def ask(arguments: argparse.Namespace, name: str, plug: str, data: str, task: Any, **options: Any) -> dict[str, Any]:
+def ask(arguments: argparse.Namespace, name: str, plug: str, folder: str, task: Any, **options: Any) -> dict[str, Any]:
     """Return for each strength the shares that the bench measured, and the share of other users' styles that are closer."""
     settings = BenchSettings(
-        data=data or name,
+        data=folder or name,
         task=task if isinstance(task, str) else None,
         split="test" if options else "dev",
         output=f"{arguments.runs}/{name}",

@@ -41,6 +41,7 @@ _COMMANDS = {
         "encode",
         "encode the histories of a data set, or a log of items into a store",
     ),
+    "store": ("store", "StoreSettings", "store", "look after a store of personas: size, access, deletion"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),

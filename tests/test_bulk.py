@@ -295,7 +295,10 @@ def test_the_command_fills_a_store_and_says_how_much(personalizer, tmp_path, cap
     command = ["encode", "--source", source, "--plug", personalizer.plug_folder, "--store", tmp_path / "store"]
     command = [*map(str, command), "--fields", "tag=shelf"]
     assert main(command) == 1
-    assert "log.csv, row 61: no user. Mend the row, or leave such rows out with" in capsys.readouterr().err
+    assert (
+        "log.csv, row 61: no user. Mend the row, or leave such rows out with --bad_rows skip."
+        in capsys.readouterr().err
+    )
     assert main([*command, "--bad_rows", "skip"]) == 0
     printed = capsys.readouterr()
     assert "61 rows: 60 encoded now, 0 before.\n1 rows left out (no user; first " in printed.out
@@ -346,13 +349,13 @@ def test_a_bad_row_is_named_or_counted(personalizer, tmp_path, fault, change):
     with pytest.raises(DataError, match=rf"log\.jsonl, row 19: {fault}\. Mend the row, or leave") as error:
         run(personalizer, source, store, markers=tmp_path / "encoded")
     assert SECRET not in str(error.value)
-    _, report = run(personalizer, source, store, markers=tmp_path / "encoded", skip_bad_rows=True)
+    _, report = run(personalizer, source, store, markers=tmp_path / "encoded", bad_rows="skip")
     assert f"1 rows left out ({fault}; first {tmp_path / 'log.jsonl'}, row 19)." in str(report)
     expected, _ = run(personalizer, [write(tmp_path / "good.jsonl", rows[:18] + rows[19:])])
     assert {u: sorted(p.item_ids) for u, p in store.personas.items()} == {
         u: sorted(p.item_ids) for u, p in expected.personas.items()
     }
-    _, report = run(personalizer, source, store, markers=tmp_path / "encoded", skip_bad_rows=True)
+    _, report = run(personalizer, source, store, markers=tmp_path / "encoded", bad_rows="skip")
     assert report.done == 60 and report.encoded == 0
 
 

@@ -17,12 +17,22 @@ from pplug_hf.serving.transformers_engine import TransformersEngine
 SIX = Sampling(max_new_tokens=6)
 
 
-@pytest.fixture(scope="module")
-def llama():
-    """An engine on a model with two plugs, of the two placements."""
+def with_two_plugs(folder, second, **choices):
+    """A model with a second plug on the same language model."""
     model = tiny.model("llama", attention_temperature=0.2)
-    other = tiny.model("llama", seed=1, attention_temperature=0.2, placement="answer")
-    model._loaded["late"] = other._loaded["default"]
+    other = tiny.from_backbone(
+        tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tiny.tokenizer("llama"), **choices
+    )
+    tiny.randomise(other.plug, 1)
+    other.save_pretrained(folder)
+    model.load_plug(folder, second)
+    return model
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """An engine on a model with two plugs, of the two placements."""
+    model = with_two_plugs(tmp_path_factory.mktemp("late"), "late", placement="answer", attention_temperature=0.2)
     with_engine = TransformersEngine(model)
     yield with_engine
     with_engine.close()
@@ -83,6 +93,18 @@ def test_requests_of_a_batch_name_plugs_of_their_own(llama):
     answers = [a.text.strip() for a in llama.generate(requests)]
     assert answers == [alone(llama.model, request) for request in requests]
     assert len(set(answers)) == 3 and answers[0] == answers[2]
+
+
+def test_a_strength_is_of_one_row(llama):
+    user = personas(llama)[0]
+    strengths = (0.0, 1.0, 3.0)
+    requests = [Request(tiny.PROMPTS[0], user, strength=strength, sampling=SIX) for strength in strengths]
+    answers = [a.text.strip() for a in llama.generate([*requests, Request(tiny.PROMPTS[0], sampling=SIX)])]
+    inputs = PPlugProcessor.from_model(llama.model)(text=[tiny.PROMPTS[0]] * 4, query=[tiny.PROMPTS[0]] * 4)
+    options = {"persona": [user, user, user, None], "persona_strength": [*strengths, 1.0]}
+    ids = llama.model.generate(**inputs, **options, max_new_tokens=6, do_sample=False, num_beams=1)
+    expected = PPlugProcessor.from_model(llama.model).decode_answers(ids, inputs["input_ids"].shape[1])
+    assert answers[:3] == expected[:3] and answers[0] == expected[3] and len(set(answers)) > 2
 
 
 def test_sixteen_callers_at_once_are_answered_as_one_after_the_other(llama):

@@ -12,6 +12,7 @@ from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.evaluation.pools import Pool, add_pool, parse_pools
+from pplug_hf.hub.card_results import read_results
 from pplug_hf.methods.base import Retrieval
 from pplug_hf.methods.names import name_of
 from pplug_hf.methods.resources import Resources
@@ -123,6 +124,8 @@ def test_a_bench_shows_a_pool(world, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     bounds = ["pool:oracle", "pool:worst", "pool:random", "pool:chance"]
     assert [record["row"] for record in results["rows"]] == ["pplug", "random@4", "no-persona", "bm25@4", *bounds]
+    assert [record["row"] for record in results["rows"] if record.get("bound")] == bounds
+    assert [row["name"] for row in read_results(tmp_path)["rows"]] == ["pplug", "no-persona", "random@4", "bm25@4"]
     (pool,) = results["pools"]
     assert pool["rows"] == list(ROWS) and pool["chance"] == 3 and pool["best"].keys() == {*ROWS, "pool:random"}
     saved = predictions(tmp_path)

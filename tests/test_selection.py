@@ -7,6 +7,7 @@ import random
 import shutil
 from dataclasses import asdict, fields, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -379,6 +380,16 @@ def test_a_pool_of_plugs_and_rankers(world, tmp_path):
         compare(world, tmp_path / "other", "gate", **{**more, "plugs": other})
     with pytest.raises(ConfigurationError, match=r"gate chooses among no-persona, .*cannot make all of them.*'pplug'"):
         compare(world, tmp_path / "other", "gate", **{**more, "plugs": None, "backbone": str(world / "t5")})
+
+
+def test_the_usual_pool_is_what_there_is(world, selectors, tmp_path):
+    with pytest.raises(ConfigurationError, match="rspg-pre reads answers of other rows"):
+        train(*job(world, tmp_path / "s", pool=None, trained=selectors[:1]))
+    made = SimpleNamespace(task=SHELVES, resources=SimpleNamespace(retriever=None))
+    assert fit_selector.usual_pool(made, {}, {}) == ["no-persona", "recency@4", "bm25@4"]
+    plugs = {"pplug": ["a"], "other": ["b"]}
+    usual = ["no-persona", "recency@4", "bm25@4", "dense@4", "pplug", "other"]
+    assert fit_selector.usual_pool(made, plugs, {}) == usual
 
 
 def test_a_kill_costs_no_answers_and_changes_nothing(world, tmp_path, monkeypatch):

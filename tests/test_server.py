@@ -14,7 +14,7 @@ import pytest
 import tiny
 import torch
 from serving import ITEMS, served
-from test_engine import alone, slow
+from test_engine import alone, slow, with_two_plugs
 
 from pplug_hf import ConfigurationError, EncoderSpec, MismatchError, open_store
 from pplug_hf.errors import EngineError, StoreError
@@ -35,8 +35,7 @@ LIMITS = Limits(body=20_000, items=20, user_items=30, item_characters=200, new_t
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A server of a model with two plugs, which knows one user."""
-    model = tiny.model("llama", attention_temperature=0.2)
-    model._loaded["other"] = tiny.model("llama", seed=1, attention_temperature=0.2)._loaded["default"]
+    model = with_two_plugs(tmp_path_factory.mktemp("other"), "other", attention_temperature=0.2)
     with served(tmp_path_factory.mktemp("store"), model, limits=LIMITS) as server:
         assert server("PUT", "/v1/personas/anna/items", {"items": ITEMS})[0] == 200
         yield server

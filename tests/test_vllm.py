@@ -198,7 +198,7 @@ def test_what_is_refused_harms_nobody(made):
 
 def test_a_wrong_width_is_refused(made, monkeypatch):
     plug = made.engine._plugs["default"].personalizer
-    monkeypatch.setattr(plug, "soft_prompt", lambda personas, queries: torch.ones(len(personas), 2, 63))
+    monkeypatch.setattr(plug, "soft_prompt", lambda personas, *_: torch.ones(len(personas), 2, 63))
     with pytest.raises(MismatchError, match=r"is \[tokens, 64\]"):
         made.engine.generate([Request(PROMPTS[0], made.personas[0])])
     monkeypatch.undo()

@@ -81,13 +81,14 @@ def engine_of(*models, core=None, **options):
     return VllmEngine(core, plugs, first.backbone.config, **options), core
 
 
-def by_model(model, prompt, persona, query=None, tokens=6):
+def by_model(model, prompt, persona, query=None, tokens=6, **options):
     processor = PPlugProcessor.from_model(model)
     if isinstance(prompt, str):
         batch = processor([prompt], persona=[persona], query=[query or prompt])
     else:
         batch = processor.apply_chat_template(prompt, persona=[persona], query=query, add_generation_prompt=True)
-    made = model.generate(**batch, max_new_tokens=tokens, do_sample=False)[0, batch["input_ids"].shape[1] :].tolist()
+    options |= {"max_new_tokens": tokens, "do_sample": False}
+    made = model.generate(**batch, **options)[0, batch["input_ids"].shape[1] :].tolist()
     made = made[: made.index(tiny.EOS)] if tiny.EOS in made else made
     return model.tokenizer.decode(made)
 
@@ -170,6 +171,20 @@ def test_requests_choose_plugs_and_queries(llama):
     assert engine.plugs == ["plug0", "plug1"]
     with pytest.raises(ConfigurationError, match="no plug 'third'; there are plug0, plug1"):
         engine.generate([Request(prompt, plug="third")])
+
+
+def test_strength(engine, llama):
+    persona, prompt = llama.encode_persona(tiny.HISTORY), tiny.PROMPTS[0]
+    requests = [Request(prompt, persona, strength=strength, sampling=SIX) for strength in (0.0, 1.0, 1.7)]
+    texts = [
+        answer.text.strip() for answer in engine.generate([*requests, Request(prompt, nobody(persona), sampling=SIX)])
+    ]
+    assert texts[0] == texts[3] and len(set(texts)) == 3
+    assert texts[2] == by_model(llama, prompt, persona, persona_strength=1.7)
+
+
+def nobody(persona):
+    return persona.select([])
 
 
 def test_a_stream_is_the_answer_in_pieces(engine, core, llama):

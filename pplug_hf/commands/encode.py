@@ -91,7 +91,7 @@ def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
             engine=settings.engine,
             workers=settings.workers,
             batch_size=settings.batch_size,
-            skip_bad_rows=settings.bad_rows == "skip",
+            bad_rows=settings.bad_rows,
             # In the folder of the namespace, and so dropped with it.
             markers=settings.markers or Path(settings.store) / store.namespace / "encoded",
         )

@@ -10,6 +10,8 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.lamp_metrics import Fallback
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+BadRows = Literal["refuse", "skip"]
+BulkEngine = Literal["local", "ray"]
 Chat = Literal["auto", "always", "never"]
 CHAT = "Write prompts as the user's turn of the language model's chat template; auto: if it has one."
 SYSTEM = "System text of these chats (default: what the template does without one)."
@@ -358,6 +360,26 @@ class PrepareSettings:
 
 
 @dataclass
+class StoreSettings:
+    """Look after a store of personas: its size, a user's right of access, and deletion."""
+
+    store: str = required(
+        "Folder or URL (redis://..., valkey://...) of the store. Its secret is in the folder or in the variable "
+        "PPLUG_STORE_SECRET."
+    )
+    action: Literal["stats", "export", "delete-items", "delete-user", "compact"] = option(
+        "stats",
+        "stats: print users, items, bytes and namespaces; export: write the persona of a user into a folder; delete-items, "
+        "delete-user: forget them in all namespaces and print the receipt; compact: give back the space of what was deleted.",
+    )
+    user: str | None = option(None, "Id of the user.")
+    items: list[str] | None = option(None, "Ids of the items to delete.")
+    output: str | None = option(None, "Folder for the persona of an export.")
+    tenant: str = option("", "Tenant.")
+    namespace: str | None = option(None, "Namespace (default: the active one).")
+
+
+@dataclass
 class EncodeSettings:
     """Encode the history items of a data set, each distinct text once and never again; or one history of one user; or a log
     of items of many users into a store.
@@ -391,11 +413,11 @@ class EncodeSettings:
     fields: list[str] | None = option(
         None, "Columns of the item's fields, each as FIELD=COLUMN (default: columns of the fields' names)."
     )
-    bad_rows: Literal["refuse", "skip"] = option(
+    bad_rows: BadRows = option(
         "refuse",
         "Rows without a user or a text, or with a wrong time: stop at the first, or leave them out and count them.",
     )
-    engine: Literal["local", "ray"] = option("local", "Encode on this machine, or on a Ray cluster.")
+    engine: BulkEngine = option("local", "Encode on this machine, or on a Ray cluster.")
     workers: int = option(1, "Processes or Ray actors that encode.")
     tenant: str = option("", "Tenant of the store.")
     namespace: str | None = option(None, "Namespace of the store (default: the active one).")

@@ -46,12 +46,15 @@ def _engine(settings: ServeSettings) -> Engine:
         if not (name and equals and place):
             raise ConfigurationError(f"plugs are given as NAME=FOLDER, got {given!r}.")
         plugs[name] = place
-    options: dict[str, Any] = {"backbone": settings.backbone, "encoder": settings.encoder, "plugs": plugs}
+    options: dict[str, Any] = {"plugs": plugs, "time_limit": settings.time_limit}
+    options |= {name: getattr(settings, name) for name in ("backbone", "encoder", "device")}
     if settings.engine == "vllm":
-        raise ConfigurationError("engine='vllm' is not there yet.")
+        from ..serving.vllm_engine import VllmEngine
+
+        return VllmEngine.from_pretrained(settings.plug, **options, max_num_seqs=settings.max_batch)
     from ..serving.transformers_engine import TransformersEngine
 
-    limits = ("max_batch", "max_queue", "max_prompt_tokens", "time_limit", "prompt_cache", "device")
-    return TransformersEngine.from_pretrained(
-        settings.plug, **options, **{name: getattr(settings, name) for name in limits}
-    )
+    options |= {
+        name: getattr(settings, name) for name in ("max_batch", "max_queue", "max_prompt_tokens", "prompt_cache")
+    }
+    return TransformersEngine.from_pretrained(settings.plug, **options)

@@ -63,6 +63,11 @@ class Part(NamedTuple):
     rows: list[ItemRow]
     done: int = 0  # rows that are left out, because an earlier job has finished them
 
+    @property
+    def texts(self) -> list[str]:
+        """Texts of the rows without a fault."""
+        return [row.text for row in self.rows if row.fault is None]
+
 
 def find_files(places: Iterable[str | os.PathLike]) -> list[Path]:
     """Return the files of a log in order: files as they are named, and those of folders by name.

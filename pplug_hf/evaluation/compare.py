@@ -74,12 +74,15 @@ class Comparison:
         Its metrics (mean over seeds, and the standard deviation of the main one), and as `gain` how much better the
         reference row is, with the 95 % interval of a paired bootstrap over users of the mean over seeds; an interval
         of a single user is null. If `full` is asked for: `interval`, the same for the main metric itself; `users`, for
-        how many of them the reference row is better (`win`), as good and worse; for free text `style`.
+        how many of them the reference row is better (`win`), as good and worse; for free text `style`. `bound` marks a
+        row of `pools.py`.
         """
         users, means, records = self._users, self.scores(), []
         for name, runs in self.predictions.items():
             judged = [self.judge(answers) for answers in runs]
-            record: dict[str, Any] = {"row": name, "seeds": len(runs)}
+            record: dict[str, Any] = {"row": name, "seeds": len(runs)} | (
+                {"bound": True} if name in self.derived else {}
+            )
             for metric in judged[0][0]:
                 values = [scores[metric] for scores, _ in judged]
                 record[metric] = float(np.mean(values))

@@ -198,11 +198,14 @@ class Resources:
         return self._load_encoder(name, revision)
 
     def encoder_with(self, digest: str, name: str | None, revision: str | None = None) -> Any:
-        """Return the sentence encoder with a digest: one that is loaded, the retriever, or the one of that name.
+        """Return the sentence encoder with a digest: one that is loaded, a plug's, the retriever, or the one of that name.
 
         Raises:
             MismatchError: none of them has this digest.
         """
+        for plug in self._places:
+            if (self.config(plug).encoder_fingerprint or {}).get("digest") == digest:
+                return self.encoder(plug)
         for place, commit in ((self.retriever, None), (name, revision)):
             if digest in self._encoders:
                 return self._encoders[digest]

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -33,11 +33,11 @@ from ..errors import ConfigurationError, DataError, MismatchError
 from ..modeling import EncoderSpec, Persona, Personalizer
 from ..modeling.encoders import embed
 from ..storage.files import write_text
+from .bulk_ray import Encode, Read, encoded_parts
 from .store import PersonaStore
 
+BadRows: TypeAlias = Literal["refuse", "skip"]
 EngineName: TypeAlias = Literal["local", "ray"]
-Encode: TypeAlias = Callable[..., Tensor]  # of texts; takes a pool, too
-Read: TypeAlias = Callable[[Path], Iterator[Part]]
 
 
 @dataclass
@@ -76,7 +76,7 @@ def encode_items(
     engine: EngineName = "local",
     workers: int = 1,
     batch_size: int = 64,
-    skip_bad_rows: bool = False,
+    bad_rows: BadRows = "refuse",
     markers: str | os.PathLike | None = None,
     part_size: int = PART,
     show_progress: bool = True,
@@ -98,7 +98,7 @@ def encode_items(
         engine: "local" encodes on this machine, "ray" on a Ray cluster (or a local one, without RAY_ADDRESS).
         workers: processes, or actors, that encode. One local worker is this process.
         batch_size: texts per forward pass.
-        skip_bad_rows: leave out rows without a user or a text and the like, and count them, instead of raising.
+        bad_rows: "skip" leaves out rows without a user or a text and the like, and counts them; "refuse" raises.
         markers: folder for the names of finished parts; a new store needs a new one. None keeps no record: another run
             encodes everything again.
         part_size: rows of a part, which are in memory together, and the most that a killed run encodes again.
@@ -119,8 +119,11 @@ def encode_items(
         raise MismatchError(
             f"The store holds personas of {store.spec}, and this plug reads {spec}: open a store of this plug's own."
         )
-    if engine not in ("local", "ray"):
-        raise ConfigurationError(f"engine is {engine!r}; choose one of local, ray.")
+    if engine not in get_args(EngineName) or bad_rows not in get_args(BadRows):
+        raise ConfigurationError(
+            f"engine is {engine!r} and bad_rows is {bad_rows!r}; choose one of {', '.join(get_args(EngineName))}, and one of "
+            f"{', '.join(get_args(BadRows))}."
+        )
     if workers < 1:
         raise ConfigurationError(f"workers is {workers}; give at least 1.")
     files = find_files(source)
@@ -131,11 +134,9 @@ def encode_items(
     read: Read = partial(read_parts, **options, size=part_size)
     encode = partial(encode_texts, encoder, spec.prompt, batch_size)
     if engine == "ray":
-        from .bulk_ray import encoded_parts
-
         made = encoded_parts(files, read, encode, workers)
     else:
-        made = _encoded_parts(chain.from_iterable(map(read, files)), encode, encoder, workers, skip_bad_rows)
+        made = _encoded_parts(chain.from_iterable(map(read, files)), encode, encoder, workers, bad_rows)
     report = BulkReport()
     total = sum(map(count_rows, files)) if show_progress else None
     with (
@@ -144,7 +145,7 @@ def encode_items(
     ):
         writing = None
         for part, vectors in made:
-            _count(part, report, skip_bad_rows)
+            _count(part, report, bad_rows)
             if writing is not None:
                 writing.result()
             if part.rows:
@@ -178,14 +179,14 @@ def encode_texts(
 
 
 def _encoded_parts(
-    parts: Iterable[Part], encode: Encode, encoder: SentenceTransformer, workers: int, skip_bad_rows: bool
+    parts: Iterable[Part], encode: Encode, encoder: SentenceTransformer, workers: int, bad_rows: BadRows
 ) -> Iterator[tuple[Part, Tensor]]:
     """Yield parts with the vectors of their usable rows, encoded on this machine."""
     with _pool(encoder, workers) as pool:
         for part in parts:
-            if not skip_bad_rows:
+            if bad_rows == "refuse":
                 _refuse(part)
-            yield part, encode(usable_texts(part), pool=pool) if pool else encode(usable_texts(part))
+            yield part, encode(part.texts, pool=pool)
 
 
 @contextmanager
@@ -202,21 +203,16 @@ def _pool(encoder: SentenceTransformer, workers: int) -> Iterator[Any]:
         encoder.stop_multi_process_pool(pool)
 
 
-def usable_texts(part: Part) -> list[str]:
-    """Return the texts of the rows without a fault."""
-    return [row.text for row in part.rows if row.fault is None]
-
-
 def _refuse(part: Part) -> None:
     for number, row in enumerate(part.rows, part.first):
         if row.fault is not None:
             raise DataError(
-                f"{part.file}, row {number}: {row.fault}. Mend the row, or leave such rows out with skip_bad_rows=True."
+                f"{part.file}, row {number}: {row.fault}. Mend the row, or leave such rows out with bad_rows='skip'."
             )
 
 
-def _count(part: Part, report: BulkReport, skip_bad_rows: bool) -> None:
-    if not skip_bad_rows:
+def _count(part: Part, report: BulkReport, bad_rows: BadRows) -> None:
+    if bad_rows == "refuse":
         _refuse(part)
     report.done += part.done
     for number, row in enumerate(part.rows, part.first):

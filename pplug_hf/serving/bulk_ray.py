@@ -11,11 +11,11 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from torch import Tensor
 from ..data.item_log import ItemRow, Part
 from ..errors import ConfigurationError, PPlugError
 from ..optional import require
-from .bulk import Encode, Read, usable_texts
+
+Encode: TypeAlias = Callable[..., Tensor]  # of texts
+Read: TypeAlias = Callable[[Path], Iterator[Part]]
 
 
 def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: int) -> Iterator[tuple[Part, Tensor]]:
@@ -60,7 +62,7 @@ def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: in
             for row in parts.iter_rows():
                 part = _part(row["part"])
                 vectors = np.frombuffer(row["vectors"], np.float32).copy()
-                yield part, torch.from_numpy(vectors.reshape(max(1, len(usable_texts(part))), -1))
+                yield part, torch.from_numpy(vectors.reshape(max(1, len(part.texts)), -1))
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if not isinstance(cause, PPlugError):
@@ -90,7 +92,7 @@ class _Encoder:
             self.encode.args[0].to("cuda")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        vectors = self.encode(usable_texts(_part(row["part"])))
+        vectors = self.encode(_part(row["part"]).texts)
         return {"part": row["part"], "vectors": vectors.numpy().tobytes()}
 
 

@@ -24,6 +24,7 @@ _SETTINGS = f"""
     PRAGMA busy_timeout = {BUSY_SECONDS * 1000};
     PRAGMA synchronous = FULL;
     PRAGMA secure_delete = ON;
+    PRAGMA journal_size_limit = {1 << 20};
     PRAGMA temp_store = MEMORY;
     PRAGMA cell_size_check = ON;
     PRAGMA trusted_schema = OFF;

@@ -292,21 +292,19 @@ class TransformersEngine(Engine):
         cache: Any = None
         if self.prompt_cache is not None and all(model.plugs[name].placement == "answer" for name in used):
             cache = self.prompt_cache.of_tenants([row.request.tenant for row in rows])
-        strengths = [row.request.strength for row in rows]
-        options: dict[str, Any] = {} if set(strengths) == {1.0} else {"persona_strength": strengths}
         model.generate(
             ids,
             attention_mask=mask,
             persona=[row.request.persona for row in rows],
             query=[row.request.query or "" for row in rows],
             persona_position=torch.tensor([row.position for row in rows], device=device),
+            persona_strength=[row.request.strength for row in rows],
             plug=[row.plug for row in rows],
             prompt_cache=cache,
             generation_config=self._config,
             max_new_tokens=max(row.limit for row in rows),
             logits_processor=LogitsProcessorList([RowSampling(rows, counts_prompt=causal)]),
             stopping_criteria=StoppingCriteriaList([_Progress(rows, self._ends, self._decode)]),
-            **options,
         )
         for row in rows:
             row.end(EngineError("The model ended without an answer."))  # of rows that have none

@@ -253,10 +253,9 @@ class VllmEngine(Engine):
             rows = [i for i, r in enumerate(requests) if r.plug == name and r.persona is not None]
             if not rows:
                 continue
-            strengths = [requests[i].strength for i in rows]
-            options: dict[str, Any] = {} if set(strengths) == {1.0} else {"strength": strengths}
             personas, queries = [requests[i].persona for i in rows], [query_of(requests[i]) for i in rows]
-            both = self._plug(name).personalizer.soft_prompt(personas, queries, **options)
+            strengths = [requests[i].strength for i in rows]
+            both = self._plug(name).personalizer.soft_prompt(personas, queries, strengths)
             for i, one in zip(rows, both, strict=True):
                 made[i] = one
         return made
