@@ -49,7 +49,7 @@ def per_call(work: Callable[[Any], Any], arguments: list[Any]) -> Callable[[], N
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    users, calls = (100, 50) if args.small else (1000, 1000)
+    users, calls = (100, 50) if args.small else (2000, 1000)
     writes = calls // 10
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
