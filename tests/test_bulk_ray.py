@@ -67,7 +67,9 @@ def test_a_killed_actor_loses_and_doubles_nothing(cluster, personalizer, tmp_pat
 def test_a_killed_caller_continues(cluster, personalizer, tmp_path):  # noqa: F811
     source, folder = write(tmp_path / "log.parquet", make_log(items=160)), tmp_path / "store"
     command = [sys.executable, "-c", CALLER, personalizer.plug_folder, source, folder]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # a cluster of its own
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    }  # a cluster of its own
     environment |= {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
