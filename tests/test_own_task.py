@@ -76,7 +76,9 @@ def test_commands_take_its_name(recipes, folder):
 
 def test_its_recipes_are_listed_and_used(recipes, folder, monkeypatch):
     listed = [line.split()[0] for line in run("recipes").splitlines()]
-    assert listed == [*RECIPES, *FIT_RECIPES] and [name for name in listed if "lamp-8" in name] == [r.name for r in recipes]
+    assert listed == [*RECIPES, *FIT_RECIPES] and [name for name in listed if "lamp-8" in name] == [
+        r.name for r in recipes
+    ]
     calls = []
     monkeypatch.setattr(cli, "_check_places", lambda values: None)  # the data are not there
     monkeypatch.setattr(train_command, "train", lambda settings, **plug: calls.append((settings, plug)))
