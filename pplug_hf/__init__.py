@@ -15,7 +15,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from .commands.bench import bench
     from .commands.evaluate import evaluate
-    from .commands.options import BenchSettings, EvaluateSettings, TrainSettings
+    from .commands.fit import fit
+    from .commands.options import BenchSettings, EvaluateSettings, FitSettings, TrainSettings
     from .commands.train import train
     from .configuration import PPlugConfig
     from .data.dataset import PersonaDataset
@@ -80,6 +81,8 @@ _WHERE = {
     "evaluate": "commands.evaluate",
     "EvaluateSettings": "commands.options",
     "Example": "data.records",
+    "fit": "commands.fit",
+    "FitSettings": "commands.options",
     "from_events": "data.events",
     "get_ranker": "methods.retrievers",
     "get_recipe": "tasks.recipes",

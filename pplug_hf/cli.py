@@ -29,6 +29,7 @@ _COMMANDS = {
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
     "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
+    "app": ("app", "AppSettings", "app", "try a plug on a page in the browser"),
     "prepare": (
         "prepare",
         "PrepareSettings",

@@ -391,6 +391,19 @@ def test_a_closed_engine_and_one_whose_thread_died_say_so(monkeypatch):
             ask()
 
 
+def test_a_model_that_hangs_is_noticed(llama, monkeypatch):
+    go_on = threading.Event()
+    monkeypatch.setattr(llama, "_answer_all", lambda rows: go_on.wait())
+    monkeypatch.setattr(llama, "time_limit", 0.2)
+    with pytest.raises(TimeLimitError):
+        llama.generate([Request("sea")])
+    with pytest.raises(TimeLimitError):
+        llama.check()
+    go_on.set()
+    monkeypatch.undo()
+    llama.check()
+
+
 # ---- cached prompts
 
 

@@ -17,6 +17,7 @@ SMALL = {
     "your_own_data": ["--epochs", "0.1"],
     "persona_and_retrieval": ["--epochs", "0.1", "--questions", "20"],
     "train_a_retriever": ["--epochs", "1", "--questions", "20", "--candidates", "2"],
+    "one_adapter_per_user": ["--users", "2", "--epochs", "1"],
 }  # the others: --steps 2
 SAYS = {
     "train_on_lamp": ["Plug saved", "| instruction-only", "| pplug:wrong-user", "| bm25@1"],
@@ -31,6 +32,11 @@ SAYS = {
     "quickstart": ["loss", "reader r1001:", "reader r1002:", "The most important items"],
     "train_with_trainer": ["eval_loss", "texts encoded", "with their own history", "with another's"],
     "train_a_retriever": ["Kept: epoch 1", "; 0 prompts asked now", "ropg-rl: reward of the item", "| ropg-kd@1"],
+    "one_adapter_per_user": [
+        "2 readers: 27,648 weights and 115,416 bytes each",
+        "| ftp:wrong-user ",
+        "Shelves that two",
+    ],
     "bring_your_own_backbone": ["saved:", "for nobody:", "the backbone alone:", "soft prompt"],
 }
 

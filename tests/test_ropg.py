@@ -493,6 +493,8 @@ def test_a_retriever_of_another_encoder_is_refused(world, places, tmp_path):
         resources_of(places, retriever=str(tmp_path / "other"), vectors=folder).ranker("x", ranker)
     found = resources_of(places, retriever=str(tmp_path / "moved"), vectors=folder).ranker("x", ranker)
     assert found.items.fingerprint["digest"] == fingerprint(tiny.encoder())["digest"]
+    of_a_plug = resources_of(places, retriever=None, plugs={"pplug": [str(world / "plug0")]}, vectors=folder)
+    assert of_a_plug.ranker("x", ranker).items.fingerprint["digest"] == found.items.fingerprint["digest"]
 
 
 def test_rewards_that_are_all_equal_teach_nothing(world, places, tmp_path, monkeypatch):

@@ -71,23 +71,23 @@ def test_of_equal_scores_the_first_way_counts():
 
 
 def test_texts_of_both_orders():
-    parts = ("<eos>", ["a", "b"], ["q1", "q2"], [["A q1", "A q2"], ["B q1", "B q2"]], [["Yes", "No"], ["Sea", "War"]])
+    parts = ("<eos>", ["q1", "q2"], [["A q1", "A q2"], ["B q1", "B q2"]], [["Yes", "No"], ["Sea", "War"]])
     assert TextForm().texts(*parts) == [
-        ["a <eos> Yes <eos> q1 <eos> A q1", "b <eos> Sea <eos> q1 <eos> B q1"],
-        ["a <eos> No <eos> q2 <eos> A q2", "b <eos> War <eos> q2 <eos> B q2"],
+        ["Yes <eos> q1 <eos> A q1", "Sea <eos> q1 <eos> B q1"],
+        ["No <eos> q2 <eos> A q2", "War <eos> q2 <eos> B q2"],
     ]
-    assert TextForm(show_names=False).texts(*parts[:4]) == [
+    assert TextForm().texts(*parts[:3]) == [
         ["q1 <eos> A q1", "q1 <eos> B q1"],
         ["q2 <eos> A q2", "q2 <eos> B q2"],
     ]
-    paper = TextForm(order="paper", show_names=False)
+    paper = TextForm(order="paper")
     assert paper.texts(*parts)[0] == ["a q1 <eos> Yes", "b q1 <eos> Sea"]
-    assert paper.texts(*parts[:4])[1] == ["a q2", "b q2"]
+    assert paper.texts(*parts[:3])[1] == ["a q2", "b q2"]
 
 
 def scored(form, texts):
     model = SelectionModel.from_encoder(tiny.shared_encoder(), form)
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head["weight"])
     return model, model.scores([texts])[0]
 
 
@@ -117,12 +117,42 @@ def test_scores_are_of_each_text_alone():
     model = SelectionModel.from_encoder(tiny.shared_encoder(), TextForm())
     texts = [["sea", "war and snow", "a dark film"], ["a dark film", "sea", "rain"]]
     assert model.scores(texts).abs().max() == 0
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head["weight"])
     scores = model.scores(texts)
     torch.testing.assert_close(model(texts).detach(), scores)
     assert scores[0, 0] == scores[1, 1] and scores[0, 2] == scores[1, 0]
     torch.testing.assert_close(model.scores([own[::-1] for own in texts]), scores.flip(1))
     torch.testing.assert_close(model.scores(texts, batch_size=1), scores)
+
+
+def test_each_row_has_a_part_of_the_head():
+    model = SelectionModel.from_encoder(tiny.shared_encoder(), TextForm(), ways=2)
+    texts = [["sea", "sea"], ["war and snow", "sea"], ["rain", "a dark film"]]
+    for name in model.head:
+        torch.nn.init.normal_(model.head[name])
+    vectors = {text: model.encoder.encode([text], convert_to_tensor=True)[0] for own in texts for text in own}
+    weights = {name: value.detach() for name, value in model.head.items()}
+    expected = [
+        [
+            float(
+                (weights["weight"][0] + weights["row_weights"][m]) @ vectors[text]
+                + weights["bias"]
+                + weights["row_biases"][m]
+            )
+            for m, text in enumerate(own)
+        ]
+        for own in texts
+    ]
+    torch.testing.assert_close(model.scores(texts), torch.tensor(expected))
+    torch.testing.assert_close(model(texts).detach(), torch.tensor(expected))
+    assert model.scores(texts)[0, 0] != model.scores(texts)[0, 1], "the same text in two rows"
+
+
+def test_one_row_that_is_always_better_is_found_without_any_word():
+    texts, rewards = [["sea"] * 3] * 40, torch.tensor([[0.0, 0.0, 1.0]] * 30 + [[1.0, 0.0, 0.0]] * 10)
+    model = SelectionModel.from_encoder(tiny.shared_encoder(), TextForm(), ways=3)
+    train_selection(model, texts, rewards, texts, rewards, SelectionTraining(epochs=5))
+    assert choose(model.scores(texts[:1])) == [2]
 
 
 # ---- learning -------------------------------------------------------------------------------------------------------
@@ -282,7 +312,7 @@ def test_an_artefact_says_what_it_is(world, selectors):
     assert "head.safetensors" in made.files and any(name.startswith("encoder/") for name in made.files)
     asked = made.about["questions"]
     assert asked["select"] == 30 and asked["held"] == 18 and 0 < asked["informative"] < 30
-    assert made.about["cost"]["training_generations"] == 3 * 48 and len(made.about["curve"]) >= 3
+    assert made.about["cost"]["language_model_passes"] == 3 * 48 and len(made.about["curve"]) >= 3
     assert 0 <= made.about["cut_texts"] <= 1 and sum(made.about["rewards"].values()) <= 1
     files = [path for path in (world / "rspg-pre").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
@@ -306,12 +336,22 @@ def test_selectors_find_what_can_be_found(world, selectors, tmp_path):
     for row, generations in (("rspg-pre", 1), ("rspg-post", 3)):
         about = saved[f"{row},0.json"]["about"]
         assert (
-            about["cost"]["generations_per_question"] == generations and about["cost"]["training_generations"] == 144
+            about["cost"]["generations_per_question"] == generations and about["cost"]["language_model_passes"] == 144
         )
         counts = about["prompts"]
         assert sum(n for name, n in counts.items() if name.startswith("chosen")) == 60
         assert saved[f"{row},0.json"]["key"]["pool"] == {name: {"told": i} for i, name in enumerate(TOLD)}
     assert "rspg-pre chooses between the answers of one, two, three" in printed
+    costs = printed[printed.index("Costs of training and answering") :].splitlines()
+    head, *lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in costs[2:] if line.startswith("|")]
+    table = {line[0]: dict(zip(head, line, strict=True)) for line in lines[1:6]}
+    generations = [table[row]["generations per question"] for row in ("one", "rspg-pre", "rspg-post")]
+    assert generations == ["1", "1", "3"]
+    assert (
+        table["rspg-post"]["passes of the language model in training"] == "144"
+        and table["rspg-pre"]["trained weights"]
+    )
+    assert table["one"]["trained weights"] == ""
 
 
 def test_post_asks_nobody_if_answers_are_there_and_pre_once_per_question(world, selectors, tmp_path):
@@ -346,7 +386,7 @@ def test_pre_reads_no_answers(world, selectors, tmp_path):
 
 def test_rows_that_answer_alike_are_one(world, tmp_path):
     """Not by their names: `copy` has the prompts and answers of `one`."""
-    train(*job(world, tmp_path / "s", pool=["one", "copy", "two"], show_names=False, epochs=1))
+    train(*job(world, tmp_path / "s", pool=["one", "copy", "two"], row_heads=False, epochs=1))
     made, _ = compare(world, tmp_path / "bench", "one", "copy", "two", "s", trained=[f"s={tmp_path / 's'}"])
     counts = predictions(tmp_path / "bench")["s,0.json"]["about"]["prompts"]
     assert "chosen copy" not in counts and counts["chosen one"] > 0
@@ -360,7 +400,7 @@ def test_rows_that_answer_alike_are_one(world, tmp_path):
 
 
 def test_a_pool_of_plugs_and_rankers(world, tmp_path):
-    """A gate between persona and retrieval, whose rows differ by their names alone before anything is answered."""
+    """A gate between persona and retrieval, two rows of which have the same prompts."""
     pool, plugs = ["no-persona", "bm25@2", "pplug", "frequencies", "one"], plugs_of(world)[:1]
     train(*job(world, tmp_path / "gate", "rspg-pre", pool=pool, plugs=plugs, encoder=None, epochs=1))
     made = read_artefact(tmp_path / "gate")

@@ -122,3 +122,9 @@ def test_settings_that_cannot_be_meant_are_one_line(plug, tmp_path, capsys, opti
     assert cli.main(["serve", "--plug", plug, "--store", str(tmp_path), *options]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(plug, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert cli.main(["serve", "--plug", plug, "--store", str(tmp_path), "--engine", "vllm"]) == 1
+    assert "pip install 'pplug-hf[vllm]'" in capsys.readouterr().err

@@ -38,7 +38,7 @@ def server(tmp_path_factory):
 def test_the_curl_lines_of_the_page_work(server):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    blocks = re.findall(r"^```bash\n(curl .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(curl .*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     lines = re.split(r"^(?=curl )", "".join(blocks), flags=re.MULTILINE)[1:]
     replies = []
     for line in lines:
@@ -48,6 +48,20 @@ def test_the_curl_lines_of_the_page_work(server):
     written, answered = replies
     assert (written["id"], written["object"], written["items"]) == ("anna", "persona", 2)
     assert answered["object"] == "chat.completion" and answered["usage"]["completion_tokens"] >= 1
+    assert server("DELETE", "/v1/personas/anna")[0] == 200
+
+
+def test_the_lines_of_the_readme_work(server):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [c for c in re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if "openai" in c]
+    assert (
+        server("PUT", "/v1/personas/anna/items", {"items": [{"id": "1", "tag": "epic saga", "text": "a sword"}]})[0]
+        == 200
+    )
+    names = {}
+    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README.md", "exec"), names)
+    assert isinstance(names["answer"].choices[0].message.content, str)
+    assert server("DELETE", "/v1/personas/anna")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -66,7 +80,6 @@ def test_the_examples_of_clients_run(server, name, says):
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(text in done.stdout for text in says), done.stdout
-    assert server("GET", "/v1/personas/anna")[1].get("items", 2) == 2  # of the page alone
 
 
 def test_the_page_says_what_the_limits_are():

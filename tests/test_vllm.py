@@ -274,7 +274,7 @@ def test_the_server_with_the_exported_template(tmp_path, placement):
             messages = [{"role": "user", "content": content}]
             answer = client.chat.completions.create(model=name, messages=messages, temperature=0, max_tokens=16)
             answers.append(answer.choices[0].message.content.strip())
-    assert answers == expected and len(set(answers)) > 5
+    assert answers == expected and len(set(answers)) > 3
 
 
 # ---- a real language model ------------------------------------------------------------------------------------------

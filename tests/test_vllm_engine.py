@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from pplug_hf import ConfigurationError, DataError, MismatchError, Persona, PPlugProcessor
-from pplug_hf.errors import EngineError, MissingPackageError
+from pplug_hf.errors import EngineBusyError, EngineError, MissingPackageError
 from pplug_hf.processing import Row
 from pplug_hf.serving.engine import Request, Sampling
 from pplug_hf.serving.vllm_core import Piece, VllmCore
@@ -27,6 +27,7 @@ class Core:
     def __init__(self, backbone, tokenizer, dtype=torch.float32, max_length=128):
         self.backbone, self.tokenizer, self.dtype, self.max_length = backbone, tokenizer, dtype, max_length
         self.width = backbone.get_input_embeddings().weight.shape[1]
+        self.running, self.max_running = 0, 2
         self.sent, self.cancelled, self.is_poisoned, self.is_closed = [], 0, False, False
 
     @torch.no_grad()
@@ -359,6 +360,17 @@ def test_a_plug_of_another_language_model(llama):
         engine_of(llama, core=core)
 
 
+def test_a_full_queue(llama):
+    engine, core = engine_of(llama, max_queue=3)
+    core.running = 4
+    assert engine.waiting == 2 and engine.generate([Request("the sea", sampling=SIX)])
+    core.running, core.sent = 5, []
+    with pytest.raises(EngineBusyError, match="3 requests are waiting"):
+        engine.generate([Request("the sea", sampling=SIX)])
+    assert not core.sent
+    engine.check()  # health is asked for all the same
+
+
 # ---- health -----------------------------------------------------------------------------------------------------
 
 
@@ -424,3 +436,16 @@ def test_loading_gives_vllm_the_folder_and_the_tokenizer(places, tmp_path, monke
 def test_arguments_that_would_answer_without_the_persona(argument):
     with pytest.raises(ConfigurationError, match=f"{argument} does not go with VllmEngine"):
         VllmCore("model", **{argument: {"some": "thing"}})
+
+
+def test_the_server_passes_its_limits_on(monkeypatch):
+    from pplug_hf.commands.options import ServeSettings
+    from pplug_hf.commands.serve import _engine
+
+    monkeypatch.setattr(VllmEngine, "from_pretrained", lambda *given, **options: (given, options))
+    settings = ServeSettings(
+        plug="one", store="s", plugs=["late=two"], engine="vllm", max_batch=3, max_queue=4, time_limit=5
+    )
+    given, options = _engine(settings)
+    assert given == ("one",) and options["plugs"] == {"late": "two"}
+    assert (options["max_num_seqs"], options["max_queue"], options["time_limit"]) == (3, 4, 5)

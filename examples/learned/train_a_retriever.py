@@ -9,9 +9,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from pplug_hf import BenchSettings, bench, markdown
-from pplug_hf.commands.fit import fit
-from pplug_hf.commands.options import FitSettings
+from pplug_hf import BenchSettings, FitSettings, bench, fit, markdown
 
 ASSETS = Path(str(files("pplug_hf.demo") / "assets"))
 

@@ -70,9 +70,11 @@ def _encode_one(settings: EncodeSettings, plug: str) -> None:
 def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
     if settings.plug is None or settings.store is None:
         raise ConfigurationError("--source is encoded as a --plug does, into a --store: give all three.")
-    fields = dict(pair.partition("=")[::2] for pair in settings.fields or ())
-    if broken := [name for name, column in fields.items() if not name or not column]:
-        raise ConfigurationError(f"--fields takes FIELD=COLUMN, got {broken[0]!r}.")
+    fields: dict[str, str] = {}
+    for pair in settings.fields or ():
+        name, _, fields[name] = pair.partition("=")
+        if not name or not fields[name]:
+            raise ConfigurationError(f"--fields takes FIELD=COLUMN, got {pair!r}.")
     is_server = "://" in settings.store
     if is_server and settings.markers is None:
         raise ConfigurationError("A store on a server has no folder for the names of finished parts: give --markers.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ..evaluation.runner import Runner
 from ..methods.artefacts import Artefact
 from ..methods.base import Method
 from ..methods.digests import json_digest
-from ..methods.fit_options import RspgOptions
 from ..methods.fitting import FitJob
 from ..methods.names import Folders, default_rows, parse_plugs, parse_trained
 from ..methods.rewards import normalised
@@ -41,29 +40,16 @@ def train(job: FitJob) -> Artefact:
         ConfigurationError: a pool that cannot be chosen from.
         DataError: no questions of either part, or all answers to them are equally good.
     """
-    options: RspgOptions = job.options
-    plugs = parse_plugs(options.plugs or ())
-    trained = parse_trained(options.trained or (), plugs)
-    # Before anything is loaded: what the pool needs besides the language model.
-    job = replace(job, resources=replace(job.resources, plugs=plugs, trained=trained))
-    resources = job.resources
-    resources.check()
-    for folder in (folder for folders in trained.values() for folder in folders):
-        _check_split(folder, resources.artefact(folder).run.get("split"), job)
-    pool = pool_methods(options.pool or usual_pool(job, plugs, trained), plugs, trained)
-    if not (resources.retriever or plugs):
-        raise ConfigurationError(
-            "A selector starts from a sentence encoder: pass encoder, or plugs, which bring theirs."
-        )
-    select, held = (_sample(part, job) for part in (job.users.select, job.users.held))
-    if not select or not held:
-        raise DataError(
-            f"{len(select)} questions to learn to choose from, and {len(held)} to stop with: raise select_users and "
-            "held_users."
-        )
+    job, pool = _with_pool(job)
+    options, resources = job.options, job.resources
+    select, held = _questions(job)
     runner = Runner(resources, [*select, *held], job.users.fit)
     runner.check({row: [method] for row, method in pool.items()})
-    encoder = resources.encoder(None if resources.retriever else next(iter(plugs.values()))[0])
+    encoder = resources.encoder(None if resources.retriever else next(iter(resources.plugs.values()))[0])
+    form = TextForm(order=options.order, length=options.text_length)
+    model = SelectionModel.from_encoder(encoder, form, len(pool) * options.row_heads).to(
+        resources.language_model.device
+    )
     known = {row: pool_key(method, resources) for row, method in pool.items()}
     draft = job.draft(KIND, pool=known, encoder=fingerprint(encoder)["digest"])
     if draft.finished:
@@ -72,40 +58,43 @@ def train(job: FitJob) -> Artefact:
     shared = {name: value for name, value in job.run.items() if name not in ("method", "options", "seed")}
     runner.folder = Path(options.answers) / json_digest(shared)
     answers = _answers(runner, pool)  # R lists of n
-    rewards = rewards_of(job.task, runner.examples, answers)  # [n, R]
-    form = TextForm(order=options.order, show_names=options.show_names, length=options.text_length)
-    with torch.random.fork_rng():
-        torch.manual_seed(job.seed)
-        model = SelectionModel.from_encoder(encoder, form)
-    model.to(resources.language_model.device)
     reads_answers = job.method == "rspg-post"
     texts = texts_of(model, pool, runner.examples, resources, answers if reads_answers else None)
-    temperature = options.target_temperature
-    if temperature is None:
-        temperature = 0.25 if bool(((rewards == 0) | (rewards == 1)).all()) else 1.0
-    settings = SelectionTraining(
-        **{name: getattr(options, name) for name in asdict(SelectionTraining()) if hasattr(options, name)},
-        temperature=temperature,
-        seed=job.seed,
-    )
-    n = len(select)
+    rewards, n = rewards_of(job.task, runner.examples, answers), len(select)  # [n, R]
+    settings = _settings(job, rewards)
     useful = len(informative(rewards[:n]))
     print(f"{useful} of {n} questions have answers that are not all equally good; the others teach nothing.")
     curve = train_selection(model, texts[:n], rewards[:n], texts[n:], rewards[n:], settings)
     model.save(draft.folder)
+    cost = {
+        "language_model_passes": len(texts) * len(pool),
+        "trained_weights": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
     about = {
         "curve": curve,
         "questions": {"select": n, "informative": useful, "held": len(held)},
         "rewards": dict(zip(pool, rewards[:n].mean(dim=0).tolist(), strict=True)),
         "cut_texts": model.count_cut(texts) / (len(texts) * len(pool)),
-        "cost": {
-            "training_generations": len(texts) * len(pool),
-            "trained_weights": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        },
+        "cost": cost,
     }
     keys = {"backbone": resources.backbone_digest, "pool": known, "form": asdict(form)}
     reads = "answers" if reads_answers else "prompts"
     return draft.finish({**job.settings(), **keys, "reads": reads, "training": asdict(settings)}, about)
+
+
+def _with_pool(job: FitJob) -> tuple[FitJob, dict[str, Method]]:
+    """Return the job with what its pool needs besides the language model, and the rows of the pool; nothing is loaded."""
+    plugs = parse_plugs(job.options.plugs or ())
+    trained = parse_trained(job.options.trained or (), plugs)
+    job = replace(job, resources=replace(job.resources, plugs=plugs, trained=trained))
+    job.resources.check()
+    if not (job.resources.retriever or plugs):
+        raise ConfigurationError(
+            "A selector starts from a sentence encoder: pass encoder, or plugs, which bring theirs."
+        )
+    for folder in (folder for folders in trained.values() for folder in folders):
+        _check_split(folder, job.resources.artefact(folder).run.get("split"), job)
+    return job, pool_methods(job.options.pool or usual_pool(job, plugs, trained), plugs, trained)
 
 
 def _check_split(folder: str, split: Mapping[str, Any] | None, job: FitJob) -> None:
@@ -125,6 +114,30 @@ def usual_pool(job: FitJob, plugs: Folders, trained: Folders) -> list[str]:
     return [row for row in rows if not row.endswith("@1") and ":" not in row] + list(plugs)
 
 
+def _questions(job: FitJob) -> tuple[list[Example], list[Example]]:
+    """Return the questions to learn to choose from and those to stop with, at most `max_questions` of each."""
+    most, parts = job.split["max_questions"], []
+    for part in (job.users.select, job.users.held):
+        draw = random.Random(job.split["split_seed"]).sample(range(len(part)), min(most or len(part), len(part)))
+        parts.append([part[i] for i in sorted(draw)])
+    if not all(parts):
+        raise DataError(
+            f"{len(parts[0])} questions to learn to choose from, and {len(parts[1])} to stop with: raise select_users and "
+            "held_users."
+        )
+    return parts[0], parts[1]
+
+
+def _settings(job: FitJob, rewards: Tensor) -> SelectionTraining:
+    """Return the settings of the training; the temperature of the rewards depends on their kind."""
+    temperature = job.options.target_temperature
+    if temperature is None:
+        temperature = 0.25 if bool(((rewards == 0) | (rewards == 1)).all()) else 1.0
+    names = [f.name for f in fields(SelectionTraining) if hasattr(job.options, f.name)]
+    own = {name: getattr(job.options, name) for name in names}
+    return SelectionTraining(**own, temperature=temperature, seed=job.seed)
+
+
 def rewards_of(task: Task, examples: Sequence[Example], answers: Sequence[Sequence[str]]) -> Tensor:
     """Return the rewards of R lists of n answers, [n, R] in fp32."""
     golds, extra = [task.label_of(str(e.target)) for e in examples], [e.extra for e in examples]
@@ -136,11 +149,3 @@ def _answers(runner: Runner, pool: Mapping[str, Method]) -> list[list[str]]:
     """Return what the rows of a pool answer, R lists of n; what is there already is not answered again."""
     made = runner.run({row: [method] for row, method in pool.items()})
     return [[each.answers[e.id] for e in runner.examples] for each in made]
-
-
-def _sample(examples: Sequence[Example], job: FitJob) -> list[Example]:
-    """Return at most as many questions as `max_questions` says, in their order."""
-    most, seed = job.split["max_questions"], job.split["split_seed"]
-    if most is None or len(examples) <= most:
-        return list(examples)
-    return [examples[i] for i in sorted(random.Random(seed).sample(range(len(examples)), most))]

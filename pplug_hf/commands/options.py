@@ -321,6 +321,22 @@ class ServeSettings:
 
 
 @dataclass
+class AppSettings:
+    """Try a plug on a page in the browser, for users of your own or those of the demo."""
+
+    GROUPS: ClassVar = {"plug": "plug and users", "host": "page"}
+
+    plug: str | None = option(None, "Plug folder or Hub id (default: the demo plug that comes with the package).")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    store: str | None = option(None, "Folder or address of a persona store (default: one that ends with the page).")
+    max_new_tokens: int = option(64, "Maximum answer length in tokens.")
+    host: str = option("127.0.0.1", "Address to listen on. The page has no login: keep it on this machine.")
+    port: int = option(7860, "Port to listen on.")
+    device: str | None = option(None, DEVICE)
+
+
+@dataclass
 class DemoSettings:
     """Train a tiny plug on synthetic readers, compare it with its ablations, save it and load it in a new process."""
 

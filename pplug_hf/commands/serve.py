@@ -51,7 +51,8 @@ def _engine(settings: ServeSettings) -> Engine:
     if settings.engine == "vllm":
         from ..serving.vllm_engine import VllmEngine
 
-        return VllmEngine.from_pretrained(settings.plug, **options, max_num_seqs=settings.max_batch)
+        options |= {"max_num_seqs": settings.max_batch, "max_queue": settings.max_queue}
+        return VllmEngine.from_pretrained(settings.plug, **options)
     from ..serving.transformers_engine import TransformersEngine
 
     options |= {

@@ -96,6 +96,7 @@ def read_parts(
     columns: Columns | None = None,
     identity: str = "",
     done: Collection[str] = (),
+    refuse: bool = False,
     size: int = PART,
 ) -> Iterator[Part]:
     """Yield the parts of a file.
@@ -106,28 +107,35 @@ def read_parts(
         columns: names of the columns.
         identity: whatever else decides what becomes of a part; it is in the digests.
         done: digests of finished parts, which come without their rows.
+        refuse: whether a row with a fault, in a part that is not done, is an error.
         size: rows of a part.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it cannot be read, or lacks a column.
+        DataError: it cannot be read, or lacks a column; or a bad row, by its number.
     """
     reader = None
-    rows: list[ItemRow] = []
-    first = 1
+    first, rows = 1, []
     for values in sources.stream_rows(path):
         reader = reader or _Reader(path, template, columns or Columns(), values)
         rows.append(reader.read(values))
         if len(rows) == size:
-            yield _part(path, first, rows, identity, done)
+            yield _part(path, first, rows, identity, done, refuse)
             first, rows = first + size, []
     if rows:
-        yield _part(path, first, rows, identity, done)
+        yield _part(path, first, rows, identity, done, refuse)
 
 
-def _part(path: Path, first: int, rows: list[ItemRow], identity: str, done: Collection[str]) -> Part:
+def _part(path: Path, first: int, rows: list[ItemRow], identity: str, done: Collection[str], refuse: bool) -> Part:
     digest = hashlib.sha256(json.dumps([identity, rows]).encode()).hexdigest()[:32]
-    return Part(digest, str(path), first, [], len(rows)) if digest in done else Part(digest, str(path), first, rows)
+    if digest in done:
+        return Part(digest, str(path), first, [], len(rows))
+    for number, row in enumerate(rows, first):
+        if refuse and row.fault is not None:
+            raise DataError(
+                f"{path}, row {number}: {row.fault}. Mend the row, or leave such rows out with bad_rows='skip'."
+            )
+    return Part(digest, str(path), first, rows)
 
 
 class _Reader:

@@ -167,6 +167,14 @@ class VectorStore(TextTable):
         super().__init__(place, self.fingerprint["embedding_size"], "Encoding texts")
 
     def compute(self, texts: list[str]) -> Tensor:
+        """Return vectors in fp32 on the CPU.
+
+        Args:
+            texts: one batch.
+
+        Returns:
+            [len(texts), D].
+        """
         return encoders.embed(self.encoder, texts, self.prompt, len(texts), task=self.task).cpu()
 
 

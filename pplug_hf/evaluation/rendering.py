@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..methods.base import COSTS
 from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import main_metric
@@ -106,6 +107,7 @@ def report(comparison: Comparison, results: Mapping[str, Any], split: str) -> st
     lines += _per_user(comparison, results["per_user"]["rows"], results["users"])
     for pool in results.get("pools", []):
         lines += _pool(pool)
+    lines += _costs(results["runs"])
     kinds = {True: "users of the train split", False: "new users"}
     groups = {
         f"{kinds[part['seen']]} ({part['users']}; {part['examples']})": part for part in results["per_user"]["groups"]
@@ -164,6 +166,20 @@ def _pool(pool: Mapping[str, Any]) -> list[str]:
         "",
         _table(cells),
     ]
+
+
+def _costs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the lines of what the rows cost, of the first seed of each; nothing if no row says."""
+    costs = {row: found[0]["about"].get("cost") or {} for row, found in runs.items()}
+    names = [name for name in COSTS if any(name in cost for cost in costs.values())]
+    if not names:
+        return []
+    usual = {"generations_per_question": 1}
+    cells = [["row", *(COSTS[name] for name in names)], ["---"] * (len(names) + 1)]
+    for row, cost in costs.items():
+        values = [(usual | cost).get(name) for name in names]
+        cells.append([row, *("" if value is None else f"{value:,}" for value in values)])
+    return ["", "Costs of training and answering, as far as they are known, for one seed:", "", _table(cells)]
 
 
 def _parts(title: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -6,35 +6,20 @@
 | `oppu` | a LoRA of the task, trained on other users' questions and added to the language model's weights | LoRA |
 | `user-tokens` | a plug's soft prompt for users without history | soft tokens, which start as the plug's for this user |
 
-The folder:
-
-    method.json
-    shared/adapter_model.safetensors, adapter_config.json     of `oppu`; prompt.safetensors of `user-tokens`
-    users/<hash>/adapter_model.safetensors, adapter_config.json, training.json
-
-Users are named by a hash, items by hashes of their ids; no text is kept. A folder of a user is written beside its place
-and renamed, so a killed training goes on with the next user.
-
 n pairs of one user, P soft tokens, H backbone width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -42,24 +27,26 @@ from ..data.histories import newest
 from ..data.records import Example
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..optional import require
-from ..storage.files import locked
-from ..tasks.items import item_id
+from ..storage.files import atomic_write, locked
+from .adapter_folder import SHARED, USERS, cost, item_hash, open_weights, save_folder, short_hash, user_hash
 from .artefacts import Artefact
 from .base import Retrieval
 from .digests import backbone_digest, data_digest
 from .fitting import FitJob
-from .pair_training import PairTraining, TrainingRecord, eager_attention, train_on_pairs
+from .pair_training import PairTraining, eager_attention, train_on_pairs
 from .private_prompt import PROMPT, PrivatePrompt
-from .private_weights import Lora, LoraShape, PrivateWeights, merged
+from .private_weights import Lora, LoraShape, PrivateWeights
 from .prompts import retrieval_prompt
 from .resources import Resources
 from .retrievers import get_ranker
 from .user_pairs import Asked, ItemsRule, Pair, check_pairs, questions_by_user, user_pairs
 
 AdapterKind = Literal["ftp", "oppu", "user-tokens"]
+_POSITIVE = (
+    *("epochs", "learning_rate", "clip", "pairs_per_step", "items_per_user", "max_answer_length", "rank", "alpha"),
+    *("task_epochs", "task_learning_rate", "task_pairs_per_step"),
+)
 _RANKERS = ("recency", "bm25", "bm25s")
-SHARED, USERS, TRAINING = "shared", "users", "training.json"
-CONFIG = "adapter_config.json"  # peft's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +74,6 @@ class AdapterFit:
     shared: PairTraining = field(default_factory=PairTraining)
     max_length: int = 256
     seed: int = 0
-
-
-def user_hash(user: str) -> str:
-    """Return the name of a user's folder."""
-    return _short(user)
-
-
-def item_hash(item: Mapping[str, str]) -> str:
-    """Return the name of an item in the record of a training."""
-    return _short(item_id(item))
 
 
 def train(job: FitJob) -> Artefact | None:
@@ -155,7 +132,7 @@ def train(job: FitJob) -> Artefact | None:
         "retrieval": None if fit.retrieval is None else f"{fit.retrieval.retriever}@{fit.retrieval.k}",
         **fitting.facts(),
     }
-    return draft.finish(settings, about=_cost(draft.folder, fit, len(others)))
+    return draft.finish(settings, about=cost(draft.folder) | {"questions_of_others": len(others)})
 
 
 class _Fitting:
@@ -177,26 +154,26 @@ class _Fitting:
         if fit.kind == "ftp":
             return
         with locked(self.folder):
-            if place.is_dir():
+            if any((place / file).is_file() for file in (Lora.file, PrivatePrompt.file)):
                 return
             if fit.kind == "user-tokens":
-                save_folder(place, {PROMPT: self._plug_prompt([[]], [""])[0]}, PrivatePrompt.file)
+                with atomic_write(place / PrivatePrompt.file) as file:
+                    save_file({PROMPT: self._plug_prompt([[]], [""])[0]}, file)
                 return
             pairs = [(self._prompt(e), str(e.target)) for e in tqdm(others, desc="Writing prompts")]
             with Lora(resources.language_model, resources.processor, fit.lora) as weights:
                 options = {"seed": fit.seed, "max_length": fit.max_length, "description": "LoRA of the task"}
                 start = time.monotonic()
                 trained = train_on_pairs(weights, pairs, fit.shared, **options)
-                record = _record(trained, len(pairs), start)
-                save_folder(place, weights.state(), weights.file, weights.config(), record)
+                record = {"pairs": len(pairs), **trained._asdict()}
+                save_folder(place, weights, record, time.monotonic() - start)
 
     def users(self, pairs: Mapping[str, Sequence[Pair]]) -> None:
         """Write the weights of users, except for those who are there."""
         left = {u: own for u, own in pairs.items() if not (self.folder / USERS / user_hash(u)).is_dir()}
         if not left:
             return
-        with ExitStack() as stack:
-            weights = stack.enter_context(open_weights(self.folder, self.fit.kind, self.resources, self.facts()))
+        with open_weights(self.folder, self.fit.kind, self.resources, self.facts()) as weights:
             for user, own in tqdm(left.items(), desc="Users", unit="user"):
                 start = time.monotonic()
                 examples = [(self._prompt(pair.example), str(pair.example.target)) for pair in own]
@@ -204,16 +181,14 @@ class _Fitting:
                     weights,
                     examples,
                     self.fit.private,
-                    seed=int.from_bytes(
-                        hashlib.sha256(f"{self.fit.seed}/{user}".encode("utf-8", "surrogatepass")).digest()[:6]
-                    ),
+                    seed=int(short_hash(f"{self.fit.seed}/{user}")[:12], 16),
                     max_length=self.fit.max_length,
                     start=self._start(own),
                     measure=partial(self._question_loss, weights, self.known[user]) if self.known else None,
                 )
-                record = _record(trained, len(own), start) | {"items": [item_hash(pair.item) for pair in own]}
-                place = self.folder / USERS / user_hash(user)
-                save_folder(place, weights.state(), weights.file, weights.config(), record)
+                items = [item_hash(pair.item) for pair in own]
+                record = {"pairs": len(own), **trained._asdict(), "items": items}
+                save_folder(self.folder / USERS / user_hash(user), weights, record, time.monotonic() - start)
 
     @torch.no_grad()
     def _question_loss(self, weights: PrivateWeights, questions: Sequence[Example]) -> float:
@@ -249,64 +224,13 @@ class _Fitting:
         return retrieval_prompt(task, example.prompt, items, tokenizer, self.fit.max_length).text
 
 
-class _Merged:
-    """Private weights on a language model with the LoRA of the task, both within one block."""
-
-    def __init__(self, folder: Path, resources: Resources, shape: LoraShape):
-        self.folder, self.resources, self.shape, self.stack = folder, resources, shape, ExitStack()
-
-    def __enter__(self) -> PrivateWeights:
-        model, processor = self.resources.language_model, self.resources.processor
-        task = load_file(self.folder / SHARED / Lora.file)
-        self.stack.enter_context(merged(model, processor, self.shape, task))
-        return self.stack.enter_context(Lora(model, processor, self.shape))
-
-    def __exit__(self, *error: object) -> None:
-        self.stack.close()
-
-
-def open_weights(folder: Path, kind: str, resources: Resources, facts: Mapping[str, Any]) -> Any:
-    """Return the weights of an artefact, to be used in a `with` block, in which the shared ones are in place.
-
-    Args:
-        folder: of the artefact.
-        kind: of the artefact.
-        resources: language model.
-        facts: of `_Fitting.facts`; a finished artefact has them in its settings.
-    """
-    if kind == "user-tokens":
-        shape = load_file(folder / SHARED / PrivatePrompt.file)[PROMPT].shape
-        return PrivatePrompt(resources.language_model, resources.processor.tokenizer, facts["plug"], shape)
-    shape = LoraShape(**facts["lora"])
-    if kind == "oppu":
-        return _Merged(folder, resources, shape)
-    return Lora(resources.language_model, resources.processor, shape)
-
-
-def save_folder(
-    place: Path,
-    state: Mapping[str, Tensor],
-    file: str,
-    config: Mapping[str, Any] | None = None,
-    record: Mapping[str, Any] | None = None,
-) -> None:
-    """Write weights with their settings and the record of their training; the folder appears as a whole."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
-    staging.mkdir()
-    try:
-        save_file(dict(state), staging / file)
-        for name, content in ((CONFIG, config), (TRAINING, record)):
-            if content is not None:
-                (staging / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(staging, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
 def _settings(job: FitJob) -> AdapterFit:
     """Return the settings that the options of a method say."""
     o = job.options
+    for name in _POSITIVE:
+        value = getattr(o, name, 1)
+        if value is not None and value <= 0:
+            raise ConfigurationError(f"{name} is {value}; give more than 0.")
     private = PairTraining(
         epochs=o.epochs,
         learning_rate=o.learning_rate,
@@ -375,34 +299,3 @@ def _other_questions(train: Sequence[Example], asked: Sequence[Example], questio
             "that is answered. Use ftp, which needs none."
         )
     return found
-
-
-def _record(trained: TrainingRecord, pairs: int, start: float) -> dict[str, Any]:
-    return {"pairs": pairs, **trained._asdict(), "seconds": round(time.monotonic() - start, 3)}
-
-
-def _cost(folder: Path, fit: AdapterFit, others: int) -> dict[str, Any]:
-    """Return what the weights cost: in memory, in time, and in passes of the language model."""
-    paths = sorted(folder.glob(f"{USERS}/[!.]*/{TRAINING}"))
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    first = paths[0].with_name(PrivatePrompt.file if fit.kind == "user-tokens" else Lora.file)
-    curves = [r["curve"] for r in records]
-    passes = max(map(len, curves))
-    curve = [sum(each[min(i, len(each) - 1)] for each in curves) / len(curves) for i in range(passes)]
-    pairs, seconds = sum(r["pairs"] for r in records), sum(r["seconds"] for r in records)
-    return {
-        "users": len(records),
-        "pairs": pairs,
-        "questions_of_others": others,
-        "weights_per_user": sum(value.numel() for value in load_file(first).values()),
-        "bytes_per_user": first.stat().st_size,
-        "trained_examples": sum(r["passes"] * r["pairs"] for r in records),
-        "seconds_per_user": round(seconds / len(records), 3),
-        "first_loss": sum(r["first_loss"] for r in records) / len(records),
-        "last_loss": sum(r["last_loss"] for r in records) / len(records),
-        **({"held_loss_by_pass": curve} if curve else {}),
-    }
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -32,6 +32,17 @@ from .resources import Resources
 Need = Literal["training", "labels", "encoder"]
 
 
+# Name of a cost -> its title in tables.
+COSTS = {
+    "generations_per_question": "generations per question",
+    "language_model_passes": "passes of the language model in training",
+    "trained_weights": "trained weights",
+    "weights_per_user": "trained weights per user",
+    "bytes_per_user": "bytes per user",
+    "seconds_per_user": "seconds for a new user",
+}
+
+
 class Method:
     """Base class: override `inputs` or `answer`, and what else differs."""
 
@@ -86,7 +97,7 @@ class Method:
         return {}
 
     def about(self, resources: Resources) -> dict[str, Any]:
-        """Return facts to keep with the answers, as JSON takes them.
+        """Return facts to keep with the answers, as JSON takes them. `cost` holds what a table of costs shows, by COSTS.
 
         Args:
             resources: shared by all methods.
@@ -179,6 +190,9 @@ class Retrieval(Method):
         }
         places = persona_positions(processor, prompts, budget) if positions else None
         return ModelInputs([prompt.text for prompt in prompts], positions=places, counts=counts)
+
+    def about(self, resources: Resources) -> dict[str, Any]:
+        return {"cost": resources.artefact(self.folder).about.get("cost", {})} if self.folder else {}
 
     def key(self, resources: Resources) -> dict[str, Any]:
         key = resources.ranker_key(self.retriever, self.folder)

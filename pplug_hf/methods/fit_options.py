@@ -91,8 +91,10 @@ class RspgOptions:
         "Order of a text and what is cut if it is too long: the answer, the question, then the prompt, cut at its end; or the "
         "lower-case prompt, then the answer (paper), cut at its start.",
     )
-    show_names: bool = option(
-        True, "Put the name of the row in front: rows of plugs have the same prompts as no-persona (paper: no)."
+    row_heads: bool = option(
+        True,
+        "Give each row a part of the head of its own: rows of plugs have the same prompts as no-persona (paper: one head for "
+        "all).",
     )
     text_length: int | None = option(None, "Tokens of a text (default: the encoder's own; paper: 1024).")
     target_temperature: float | None = option(

@@ -6,6 +6,7 @@ n examples, N items of one user, D encoder width.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -164,7 +165,9 @@ class Plug(Method):
 
     def about(self, resources: Resources) -> dict[str, Any]:
         config = resources.config(self.folder)
+        weights = sum(map(math.prod, files.weight_shapes(self.folder).values()))
         about: dict[str, Any] = {"plug": {name: getattr(config, name) for name in choices()}}
+        about["cost"] = {"trained_weights": weights}
         seed = _training_seed(self.folder)
         return about if seed is None else about | {"training_seed": seed}
 

@@ -109,7 +109,11 @@ class _PromptModel(PPlugForConditionalGeneration):
         self.scale = config.scale
         self.eval().to(language_model.device)
 
-    def _soft_prompts(self, plug: Any, persona: Any, query: Any, ids: Tensor, *rest: Any, **more: Any) -> SoftPrompt:
-        embeddings = (self.scale * self.prompt).expand(len(ids), -1, -1)
+    def _personalizer(self, name: str | None = None) -> Any:
+        return self._of_batch
+
+    def _of_batch(self, users: Sequence[Any], *rest: Any) -> SoftPrompt:
+        """Return the soft prompt for each row of a batch, in the place of what a plug computes."""
+        embeddings = (self.scale * self.prompt).expand(len(users), -1, -1)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
         return SoftPrompt(embeddings, mask, mask.new_full((len(mask),), self.config.placement == "answer").bool())

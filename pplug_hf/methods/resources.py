@@ -34,7 +34,7 @@ from ..tasks.task import Task
 from .artefacts import Artefact, class_of, read_artefact
 from .decoding import Answers, ModelInputs, answer
 from .digests import backbone_digest, json_digest, task_digest
-from .retrievers import RANKERS, Ranker, get_ranker
+from .retrievers import FUSION_C, RANKERS, Ranker, get_ranker
 
 T = TypeVar("T")
 
@@ -198,11 +198,14 @@ class Resources:
         return self._load_encoder(name, revision)
 
     def encoder_with(self, digest: str, name: str | None, revision: str | None = None) -> Any:
-        """Return the sentence encoder with a digest: one that is loaded, the retriever, or the one of that name.
+        """Return the sentence encoder with a digest: one that is loaded, a plug's, the retriever, or the one of that name.
 
         Raises:
             MismatchError: none of them has this digest.
         """
+        for plug in self._places:
+            if (self.config(plug).encoder_fingerprint or {}).get("digest") == digest:
+                return self.encoder(plug)
         for place, commit in ((self.retriever, None), (name, revision)):
             if digest in self._encoders:
                 return self._encoders[digest]
@@ -291,7 +294,10 @@ class Resources:
         if folder:
             return {"retriever": {"artefact": self.artefact(folder).digest}}
         if name == "rrf":
-            return {"fused": {each: self.ranker_key(each, place) for each, place in self._fused().items()}}
+            return {
+                "fused": {each: self.ranker_key(each, place) for each, place in self._fused().items()},
+                "c": FUSION_C,
+            }
         if name == "random":
             return {"seed": self.seed}
         return {"retriever": self.dense_key()} if name == "dense" else {}

@@ -1,6 +1,6 @@
 """Learning to choose between ways to answer: a sentence encoder and a linear head score a text of each way.
 
-    z_m = w . f(text_m) + b                 the same f, w and b for all ways
+    z_m = (w + u_m) . f(text_m) + b + c_m            f, w and b are shared by all ways; in the paper, u and c are zero
     loss = KL(softmax(g / tau) || softmax(z))        g_m: reward of way m, in [0, 1]
 
 The text shows what the language model would read (pre), or also what it answered (post). Of equal scores, that of the
@@ -40,18 +40,15 @@ class TextForm:
     Args:
         order: "answer-first" is the answer, the question, then the prompt, cut at its end, so that what is cut is
             the rest of the prompt. "paper" is the lower-case prompt, then the answer, cut at its start.
-        show_names: put the name of the row in front: rows of plugs have the same prompts as the language model alone.
         length: tokens of a text (default: the encoder's own).
     """
 
     order: Order = "answer-first"
-    show_names: bool = True
     length: int | None = None
 
     def texts(
         self,
         separator: str,
-        rows: Sequence[str],
         queries: Sequence[str],
         prompts: Sequence[Sequence[str]],
         answers: Sequence[Sequence[str]] | None = None,
@@ -60,7 +57,6 @@ class TextForm:
 
         Args:
             separator: between the parts, of the encoder's tokenizer.
-            rows: R names.
             queries: n questions without their instruction.
             prompts: what the language model reads in each way, R lists of n.
             answers: what it answered, R lists of n; None to choose before it answers.
@@ -68,10 +64,10 @@ class TextForm:
         texts = []
         for i, query in enumerate(queries):
             own = []
-            for m, row in enumerate(rows):
+            for m, prompt in enumerate(prompts):
                 answer = [] if answers is None else [answers[m][i]]
-                parts = [*answer, query, prompts[m][i]] if self.order != "paper" else [prompts[m][i].lower(), *answer]
-                own.append(f" {separator} ".join([row] * self.show_names + parts))
+                parts = [*answer, query, prompt[i]] if self.order != "paper" else [prompt[i].lower(), *answer]
+                own.append(f" {separator} ".join(parts))
             texts.append(own)
         return texts
 
@@ -82,12 +78,13 @@ class SelectionModel(nn.Module):
     Args:
         encoder: trained in place; pass a `trainable_copy`.
         form: of the texts.
+        ways: R, for a part of the head (u, c) that each way has for itself; 0 for none (paper).
 
     Raises:
         ConfigurationError: the encoder cannot read texts of the form's length.
     """
 
-    def __init__(self, encoder: SentenceTransformer, form: TextForm):
+    def __init__(self, encoder: SentenceTransformer, form: TextForm, ways: int = 0):
         super().__init__()
         if form.length is not None:
             config = getattr(getattr(encoder[0], "auto_model", None), "config", None)
@@ -97,14 +94,16 @@ class SelectionModel(nn.Module):
             encoder.max_seq_length = form.length
         encoder.tokenizer.truncation_side = "left" if form.order == "paper" else "right"
         self.encoder, self.form = encoder.eval(), form  # no drop-out: the same text has the same score
-        self.head = nn.Linear(encoder_size(encoder), 1, device=encoder.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        width, device = encoder_size(encoder), encoder.device
+        shapes = {"weight": (1, width), "bias": (1,), "row_weights": (ways, width), "row_biases": (ways,)}
+        self.head = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(shape, device=device)) for name, shape in shapes.items() if shape[0]}
+        )
 
     @classmethod
-    def from_encoder(cls, encoder: SentenceTransformer, form: TextForm) -> SelectionModel:
+    def from_encoder(cls, encoder: SentenceTransformer, form: TextForm, ways: int = 0) -> SelectionModel:
         """Return a model to train, with a copy of an encoder."""
-        return cls(trainable_copy(encoder), form)
+        return cls(trainable_copy(encoder), form, ways)
 
     @classmethod
     def load(cls, encoder: str | Path, head: str | Path, form: TextForm, device: Any = None) -> SelectionModel:
@@ -119,11 +118,9 @@ class SelectionModel(nn.Module):
         Raises:
             MismatchError: the head is of another encoder.
         """
-        model = cls(load_encoder(str(encoder)), form)
         weights = load_file(head)
-        if {name: each.shape for name, each in weights.items()} != {
-            n: p.shape for n, p in model.head.named_parameters()
-        }:
+        model = cls(load_encoder(str(encoder)), form, len(weights.get("row_biases", ())))
+        if {name: each.shape for name, each in weights.items()} != {n: p.shape for n, p in model.head.items()}:
             raise MismatchError(
                 f"The head of the selector in {str(Path(head).parent)!r} is of another encoder: train it again."
             )
@@ -133,7 +130,7 @@ class SelectionModel(nn.Module):
     def save(self, folder: Path) -> None:
         """Write `encoder/` and `head.safetensors`."""
         self.encoder.save_pretrained(str(folder / ENCODER), create_model_card=False)
-        weights = {name: each.detach().cpu().contiguous() for name, each in self.head.named_parameters()}
+        weights = {name: each.detach().cpu().contiguous() for name, each in self.head.items()}
         save_file(weights, folder / HEAD)
 
     @property
@@ -142,22 +139,25 @@ class SelectionModel(nn.Module):
         return str(self.encoder.tokenizer.sep_token or self.encoder.tokenizer.eos_token or "|")
 
     def forward(self, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Return scores [B, R], part of the autograd graph; equal texts are read once and have equal scores."""
+        """Return scores [B, R], part of the autograd graph; equal texts are read once."""
         distinct = list(dict.fromkeys(text for own in texts for text in own))
-        scores = self.head(embed_with_gradient(self.encoder, distinct)).squeeze(-1)
-        return self._gather(scores, distinct, texts)
+        return self._score(embed_with_gradient(self.encoder, distinct), distinct, texts)
 
     @torch.no_grad()
     def scores(self, texts: Sequence[Sequence[str]], batch_size: int = 32) -> Tensor:
         """Return scores [n, R] without gradients, on the CPU."""
         distinct = list(dict.fromkeys(text for own in texts for text in own))
-        vectors = embed(self.encoder, distinct, batch_size=batch_size, task="query")
-        return self._gather(self.head(vectors).squeeze(-1).cpu(), distinct, texts)
+        return self._score(embed(self.encoder, distinct, batch_size=batch_size, task="query"), distinct, texts).cpu()
 
-    @staticmethod
-    def _gather(scores: Tensor, distinct: Sequence[str], texts: Sequence[Sequence[str]]) -> Tensor:
+    def _score(self, vectors: Tensor, distinct: Sequence[str], texts: Sequence[Sequence[str]]) -> Tensor:
+        """Return scores [n, R] of texts, given the vectors of the distinct ones."""
         number = {text: i for i, text in enumerate(distinct)}
-        return scores[torch.tensor([[number[text] for text in own] for own in texts], device=scores.device)]
+        rows = torch.tensor([[number[text] for text in own] for own in texts], device=vectors.device)
+        scores = (vectors @ self.head["weight"][0] + self.head["bias"])[rows]
+        if "row_weights" not in self.head:
+            return scores
+        own = vectors @ self.head["row_weights"].T + self.head["row_biases"]  # [distinct, R]
+        return scores + own.gather(0, rows)
 
     def count_cut(self, texts: Sequence[Sequence[str]]) -> int:
         """Count the texts that are too long for the encoder."""

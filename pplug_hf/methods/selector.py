@@ -55,17 +55,18 @@ class Selector(Trained):
             answers = [self._answers(row, method, examples, resources) for row, method in members.items()]
         texts = texts_of(model, members, examples, resources, answers)
         choices = choose(model.scores(texts, resources.batch_size))
-        chosen = dict.fromkeys(range(len(examples)), "")
+        chosen = [""] * len(examples)
         for m, (row, method) in enumerate(members.items()):
             places = [i for i, choice in enumerate(choices) if choice == m]
-            if places and answers is None:
-                own = self._answers(row, method, [examples[i] for i in places], resources)
-                chosen.update(zip(places, own, strict=True))
-            elif answers is not None:
-                chosen.update((i, answers[m][i]) for i in places)
+            if answers is not None:
+                own = [answers[m][i] for i in places]
+            else:
+                own = self._answers(row, method, [examples[i] for i in places], resources) if places else []
+            for i, text in zip(places, own, strict=True):
+                chosen[i] = text
         counts = {f"chosen {row}": n for row, n in Counter(list(members)[m] for m in choices).items()}
         counts |= {"selector_texts": len(members) * len(examples), "cut_selector_texts": model.count_cut(texts)}
-        return Answers(list(chosen.values()), counts)
+        return Answers(chosen, counts)
 
     def members(self, resources: Resources) -> dict[str, Method]:
         """Return the rows of the pool, those whose answers the selector learned from: name -> method.
@@ -127,8 +128,11 @@ class Selector(Trained):
     def about(self, resources: Resources) -> dict[str, Any]:
         artefact, R = resources.artefact(self.folder), len(_pool(self.folder))
         cost = {"generations_per_question": R if artefact.settings["reads"] == "answers" else 1}
-        cost |= {"encoder_passes_per_question": R, "bytes_per_user": 0, **artefact.about.get("cost", {})}
-        return {"cost": cost, "training_seed": artefact.run.get("seed")}
+        return {
+            "cost": cost | artefact.about.get("cost", {}),
+            "encoder_passes_per_question": R,
+            "training_seed": artefact.run.get("seed"),
+        }
 
 
 def pool_methods(
@@ -179,7 +183,7 @@ def texts_of(
         answers: of these rows, R lists of n; None to choose before anything is answered.
     """
     prompts = [_prompts(method, examples, resources) for method in members.values()]
-    return model.form.texts(model.separator, list(members), [e.query for e in examples], prompts, answers)
+    return model.form.texts(model.separator, [e.query for e in examples], prompts, answers)
 
 
 def _prompts(method: Method, examples: Sequence[Example], resources: Resources) -> list[str]:

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from ..data.item_log import PART, Columns, ItemRow, Part, find_files, read_parts
 from ..data.sources import count_rows
-from ..errors import ConfigurationError, DataError, MismatchError
+from ..errors import ConfigurationError, MismatchError
 from ..modeling import EncoderSpec, Persona, Personalizer
 from ..modeling.encoders import embed
 from ..storage.files import write_text
@@ -108,6 +108,8 @@ def encode_items(
         The counts.
 
     Raises:
+        ConfigurationError: an engine, a number of workers or a choice of bad rows that cannot be, or a cluster that is too
+            small.
         MismatchError: the store is of another encoder.
         MissingFileError: a file is not there.
         DataError: a file cannot be read, lacks a column, or has a bad row, whose number is named. What was finished
@@ -130,13 +132,20 @@ def encode_items(
     done = _Markers(markers)
     identity = json.dumps([spec.to_dict(), store.namespace, store.tenant_name], sort_keys=True)
     columns = Columns(user, item, time, fields or {})
-    options = {"template": spec.item_template, "columns": columns, "identity": identity, "done": done.names}
-    read: Read = partial(read_parts, **options, size=part_size)
+    read: Read = partial(
+        read_parts,
+        template=spec.item_template,
+        columns=columns,
+        identity=identity,
+        done=done.names,
+        refuse=bad_rows == "refuse",
+        size=part_size,
+    )
     encode = partial(encode_texts, encoder, spec.prompt, batch_size)
     if engine == "ray":
         made = encoded_parts(files, read, encode, workers)
     else:
-        made = _encoded_parts(chain.from_iterable(map(read, files)), encode, encoder, workers, bad_rows)
+        made = _encoded_parts(chain.from_iterable(map(read, files)), encode, encoder, workers)
     report = BulkReport()
     total = sum(map(count_rows, files)) if show_progress else None
     with (
@@ -145,14 +154,13 @@ def encode_items(
     ):
         writing = None
         for part, vectors in made:
-            _count(part, report, bad_rows)
+            _count(part, report)
             if writing is not None:
                 writing.result()
             if part.rows:
                 writing = writer.submit(_write, part, vectors, store, spec, done)
-            bar.total = bar.total and max(
-                0, bar.total - part.done
-            )  # what is done already says nothing of the time left
+            if bar.total:  # what is done already says nothing of the time left
+                bar.total = max(0, bar.total - part.done)
             bar.update(len(part.rows))
         if writing is not None:
             writing.result()
@@ -179,13 +187,11 @@ def encode_texts(
 
 
 def _encoded_parts(
-    parts: Iterable[Part], encode: Encode, encoder: SentenceTransformer, workers: int, bad_rows: BadRows
+    parts: Iterable[Part], encode: Encode, encoder: SentenceTransformer, workers: int
 ) -> Iterator[tuple[Part, Tensor]]:
     """Yield parts with the vectors of their usable rows, encoded on this machine."""
     with _pool(encoder, workers) as pool:
         for part in parts:
-            if bad_rows == "refuse":
-                _refuse(part)
             yield part, encode(part.texts, pool=pool)
 
 
@@ -203,17 +209,7 @@ def _pool(encoder: SentenceTransformer, workers: int) -> Iterator[Any]:
         encoder.stop_multi_process_pool(pool)
 
 
-def _refuse(part: Part) -> None:
-    for number, row in enumerate(part.rows, part.first):
-        if row.fault is not None:
-            raise DataError(
-                f"{part.file}, row {number}: {row.fault}. Mend the row, or leave such rows out with bad_rows='skip'."
-            )
-
-
-def _count(part: Part, report: BulkReport, bad_rows: BadRows) -> None:
-    if bad_rows == "refuse":
-        _refuse(part)
+def _count(part: Part, report: BulkReport) -> None:
     report.done += part.done
     for number, row in enumerate(part.rows, part.first):
         if row.fault is None:

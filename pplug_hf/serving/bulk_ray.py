@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -42,9 +43,8 @@ def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: in
         MissingPackageError: Ray is not installed.
         PPlugError: what `read` or `encode` raised on a worker.
     """
-    ray = require("ray", "ray", "The engine ray")
-    data = require("ray.data", "ray", "The engine ray")
-    with _cluster(ray, workers):
+    with _cluster(workers) as ray:
+        data = require("ray.data", "ray", "The engine ray")
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
         parts = data.from_items([{"file": str(path)} for path in files], override_num_blocks=len(files))
         parts.context.enable_progress_bars = False
@@ -87,7 +87,7 @@ class _Encoder:
     def __init__(self, encode: Any):
         import ray
 
-        self.encode = ray.get(encode)
+        self.encode: Any = ray.get(encode)
         if torch.cuda.is_available():
             self.encode.args[0].to("cuda")
 
@@ -97,24 +97,36 @@ class _Encoder:
 
 
 @contextmanager
-def _cluster(ray: Any, workers: int) -> Iterator[None]:
+def _cluster(workers: int) -> Iterator[Any]:
     """Use the cluster of this process or of RAY_ADDRESS, or start one on this machine and end it afterwards.
 
     A cluster listens on every network of its machine, so one that is started here asks for a token that nobody else knows.
+    Ray reads the token's settings when it is imported.
+
+    Yields:
+        The module ray.
 
     Raises:
-        ConfigurationError: the cluster is too small, and would wait for ever.
+        ConfigurationError: the cluster is too small, and would wait for ever; or Ray was imported without a token before.
     """
+    is_joined = "RAY_ADDRESS" in os.environ
+    was_imported = "ray" in sys.modules
+    if not (is_joined or was_imported):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray = require("ray", "ray", "The engine ray")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    before = dict(os.environ)
     is_ours = not ray.is_initialized()
     try:
-        if is_ours and os.environ.get("RAY_ADDRESS"):
+        if is_ours and is_joined:
             ray.init(**quiet)
         elif is_ours:
-            os.environ.setdefault("RAY_AUTH_MODE", "token")
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            if os.environ.get("RAY_AUTH_MODE") != "token":
+                raise ConfigurationError(
+                    "Ray was imported before without RAY_AUTH_MODE=token, so its cluster would be open to the network: set it "
+                    "before the import, or start the cluster yourself with ray.init()."
+                )
             cpus = max(os.cpu_count() or 1, math.ceil(workers / 2) + 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         if (cpus := ray.cluster_resources().get("CPU", 0)) < workers / 2 + 1:
@@ -122,9 +134,7 @@ def _cluster(ray: Any, workers: int) -> Iterator[None]:
                 f"The Ray cluster has {cpus:g} CPUs, and {workers} workers and a reader need {workers / 2 + 1:g}: choose fewer "
                 "workers."
             )
-        yield
+        yield ray
     finally:
         if is_ours:
             ray.shutdown()
-            os.environ.clear()
-            os.environ.update(before)

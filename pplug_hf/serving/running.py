@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Collection, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import EngineError, TimeLimitError
@@ -95,8 +95,11 @@ class Running:
         if self.cancelled:
             self.end(EngineError("The request was cancelled."))
         elif time.monotonic() > self.deadline:
-            self.end(TimeLimitError(f"The answer was not finished within {self.seconds:g} seconds."))
+            self.end(self._late())
         return self.ended
+
+    def _late(self) -> TimeLimitError:
+        return TimeLimitError(f"The answer was not finished within {self.seconds:g} seconds.")
 
     def next_piece(self) -> Answer:
         """Wait for the next piece, and return it.
@@ -104,7 +107,11 @@ class Running:
         Raises:
             PPlugError: what went wrong.
         """
-        piece = self.pieces.get()
+        try:
+            piece = self.pieces.get(timeout=max(0.0, self.deadline - time.monotonic()))
+        except Empty:  # also if the model hangs
+            self.cancelled = True
+            raise self._late() from None
         if isinstance(piece, Exception):
             raise piece
         return piece

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ class TransformersEngine(Engine):
         self.time_limit, self.gather = time_limit, gather
         self.prompt_cache = PromptCache(prompt_cache) if size_in_bytes(prompt_cache) else None
         self._processor = PPlugProcessor.from_model(model)
+        self._processors: WeakKeyDictionary[Personalizer, PPlugProcessor] = WeakKeyDictionary()
         self._default, self._limit = model.active_plug, position_limit(model.backbone)
         self._config = copy.deepcopy(model.generation_config)
         self._config.update(do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50)
@@ -203,20 +205,20 @@ class TransformersEngine(Engine):
     def _prepared(self, request: Request, streams: bool = False) -> Running:
         """Return a request as tokens, after all checks that need no language model."""
         name, persona, sampling = request.plug or self._default, request.persona, request.sampling
-        if name not in self.model.plugs:
+        plug = self.model.personalizers.get(name)
+        if plug is None:
             raise ConfigurationError(f"There is no plug {name!r}; there are {', '.join(self.plugs)}.")
-        config = self.model.plugs[name]
         if persona is not None:
-            check_persona(request, self.model.personalizers[name])
+            check_persona(request, plug)
         check_sampling(sampling)
-        processor = PPlugProcessor.from_config(config, self._processor.tokenizer)
         with self._tokenising:
+            processor = self._processor_of(plug)
             row = prompt_row(processor, self.model.backbone.config, request.prompt)
         if not row.ids:
             raise DataError("The prompt is empty.")
         if len(row.ids) > self.max_prompt_tokens:
             raise DataError(f"The prompt has {len(row.ids)} tokens, and at most {self.max_prompt_tokens} are taken.")
-        soft = 0 if persona is None else config.prefix_length
+        soft = 0 if persona is None else plug.config.prefix_length
         limit = sampling.max_new_tokens
         if self._limit is not None:
             behind = self.model.config.is_encoder_decoder
@@ -225,8 +227,14 @@ class TransformersEngine(Engine):
                 raise DataError(f"The prompt has {len(row.ids)} tokens, and the model reads {self._limit}.")
             limit = min(limit, room)
         request = replace(request, query=query_of(request))
-        plug = None if persona is None else name
-        return Running(request, row.ids, row.position, plug, soft, limit, self.time_limit, streams)
+        used = None if persona is None else name
+        return Running(request, row.ids, row.position, used, soft, limit, self.time_limit, streams)
+
+    def _processor_of(self, plug: Personalizer) -> PPlugProcessor:
+        """Return the processor of a plug, made once."""
+        if plug not in self._processors:
+            self._processors[plug] = PPlugProcessor.from_config(plug.config, self._processor.tokenizer)
+        return self._processors[plug]
 
     # ---- the thread that uses the model --------------------------------------------------------------------
 

@@ -102,6 +102,8 @@ class VllmCore:
         self.dtype: torch.dtype = config.dtype
         self.width: int = config.get_hidden_size()
         self.max_length: int = config.max_model_len
+        self.max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
+        self.running = 0  # requests that are not answered yet
 
     def start(self, prompt: Mapping[str, Any], options: Mapping[str, Any], stream: bool = False) -> Work:
         """Begin to answer a prompt, together with all others that are being answered.
@@ -138,6 +140,7 @@ class VllmCore:
 
     async def _answer(self, prompt: Any, params: Any, pieces: SimpleQueue[Piece | Exception | None]) -> None:
         """Fill a queue. Being cancelled ends the request in the engine, too."""
+        self.running += 1  # on the event loop's thread alone
         try:
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
                 made = output.outputs[0]
@@ -152,6 +155,8 @@ class VllmCore:
             pieces.put(error)
         except Exception as error:  # its text may hold what a user wrote
             pieces.put(EngineError(f"vLLM failed ({type(error).__name__}): restart the engine if others fail, too."))
+        finally:
+            self.running -= 1
 
     async def _shutdown(self) -> None:
         self._llm.shutdown()

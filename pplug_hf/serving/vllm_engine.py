@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
-from ..errors import ConfigurationError, DataError, EngineError, MismatchError
+from ..errors import ConfigurationError, DataError, EngineBusyError, EngineError, MismatchError
 from ..modeling import Personalizer, frozen, plug_folder
 from ..processing import PPlugProcessor
 from ..storage.location import Location
@@ -57,6 +57,7 @@ class VllmEngine(Engine):
         backbone: configuration of the language model.
         canary: a question, and a text that its right answer contains, for `check`. Default: what the engine answers at its
             start, greedily and without a persona.
+        max_queue: requests that may wait for their turn; more are refused.
         time_limit: seconds from asking to the end of an answer.
 
     Raises:
@@ -72,12 +73,13 @@ class VllmEngine(Engine):
         backbone: PreTrainedConfig,
         *,
         canary: tuple[str, str] | None = None,
+        max_queue: int = 256,
         time_limit: float = 60.0,
     ):
         self._core, self._plugs, self._backbone = core, dict(plugs), backbone
         self._tokenising = threading.Lock()  # a fast tokenizer may refuse a second thread
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._canary, self.time_limit = canary, time_limit
+        self._canary, self.max_queue, self.time_limit = canary, max_queue, time_limit
         for name, plug in self._plugs.items():
             _check_backbone(plug.personalizer, backbone)
             if plug.personalizer.config.hidden_size != core.width:
@@ -98,6 +100,7 @@ class VllmEngine(Engine):
         encoder: Any = None,
         device: str | None = None,
         canary: tuple[str, str] | None = None,
+        max_queue: int = 256,
         time_limit: float = 60.0,
         **arguments: Any,
     ) -> Self:
@@ -111,7 +114,7 @@ class VllmEngine(Engine):
             backbone: folder or Hub id of the language model (default: the plug's).
             encoder: of the plugs, see `Personalizer.from_pretrained`.
             device: of plugs and encoders (default: the encoder's).
-            canary, time_limit: of the class.
+            canary, max_queue, time_limit: of the class.
             **arguments: of `vllm.AsyncEngineArgs`: dtype, max_model_len, gpu_memory_utilization, enforce_eager, ...
 
         Raises:
@@ -138,7 +141,7 @@ class VllmEngine(Engine):
             given = {"tokenizer": folder.name, "revision": place.commit, "hf_token": place.token, **arguments}
             core = VllmCore(place.name, **given)
             try:
-                engine = cls(core, loaded, config, canary=canary, time_limit=time_limit)
+                engine = cls(core, loaded, config, canary=canary, max_queue=max_queue, time_limit=time_limit)
             except BaseException:
                 core.close()
                 raise
@@ -153,6 +156,11 @@ class VllmEngine(Engine):
         """The plugs with their encoders by name, the default first."""
         return {name: plug.personalizer for name, plug in self._plugs.items()}
 
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for their turn in vLLM."""
+        return max(0, self._core.running - self._core.max_running)
+
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer requests, in their order. vLLM answers them together with those of other callers.
 
@@ -161,6 +169,7 @@ class VllmEngine(Engine):
 
         Raises:
             DataError, ConfigurationError, MismatchError: a request that cannot be answered; then none is.
+            EngineBusyError: too many are waiting already.
             EngineError: the engine is closed or has failed, or an answer took too long.
         """
         asked = self._asked(requests)
@@ -220,6 +229,8 @@ class VllmEngine(Engine):
 
     def _asked(self, requests: Sequence[Request]) -> list[_Asked]:
         """Return requests ready to be sent, after every check."""
+        if self.waiting >= self.max_queue:
+            raise EngineBusyError(f"{self.waiting} requests are waiting, and no more are taken: ask again later.")
         plugs = [self._plug(request.plug) for request in requests]
         for request, plug in zip(requests, plugs, strict=True):
             check_sampling(request.sampling)

@@ -63,7 +63,7 @@ _RSPG_PAPER = {
     "max_length": 512,
     "num_beams": 4,
     "order": "paper",
-    "show_names": False,
+    "row_heads": False,
     "text_length": 512,
     "target_temperature": 1.0,
     "epochs": 20,
@@ -86,7 +86,11 @@ _RSPG_NOT_REPRODUCED = (
 )
 _RSPG_OURS = {
     "order": ("answer-first", "What is cut is the rest of the prompt, not the question and the answer."),
-    "show_names": (True, "A plug's row has the prompt of the language model alone: only its name tells them apart."),
+    "row_heads": (
+        True,
+        "Which row is better on average is learned in a few steps; and a plug's row has the prompt of the language model "
+        "alone, so a shared head cannot tell them apart before anything is answered.",
+    ),
     "target_temperature": (
         None,
         "0.25 where rewards are 0 or 1: at 1, the only good one of six rows gets 0.35 of the target.",

@@ -1,0 +1,48 @@
+"""`pplug-hf app`: a page to try a plug in a browser."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+
+from ..apps.assistant import Assistant, load_demo
+from ..apps.page import build, load_gradio, web_app
+from ..modeling import PPlugModel
+from ..modeling.device import checked_device
+from ..optional import require
+from ..serving.open_store import open_store
+from .options import AppSettings
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def app(settings: AppSettings) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        settings: see the fields.
+
+    Raises:
+        PPlugError: a plug or a store that cannot be used, or Gradio is not installed.
+    """
+    load_gradio()
+    uvicorn = require("uvicorn", "app", "The page")
+    device = checked_device(settings.device)
+    samples = []
+    if settings.plug is None:
+        model, samples = load_demo()
+    else:
+        model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
+    if model.device.type != device.type or device.index is not None:
+        model.to(device)
+    with ExitStack() as stack:
+        place = settings.store or stack.enter_context(tempfile.TemporaryDirectory(prefix="pplug-app-"))
+        store = stack.enter_context(open_store(place, model.personalizer.spec))
+        page = build(Assistant(model, store, samples, settings.max_new_tokens), "Persona plug")
+        if settings.host not in LOOPBACK:
+            print(f"Anybody who reaches {settings.host} can use this page and its store: it has no login.")
+        if settings.store is None:
+            print("Stored users are deleted when the page is closed; --store FOLDER keeps them.")
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+        print(f"The page is at http://{shown}:{settings.port} (Ctrl+C ends it).", flush=True)
+        uvicorn.run(web_app(page), host=settings.host, port=settings.port, log_level="warning", access_log=False)
