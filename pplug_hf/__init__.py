@@ -15,7 +15,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from .commands.bench import bench
     from .commands.evaluate import evaluate
-    from .commands.options import BenchSettings, EvaluateSettings, TrainSettings
+    from .commands.fit import fit
+    from .commands.options import BenchSettings, EvaluateSettings, FitSettings, TrainSettings
     from .commands.train import train
     from .configuration import PPlugConfig
     from .data.dataset import PersonaDataset
@@ -51,8 +52,13 @@ if TYPE_CHECKING:
     from .modeling.prompt_cache import PromptCache
     from .pipeline import PersonalizedTextGenerationPipeline
     from .processing import PPlugProcessor
+    from .serving.ab import assign_arm
+    from .serving.bulk import encode_items
+    from .serving.cohorts import Cohorts
+    from .serving.engine import Request, Sampling
     from .serving.open_store import open_store
     from .serving.store import PersonaStore
+    from .serving.transformers_engine import TransformersEngine
     from .tasks.metrics import Metric, register_metric
     from .tasks.recipes import Recipe, get_recipe
     from .tasks.task import TASKS, PromptFormat, Task, get_task, register_task, score
@@ -62,16 +68,21 @@ if TYPE_CHECKING:
 _WHERE = {
     "Aggregator": "modeling.aggregators",
     "answer": "methods.decoding",
+    "assign_arm": "serving.ab",
     "bench": "commands.bench",
     "BenchSettings": "commands.options",
+    "Cohorts": "serving.cohorts",
     "Comparison": "evaluation.compare",
     "ConfigurationError": "errors",
     "DataError": "errors",
     "describe": "data.report",
+    "encode_items": "serving.bulk",
     "EncoderSpec": "modeling",
     "evaluate": "commands.evaluate",
     "EvaluateSettings": "commands.options",
     "Example": "data.records",
+    "fit": "commands.fit",
+    "FitSettings": "commands.options",
     "from_events": "data.events",
     "get_ranker": "methods.retrievers",
     "get_recipe": "tasks.recipes",
@@ -111,8 +122,10 @@ _WHERE = {
     "register_method": "methods.names",
     "register_metric": "tasks.metrics",
     "register_task": "tasks.task",
+    "Request": "serving.engine",
     "retrieval_prompt": "methods.prompts",
     "retrieve": "methods.retrievers",
+    "Sampling": "serving.engine",
     "score": "tasks.task",
     "shuffle_histories": "methods.decoding",
     "SoftPrompt": "modeling.plug",
@@ -123,6 +136,7 @@ _WHERE = {
     "TASKS": "tasks.task",
     "train": "commands.train",
     "TrainSettings": "commands.options",
+    "TransformersEngine": "serving.transformers_engine",
     "VectorStore": "data.vectors",
 }
 

@@ -24,8 +24,11 @@ _COMMANDS = {
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
+    "pairs": ("pairs", "PairsSettings", "pairs", "write pairs of answers for human judges; needs no gold answers"),
+    "fit": ("fit", "FitSettings", "fit", "train a baseline to compare with, such as a retriever"),
     "score": ("score", "ScoreSettings", "score_files", "score a predictions file by LaMP's official rules"),
     "generate": ("generate", "GenerateSettings", "generate", "answer a prompt for the user of a history"),
+    "serve": ("serve", "ServeSettings", "serve", "answer over HTTP, each request for its own user"),
     "app": ("app", "AppSettings", "app", "try a plug on a page in the browser"),
     "prepare": (
         "prepare",
@@ -33,33 +36,63 @@ _COMMANDS = {
         "prepare",
         "make a data set and a task of a log of events (CSV, Parquet, ...)",
     ),
-    "encode": ("encode", "EncodeSettings", "encode", "encode the histories of a data set into the vector store"),
+    "encode": (
+        "encode",
+        "EncodeSettings",
+        "encode",
+        "encode the histories of a data set, or a log of items into a store",
+    ),
+    "store": ("store", "StoreSettings", "store", "look after a store of personas: size, access, deletion"),
     "report": ("report", "ReportSettings", "report", "describe the histories of a data set"),
     "recipes": ("recipes", "RecipesSettings", "recipes", "list named settings, or show one"),
     "card": ("card", "CardSettings", "card", "write a plug folder's model card"),
+    "export-vllm": (
+        "export_vllm",
+        "ExportVllmSettings",
+        "export_vllm",
+        "write what vllm serve needs for a plug: chat template, command line",
+    ),
     "info": ("info", "InfoSettings", "info", "describe a plug folder"),
     "push": ("push", "PushSettings", "push", "upload a plug and its card to the Hub"),
 }
 
 # command -> the sections of a recipe that are its options
-_RECIPE_PARTS = {"train": ("training", "plug"), "evaluate": ("answering",), "bench": ("answering",)}
+_RECIPE_PARTS = {
+    "train": ("training", "plug"),
+    "fit": ("training",),
+    "evaluate": ("answering",),
+    "bench": ("answering",),
+}
 
 # Options, of any command, that must be greater than zero.
 _POSITIVE = (
     "batch_size",
+    "candidates",
     "epochs",
     "evaluations_per_epoch",
     "gradient_accumulation",
+    "head_learning_rate",
     "learning_rate",
     "logging_steps",
+    "max_batch",
+    "max_body",
+    "max_items",
     "max_length",
     "max_new_tokens",
+    "max_prompt_tokens",
+    "max_queue",
+    "max_questions",
     "max_steps",
     "max_target_length",
     "num_beams",
     "patience",
+    "questions_per_step",
+    "target_temperature",
     "temperature",
+    "text_length",
+    "time_limit",
     "top_p",
+    "workers",
 )
 _NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
 
@@ -82,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: pplug-hf COMMAND [options]; pplug-hf COMMAND --help\n")
-        print("\n".join(f"  {name:10}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
+        print("\n".join(f"  {name:13}{line}" for name, (_, _, _, line) in _COMMANDS.items()))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(__version__)
@@ -93,16 +126,17 @@ def _run(arguments: list[str]) -> int:
     values: dict[str, Any] = {}
 
     try:
-        kinds, function, parser = load_command(arguments[0])
-        values = parser.parse([*_recipe(arguments[0], arguments[1:]), *arguments[1:]])
+        given = [*_recipe(arguments[0], arguments[1:]), *arguments[1:]]
+        kinds, function, parser = load_command(arguments[0], _method(given) if arguments[0] == "fit" else None)
+        values = parser.parse(given)
         chosen = kinds[0](**{f.name: values[f.name] for f in fields(kinds[0])})
         # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
-        plug = [f for kind in kinds[1:] for f in fields(kind)]
-        given = {f.name: values[f.name] for f in plug if values[f.name] != f.default}
-        _check_numbers(chosen)
+        own = [f for kind in kinds[1:] for f in fields(kind)]
+        further = {f.name: values[f.name] for f in own if values[f.name] != f.default}
+        _check_numbers(values)
         _check_places(values)
         command = importlib.import_module(f"{__package__}.commands.{_COMMANDS[arguments[0]][0]}")
-        getattr(command, function)(chosen, **given)
+        getattr(command, function)(chosen, **further)
     except BrokenPipeError:
         raise
     except (PPlugError, OSError) as error:
@@ -123,19 +157,37 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def load_command(name: str) -> tuple[list[type], str, Parser]:
-    """Return the settings of a command, the name of its function, and the parser of its options; no model library."""
+def load_command(name: str, method: str | None = None) -> tuple[list[type], str, Parser]:
+    """Return the settings of a command, the name of its function, and the parser of its options; no model library.
+
+    Args:
+        name: of the command.
+        method: what `fit` trains; without one it has the options that all methods share.
+    """
     from .commands import options
     from .commands.parser import Parser
 
     _, settings, function, _ = _COMMANDS[name]
     kinds: list[type] = [getattr(options, settings), *([plug_choices()] if name == "train" else [])]
+    if method is not None:
+        from .methods.fit_options import options_of
+
+        kinds.append(options_of(method))
     parser = Parser(f"pplug-hf {name}", *kinds)
+    if method is not None:
+        parser.description = kinds[-1].__doc__
     if name in _RECIPE_PARTS:
         parser.add_argument("--recipe", help=_RECIPE, metavar="TEXT")
     if name == "train":
         parser.add_argument("--preset", help=_PRESET, choices=_PRESETS)
     return kinds, function, parser
+
+
+def _method(arguments: list[str]) -> str | None:
+    """Return what --method names, the last one of several."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--method", nargs="?")
+    return parser.parse_known_args(arguments)[0].method
 
 
 def plug_choices() -> type:
@@ -205,13 +257,17 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
     from .tasks.recipes import get_recipe
 
     recipe = get_recipe(named.recipe or f"preset/{named.preset}")
+    if ("method" in recipe.training) != (command == "fit"):
+        raise ConfigurationError(
+            f"The recipe {recipe.name!r} is not one of {command}: `pplug-hf recipes` lists all, those of fit last."
+        )
     settings = [pair for part in _RECIPE_PARTS[command] for pair in getattr(recipe, part).items()]
     return [text for name, value in settings for text in (f"--{name}", str(value))]
 
 
-def _check_numbers(settings: Any) -> None:
+def _check_numbers(values: Mapping[str, Any]) -> None:
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = getattr(settings, name, None)
+        value = values.get(name)
         if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
             bound = "greater than 0" if name in _POSITIVE else "at least 0"
             raise ConfigurationError(f"--{name} must be {bound}, got {value}.")

@@ -37,6 +37,18 @@ class MismatchError(PPlugError, ValueError):
     """Two things that must belong together do not."""
 
 
+class EngineError(PPlugError, RuntimeError):
+    """An engine cannot answer: it is closed, or it has failed."""
+
+
+class EngineBusyError(EngineError):
+    """An engine has as many requests waiting as it takes; ask again later."""
+
+
+class TimeLimitError(EngineError, TimeoutError):
+    """An answer was not finished within its time."""
+
+
 def kind_of(value: object) -> str:
     """Return the type of a value with its article, for a message: "an int", "a NoneType"."""
     name = type(value).__name__

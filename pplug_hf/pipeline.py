@@ -187,12 +187,19 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             query=[one.query for one in requests],
             plug=plug,
             persona_strength=strengths,
-            **self._prepare_generate_kwargs(generate_kwargs),
+            **self._generation_options(generate_kwargs),
         )
         sequences = output if isinstance(output, Tensor) else output.sequences
         if not self.model.config.is_encoder_decoder:
             sequences = sequences[:, T:]
         return {"sequences": sequences.view(B, len(sequences) // B, sequences.shape[1]), "request": request}
+
+    def _generation_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of one call on top of the pipeline's own."""
+        if hasattr(self, "_prepare_generate_kwargs"):
+            return self._prepare_generate_kwargs(given)
+        options: Any = self  # transformers 5.19 keeps them here
+        return {"generation_config": options.generation_config, **given}
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True

@@ -12,6 +12,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
 from .chats import ChatTemplate, chats_of, last_user_text, text_of
+from .configuration import PPlugConfig
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError, kind_of
 from .modeling.backbone import checked_tokenizer
 from .modeling.personalizer import histories_of
@@ -92,7 +93,17 @@ class PPlugProcessor(ProcessorMixin):
                 f"No tokenizer was found beside the backbone {model.config.backbone!r}: pass "
                 "PPlugProcessor.from_model(model, tokenizer=...)."
             )
-        return cls(model.tokenizer, **{name: getattr(model.config, name) for name in _OF_PLUG})
+        return cls.from_config(model.config, model.tokenizer)
+
+    @classmethod
+    def from_config(cls, config: PPlugConfig, tokenizer: PreTrainedTokenizerBase) -> PPlugProcessor:
+        """Create the processor of a plug, which writes prompts as its training did.
+
+        Args:
+            config: of the plug.
+            tokenizer: of its backbone.
+        """
+        return cls(tokenizer, **{name: getattr(config, name) for name in _OF_PLUG})
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,13 @@ class PPlugTrainer(Seq2SeqTrainer):
             batch = self.data_collator([data[i] for i in range(0, len(data), -(-len(data) // _SOME))])
             pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
             cache.share(ids[mask.bool()].tolist() for ids, mask in pairs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, with the faster kind of attention where prompts are kept; arguments are its own."""
+        with (
+            backbones.training_attention(self.model.backbone) if self.model.prompt_cache is not None else nullcontext()
+        ):
+            return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimiser, over the plug alone.

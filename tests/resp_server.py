@@ -31,7 +31,7 @@ def resp_server(folder, *options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--rdbcompression", "no"]
     command = [binary(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), *durable, *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:

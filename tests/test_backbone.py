@@ -173,6 +173,6 @@ def test_reorder_moves_vectors_as_it_moves_numbers():
 def test_only_a_leading_bos_of_a_causal_model_stays_in_front():
     ids = torch.tensor([[tiny.BOS, 9, 9], [tiny.PAD, tiny.BOS, 9], [9, tiny.BOS, 9], [tiny.PAD] * 3])
     real = (ids != tiny.PAD).long()
-    assert default_position(tiny.backbone("llama"), ids, real).tolist() == [1, 1, 0, 0]
-    assert default_position(tiny.backbone("qwen3"), ids, real).tolist() == [0, 0, 0, 0]  # has no BOS
-    assert default_position(tiny.backbone("bart"), ids, real).tolist() == [0, 0, 0, 0]  # equation (5)
+    assert default_position(tiny.backbone("llama").config, ids, real).tolist() == [1, 1, 0, 0]
+    assert default_position(tiny.backbone("qwen3").config, ids, real).tolist() == [0, 0, 0, 0]  # has no BOS
+    assert default_position(tiny.backbone("bart").config, ids, real).tolist() == [0, 0, 0, 0]  # equation (5)

@@ -6,7 +6,7 @@ import tiny
 import torch
 from reference import close
 from test_training import make_examples, make_model, plug_of
-from transformers import pipeline
+from transformers import TrainerCallback, pipeline
 
 from pplug_hf import PPlugCollator, PPlugProcessor, PromptCache
 from pplug_hf.commands import train as command
@@ -38,7 +38,7 @@ def plug_on(family, **choices):
     return model
 
 
-def trained(model, folder, data, cache=None, **arguments):
+def trained(model, folder, data, cache=None, callbacks=(), **arguments):
     processor = PPlugProcessor.from_model(model)
     trainer = PPlugTrainer(
         model=model,
@@ -64,6 +64,7 @@ def trained(model, folder, data, cache=None, **arguments):
         train_dataset=data[0],
         eval_dataset=data[1],
         prompt_cache=cache,
+        callbacks=list(callbacks),
     )
     trainer.train()
     return trainer
@@ -101,6 +102,25 @@ def test_mixed_precision(data, tmp_path):
     ]
     plain, cached = ([log["loss"] for log in t.state.log_history if "loss" in log] for t in made)
     assert cached == pytest.approx(plain, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    "dtype, cache, expected", [("bfloat16", True, "eager"), ("float32", True, "sdpa"), ("bfloat16", False, "sdpa")]
+)
+def test_short_passes_in_bfloat16_attend_without_the_fused_kernel(dtype, cache, expected, data, tmp_path):
+    model, seen = plug_on("llama"), set()
+    model.backbone.to(getattr(torch, dtype))
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            seen.add(model.backbone.config._attn_implementation)
+
+        def on_train_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(model, tmp_path, data, PromptCache() if cache else None, callbacks=[Seen()])
+    assert seen == {expected} and model.backbone.config._attn_implementation == "sdpa"
 
 
 # ---- the command ------------------------------------------------------------------------------------------------

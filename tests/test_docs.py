@@ -12,7 +12,7 @@ import tiny
 from hub_server import Hub
 from test_cli import as_movies, movie_tag, write_data
 
-from pplug_hf import cli
+from pplug_hf import PPlugForConditionalGeneration, cli
 from pplug_hf.methods.names import METHODS
 from pplug_hf.modeling.aggregators import AGGREGATORS
 from pplug_hf.tasks.metrics import METRICS
@@ -33,7 +33,11 @@ def stand_ins(tmp_path_factory):
     tokenizer = tiny.tokenizer("qwen3")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(chat)
+    plug = tmp_path_factory.mktemp("plug") / "plug"
+    demo = {"backbone": str(ASSETS / "backbone"), "encoder": str(ASSETS / "encoder")}
+    PPlugForConditionalGeneration.from_backbone(**demo, item_template="{tag}: {text}").save_pretrained(plug)
     return {
+        "demo-output/plug": str(plug),
         "google/flan-t5-base": str(ASSETS / "backbone"),
         "BAAI/bge-base-en-v1.5": str(ASSETS / "encoder"),
         "sentence-transformers/all-MiniLM-L6-v2": str(ASSETS / "encoder"),

@@ -11,11 +11,13 @@ from pplug_hf import Persona, PPlugConfig
 from pplug_hf.errors import (
     ConfigurationError,
     DataError,
+    EngineError,
     HubError,
     MismatchError,
     MissingFileError,
     PPlugError,
     StoreError,
+    TimeLimitError,
 )
 
 SECRET = "my secret diary"
@@ -30,9 +32,12 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 8
-    assert all(issubclass(e, ValueError) for e in errors if e not in (PPlugError, HubError, StoreError))
+    assert len(errors) == 11
+    of_engines = {e for e in errors if issubclass(e, EngineError)}
+    others = {PPlugError, HubError, StoreError, *of_engines}
+    assert all(issubclass(e, ValueError) for e in errors if e not in others)
     assert issubclass(HubError, OSError) and issubclass(StoreError, OSError)
+    assert all(issubclass(e, RuntimeError) for e in of_engines) and issubclass(TimeLimitError, TimeoutError)
     assert issubclass(MissingFileError, FileNotFoundError)
 
 

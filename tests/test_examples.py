@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "examples"
-EXAMPLES = sorted(FOLDER.glob("*.py"))
+EXAMPLES = [*sorted(FOLDER.glob("*.py")), *sorted(FOLDER.glob("learned/*.py"))]
 NOTEBOOK = FOLDER / "from_data_to_plot.ipynb"
 SMALL = {
     "train_on_lamp": ["--epochs", "0.1"],
     "your_own_data": ["--epochs", "0.1"],
     "persona_and_retrieval": ["--epochs", "0.1", "--questions", "20"],
+    "train_a_retriever": ["--epochs", "1", "--questions", "20", "--candidates", "2"],
+    "one_adapter_per_user": ["--users", "2", "--epochs", "1"],
 }  # the others: --steps 2
 SAYS = {
     "train_on_lamp": ["Plug saved", "| instruction-only", "| pplug:wrong-user", "| bm25@1"],
@@ -29,6 +31,12 @@ SAYS = {
     "swap_backbone_and_encoder": ["T5 (folder)", "GPT-2 (object)", "The T5's plug on the GPT-2", "cannot be mixed"],
     "quickstart": ["loss", "reader r1001:", "reader r1002:", "The most important items"],
     "train_with_trainer": ["eval_loss", "texts encoded", "with their own history", "with another's"],
+    "train_a_retriever": ["Kept: epoch 1", "; 0 prompts asked now", "ropg-rl: reward of the item", "| ropg-kd@1"],
+    "one_adapter_per_user": [
+        "2 readers: 27,648 weights and 115,416 bytes each",
+        "| ftp:wrong-user ",
+        "Shelves that two",
+    ],
     "bring_your_own_backbone": ["saved:", "for nobody:", "the backbone alone:", "soft prompt"],
 }
 
@@ -76,4 +84,4 @@ def test_the_notebook_is_kept_as_it_ran():
 def test_each_is_listed():
     listed = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert len(EXAMPLES) == len(SAYS)
-    assert all(f"[{path.name}]({path.name})" in listed for path in (*EXAMPLES, NOTEBOOK))
+    assert all(f"[{path.name}]({path.relative_to(FOLDER).as_posix()})" in listed for path in (*EXAMPLES, NOTEBOOK))

@@ -235,7 +235,8 @@ def test_by_default_there_is_room_for_an_answer(made, monkeypatch):
     got = {}
     monkeypatch.setattr(made.model, "generate", lambda **kwargs: got.update(kwargs) or torch.zeros(1, 3).long())
     made.pipe(tiny.PROMPTS[0])
-    assert got["max_new_tokens"] == 256
+    own = got.get("generation_config")  # transformers 5.19 gives the pipeline's default in one
+    assert got.get("max_new_tokens", own and own.max_new_tokens) == 256
 
 
 def test_an_answer_ends_where_it_is_told(made, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import tiny
 
 from pplug_hf import cli
 from pplug_hf.configuration.pplug import choices
+from pplug_hf.methods.fit_options import options_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,7 +46,7 @@ def chat_model(tmp_path_factory):
 
 def test_the_python_runs(chat_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, _client = blocks("python")
     stand_ins = {
         "HuggingFaceTB/SmolLM2-135M-Instruct": chat_model,
         "sentence-transformers/all-MiniLM-L6-v2": str(ASSETS / "encoder"),
@@ -96,7 +98,8 @@ def test_the_commands_parse(command, monkeypatch):
     monkeypatch.setattr(module, function, lambda chosen, **plug: seen.append((chosen, plug)))
     assert cli.main(command[1:]) == 0
     ((chosen, plug),) = seen
-    assert isinstance(chosen, getattr(module, settings)) and set(plug) <= set(choices())
+    own = {f.name for f in fields(options_of(chosen.method))} if command[1] == "fit" else set(choices())
+    assert isinstance(chosen, getattr(module, settings)) and set(plug) <= own
 
 
 def test_the_readme_shows_every_command_but_the_demo():

@@ -12,10 +12,12 @@ from pplug_hf.commands import bench as bench_command
 from pplug_hf.commands import train as train_command
 from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.evaluate import EvaluateSettings
+from pplug_hf.commands.options import FitSettings
 from pplug_hf.commands.train import TrainSettings
 from pplug_hf.configuration.pplug import PPlugConfig, choices
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.tasks.recipes import RECIPES, get_recipe
+from pplug_hf.methods.fit_options import options_of
+from pplug_hf.tasks.recipes import FIT_RECIPES, RECIPES, get_recipe
 from pplug_hf.tasks.task import TASKS
 
 NAMES = [f"{whose}/lamp-{number}" for whose in ("paper", "ours", "release") for number in range(1, 8)]
@@ -43,6 +45,27 @@ def test_every_setting_exists_and_can_work(name):
         given = {f.name: "x" for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
         kind(**given | dict(recipe.answering))
     assert not set(recipe.training) & set(recipe.plug)
+
+
+@pytest.mark.parametrize("name", FIT_RECIPES)
+def test_a_recipe_of_a_baseline_names_its_method_and_options(name):
+    recipe = get_recipe(name.upper())
+    options = dict(recipe.training)
+    own = names_of(options_of(options["method"]))
+    assert own.isdisjoint(names_of(FitSettings)) and recipe.name == name and not recipe.plug and not recipe.answering
+    needed = {"data": "x", "output": "x", "backbone": "x"}
+    FitSettings(**needed | {key: value for key, value in options.items() if key not in own})
+    places = {name: "x" for name in ("encoder", "plug") if name in own}
+    options_of(options["method"])(**places | {key: value for key, value in options.items() if key in own})
+    assert set(recipe.reasons) <= {*own, *names_of(FitSettings)} and all(
+        why.endswith(".") for why in recipe.reasons.values()
+    )
+
+
+def test_a_recipe_of_another_command_is_refused(capsys):
+    assert main(["fit", "--recipe", "paper/lamp-4"]) == 1 and main(["train", "--recipe", "ours/ropg-kd"]) == 1
+    said = capsys.readouterr().err
+    assert "'paper/lamp-4' is not one of fit" in said and "'ours/ropg-kd' is not one of train" in said
 
 
 @pytest.mark.parametrize("number", range(1, 8))
@@ -194,7 +217,7 @@ def test_an_unknown_recipe_lists_the_options(capsys):
 
 def test_the_list_and_one_recipe(capsys):
     assert main(["recipes"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*NAMES, *PRESETS]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*NAMES, *PRESETS, *FIT_RECIPES]
     for name in ("paper/lamp-6", "ours/lamp-2"):
         assert main(["recipes", "--name", name]) == 0
         shown = capsys.readouterr().out

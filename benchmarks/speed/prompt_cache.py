@@ -7,7 +7,8 @@ A backbone in the shape of SmolLM2-135M, in float32 and in bfloat16; 8 prompts o
 on the machine changes least.
 
 Without a cache a step reads prompt, soft prompt, header and answer; with it the last three. "Not kept" is a cache without room,
-which reads every prompt without gradient: the cost of a step beyond all limits. A known prompt is one of 150 tokens that
+which reads every prompt without gradient: the cost of a step beyond all limits. "Plain attention" is the kind that the Trainer
+takes for a bfloat16 backbone on a CPU whose prompts are kept. A known prompt is one of 150 tokens that
 another user has asked before; the next turn of a conversation comes with 30 new tokens behind these 150.
 """
 
@@ -22,6 +23,7 @@ import torch
 from harness import difference, figure, ratios, run, spread, take_turns
 
 from pplug_hf import PromptCache
+from pplug_hf.modeling.backbone import training_attention
 
 ROWS, LONGEST, STEM, HEADER, NEW = 8, 150, 20, 5, 2
 
@@ -97,6 +99,16 @@ def compared(name: str, sides: dict[str, Callable[[], Any]], repetitions: int, *
     )
 
 
+def with_plain_attention(model: Any, step: Callable[[], Any]) -> Callable[[], Any]:
+    """The same step with the attention of training."""
+
+    def run_step() -> Any:
+        with training_attention(model.backbone):
+            return step()
+
+    return run_step
+
+
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     rows, longest = (4, 60) if args.small else (ROWS, LONGEST)
     shape = output_layer.SMALL if args.small else output_layer.SMOLLM_135M
@@ -112,6 +124,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "cached": step_with(model, known, batch),
             "not kept": step_with(model, none, batch),
         }
+        if dtype == torch.bfloat16:  # as in the Trainer
+            sides["cached, plain attention"] = with_plain_attention(model, sides["cached"])
         one = compared(f"prompt cache, training step, {precision}, times faster", sides, args.repetitions)
         tokens = {"tokens of prompts": sum(map(len, heads)), "tokens kept": known.computed}
         yield {**one, **tokens, "kB per token": known.used / known.computed / 1000}

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -16,6 +17,7 @@ import pplug_hf
 from pplug_hf import PPlugConfig, cli
 from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.train import TrainSettings
+from pplug_hf.methods.fit_options import FIT
 from pplug_hf.tasks.recipes import RECIPES
 
 
@@ -31,7 +33,9 @@ def _insert(app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def _options() -> str:
-    return "\n\n".join(map(section, cli._COMMANDS))
+    shown = {name: section(name) for name in cli._COMMANDS}
+    shown["fit"] = "\n\n".join([shown["fit"], *map(method_section, FIT)])
+    return "\n\n".join(shown.values())
 
 
 def _functions() -> str:
@@ -92,13 +96,24 @@ def section(name: str) -> str:
     del own["help"]
     needed = [action for action in own.values() if action.required]
     usage = " ".join(["pplug-hf", name, *(f"{action.option_strings[0]} {_value(action)}" for action in needed)])
-    lines = [f"## {name}", "", str(parser.description), "", f"    {usage}", ""]
-    lines += ["| option | what it is | default |", "|---|---|---|"]
-    lines += [f"| `{a.option_strings[0]}` | {_cell(_help(a))} | {_default(a)} |" for a in own.values()]
+    lines = [f"## {name}", "", str(parser.description), "", f"    {usage}", "", *_table(own.values())]
     _, _, function, _ = cli._COMMANDS[name]
     if function in pplug_hf.__all__:
         lines += ["", f"In Python: {{py:func}}`pplug_hf.{function}`."]
     return "\n".join(lines)
+
+
+def method_section(method: str) -> str:
+    """A method that `fit` trains: what it does, and its own options as a table."""
+    kinds, _, parser = cli.load_command("fit", method)
+    own = {f.name for f in fields(kinds[-1])}
+    actions = [action for action in parser._actions if action.dest in own]
+    return "\n".join([f"### {method}", "", str(parser.description), "", *_table(actions)])
+
+
+def _table(actions: Iterable[argparse.Action]) -> list[str]:
+    rows = [f"| `{a.option_strings[0]}` | {_cell(_help(a))} | {_default(a)} |" for a in actions]
+    return ["| option | what it is | default |", "|---|---|---|", *rows]
 
 
 def _value(action: argparse.Action) -> str:

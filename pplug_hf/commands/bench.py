@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from contextlib import suppress
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from ..data.histories import newest, split_users
 from ..data.records import Example, some
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
-from ..evaluation.compare import Comparison
+from ..evaluation.compare import Comparison, to_json
 from ..evaluation.plots import plot_weights
+from ..evaluation.pools import Pool, add_pool, chance_runs, check_pool, parse_pools, pools_of
 from ..evaluation.predictions import (
     Prediction,
     check_together,
-    data_digest,
     git_commit,
     read_predictions,
     versions,
@@ -27,16 +28,19 @@ from ..evaluation.predictions import (
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
-from ..methods.names import canonical, default_rows, methods_of, parse_plugs, reference_of
+from ..methods.digests import data_digest
+from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of
 from ..methods.persona import Plug
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
 from ..modeling.plug_folder import load_config
+from ..storage.files import write_text
 from ..tasks.task import Task, main_metric
 from ..version import __version__
 from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .options import AnsweringSettings, BenchSettings
 
+_TRAINED = {"plug", "training", "artefact"}  # in the keys of rows that training made
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
 
 
@@ -58,26 +62,31 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     source = settings.data if data is None else data
     task, examples = read_questions(settings, task, source)
     plugs = parse_plugs(settings.plugs or ())
+    trained = parse_trained(settings.trained or (), plugs)
     if settings.show_history is not None:
         _check_show_history(settings, examples)
+    pools = parse_pools(settings.oracle or ())
     if settings.tables_only:
-        return _tables(settings, task, examples)
+        return _tables(settings, task, source, examples, pools)
 
     has_labels = bool(task.labels and task.answer_field)
     rows, training = settings.rows, []
     if rows is None:
         training = read_training(settings, task, source) if has_labels else []
-        options = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
+        options: dict[str, Any] = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
         users = len({e.user for e in examples})
         if plugs and users < 2:
             print("Left out: the row with another user's history (it needs a second user).")
-        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), **options)
-    methods = methods_of(rows, plugs)
+        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), trained=trained, **options)
+    methods = methods_of([*rows, *(row for pool in pools for row in pool.rows)], plugs, trained)
+    pools = [replace(pool, rows=tuple(methods_of(pool.rows, plugs, trained))) for pool in pools]  # bm25@04 is bm25@4
+    with suppress(ConfigurationError):  # of a task whose items have no form in a prompt
+        methods |= chance_runs(pools, task)
     if not training and any("training" in method.needs for method, *_ in methods.values()):
         training = read_training(settings, task, source)
     reference = reference_of(settings.reference, list(methods), plugs)
-    resources, made = answer_rows(settings, task, examples, plugs, methods, training)
-    comparison = _finish(settings, task, examples, made, reference)
+    resources, made = answer_rows(settings, task, examples, plugs, methods, training, trained)
+    comparison = _finish(settings, task, source, examples, made, reference, pools)
     if settings.show_history is not None:
         method = methods[reference][0]
         name = method.name if isinstance(method, Plug) else next(iter(plugs))
@@ -86,7 +95,9 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     return comparison
 
 
-def read_questions(settings: AnsweringSettings, task: Task | None, source: Source) -> tuple[Task, list[Example]]:
+def read_questions(
+    settings: AnsweringSettings, task: Task | None, source: Source, *, require_outputs: bool = True
+) -> tuple[Task, list[Example]]:
     """Read the task and the examples to answer.
 
     Raises:
@@ -96,7 +107,7 @@ def read_questions(settings: AnsweringSettings, task: Task | None, source: Sourc
     places = [] if output is None else [Path(output), *Path(output).parents]
     if file := next((path for path in places if path.is_file()), None):
         raise ConfigurationError(f"The output {output!r} cannot be made, for {str(file)!r} is a file: name a folder.")
-    task, examples = read_examples(source, settings.split, task or settings.task)
+    task, examples = read_examples(source, settings.split, task or settings.task, require_outputs=require_outputs)
     return task, examples if settings.max_items is None else newest(examples, settings.max_items)
 
 
@@ -116,6 +127,9 @@ def answer_rows(
     plugs: dict[str, list[str]],
     methods: Mapping[str, Sequence[Method]],
     training: Sequence[Example],
+    trained: dict[str, list[str]] | None = None,
+    *,
+    scored: bool = True,
 ) -> tuple[Resources, list[Prediction]]:
     """Check everything, print warnings, then answer what the output folder does not have.
 
@@ -123,13 +137,25 @@ def answer_rows(
         What the methods shared, and the predictions of all seeds of all rows.
     """
     decoding = Decoding(**{f.name: getattr(settings, f.name) for f in fields(Decoding)})
-    own = ("backbone", "backbone_dtype", "chat", "system", "device", "batch_size", "retriever", "seed", "vectors")
+    own = (
+        "backbone",
+        "backbone_dtype",
+        "chat",
+        "system",
+        "device",
+        "batch_size",
+        "retriever",
+        "seed",
+        "vectors",
+        "fuse",
+    )
     given = {name: getattr(settings, name) for name in own if hasattr(settings, name)}
-    resources = Resources(task, plugs, decoding=decoding, **given)
+    resources = Resources(task, plugs, trained=trained or {}, decoding=decoding, **given)
     output: str | None = getattr(settings, "output", None)
     runner = Runner(resources, examples, training, None if output is None else Path(output) / "predictions")
     runner.check(methods)
-    Comparison(task, examples, "")  # raises if an example has no gold
+    if scored:
+        Comparison(task, examples, "")  # raises if an example has no gold
     print(f"{task.name}, {settings.split}: {len(examples)} questions of {len({e.user for e in examples})} users")
     asked = [part for method, *_ in methods.values() for part in (method, getattr(method, "retrieval", None))]
     warn_short_histories(examples, max((part.k for part in asked if isinstance(part, Retrieval)), default=1))
@@ -137,7 +163,9 @@ def answer_rows(
     return resources, runner.run(methods)
 
 
-def _tables(settings: BenchSettings, task: Task, examples: list[Example]) -> Comparison:
+def _tables(
+    settings: BenchSettings, task: Task, source: Source, examples: list[Example], pools: Sequence[Pool]
+) -> Comparison:
     """Make everything but the predictions from the predictions.
 
     Raises:
@@ -155,22 +183,36 @@ def _tables(settings: BenchSettings, task: Task, examples: list[Example]) -> Com
             f"There are no predictions of the row {missing[0]!r} in {str(folder)!r}; there are {', '.join(there)}."
         )
     chosen = [made for name in names for made in sorted(found, key=lambda made: made.run) if made.row == name]
-    return _finish(settings, task, examples, chosen, reference_of(settings.reference, names))
+    for pool in pools:
+        check_pool(pool, names)
+    return _finish(settings, task, source, examples, chosen, reference_of(settings.reference, names), pools)
 
 
 def _finish(
-    settings: BenchSettings, task: Task, examples: list[Example], chosen: Sequence[Prediction], reference: str
+    settings: BenchSettings,
+    task: Task,
+    source: Source,
+    examples: list[Example],
+    chosen: Sequence[Prediction],
+    reference: str,
+    pools: Sequence[Pool],
 ) -> Comparison:
     """Write and print the numbers of the predictions."""
     check_together(chosen, data_digest(task, examples, answers=False), examples)
-    comparison = Comparison(task, examples, reference, full=True)
+    known: set[str] = set()
+    if settings.split != "train" and any(_was_trained(made.key) for made in chosen):
+        with suppress(DataError):  # a train split that cannot be read is no reason to lose the table
+            known = {e.user for e in read_training(settings, task, source)}
+    comparison = Comparison(task, examples, reference, full=True, trained_users=known)
     runs: dict[str, list[dict[str, Any]]] = {}
     for made in chosen:
         comparison.add(made.row, [made.answers[e.id] for e in examples])
         runs.setdefault(made.row, []).append({"key": made.key, "about": made.about})
+    found = [add_pool(comparison, pool, settings.seed, choosers) for pool, choosers in pools_of(chosen, pools).items()]
     weights = {row: [run["about"].get("weights") for run in found] for row, found in runs.items()}
     results = {
         **comparison.results(),
+        **({"pools": found} if found else {}),
         "weights": {row: mean_profile(found) for row, found in weights.items() if all(found)},
         "runs": runs,
         "settings": {k: v for k, v in asdict(settings).items() if k != "tables_only"}
@@ -181,8 +223,16 @@ def _finish(
     text, output = report(comparison, results, settings.split), Path(settings.output)
     save_results(results, text, output)
     save_pictures(results, main_metric(task), output)
+    if settings.pairs:
+        write_text(output / "pairs.json", to_json(comparison.pairs(settings.seed)))
+        print(f"Private, with scores of single users: {output / 'pairs.json'}")
     print(f"\n{text}\nIn {settings.output}: table.md, results.json, predictions.")
     return comparison
+
+
+def _was_trained(key: Mapping[str, Any]) -> bool:
+    """Return true if a key says that its answers depend on training."""
+    return any(name in _TRAINED or (isinstance(value, dict) and _was_trained(value)) for name, value in key.items())
 
 
 def _backbone(settings: BenchSettings) -> str | None:

@@ -1,12 +1,17 @@
-"""`pplug-hf encode`: all histories of a data set into the vector store, ahead of training."""
+"""`pplug-hf encode`: all histories of a data set into the vector store, ahead of training; or users into a persona store."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..data.examples import Source, has_split, is_one_split, read_examples
+from ..data.item_log import find_files
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling import Personalizer
 from ..modeling.encoders import freeze_encoder, load_encoder
+from ..serving.bulk import encode_items
+from ..serving.open_store import open_store
 from ..tasks.task import Task
 from .data_warnings import warn_truncated_items
 from .generate import read_history
@@ -14,7 +19,7 @@ from .options import EncodeSettings
 
 
 def encode(settings: EncodeSettings, task: Task | None = None, data: Source | None = None) -> None:
-    """Fill the store and say how much was new; or write one persona.
+    """Fill the store and print how much was new; or write one persona; or encode a log of items into a persona store.
 
     Args:
         settings: see the fields.
@@ -23,13 +28,18 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
             `data/examples.py`.
 
     Raises:
-        PPlugError: settings or data that cannot be used; nothing is written then.
+        PPlugError: settings or data that cannot be used; nothing is written then, but for the finished parts of a log.
     """
+    if settings.source is not None:
+        return _encode_log(settings, settings.source)
     if settings.plug is not None:
         return _encode_one(settings, settings.plug)
     source = settings.data if data is None else data
     if source is None or settings.encoder is None:
-        raise ConfigurationError("Give --data and --encoder, or --plug, --history and --output for one user.")
+        raise ConfigurationError(
+            "Give --data and --encoder, or --plug, --history and --output for one user, or --plug, --source and --store for "
+            "a log."
+        )
     splits = [split for split in settings.splits if has_split(source, split)]
     if is_one_split(source) or not splits:
         splits = settings.splits[:1]  # the only one, or one to say that it is missing
@@ -38,7 +48,7 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
         found, examples = read_examples(source, split, task or settings.task, require_outputs=False)
         for example in examples:
             texts.update(dict.fromkeys(found.item_text(item, settings.labelled_items) for item in example.history))
-    encoder = freeze_encoder(load_encoder(settings.encoder))
+    encoder = freeze_encoder(load_encoder(settings.encoder, device=settings.device))
     prompt = encoder.prompts.get("document") or "" if settings.history_prompt is None else settings.history_prompt
     warn_truncated_items(encoder, texts, prompt)
     store = VectorStore(encoder, prompt, settings.vectors)
@@ -50,8 +60,47 @@ def _encode_one(settings: EncodeSettings, plug: str) -> None:
     if settings.history is None or settings.output is None:
         raise ConfigurationError("--plug encodes the --history of one user into --output: give all three.")
     history = read_history(settings.history)
-    personalizer = Personalizer.from_pretrained(plug, encoder=settings.encoder, encode_only=True)
+    personalizer = _load(settings, plug)
     persona = personalizer.encode(history, batch_size=settings.batch_size, show_progress=True)
     persona.save_pretrained(settings.output)
     N, D = persona.vectors.shape
     print(f"{N} items of {D} numbers each are in {settings.output}; their texts are not.")
+
+
+def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
+    if settings.plug is None or settings.store is None:
+        raise ConfigurationError("--source is encoded as a --plug does, into a --store: give all three.")
+    fields: dict[str, str] = {}
+    for pair in settings.fields or ():
+        name, _, fields[name] = pair.partition("=")
+        if not name or not fields[name]:
+            raise ConfigurationError(f"--fields takes FIELD=COLUMN, got {pair!r}.")
+    is_server = "://" in settings.store
+    if is_server and settings.markers is None:
+        raise ConfigurationError("A store on a server has no folder for the names of finished parts: give --markers.")
+    find_files(source)  # raises, before a model is loaded
+    personalizer = _load(settings, settings.plug)
+    names = {"tenant": settings.tenant, "namespace": settings.namespace, "dtype": settings.dtype}
+    with open_store(settings.store, personalizer.spec, **names) as store:
+        report = encode_items(
+            personalizer,
+            store,
+            source,
+            user=settings.user,
+            item=settings.item,
+            time=settings.time,
+            fields=fields,
+            engine=settings.engine,
+            workers=settings.workers,
+            batch_size=settings.batch_size,
+            bad_rows=settings.bad_rows,
+            # In the folder of the namespace, and so dropped with it.
+            markers=settings.markers or Path(settings.store) / store.namespace / "encoded",
+        )
+        stats = store.stats()
+    print(report)
+    print(f"The store holds {stats.items:,} items of {stats.users:,} users, {stats.size / 1e6:.1f} MB.")
+
+
+def _load(settings: EncodeSettings, plug: str) -> Personalizer:
+    return Personalizer.from_pretrained(plug, encoder=settings.encoder, encode_only=True, device=settings.device)

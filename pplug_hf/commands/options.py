@@ -10,6 +10,8 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.lamp_metrics import Fallback
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+BadRows = Literal["refuse", "skip"]
+BulkEngine = Literal["local", "ray"]
 Chat = Literal["auto", "always", "never"]
 CHAT = "Write prompts as the user's turn of the language model's chat template; auto: if it has one."
 SYSTEM = "System text of these chats (default: what the template does without one)."
@@ -167,9 +169,25 @@ class BenchSettings(AnsweringSettings):
         "Names of plugs, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds. The name instruction-only is for "
         "plugs trained with --use_history False.",
     )
+    trained: list[str] | None = option(
+        None, "Names of what `pplug-hf fit` trained, each as NAME=FOLDER or NAME=FOLDER,FOLDER for several seeds."
+    )
+    fuse: list[str] | None = option(
+        None,
+        "Rankers that the rows rrf@K fuse, trained ones (their first seed) included (default: recency, bm25 and, with an "
+        "encoder, dense).",
+    )
     reference: str | None = option(None, "Row that the others are compared with (default: the first plug's own).")
     retriever: str | None = option(
         None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
+    )
+    oracle: list[str] | None = option(
+        None,
+        "Rows to choose from, as ROW,ROW or NAME=ROW,ROW: also show the score of the best of their answers to each "
+        "question, of the worst and of any, beside what chance alone gives (as many draws of random@4, which are answered).",
+    )
+    pairs: bool = option(
+        False, "Also write pairs.json, with each user's scores under a hash instead of a name: keep it private."
     )
     show_history: str | None = option(
         None,
@@ -177,6 +195,55 @@ class BenchSettings(AnsweringSettings):
         "picture private.",
     )
     tables_only: bool = option(False, "Load no model: make tables and pictures of the predictions that are there.")
+
+
+@dataclass(kw_only=True)
+class PairsSettings(AnsweringSettings):
+    """Write the answers of two rows side by side for human judges, who do not see which is which; needs no gold answers."""
+
+    GROUPS: ClassVar = {**AnsweringSettings.GROUPS, "output": "rows and results"}
+
+    output: str = required("Folder for pairs.jsonl, key.json and predictions; those that it has are not made again.")
+    rows: list[str] = required("Two rows as in bench, e.g. no-persona NAME.")
+    plugs: list[str] | None = option(None, "Names of plugs, each as NAME=FOLDER.")
+    retriever: str | None = option(
+        None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
+    )
+
+
+@dataclass(kw_only=True)
+class FitSettings:
+    """Train a baseline of the comparison; `pplug-hf fit --method NAME --help` lists the method's own options."""
+
+    GROUPS: ClassVar = {"task": "data", "backbone_dtype": "language model and answers", "batch_size": "run"}
+
+    method: str = required("Method to train, e.g. ropg-kd.")
+    data: str = required("Data set with a train split, as for `train`. Nothing is learned from the other splits.")
+    output: str = required("Folder for what is learned, which `bench` takes as --trained NAME=FOLDER.")
+    backbone: str = required("Frozen language model: Hub id or local folder.")
+    task: str | None = option(None, TASK)
+    max_items: int | None = option(None, "Keep at most this many of the newest items of a history (default: all).")
+    max_questions: int | None = option(None, "Train on at most this many questions, drawn by the seed of the split.")
+    leave_out_users: float = option(0.0, "As in training: share of the users whom the backbone was trained on.")
+    select_users: float = option(0.3, "Share of the users kept for methods that choose among trained ones.")
+    held_users: float = option(0.1, "Share of the users to stop the training in time with.")
+    split_seed: int = option(0, "Seed of the choice of users.")
+    backbone_dtype: DType = option("auto", "Data type of the backbone.")
+    chat: Chat = option("auto", CHAT)
+    system: str | None = option(None, SYSTEM)
+    num_beams: int = option(1, "Beams, as in the comparison.")
+    max_new_tokens: int | None = option(None, "Maximum answer length in tokens (default: the task's).")
+    max_length: int = option(256, "Maximum prompt length in tokens, retrieved items included.")
+    constrained: bool = option(False, "On label tasks, answer with the task's labels only.")
+    batch_size: int = option(32, "Prompts per batch.")
+    seed: int = option(0, "Seed of the training.")
+    device: str | None = option(None, DEVICE)
+    vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+    resume: bool = option(
+        True,
+        "Go on with an interrupted training in the output folder; one of other data or settings is refused. False: delete "
+        "what is there, and start again.",
+    )
 
 
 @dataclass
@@ -222,6 +289,35 @@ class GenerateSettings:
     )
     system: str | None = option(None, "System text of the chat (default: as the plug was trained).")
     device: str | None = option(None, DEVICE)
+
+
+@dataclass
+class ServeSettings:
+    """Serve an OpenAI-compatible API with the personas of a store. Listens on this machine alone, unless there are keys."""
+
+    GROUPS: ClassVar = {"plugs": "model", "host": "server", "max_new_tokens": "limits"}
+
+    plug: str = required("Plug folder or Hub id: the model that answers unless a request names another.")
+    store: str = required("Folder of the personas, made if it does not exist; or redis://... of a server.")
+    plugs: list[str] | None = option(None, "More plugs of the same language model and encoder, each as NAME=FOLDER.")
+    engine: Literal["transformers", "vllm"] = option("transformers", "What runs the language model.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    device: str | None = option(None, DEVICE)
+    temperature: float | None = option(
+        None, "Temperature of requests that name none (default: take the likeliest token)."
+    )
+    prompt_cache: str = option("256MB", "Memory for the states of prompts, for plugs with placement answer; 0: none.")
+    host: str = option("127.0.0.1", "Address to listen on; another than this machine's own needs --keys.")
+    port: int = option(8000, "Port; 0 takes a free one.")
+    keys: str | None = option(None, "JSON file with the tenant of each API key's SHA-256 (default: no keys).")
+    max_new_tokens: int = option(512, "Maximum answer length in tokens.")
+    max_prompt_tokens: int = option(2048, "Maximum prompt length in tokens.")
+    max_batch: int = option(32, "Requests that are answered at once.")
+    max_queue: int = option(256, "Requests that may wait; more get 429.")
+    max_items: int = option(10_000, "Maximum number of items of a user.")
+    max_body: int = option(4_194_304, "Maximum bytes of a request.")
+    time_limit: float = option(60.0, "Seconds from a request to the end of its answer.")
 
 
 @dataclass
@@ -280,8 +376,32 @@ class PrepareSettings:
 
 
 @dataclass
+class StoreSettings:
+    """Look after a store of personas: its size, a user's right of access, and deletion."""
+
+    store: str = required(
+        "Folder or URL (redis://..., valkey://...) of the store. Its secret is in the folder or in the variable "
+        "PPLUG_STORE_SECRET."
+    )
+    action: Literal["stats", "export", "delete-items", "delete-user", "compact"] = option(
+        "stats",
+        "stats: print users, items, bytes and namespaces; export: write the persona of a user into a folder; delete-items, "
+        "delete-user: forget them in all namespaces and print the receipt; compact: give back the space of what was deleted.",
+    )
+    user: str | None = option(None, "Id of the user.")
+    items: list[str] | None = option(None, "Ids of the items to delete.")
+    output: str | None = option(None, "Folder for the persona of an export.")
+    tenant: str = option("", "Tenant.")
+    namespace: str | None = option(None, "Namespace (default: the active one).")
+
+
+@dataclass
 class EncodeSettings:
-    """Encode the history items of a data set, each distinct text once and never again; or one history of one user."""
+    """Encode the history items of a data set, each distinct text once and never again; or one history of one user; or a log
+    of items of many users into a store.
+    """
+
+    GROUPS: ClassVar = {"data": "data set or one history", "source": "log into a store", "batch_size": "run"}
 
     data: str | None = option(None, "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
     encoder: str | None = option(None, "Frozen sentence encoder: Hub id or local folder.")
@@ -295,8 +415,36 @@ class EncodeSettings:
     )
     labelled_items: bool = option(True, "With the user's own tag or score.")
     history_prompt: str | None = option(None, "Text put in front of items (default: the encoder's own).")
-    batch_size: int = option(64, "Texts per forward pass.")
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
+    source: list[str] | None = option(
+        None,
+        "Log with one item per row: .parquet, .jsonl, .csv or .tsv files, or folders of them. Encoded as --plug does.",
+    )
+    store: str | None = option(None, "Store of the personas: a folder, or redis://... of a server.")
+    user: str = option("user", "Column with the user.")
+    item: str | None = option(
+        None, "Column with the item's id (default: id if there is one, else a fingerprint of the row)."
+    )
+    time: str | None = option(None, "Column with the time (default: date if there is one, else items have no times).")
+    fields: list[str] | None = option(
+        None, "Columns of the item's fields, each as FIELD=COLUMN (default: columns of the fields' names)."
+    )
+    bad_rows: BadRows = option(
+        "refuse",
+        "Rows without a user or a text, or with a wrong time: stop at the first, or leave them out and count them.",
+    )
+    engine: BulkEngine = option("local", "Encode on this machine, or on a Ray cluster.")
+    workers: int = option(1, "Processes or Ray actors that encode.")
+    tenant: str = option("", "Tenant of the store.")
+    namespace: str | None = option(None, "Namespace of the store (default: the active one).")
+    dtype: Literal["float32", "float16", "int8"] | None = option(
+        None, "Type of the vectors of a new store (default: float16)."
+    )
+    markers: str | None = option(
+        None, "Folder for the names of finished parts, by which a run continues (default: in the folder of the store)."
+    )
+    batch_size: int = option(64, "Texts per forward pass.")
+    device: str | None = option(None, DEVICE)
 
 
 @dataclass
@@ -335,6 +483,21 @@ class InfoSettings:
     """Say what is in a plug: its parts, its choices and its size."""
 
     plug: str = required("Plug folder or Hub id.")
+
+
+@dataclass
+class ExportVllmSettings:
+    """Write what `vllm serve` needs for a plug: a chat template, a page with the command line, and perhaps a soft prompt."""
+
+    GROUPS: ClassVar = {"plug": "plug", "history": "a soft prompt"}
+
+    plug: str = required("Plug folder or Hub id.")
+    output: str = required("Folder for chat_template.jinja, README.md and soft_prompts.safetensors.")
+    backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
+    encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
+    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
+    query: str | None = option(None, "Query that weights the items of this user.")
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""`pplug-hf recipes`: the named settings that `train`, `evaluate` and `bench` take with `--recipe`."""
+"""`pplug-hf recipes`: the named settings that `train`, `fit`, `evaluate` and `bench` take with `--recipe`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..tasks.recipes import RECIPES, Recipe, get_recipe
+from ..tasks.recipes import FIT_RECIPES, RECIPES, Recipe, get_recipe
 from .options import RecipesSettings
 
 
@@ -15,13 +15,15 @@ def recipes(settings: RecipesSettings) -> None:
     Raises:
         ConfigurationError: there is no such recipe.
     """
-    print("\n".join(map(_line, RECIPES.values())) if settings.name is None else describe(get_recipe(settings.name)))
+    known = [*RECIPES.values(), *FIT_RECIPES.values()]
+    print("\n".join(map(_line, known)) if settings.name is None else describe(get_recipe(settings.name)))
 
 
 def describe(recipe: Recipe) -> str:
     """Return a recipe as text: its settings, why they differ from the paper's, and what it lacks."""
     lines = [f"{recipe.name}, for {recipe.task or 'any task'}"]
-    for title, settings in (("train", {**recipe.training, **recipe.plug}), ("evaluate, bench", recipe.answering)):
+    trains = "fit" if "method" in recipe.training else "train"
+    for title, settings in ((trains, {**recipe.training, **recipe.plug}), ("evaluate, bench", recipe.answering)):
         lines += ["", f"{title}:", *_settings(settings)] * bool(settings)
     if recipe.reasons:
         lines += ["", "Not as in the paper:" if recipe.task else "Reasons:"]

@@ -28,7 +28,7 @@ from ..data.synthetic import synthetic_examples
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
-from ..evaluation.predictions import data_digest
+from ..methods.digests import data_digest
 from ..modeling import PPlugForConditionalGeneration
 from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts

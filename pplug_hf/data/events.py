@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from ..errors import ConfigurationError, DataError, MissingFileError, kind_of
+from ..errors import ConfigurationError, DataError, kind_of
 from ..optional import require
 from ..storage.files import write_text
 from ..tasks.task import Task
@@ -233,7 +233,7 @@ def _frame(source: Any) -> Any:
     """Return a log as a pandas table."""
     pandas = require("pandas", "train", "A log of events")
     if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source), pandas)
+        return sources.read_frame(Path(source))
     if isinstance(source, pandas.DataFrame):
         return source.reset_index(drop=True)
     # Of datasets, pyarrow and polars; a stream gives its rows.
@@ -245,28 +245,6 @@ def _frame(source: Any) -> Any:
     if wrong := next((row for row in rows if not isinstance(row, Mapping)), None):
         raise DataError(f"Every event must be a mapping of columns to values, not {kind_of(wrong)}.")
     return pandas.DataFrame.from_records(rows)
-
-
-def _read_file(path: Path, pandas: Any) -> Any:
-    if not path.is_file():
-        raise MissingFileError(f"There is no file {str(path)!r}: check the path.")
-    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
-    if kind in ("jsonl", "ndjson"):
-        return pandas.DataFrame.from_records(list(sources.stream_lines(path)))
-    try:
-        if kind == "parquet":
-            return pandas.read_parquet(path)
-        if kind in ("csv", "tsv", "txt"):
-            options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" and "007" stay
-            header = ",".join(pandas.read_csv(path, nrows=0, **options).columns)
-            return pandas.read_csv(path, sep=max(",;\t|", key=header.count), **options)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    except ValueError as error:  # pandas' own, and pyarrow's
-        raise DataError(
-            f"{path} cannot be read as {kind} ({type(error).__name__}); check that it opens elsewhere."
-        ) from None
-    raise DataError(f"{str(path)!r} is of an unknown kind: give a .csv, .tsv, .parquet or .jsonl file (also .gz).")
 
 
 def _in_order(frame: Any, time_format: str | None, column: str | None, notes: list[str]) -> Any:

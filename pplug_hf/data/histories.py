@@ -8,6 +8,7 @@ pass them as `exclude`.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
@@ -133,6 +134,37 @@ def split_users(
     for example in examples:
         (held_out if example.user in chosen else kept).append(example)
     return kept, held_out
+
+
+class UserSplit(NamedTuple):
+    """Examples in three parts, those of one user in one of them."""
+
+    fit: list[Example]  # to train on
+    select: list[Example]  # to learn to choose among trained methods, none of which has seen these users
+    held: list[Example]  # to stop in time and to choose settings
+
+
+def three_way_split(examples: Iterable[Example], select: float = 0.3, held: float = 0.1, seed: int = 0) -> UserSplit:
+    """Divide examples by their users, the same way for all methods that are compared.
+
+    Args:
+        examples: what to divide.
+        select, held: shares of the users; the nearest numbers of users are drawn by a hash of seed and name. The held-out
+            users are those on whom `pplug-hf train` validates at the same share and seed; at the sum of both shares, it
+            trains on the same users as the methods here.
+        seed: another seed divides otherwise.
+
+    Raises:
+        ConfigurationError: the shares are negative, or leave nothing to train on.
+    """
+    if min(select, held) < 0 or select + held >= 1:
+        raise ConfigurationError(f"select is {select} and held {held}: give shares of the users with a sum below 1.")
+    examples = list(examples)
+    _, last = split_users(examples, held, seed + 1, nearest=True)
+    fit, outside = split_users(examples, select + held, seed + 1, nearest=True)
+    of_last = {example.user for example in last}
+    chosen = [example for example in outside if example.user not in of_last]
+    return UserSplit(fit, chosen, last)
 
 
 def _draw(seed: int, user: str) -> float:

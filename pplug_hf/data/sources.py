@@ -9,12 +9,12 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from pplug_hf.errors import DataError, MissingFileError
+from pplug_hf.errors import DataError, MissingFileError, kind_of
 from pplug_hf.optional import require
 
 ITEMS = "items.jsonl"  # history items that the rows of a folder share, see `events.py`
@@ -22,6 +22,9 @@ TASK = "task.json"  # the task of a folder's rows
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CHUNK = 8192  # rows of a table that are read at once
+_LINES = ("jsonl", "ndjson")
+_TABLES = ("csv", "tsv", "txt")
 _BROKEN = "{path} is no JSON, or is cut off ({where}); fetch it again."
 
 
@@ -111,6 +114,94 @@ def stream_lines(path: Path) -> Iterator[Any]:
                     f"{path} is no JSON-lines file, or is cut off ({where}); each line must be one JSON object."
                 ) from None
             yield row
+
+
+def read_frame(path: Path) -> Any:
+    """Return a CSV, TSV, Parquet or JSON Lines file as a pandas table.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DataError: It is of another kind, or cannot be read as one of its kind.
+        MissingPackageError: pandas is not installed.
+    """
+    pandas = require("pandas", "train", "A log of events")
+    kind = table_kind(path)
+    if kind in _LINES:
+        return pandas.DataFrame.from_records(list(stream_lines(path)))
+    with _readable(path, kind):
+        return pandas.read_parquet(path) if kind == "parquet" else pandas.read_csv(path, **_csv_options(path))
+
+
+def stream_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of the same files one at a time, as mappings of columns to values; values of a CSV file are texts.
+
+    Numbers keep all their digits, also beside missing ones. Errors are those of `read_frame`.
+    """
+    kind = table_kind(path)
+    if kind in _LINES:
+        for row in stream_lines(path):
+            if not isinstance(row, Mapping):
+                raise DataError(f"Every line of {path} must be a JSON object, not {kind_of(row)}.")
+            yield row
+        return
+    with _readable(path, kind):
+        if kind == "parquet":
+            parquet = require("pyarrow.parquet", "train", "Reading a Parquet file")
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=_CHUNK):
+                    yield from batch.to_pylist()
+        else:
+            pandas = require("pandas", "train", "Reading a CSV file")
+            with pandas.read_csv(path, chunksize=_CHUNK, **_csv_options(path)) as chunks:
+                for chunk in chunks:
+                    yield from chunk.to_dict("records")
+
+
+def count_rows(path: Path) -> int:
+    """Count the rows of such a file without reading their values; line breaks in values of a CSV file count as rows."""
+    kind = table_kind(path)
+    if kind == "parquet":
+        with _readable(path, kind):
+            return require("pyarrow.parquet", "train", "Reading a Parquet file").read_metadata(path).num_rows
+    with _opened(path) as file:
+        ends = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    return max(0, ends - (kind in _TABLES))
+
+
+def table_kind(path: Path) -> str:
+    """Return the kind of a table by its name's ending: jsonl, ndjson, parquet, csv, tsv or txt.
+
+    Raises:
+        MissingFileError: There is no such file.
+        DataError: It has another ending.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no file {str(path)!r}: check the path.")
+    kind = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if kind not in (*_LINES, *_TABLES, "parquet"):
+        raise DataError(f"{str(path)!r} is of an unknown kind: give a .csv, .tsv, .parquet or .jsonl file (also .gz).")
+    return kind
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except DataError:
+        raise
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:  # pandas' own, and pyarrow's
+        raise DataError(
+            f"{path} cannot be read as {kind} ({type(error).__name__}); check that it opens elsewhere."
+        ) from None
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    pandas = require("pandas", "train", "Reading a CSV file")
+    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" and "007" stay
+    header = ",".join(pandas.read_csv(path, nrows=0, **options).columns)
+    return {"sep": max(",;\t|", key=header.count), **options}
 
 
 @contextmanager

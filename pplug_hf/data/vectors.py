@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,37 +31,29 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.items import whole_texts
 
 
-class VectorStore:
-    """Vectors of texts under one frozen encoder, in memory and on disk.
+class TextTable(ABC):
+    """Vectors of texts, in memory and on disk. A subclass says how to compute them.
 
     Args:
-        encoder: a frozen encoder.
-        prompt: put in front of every text.
-        folder: of the files (default: next to the Hugging Face cache).
-        task: "document" or "query", for encoders that have a side for each.
+        folder: of the files; its name has to tell apart what is computed differently.
+        width: D.
+        title: of the progress bar.
 
     Attributes:
-        encoded: number of texts that this object has encoded; 0 when all vectors were on disk.
+        encoded: number of texts that this object has computed; 0 when all vectors were on disk.
     """
 
-    def __init__(
-        self,
-        encoder: SentenceTransformer,
-        prompt: str = "",
-        folder: str | os.PathLike = DEFAULT_FOLDER,
-        task: str = "document",
-    ):
-        self.encoder, self.prompt, self.task = encoder, prompt, task
-        self.fingerprint = encoders.fingerprint(encoder, prompt)
-        identity = f"{self.fingerprint['digest']}\n{prompt}"
-        if task == "query" and encoders.has_routes(encoder):  # a side of its own
-            identity += "\nquery"
-        self.folder = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    def __init__(self, folder: Path, width: int, title: str):
+        self.folder, self.title = folder, title
         self.encoded = 0
         self._row: dict[bytes, int] = {}
-        self._chunks = [torch.zeros(0, self.fingerprint["embedding_size"])]  # of `vectors`, joined when it is read
+        self._chunks = [torch.zeros(0, width)]  # of `vectors`, joined when it is read
         self._files: set[Path] = set()  # files that are in memory
         self._read_new()
+
+    @abstractmethod
+    def compute(self, texts: list[str]) -> Tensor:
+        """Return the vectors [len(texts), D] of one batch, in fp32 on the CPU."""
 
     def __len__(self) -> int:
         return len(self._row)
@@ -105,7 +98,7 @@ class VectorStore:
     def _encode(self, todo: list[tuple[bytes, str]], batch_size: int, chunk_size: int, show_progress: bool) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         is_main = os.environ.get("LOCAL_RANK", "0") == "0"  # one of several training processes shows a bar
-        with tqdm(total=len(todo), desc="Encoding texts", unit="text", disable=not (show_progress and is_main)) as bar:
+        with tqdm(total=len(todo), desc=self.title, unit="text", disable=not (show_progress and is_main)) as bar:
             while todo:
                 with locked(self.folder):
                     if self._read_new():  # from another process
@@ -120,7 +113,7 @@ class VectorStore:
         found = []
         for at in range(0, len(chunk), batch_size):
             texts = [text for _, text in chunk[at : at + batch_size]]
-            found.append(encoders.embed(self.encoder, texts, self.prompt, batch_size, task=self.task).cpu())
+            found.append(self.compute(texts))
             bar.update(len(texts))
         vectors, hashes = torch.cat(found), [key for key, _ in chunk]
         self._files.add(self._write(vectors, hashes))
@@ -146,6 +139,43 @@ class VectorStore:
         with atomic_write(written) as staging:
             save_file({"vectors": vectors.contiguous(), "sha256": keys}, staging)
         return written
+
+
+class VectorStore(TextTable):
+    """Vectors of texts under one frozen encoder, in memory and on disk.
+
+    Args:
+        encoder: a frozen encoder.
+        prompt: put in front of every text.
+        folder: of the files (default: next to the Hugging Face cache).
+        task: "document" or "query", for encoders that have a side for each.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        prompt: str = "",
+        folder: str | os.PathLike = DEFAULT_FOLDER,
+        task: str = "document",
+    ):
+        self.encoder, self.prompt, self.task = encoder, prompt, task
+        self.fingerprint = encoders.fingerprint(encoder, prompt)
+        identity = f"{self.fingerprint['digest']}\n{prompt}"
+        if task == "query" and encoders.has_routes(encoder):  # a side of its own
+            identity += "\nquery"
+        place = Path(folder) / hashlib.sha256(identity.encode()).hexdigest()[:16]
+        super().__init__(place, self.fingerprint["embedding_size"], "Encoding texts")
+
+    def compute(self, texts: list[str]) -> Tensor:
+        """Return vectors in fp32 on the CPU.
+
+        Args:
+            texts: one batch.
+
+        Returns:
+            [len(texts), D].
+        """
+        return encoders.embed(self.encoder, texts, self.prompt, len(texts), task=self.task).cpu()
 
 
 def _read(path: Path) -> tuple[Tensor, list[bytes]]:

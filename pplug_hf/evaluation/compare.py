@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +15,8 @@ from ..data.records import Example, some
 from ..errors import DataError
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, higher_is_better, main_metric, per_example, score
-from .bootstrap import Interval, bootstrap_mean, paired_bootstrap, user_means
+from .bootstrap import bootstrap_mean, paired_bootstrap, user_means
+from .per_user import pairs, per_user, plain
 from .style import Style, own_texts
 
 BINS = 4  # of history lengths, with about as many examples each
@@ -31,8 +31,11 @@ class Comparison:
         examples: with golds.
         reference: name of the row the others are compared with.
         predictions: row -> one answer per example. Several seeds of a row are several lists.
-        full: also say for how many users the reference wins and loses, how sure the score itself is, and, for free
-            text, how close answers are to their users' own style, which ROUGE does not see.
+        full: also say for how many users the reference wins and loses, how sure the score itself is, what the
+            difference is if each user counts once, and, for free text, how close answers are to their users' own
+            style, which ROUGE does not see.
+        trained_users: users of the train split, whom training may have seen; their scores are told apart from those of
+            new users.
 
     Raises:
         DataError: an example has no gold.
@@ -43,9 +46,11 @@ class Comparison:
     reference: str
     predictions: dict[str, list[list[str]]] = field(default_factory=dict)
     full: bool = False
+    trained_users: Collection[str] = ()
 
     def __post_init__(self) -> None:
         self._judged: dict[tuple[str, ...], tuple[dict[str, float], np.ndarray]] = {}
+        self.derived: set[str] = set()  # rows that are chosen from others with the right answers at hand
         judge = get_metric(self.task.metric)
         judge.check()
         if judge.needs_golds and (missing := [e.id for e in self.examples if not (e.target or "").strip()]):
@@ -69,38 +74,68 @@ class Comparison:
         Its metrics (mean over seeds, and the standard deviation of the main one), and as `gain` how much better the
         reference row is, with the 95 % interval of a paired bootstrap over users of the mean over seeds; an interval
         of a single user is null. If `full` is asked for: `interval`, the same for the main metric itself; `users`, for
-        how many of them the reference row is better (`win`), as good and worse; for free text `style`.
+        how many of them the reference row is better (`win`), as good and worse; for free text `style`. `bound` marks a
+        row of `pools.py`.
         """
-        users = [e.user for e in self.examples]
-        means, records = {}, []
+        users, means, records = self._users, self.scores(), []
         for name, runs in self.predictions.items():
-            judged = [self._judge(answers) for answers in runs]
-            means[name] = np.mean([each for _, each in judged], axis=0)
-            record: dict[str, Any] = {"row": name, "seeds": len(runs)}
+            judged = [self.judge(answers) for answers in runs]
+            record: dict[str, Any] = {"row": name, "seeds": len(runs)} | (
+                {"bound": True} if name in self.derived else {}
+            )
             for metric in judged[0][0]:
                 values = [scores[metric] for scores, _ in judged]
                 record[metric] = float(np.mean(values))
                 if len(runs) > 1 and metric == main_metric(self.task):
                     record[f"{metric}_sd"] = float(np.std(values, ddof=1))
             if self.full:
-                record["interval"] = _plain(bootstrap_mean(means[name], users))[1:]
+                record["interval"] = plain(bootstrap_mean(means[name], users))[1:]
                 if (style := self._style) is not None:
                     mean = np.mean([style.score(answers, users) for answers in runs], axis=0)
-                    record["style"] = _plain(bootstrap_mean(*user_means(mean, users)))
+                    record["style"] = plain(bootstrap_mean(*user_means(mean, users)))
                     gaps = [style.gaps(answers, users) for answers in runs]
                     apart = {name: float(np.mean([gap[name] for gap in gaps])) for name in gaps[0]}
                     record["style_gaps"] = dict(sorted(apart.items(), key=lambda pair: -abs(pair[1]))[:5])
             records.append(record)
-        sign = 1 if higher_is_better(self.task) else -1
+        gains = self._gains()
         for record in records:
-            if record["row"] != self.reference and self.reference in means:
-                better = sign * (means[self.reference] - means[record["row"]])
-                record["gain"] = _plain(paired_bootstrap(better, np.zeros(len(better)), users))
+            if (better := gains.get(record["row"])) is not None:
+                record["gain"] = plain(paired_bootstrap(better, np.zeros(len(better)), users))
                 if self.full:
                     # Per user; a rounding error in a mean over seeds must not count as a win.
                     signs = np.sign(user_means(better, users)[0].round(9)).tolist()
                     record["users"] = {"win": signs.count(1), "tie": signs.count(0), "loss": signs.count(-1)}
         return records
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """Return row -> the main score of each example, [n]; the mean over seeds."""
+        return {
+            name: np.mean([self.judge(answers)[1] for answers in runs], axis=0)
+            for name, runs in self.predictions.items()
+        }
+
+    def _gains(self) -> dict[str, np.ndarray]:
+        """Return row -> how much better the reference is on each example, [n]; nothing without the reference."""
+        scores, sign = self.scores(), 1 if higher_is_better(self.task) else -1
+        others = [name for name in scores if name != self.reference and self.reference in scores]
+        return {name: sign * (scores[self.reference] - scores[name]) for name in others}
+
+    def per_user(self) -> list[dict[str, Any]]:
+        """Return the differences between the reference and each row where each user counts once; see `per_user.py`."""
+        gains = {row: better for row, better in self._gains().items() if row not in self.derived}
+        return per_user(gains, self._users)
+
+    def by_training(self) -> list[dict[str, Any]]:
+        """Return each row's main metric for users of the train split and for new users; nothing if all are one kind."""
+        known = set(self.trained_users)
+        seen = np.array([user in known for user in self._users])
+        if seen.all() or not seen.any():
+            return []
+        return [{"seen": bool(kind), **self._part(seen == kind)} for kind in (True, False)]
+
+    def pairs(self, seed: int) -> dict[str, Any]:
+        """Return the number of questions and the mean scores of every user, by a hash of seed and name."""
+        return pairs(self.scores(), self._users, seed)
 
     def by_history_length(self) -> list[dict[str, Any]]:
         """Return each row's main metric where histories are short and where they are long: bins of about equal size."""
@@ -109,47 +144,54 @@ class Comparison:
         bins, low = [], -1
         for high in edges.tolist():
             inside = (lengths > low) & (lengths <= high)
-            rows = {
-                name: float(np.mean([self._judge(answers)[1][inside].mean() for answers in runs]))
-                for name, runs in self.predictions.items()
-            }
-            own = {e.user for e, chosen in zip(self.examples, inside, strict=True) if chosen}
-            shortest = int(lengths[inside].min())
-            bins.append({"from": shortest, "to": high, "examples": int(inside.sum()), "users": len(own), "rows": rows})
+            bins.append({"from": int(lengths[inside].min()), "to": high, **self._part(inside)})
             low = high
         return bins
+
+    def _part(self, inside: np.ndarray) -> dict[str, Any]:
+        """Return the size of a part of the examples, a mask [n], and each row's main metric in it."""
+        rows = {
+            name: float(np.mean([self.judge(answers)[1][inside].mean() for answers in runs]))
+            for name, runs in self.predictions.items()
+        }
+        own = {user for user, chosen in zip(self._users, inside, strict=True) if chosen}
+        return {"examples": int(inside.sum()), "users": len(own), "rows": rows}
 
     def style_of_golds(self) -> list[float | None] | None:
         """Return the style score of the users' real answers, which is what can be reached; None for labels."""
         if (style := self._style) is None:
             return None
-        users = [e.user for e in self.examples]
-        return _plain(bootstrap_mean(*user_means(style.score(self._golds, users), users)))
+        return plain(bootstrap_mean(*user_means(style.score(self._golds, self._users), self._users)))
 
     def results(self) -> dict[str, Any]:
         """Return all numbers, as JSON takes them; counts and means only."""
         results: dict[str, Any] = {
             "task": self.task.name,
             "examples": len(self.examples),
-            "users": len({e.user for e in self.examples}),
+            "users": len(set(self._users)),
             "reference": self.reference,
             "rows": self.rows(),
         }
         if notes := get_metric(self.task.metric).notes(self._golds):
             results["notes"] = notes
         if self.full:
+            results["per_user"] = {"rows": self.per_user(), "groups": self.by_training()}
             results["by_history_length"] = self.by_history_length()
             results["style_of_golds"] = self.style_of_golds()
         return results
 
-    def _judge(self, answers: list[str]) -> tuple[dict[str, float], np.ndarray]:
-        """Return all metrics of a run, and the main one of each of its examples; once, because ROUGE is slow."""
+    def judge(self, answers: list[str]) -> tuple[dict[str, float], np.ndarray]:
+        """Return all metrics of a run, and the main one of each of its examples, [n]; once, because ROUGE is slow."""
         key = tuple(answers)
         if key not in self._judged:
             extra = [e.extra for e in self.examples]
             scores = score(self.task, answers, self._golds, extra=extra)
             self._judged[key] = scores, per_example(self.task, answers, self._golds, extra=extra)
         return self._judged[key]
+
+    @property
+    def _users(self) -> list[str]:
+        return [e.user for e in self.examples]
 
     @cached_property
     def _golds(self) -> list[str]:
@@ -167,8 +209,3 @@ class Comparison:
 def to_json(value: Any, indent: int = 2) -> str:
     """Return JSON that every reader takes: no NaN."""
     return json.dumps(value, indent=indent, allow_nan=False) + "\n"
-
-
-def _plain(interval: Interval) -> list[float | None]:
-    """Return [mean, low, high]; None where nothing is known, because JSON has no NaN."""
-    return [value if math.isfinite(value) else None for value in interval]

@@ -6,7 +6,6 @@ a plug that was trained again in the same folder is another one, and a copy of a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
-
 from ..data.records import Example
 from ..errors import MismatchError
-from ..methods.resources import Resources, digest_of_tensors
+from ..methods.digests import data_digest, differences
+from ..methods.resources import Resources
 from ..storage.files import write_text
 from ..tasks.task import Task
 from ..version import __version__
@@ -68,18 +66,6 @@ def read_predictions(folder: Path) -> Iterator[Prediction]:
             print(f"Passed over {path.name}: it does not hold predictions of a bench.")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], inside: str = "") -> list[str]:
-    """Return the names of the entries in which two keys differ."""
-    names = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += differences(a, b, f"{inside}{name}.")
-        elif a != b:
-            names.append(f"{inside}{name}")
-    return names
-
-
 def check_together(chosen: Sequence[Prediction], digest: str, examples: Sequence[Example]) -> None:
     """Raise a `MismatchError` unless all predictions belong to these examples and were made the same way."""
     ids = {e.id for e in examples}
@@ -109,51 +95,11 @@ def shared_key(resources: Resources, examples: Sequence[Example]) -> dict[str, A
     chat = {"chat": {"template": processor.tokenizer.chat_template, "system": processor.system}}
     return {
         "data": data_digest(task, examples, answers=False),
-        "backbone": backbone_digest(resources.language_model, processor.tokenizer),
+        "backbone": resources.backbone_digest,
         "decoding": {**asdict(decoding), "max_new_tokens": decoding.max_new_tokens or task.max_new_tokens},
         "versions": {"pplug-hf": __version__, **versions(_PACKAGES)},
         **(chat if processor.chat else {}),
     }
-
-
-def data_digest(task: Task, examples: Sequence[Example], *, answers: bool) -> str:
-    """Return a fingerprint of a task and its examples; with their answers or without."""
-    items: dict[int, bytes] = {}  # readers share equal items as one object
-
-    def item_digest(item: dict[str, str]) -> bytes:
-        if id(item) not in items:
-            items[id(item)] = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).digest()
-        return items[id(item)]
-
-    digest = hashlib.sha256(task.identity.encode())
-    for e in examples:
-        digest.update(json.dumps([e.id, e.user, e.prompt, e.query, e.target if answers else None]).encode())
-        digest.update(b"".join(map(item_digest, e.history)))
-    return digest.hexdigest()[:16]
-
-
-def backbone_digest(model: Any, tokenizer: Any) -> str:
-    """Return a fingerprint of a language model: weights, settings, those of its generation, and its tokenizer."""
-    digest = digest_of_tensors(model.state_dict())
-    for settings in (model.config.to_dict(), model.generation_config.to_dict()):
-        known = {k: v for k, v in settings.items() if k not in ("_name_or_path", "transformers_version")}
-        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
-    digest.update(_tokenizer_state(tokenizer).encode())
-    return digest.hexdigest()[:16]
-
-
-def _tokenizer_state(tokenizer: Any) -> str:
-    """Return all that determines the tokens of a text.
-
-    Not the padding and truncation of the last call, which a fast tokenizer keeps. The text is that of a tokenizer which
-    was never called, so keys that were made at the start of a bench stay the same.
-    """
-    if not tokenizer.is_fast:
-        return str(sorted(tokenizer.get_vocab().items()))
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy.to_str()
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..methods.base import COSTS
 from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import main_metric
 from .compare import Comparison, to_json
 from .plots import heading, plot_history_length, plot_rows, plot_weight_profiles
+from .pools import CHANCE
 from .predictions import official
 
 # A bootstrap's 95 % intervals over 5 users hold the truth in about 84 % of cases, over 10 in 89 %, over 20 in 92 %.
@@ -49,12 +51,17 @@ def markdown(comparison: Comparison, records: Sequence[Mapping[str, Any]] | None
             users = record.get("users")
             cells.append("" if users is None else f"{users['win']}, {users['tie']}, {users['loss']}")
         lines.append(cells)
+    table = _table(lines)
+    return table + (f"\n\n{note}" if (note := few_users(len({e.user for e in comparison.examples}))) else "")
+
+
+def _table(lines: list[list[str]]) -> str:
+    """Return cells as a Markdown table; the second line is the one below the head."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    table = "\n".join(
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
-    return table + (f"\n\n{note}" if (note := few_users(len({e.user for e in comparison.examples}))) else "")
 
 
 def few_users(users: int) -> str:
@@ -68,6 +75,7 @@ def few_users(users: int) -> str:
 
 
 def _cell(interval: Sequence[float | None], sign: str) -> str:
+    """Return a mean and its interval."""
     mean, *bounds = (f"{value:{sign}.3f}" if value is not None else "?" for value in interval)
     return f"{mean} [{', '.join(bounds)}]"
 
@@ -96,14 +104,93 @@ def report(comparison: Comparison, results: Mapping[str, Any], split: str) -> st
             f"Questions asked without the items that were found, for lack of room: {', '.join(short)}. A larger max_length "
             "or fewer items would help.",
         ]
-    lengths = results["by_history_length"]
-    if len(lengths) > 1:
-        lines += ["", f"{metric} by number of history items:", ""]
-        lines += ["| row | " + " | ".join(f"{b['from']} to {b['to']} ({b['examples']})" for b in lengths) + " |"]
-        lines += ["| --- " * (len(lengths) + 1) + "|"]
-        for name in comparison.predictions:
-            lines += [f"| {name} | " + " | ".join(f"{b['rows'][name]:.3f}" for b in lengths) + " |"]
+    lines += _per_user(comparison, results["per_user"]["rows"], results["users"])
+    for pool in results.get("pools", []):
+        lines += _pool(pool)
+    lines += _costs(results["runs"])
+    kinds = {True: "users of the train split", False: "new users"}
+    groups = {
+        f"{kinds[part['seen']]} ({part['users']}; {part['examples']})": part for part in results["per_user"]["groups"]
+    }
+    lines += _parts(f"{metric} of users whom training may have seen (users; questions):", groups)
+    lengths = {f"{part['from']} to {part['to']} ({part['examples']})": part for part in results["by_history_length"]}
+    lines += _parts(f"{metric} by number of history items:", lengths) if len(lengths) > 1 else []
     return "\n".join(lines) + "\n"
+
+
+def _per_user(comparison: Comparison, records: Sequence[Mapping[str, Any]], users: int) -> list[str]:
+    """Return the lines of the differences where each user counts once."""
+    if not records:
+        return []
+    head = ["row", f"{comparison.reference} is better by [95 %]", "sign test", "p", "p (Holm)", "detectable"]
+    cells = [head, ["---"] * len(head)]
+    for record in records:
+        smallest = "?" if record["detectable"] is None else f"{record['detectable']:.3f}"
+        values = [_p_value(record[name]) for name in ("sign_test", "p", "p_holm")]
+        cells.append([record["row"], _cell(record["gain"], "+"), *values, smallest])
+    return [
+        "",
+        "The same differences where each user counts once, however many questions that user asked:",
+        "",
+        _table(cells),
+        "",
+        f"The sign test counts the users who are better and worse off. p is that of a permutation test over users, and p "
+        f"(Holm) is corrected for the {len(records)} rows of this table. Differences below the last column cannot be seen "
+        f"with {users} users (power 80 %, two-sided test at 5 %).",
+    ]
+
+
+def _p_value(p: float) -> str:
+    return "<.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _pool(pool: Mapping[str, Any]) -> list[str]:
+    """Return the lines of what there was to choose between rows."""
+    name, own = pool["name"], pool["rows"]
+    cells = [["row", "as good as the best", "share of being best"], ["---"] * 3]
+    for row, best in pool["best"].items():
+        cells.append([row, f"{best:.1%}", f"{pool['wins'][row]:.1%}" if row in pool["wins"] else ""])
+    chance = (
+        f"{name}:chance is the best of {pool['chance']} draws of {CHANCE}: only what {name}:oracle has above it shows that the "
+        "rows complement each other."
+        if pool["chance"]
+        else f"The best of {len(own)} answers is better than each by chance, too, and there are not enough runs of {CHANCE} "
+        "to say by how much."
+    )
+    return [
+        "",
+        f"{name} chooses between the answers of {', '.join(own)}, which are equally good for {pool['tied']:.1%} of the "
+        f"questions. {name}:oracle has the best of them, {name}:worst the worst, {name}:random any; they know the right "
+        f"answers. {chance} Questions with an answer as good as the best, and shares of being best (equally good rows "
+        "share):",
+        "",
+        _table(cells),
+    ]
+
+
+def _costs(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return the lines of what the rows cost, of the first seed of each; nothing if no row says."""
+    costs = {row: found[0]["about"].get("cost") or {} for row, found in runs.items()}
+    names = [name for name in COSTS if any(name in cost for cost in costs.values())]
+    if not names:
+        return []
+    usual = {"generations_per_question": 1}
+    cells = [["row", *(COSTS[name] for name in names)], ["---"] * (len(names) + 1)]
+    for row, cost in costs.items():
+        values = [(usual | cost).get(name) for name in names]
+        cells.append([row, *("" if value is None else f"{value:,}" for value in values)])
+    return ["", "Costs of training and answering, as far as they are known, for one seed:", "", _table(cells)]
+
+
+def _parts(title: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table of scores in parts of the questions; nothing if there are no parts."""
+    if not parts:
+        return []
+    rows = next(iter(parts.values()))["rows"]
+    lines = ["", title, "", "| row | " + " | ".join(parts) + " |", "| --- " * (len(parts) + 1) + "|"]
+    return lines + [
+        f"| {row} | " + " | ".join(f"{part['rows'][row]:.3f}" for part in parts.values()) + " |" for row in rows
+    ]
 
 
 def _without_room(comparison: Comparison, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -22,12 +22,11 @@ from tqdm import tqdm
 from ..data.records import Example
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..methods.base import Method
+from ..methods.digests import data_digest, differences
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
 from .predictions import (
     Prediction,
-    data_digest,
-    differences,
     file_name,
     git_commit,
     read_predictions,
@@ -115,14 +114,25 @@ class Runner:
         todo = {run: method for run, method in runs.items() if run not in done}
         folders = list(dict.fromkeys(["", *(method.folder for method in todo.values())]))
         with tqdm(total=len(todo), desc="Rows", unit="row", disable=len(todo) < 2) as bar:
-            # Each plug is loaded once; what needs none comes first.
-            for run, method in sorted(todo.items(), key=lambda pair: folders.index(pair[1].folder)):
+            # Each plug is loaded once; what needs none comes first, and what reads the answers of others last.
+            order = sorted(todo, key=lambda run: (todo[run].reads_answers, folders.index(todo[run].folder)))
+            if reads := any(method.reads_answers for method in todo.values()):
+                for run, made in done.items():
+                    self._remember(runs[run], made)
+            for run in order:
                 bar.set_postfix_str(run[0])
-                done[run] = self._answer(*run, method, keys.get(run, {}))
+                done[run] = self._answer(*run, todo[run], keys.get(run, {}))
+                if reads:
+                    self._remember(todo[run], done[run])
                 if self.folder:
                     write_prediction(self.folder, self.resources.task, done[run])
                 bar.update()
         return [done[run] for run in runs]
+
+    def _remember(self, method: Method, made: Prediction) -> None:
+        """Keep answers for methods that read them."""
+        texts = [made.answers[e.id] for e in self.examples]
+        self.resources.answers(made.row, method, self.examples, lambda: texts)
 
     def _answer(self, row: str, number: int, method: Method, key: dict[str, Any]) -> Prediction:
         start = time.monotonic()
@@ -139,7 +149,9 @@ class Runner:
         if weights is not None and (profile := weight_profile(weights, self.examples)) is not None:
             about["weights"] = profile
         answers = {e.id: text for e, text in zip(self.examples, texts, strict=True)}
-        return Prediction(row, number, key, about, answers, file_name(row, number if method.folder else None))
+        return Prediction(
+            row, number, key, about, answers, file_name(row, number if method.folder or number else None)
+        )
 
     def _key(self, row: str, method: Method) -> dict[str, Any]:
         """Return everything that determines the answers of a method, as JSON takes it."""

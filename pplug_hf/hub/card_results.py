@@ -76,7 +76,9 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     settings, reference = content["settings"], _name(content["reference"])
     titles = {metric: title for metric, (title, _, _) in score_titles().items()}
     numbers = {"seeds", "unparsed", *titles, *(f"{metric}_sd" for metric in titles)}
-    rows = {row["name"]: row for row in (_row(record, numbers) for record in content["rows"])}
+    rows = {
+        row["name"]: row for row in (_row(record, numbers) for record in content["rows"] if not record.get("bound"))
+    }
     own = _own_row(list(rows), settings, reference)
     metrics = {metric: title for metric, title in titles.items() if all(metric in row for row in rows.values())}
     if not metrics:

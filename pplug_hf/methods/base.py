@@ -8,34 +8,46 @@
 
 A method that only changes what the language model reads defines `inputs`; one that does more (chooses between the
 answers of other methods, changes the model for each example) defines `answer`. The two that need neither a plug nor
-training stand here too: `Plain` and `Retrieval`.
+training stand here too: `Plain` and `Retrieval`. `Trained` is the base class of methods that come as artefacts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from tqdm import tqdm
 
 from ..data.records import Example
 from ..errors import ConfigurationError
 from ..processing import PPlugProcessor
-from .decoding import Answers, ModelInputs
+from .decoding import Answers, ModelInputs, check_two_users, shuffle_histories
+from .digests import task_digest
 from .prompts import persona_positions, retrieval_prompt, turns_of
 from .resources import Resources
-from .retrievers import get_ranker
 
 # "training": examples of the train split, which `fit` gets; "labels": a task whose history items carry one of a list of
 # labels; "encoder": a sentence encoder besides those of its own folder.
 Need = Literal["training", "labels", "encoder"]
 
 
+# Name of a cost -> its title in tables.
+COSTS = {
+    "generations_per_question": "generations per question",
+    "language_model_passes": "passes of the language model in training",
+    "trained_weights": "trained weights",
+    "weights_per_user": "trained weights per user",
+    "bytes_per_user": "bytes per user",
+    "seconds_per_user": "seconds for a new user",
+}
+
+
 class Method:
     """Base class: override `inputs` or `answer`, and what else differs."""
 
     folder: str = ""  # where its trained part is, if it has one; several seeds are several methods of one name
+    reads_answers: ClassVar[bool] = False  # those of other rows, which are made before it answers
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -85,7 +97,7 @@ class Method:
         return {}
 
     def about(self, resources: Resources) -> dict[str, Any]:
-        """Return facts to keep with the answers, as JSON takes them.
+        """Return facts to keep with the answers, as JSON takes them. `cost` holds what a table of costs shows, by COSTS.
 
         Args:
             resources: shared by all methods.
@@ -106,22 +118,29 @@ class Retrieval(Method):
     """Retrieved history items and the input in one prompt.
 
     Args:
-        retriever: name of a ranker in `retrievers.py`.
+        retriever: name of a ranker in `retrievers.py`, or what the user calls a trained one.
         k: items per prompt; a shorter history is used whole.
         turns: show them to a chat model as earlier turns, each with the user's own answer.
+        wrong_user: take them from another user's history.
+        folder: of a trained ranker.
+        draw: of random items, which of several draws.
     """
 
     retriever: str
     k: int
     turns: bool = False
+    wrong_user: bool = False
+    folder: str = ""
+    draw: int = 0
 
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({"encoder"} if self.retriever == "dense" else ())
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
-        if self.retriever != "dense":
-            get_ranker(self.retriever, resources.task)
+        resources.check_ranker(self.retriever, self.folder)
+        if self.wrong_user:
+            check_two_users(examples, "wrong-user")
         resources.task.prompt_format  # noqa: B018 - raises if there is none
         if self.turns and resources.task.answer_field is None:
             raise ConfigurationError(
@@ -130,7 +149,9 @@ class Retrieval(Method):
 
     def items(self, examples: Sequence[Example], resources: Resources) -> list[list[dict[str, str]]]:
         """Return the retrieved items of each example, best first."""
-        orders = resources.ranking(self.retriever, examples)
+        if self.wrong_user:
+            examples = resources.once("wrong users", lambda: _swapped(examples, resources.seed), examples)
+        orders = resources.ranking(self.retriever, examples, self.folder, self.draw)
         return [[e.history[i] for i in order[: self.k]] for e, order in zip(examples, orders, strict=True)]
 
     def inputs(
@@ -170,7 +191,52 @@ class Retrieval(Method):
         places = persona_positions(processor, prompts, budget) if positions else None
         return ModelInputs([prompt.text for prompt in prompts], positions=places, counts=counts)
 
+    def about(self, resources: Resources) -> dict[str, Any]:
+        return {"cost": resources.artefact(self.folder).about.get("cost", {})} if self.folder else {}
+
     def key(self, resources: Resources) -> dict[str, Any]:
-        if self.retriever == "random":
-            return {"seed": resources.seed}
-        return {"retriever": resources.dense_key()} if self.retriever == "dense" else {}
+        key = resources.ranker_key(self.retriever, self.folder)
+        return key | {"seed": resources.seed + self.draw} if self.wrong_user or self.draw else key
+
+
+def _swapped(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Return the examples, each with another user's history."""
+    donors = shuffle_histories(examples, seed)
+    return [replace(e, history=examples[donor].history) for e, donor in zip(examples, donors, strict=True)]
+
+
+@dataclass(frozen=True)
+class Trained(Method):
+    """A method that was trained and comes as an artefact, see `artefacts.py`. A subclass defines `answer` or `inputs`.
+
+    Args:
+        name: what the user calls it.
+        folder: of the artefact.
+        change: what is changed for a comparison, one of `changes`; "" for nothing.
+        retrieval: also put retrieved items into the prompt.
+    """
+
+    changes: ClassVar[tuple[str, ...]] = ()  # what may stand behind the colon, as in NAME:wrong-user
+    takes_retrieval: ClassVar[bool] = False  # NAME+RANKER@K is a method
+
+    name: str
+    folder: str = ""
+    change: str = ""
+    retrieval: Retrieval | None = None
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.retrieval.needs if self.retrieval else frozenset()
+
+    def check(self, examples: Sequence[Example], resources: Resources) -> None:
+        resources.artefact(self.folder).check_task(resources.task.name, task_digest(resources.task))
+        if self.change == "wrong-user":
+            check_two_users(examples, "wrong-user")
+        if self.retrieval:
+            self.retrieval.check(examples, resources)
+
+    def key(self, resources: Resources) -> dict[str, Any]:
+        key: dict[str, Any] = {"artefact": resources.artefact(self.folder).digest}
+        if self.change == "wrong-user":
+            key["seed"] = resources.seed
+        return key | (self.retrieval.key(resources) if self.retrieval else {})

@@ -4,7 +4,7 @@
     ids = model.generate(**batch, **only_labels(model, processor, labels, batch["input_ids"]))
 
 Greedy decoding then takes the best token among those, step by step, which need not lead to the most likely label; as
-many beams as there are labels find it, the same one as `methods/label_frequencies.py`: `label_log_probs`.
+many beams as there are labels find it, the same one as `methods/likelihood.py`: `label_log_probs`.
 
 R rows (batch times beams), L labels, W tokens of the longest label with its end, S tokens answered so far, V vocabulary.
 """

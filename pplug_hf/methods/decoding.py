@@ -86,7 +86,7 @@ def answer(
         max_new_tokens: Most tokens an answer may have.
         num_beams: 1 is greedy.
         labels: Answer with one of these and nothing else, see `methods/constrained.py`. Default: with anything.
-        description: Title of the progress bar.
+        description: Title of the progress bar; "" shows none.
 
     Returns:
         One answer per prompt, in their order.
@@ -210,14 +210,14 @@ def check_two_users(examples: Sequence[Example], ablation: str) -> None:
 
 
 def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -> Iterator[list[int]]:
-    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts.
+    """Yield indices of texts of similar length, so that little is padded; with a progress bar that counts texts unless `description` is "".
 
     The longest come first: what does not fit into memory fails at once, and the time left is not underestimated.
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; give at least 1.")
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)
-    with tqdm(total=len(texts), desc=description) as bar:
+    with tqdm(total=len(texts), desc=description, disable=not description) as bar:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             yield rows

@@ -11,102 +11,32 @@ but its labels, so what a plug gains over it comes from the texts of the items.
 
 `LabelFrequencies` is the method that does so.
 
-n examples, L labels, B prompts in a batch, T prompt tokens, W label tokens, H backbone width, V vocabulary.
+n examples, L labels.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
 from .base import Method, Need
-from .decoding import Answers, batches_by_length, evaluating
+from .decoding import Answers
+from .likelihood import label_log_probs
 
 if TYPE_CHECKING:
-    from ..processing import PPlugProcessor
     from .resources import Resources
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
-
-
-def label_log_probs(
-    backbone: PreTrainedModel,
-    processor: PPlugProcessor,
-    prompts: Sequence[str],
-    labels: Sequence[str],
-    batch_size: int = 64,
-    max_length: int | None = 256,
-) -> Tensor:
-    """Return how likely the backbone alone finds each label after each prompt.
-
-    Args:
-        backbone: The language model, without a persona.
-        processor: Of that model.
-        prompts: n of them.
-        labels: L answers, each scored whole, its end included.
-        batch_size: (prompt, label) pairs per forward pass of the decoder; at least all labels of one prompt.
-        max_length: Cut prompts to this many tokens.
-
-    Returns:
-        Summed token log-probabilities [n, L], fp32, on the CPU.
-    """
-    score = _score_encoder_decoder if processor.is_encoder_decoder else _score_causal
-    log_probs = torch.zeros(len(prompts), len(labels))
-    with evaluating(backbone):
-        for rows in batches_by_length(prompts, max(1, batch_size // max(1, len(labels))), "Scoring labels"):
-            nll = score(backbone, processor, [prompts[row] for row in rows], list(labels), max_length)  # [B * L]
-            log_probs[rows] = -nll.view(len(rows), len(labels)).cpu()
-    return log_probs
-
-
-def _score_encoder_decoder(
-    backbone: Any, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
-) -> Tensor:
-    """NLL [B * L]; each prompt goes through the encoder once."""
-    batch = processor(text=prompts, max_length=max_length).to(device=backbone.device)
-    mask = batch["attention_mask"]
-    states = backbone.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state  # [B, T, H]
-    targets = processor(text=labels, labels=labels)["labels"].to(backbone.device).repeat(len(prompts), 1)  # [B * L, W]
-    logits = backbone(
-        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(len(labels), dim=0)),
-        attention_mask=mask.repeat_interleave(len(labels), dim=0),
-        decoder_input_ids=backbone.prepare_decoder_input_ids_from_labels(labels=targets),
-    ).logits
-    return _nll(logits, targets)
-
-
-def _score_causal(
-    backbone: Any, processor: PPlugProcessor, prompts: list[str], labels: list[str], max_length: int | None
-) -> Tensor:
-    """NLL [B * L]; each prompt is repeated for every label."""
-    repeated = [prompt for prompt in prompts for _ in labels]
-    batch = processor(text=repeated, labels=labels * len(prompts), max_length=max_length).to(device=backbone.device)
-    ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["labels"]
-    # Rows are padded left, so all labels end at the right edge: the logits of the prompts, [B * L, T, V], need not be.
-    kept = int((targets != -100).sum(dim=1).max()) + 1
-    limit = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(backbone.forward).parameters else {}
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    logits = backbone(input_ids=ids, attention_mask=mask, position_ids=positions, **limit).logits[:, -kept:]
-    return _nll(logits[:, :-1], targets[:, -kept:][:, 1:])
-
-
-def _nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed NLL of each row's targets, [R, W, V] and [R, W] to [R]."""
-    nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
-    return nll.view(targets.shape).sum(dim=1)
 
 
 def history_labels(example: Example, task: Task | str) -> list[str]:

@@ -6,6 +6,7 @@ n examples, N items of one user, D encoder width.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from ..modeling.persona import Persona
 from ..storage.files import read_json_object
 from .base import Method, Need, Plain, Retrieval
 from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
-from .resources import Resources, digest_of_tensors
+from .digests import digest_of_tensors
+from .resources import Resources
 
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
@@ -163,7 +165,9 @@ class Plug(Method):
 
     def about(self, resources: Resources) -> dict[str, Any]:
         config = resources.config(self.folder)
+        weights = sum(map(math.prod, files.weight_shapes(self.folder).values()))
         about: dict[str, Any] = {"plug": {name: getattr(config, name) for name in choices()}}
+        about["cost"] = {"trained_weights": weights}
         seed = _training_seed(self.folder)
         return about if seed is None else about | {"training_seed": seed}
 

@@ -10,20 +10,19 @@ n examples, N items of one user, D encoder width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..configuration import PPlugConfig
 from ..data.records import Example
 from ..data.vectors import VectorStore
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, MismatchError, MissingFileError
 from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
 from ..modeling import plug_folder as files
 from ..modeling.backbone import find_tokenizer
@@ -32,8 +31,10 @@ from ..modeling.prompt_cache import PromptCache
 from ..processing import PPlugProcessor
 from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.task import Task
+from .artefacts import Artefact, class_of, read_artefact
 from .decoding import Answers, ModelInputs, answer
-from .retrievers import get_ranker
+from .digests import backbone_digest, json_digest, task_digest
+from .retrievers import FUSION_C, RANKERS, Ranker, get_ranker
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class Resources:
     Args:
         task: what is asked.
         plugs: name -> plug folders or Hub ids, one per seed.
+        trained: name -> folders of trained artefacts, one per seed.
         backbone: a language model, or where it is (default: where the first plug says).
         backbone_dtype: its data type.
         device: where it runs (default: an accelerator if there is one).
@@ -66,10 +68,12 @@ class Resources:
         retriever: sentence encoder of dense retrieval (default: the first plug's, with its vectors).
         seed: of shuffled histories and of random retrieval.
         vectors: folder of the vector store.
+        fuse: rankers that `rrf` fuses (default: recency, bm25 and, where there is an encoder for it, dense).
     """
 
     task: Task
     plugs: dict[str, list[str]] = field(default_factory=dict)
+    trained: dict[str, list[str]] = field(default_factory=dict, kw_only=True)
     backbone: Any = None
     backbone_dtype: str = "auto"
     device: str | None = None
@@ -80,6 +84,7 @@ class Resources:
     retriever: str | None = None
     seed: int = 0
     vectors: str = DEFAULT_FOLDER
+    fuse: list[str] | None = None
 
     def __post_init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
@@ -190,6 +195,32 @@ class Resources:
             return known
         if name is None:
             raise ConfigurationError(f"The plug {place!r} does not say where its encoder is.")
+        return self._load_encoder(name, revision)
+
+    def encoder_with(self, digest: str, name: str | None, revision: str | None = None) -> Any:
+        """Return the sentence encoder with a digest: one that is loaded, a plug's, the retriever, or the one of that name.
+
+        Raises:
+            MismatchError: none of them has this digest.
+        """
+        for plug in self._places:
+            if (self.config(plug).encoder_fingerprint or {}).get("digest") == digest:
+                return self.encoder(plug)
+        for place, commit in ((self.retriever, None), (name, revision)):
+            if digest in self._encoders:
+                return self._encoders[digest]
+            if place is not None and place not in self._encoders:
+                with suppress(MissingFileError):  # another machine's folder
+                    self._load_encoder(place, commit)
+        if digest not in self._encoders:
+            tried = ", ".join(repr(place) for place in (self.retriever, name) if place) or "none is named"
+            raise MismatchError(
+                f"This ranker belongs to the sentence encoder with the digest {digest}, and there is no such encoder here "
+                f"({tried}): pass retriever=<its folder or Hub id>."
+            )
+        return self._encoders[digest]
+
+    def _load_encoder(self, name: str, revision: str | None) -> Any:
         encoder = encoders.freeze_encoder(encoders.load_encoder(name, revision=revision))
         encoder = encoder.to(self.language_model.device)
         self._encoders[name] = self._encoders.setdefault(encoders.fingerprint(encoder)["digest"], encoder)
@@ -202,19 +233,84 @@ class Resources:
             lambda: VectorStore(encoder, prompt, self.vectors, task),
         )
 
-    def ranking(self, name: str, examples: Sequence[Example]) -> list[list[int]]:
-        """Return all positions of each history in a ranker's order; worked out once."""
+    def artefact(self, folder: str) -> Artefact:
+        """Return a trained artefact."""
+        return self.once(("artefact", folder), lambda: read_artefact(folder))
+
+    @cached_property
+    def backbone_digest(self) -> str:
+        """A fingerprint of the language model, as it was before anything wrapped it."""
+        return backbone_digest(self.language_model, self.processor.tokenizer)
+
+    # ---- rankers -----------------------------------------------------------------------------------------------
+
+    def ranking(self, name: str, examples: Sequence[Example], folder: str = "", draw: int = 0) -> list[list[int]]:
+        """Return all positions of each history in a ranker's order; worked out once.
+
+        Args:
+            name: of a ranker.
+            examples: n of them.
+            folder: of the ranker, if it is a trained one.
+            draw: of random orders, which of several.
+        """
 
         def rank() -> list[list[int]]:
-            options: dict[str, Any] = {"seed": self.seed} if name == "random" else {}
-            if name == "dense":
-                encoder, template, items, queries = self._dense()
-                options = {"store": self.store(encoder, items), "item_template": template, "query_prompt": queries}
-            ranker = get_ranker(name, self.task, **options)
+            ranker = self.ranker(name, folder, draw)
             ranker.prepare(examples)
             return [ranker.rank(e) for e in tqdm(examples, desc=f"Ranking by {name}")]
 
-        return self.once(("ranking", name), rank, examples)
+        return self.once(("ranking", name, folder, draw), rank, examples)
+
+    def ranker(self, name: str, folder: str = "", draw: int = 0) -> Ranker:
+        """Return a ranker, trained or not; arguments as in `ranking`."""
+        if folder:
+            artefact = self.artefact(folder)
+            load = getattr(class_of(artefact.kind), "load")  # noqa: B009 - the class is known by its kind alone
+            return self.once(("ranker", folder), lambda: load(artefact, self))
+        options: dict[str, Any] = {}
+        if name == "random":
+            options = {"seed": self.seed + draw}
+        elif name == "rrf":
+            options = {"rankers": [self.ranker(each, place) for each, place in self._fused().items()]}
+        elif name == "dense":
+            encoder, template, items, queries = self._dense()
+            options = {"store": self.store(encoder, items), "item_template": template, "query_prompt": queries}
+        return get_ranker(name, self.task, **options)
+
+    def check_ranker(self, name: str, folder: str = "") -> None:
+        """Raise a `PPlugError` if there is no such ranker for this task; nothing is loaded. Arguments as in `ranking`."""
+        if folder:
+            self.artefact(folder).check_task(self.task.name, task_digest(self.task))
+        elif name == "rrf":
+            for each, place in self._fused().items():
+                self.check_ranker(each, place)
+        elif name != "dense":
+            get_ranker(name, self.task)
+        elif not (self.retriever or self.plugs):
+            raise ConfigurationError("The ranker dense needs a sentence encoder: pass retriever, or a plug.")
+
+    def ranker_key(self, name: str, folder: str = "") -> dict[str, Any]:
+        """Return what determines a ranker's orders besides its name, as JSON takes it. Arguments as in `ranking`."""
+        if folder:
+            return {"retriever": {"artefact": self.artefact(folder).digest}}
+        if name == "rrf":
+            return {
+                "fused": {each: self.ranker_key(each, place) for each, place in self._fused().items()},
+                "c": FUSION_C,
+            }
+        if name == "random":
+            return {"seed": self.seed}
+        return {"retriever": self.dense_key()} if name == "dense" else {}
+
+    def _fused(self) -> dict[str, str]:
+        """Return the rankers that rrf fuses: name -> folder of the first seed, or ""."""
+        usual = ["recency", "bm25", *(["dense"] if self.retriever or self.plugs else [])]
+        names = usual if self.fuse is None else self.fuse
+        for name in names:
+            if name == "rrf" or (name not in RANKERS and name not in self.trained):
+                known = [each for each in RANKERS if each != "rrf"]
+                raise ConfigurationError(f"fuse names {name!r}; choose among {', '.join((*known, *self.trained))}.")
+        return {name: self.trained.get(name, [""])[0] for name in names}
 
     def dense_key(self) -> dict[str, Any]:
         """Return what determines the order of dense retrieval, as JSON takes it."""
@@ -232,8 +328,27 @@ class Resources:
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
-    def generate(self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None) -> Answers:
-        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone."""
+    def answers(self, row: str, method: Any, examples: Sequence[Example], make: Callable[[], list[str]]) -> list[str]:
+        """Return the answers of a row's method, those that are there or what `make` returns.
+
+        Args:
+            row: its name.
+            method: whose key says if answers are the same.
+            examples: n of them.
+            make: makes the answers.
+        """
+        return self.once(("answers", row, json_digest(method.key(self))), make, examples)
+
+    def generate(
+        self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"
+    ) -> Answers:
+        """Answer n prompts with the decoding that all methods share, by a plug or by the language model alone.
+
+        Args:
+            inputs: the prompts.
+            model: the plug.
+            description: title of the progress bar; "" shows none.
+        """
         decoding, task = self.decoding, self.task
         texts = answer(
             (model or self.language_model).generate,
@@ -249,15 +364,6 @@ class Resources:
             max_new_tokens=decoding.max_new_tokens or task.max_new_tokens,
             num_beams=decoding.num_beams,
             labels=task.labels if decoding.constrained else None,
+            description=description,
         )
         return Answers(texts, inputs.counts)
-
-
-def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
-    """Return a hash over names, types, shapes and values, to which more can be added."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest

@@ -11,6 +11,7 @@
 | `bm25` | the benchmark's Okapi, over words as they stand between white space |
 | `bm25s` | Lucene's BM25 over lower-case words, by the library bm25s; another ranking, not a faster `bm25` |
 | `dense` | similarity of sentence vectors, which come from the store that personas use |
+| `rrf` | reciprocal rank fusion of other rankers' orders |
 
 Every order is complete, the same in every run, and puts the newer of two equal items first. In the benchmark the order of
 equal items depends on how the machine sorts.
@@ -39,6 +40,7 @@ from ..tasks.items import newest_first
 from ..tasks.task import Task, get_task
 
 Similarity = Literal["dot", "cosine"]
+FUSION_C = 60.0  # of reciprocal rank fusion
 
 
 class Ranker(ABC):
@@ -126,6 +128,7 @@ class DenseRanker(Ranker):
         query_prompt: put before queries, where the encoder wants one; queries then have a store next to
             `store`.
         similarity: "dot" (the benchmark's), or "cosine". The same for encoders that normalise.
+        query_store: gives the queries' vectors, if they have an encoder of their own; it then has their prompt.
 
     Raises:
         ConfigurationError: no such similarity.
@@ -138,13 +141,18 @@ class DenseRanker(Ranker):
         item_template: str | None = None,
         query_prompt: str = "",
         similarity: Similarity = "dot",
+        query_store: VectorStore | None = None,
     ):
         super().__init__(task)
         if similarity not in get_args(Similarity):
             raise ConfigurationError(f"similarity is {similarity!r}; choose one of {', '.join(get_args(Similarity))}.")
         self.items, self.item_template, self.similarity = store, item_template, similarity
-        same = query_prompt == store.prompt and not has_routes(store.encoder)
-        self.queries = store if same else VectorStore(store.encoder, query_prompt, store.folder.parent, task="query")
+        if query_store is None:
+            same = query_prompt == store.prompt and not has_routes(store.encoder)
+            query_store = (
+                store if same else VectorStore(store.encoder, query_prompt, store.folder.parent, task="query")
+            )
+        self.queries = query_store
         # By an example's id: the example, so that nothing else gets its id, and the rows of its items [N] and query.
         self._found: dict[int, tuple[Example, np.ndarray, int]] = {}
 
@@ -182,12 +190,49 @@ class DenseRanker(Ranker):
         return item_texts(items, self.item_template)
 
 
+class FusionRanker(Ranker):
+    """Reciprocal rank fusion: an item's score is the sum of 1 / (c + rank) over several rankers, rank 1 being the best.
+
+    Args:
+        task: as above.
+        rankers: whose orders are fused, all of one task (default: recency and bm25).
+        c: the larger, the less the first ranks count; 60 is that of Cormack et al. (2009).
+
+    Raises:
+        ConfigurationError: no rankers, or a negative c.
+    """
+
+    def __init__(self, task: Task | str, rankers: Sequence[Ranker] | None = None, c: float = FUSION_C):
+        super().__init__(task)
+        self.rankers = [RecencyRanker(task), BM25Ranker(task)] if rankers is None else list(rankers)
+        self.c = c
+        if not self.rankers or c < 0:
+            raise ConfigurationError(f"rrf got {len(self.rankers)} rankers and c={c}: give at least one, and c >= 0.")
+
+    def prepare(self, examples: Sequence[Example]) -> None:
+        for ranker in self.rankers:
+            ranker.prepare(examples)
+
+    def rank(self, example: Example) -> list[int]:
+        return fuse([ranker.rank(example) for ranker in self.rankers], self.c)
+
+
+def fuse(orders: Sequence[Sequence[int]], c: float = FUSION_C) -> list[int]:
+    """Return one order of N positions made of several, by reciprocal rank fusion; of equals the last position first."""
+    places = np.argsort(
+        np.array(orders, dtype=np.intp).reshape(len(orders), -1), axis=1
+    )  # [R, N]: rank - 1 of each item
+    # Sorted before they are added: the order of the rankers must not decide between equals by rounding.
+    return _best_first(np.sort(1 / (c + 1 + places), axis=0).sum(axis=0))
+
+
 RANKERS: dict[str, Callable[..., Ranker]] = {
     "random": RandomRanker,
     "recency": RecencyRanker,
     "bm25": BM25Ranker,
     "bm25s": BM25SRanker,
     "dense": DenseRanker,
+    "rrf": FusionRanker,
 }
 
 
@@ -195,9 +240,10 @@ def get_ranker(name: str, task: Task | str, **options: Any) -> Ranker:
     """Return the ranker of that name.
 
     Args:
-        name: "random", "recency", "bm25", "bm25s" or "dense".
+        name: one of the table above.
         task: the task, or its name.
-        **options: `seed` of "random"; `store` (needed), `item_template`, `query_prompt`, `similarity` of "dense".
+        **options: `seed` of "random"; `store` (needed), `item_template`, `query_prompt`, `similarity` of "dense";
+            `rankers`, `c` of "rrf".
 
     Returns:
         An object whose `rank(example)` gives the positions of the history's items, best first.

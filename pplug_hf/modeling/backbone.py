@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
@@ -251,6 +253,29 @@ class _Quiet:
             raise AttributeError(name)
         value = getattr(self._config, name)
         return 0.0 if "drop" in name and isinstance(value, float) else value
+
+
+@contextmanager
+def training_attention(backbone: PreTrainedModel) -> Iterator[None]:
+    """Let a bfloat16 backbone on a CPU attend without torch's fused kernel, whose backward pass takes longer there.
+
+    For short passes behind a cache: the plain kind keeps a matrix of all pairs of tokens.
+
+    Args:
+        backbone: of any kind; all others attend as before.
+    """
+    if (
+        getattr(backbone.config, "_attn_implementation", None) != "sdpa"
+        or backbone.dtype != torch.bfloat16
+        or backbone.device.type != "cpu"
+    ):
+        yield
+        return
+    backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation("sdpa")
 
 
 def check_gradients(backbone: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -186,6 +187,7 @@ def embed(
     batch_size: int = 32,
     show_progress: bool = False,
     task: str = "document",
+    pool: Any = None,
 ) -> Tensor:
     """Equation (1): vectors [len(texts), D] in fp32, detached. Each distinct text is encoded once.
 
@@ -196,6 +198,7 @@ def embed(
         batch_size: texts per forward pass.
         show_progress: show a progress bar.
         task: "document" or "query", for encoders that have a side for each.
+        pool: of processes, as the encoder's `start_multi_process_pool` gives it.
     """
     distinct = list(dict.fromkeys(texts))
     vectors = encoder.encode(
@@ -204,6 +207,7 @@ def embed(
         batch_size=batch_size,
         show_progress_bar=show_progress,
         convert_to_tensor=True,
+        pool=pool,
         **(_task(encoder, task) if isinstance(encoder[0], Router) else {}),
     )
     row = dict(zip(distinct, range(len(distinct)), strict=True))
@@ -213,7 +217,7 @@ def embed(
 
 def check_finite(vectors: Tensor) -> None:
     """Raise a `DataError` if a value of item vectors [N, D] is not finite."""
-    if vectors.sum().isfinite():  # then every value is, and one pass without a copy has told
+    if math.isfinite(vectors.sum().item()):  # then every value is, and one pass without a copy has told
         return
     finite = vectors.isfinite().all(dim=1)
     if not finite.all():

@@ -18,7 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.utils import ModelOutput
 
 from ..errors import ConfigurationError, DataError, MismatchError
@@ -91,11 +97,16 @@ def word_embeddings(backbone: PreTrainedModel) -> Any:
         return backbone.get_input_embeddings()
 
 
-def default_position(backbone: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return [B], the number of real tokens in front of the prefix: a causal model's BOS, else none (equation 5)."""
-    if backbone.config.is_encoder_decoder:
+def default_position(config: PreTrainedConfig, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return [B], the number of real tokens in front of the prefix: a causal model's BOS, else none (equation 5).
+
+    Args:
+        config: of the backbone.
+        input_ids, attention_mask: [B, T] of the prompts.
+    """
+    if config.is_encoder_decoder:
         return attention_mask.new_zeros(len(input_ids))
-    bos = getattr(backbone.config.get_text_config(), "bos_token_id", None)  # Pegasus has none
+    bos = getattr(config.get_text_config(), "bos_token_id", None)  # Pegasus has none
     first = input_ids.gather(1, attention_mask.argmax(dim=1, keepdim=True)).squeeze(1)
     starts_with_bos = torch.isin(first, torch.as_tensor([] if bos is None else bos, device=first.device).to(first))
     return (starts_with_bos & attention_mask.any(dim=1)).long()
@@ -256,7 +267,7 @@ def insert(
         if last.all():
             prefix, shown = prefix[:, :0], shown[:, :0]
     if position is None:
-        position = default_position(backbone, input_ids, mask)
+        position = default_position(backbone.config, input_ids, mask)
         behind_text = last | ~shown.any(dim=1)  # of a row without a soft prompt, too, which stands nowhere
         position = torch.where(behind_text, _prompt_lengths(mask, labels), position) if causal else position
     else:

@@ -153,14 +153,29 @@ class PromptCache:
                 )
         return self._kinds[backbone][0] is not None
 
+    def of_tenants(self, tenants: Sequence[str]) -> TenantsPromptCache:
+        """Return this cache for one batch, in which a tenant's rows are given only what the same tenant's rows left.
+
+        Args:
+            tenants: whose each row of the batch is.
+        """
+        return TenantsPromptCache(self, tenants)
+
     @torch.no_grad()
-    def states(self, backbone: Any, rows: Sequence[Sequence[int]], mask: Tensor | None = None) -> Known:
+    def states(
+        self,
+        backbone: Any,
+        rows: Sequence[Sequence[int]],
+        mask: Tensor | None = None,
+        tenants: Sequence[str] | None = None,
+    ) -> Known:
         """Return the states of prompts. Those that are not in the cache are computed together.
 
         Args:
             backbone: a frozen language model.
             rows: the token ids of each prompt, without padding; not all of them empty.
             mask: [B, T], ones where the first tokens of each prompt are wanted (causal models; default: all of them).
+            tenants: as of `of_tenants` (default: one for all).
 
         Returns:
             What the backbone takes (a `DynamicCache` padded on the left, or an encoder's output [B, T, H] padded on the
@@ -175,22 +190,33 @@ class PromptCache:
         kind, digest = self._kinds[backbone]
         if torch.is_autocast_enabled(device.type):
             digest += str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
-        model = _Model(backbone, kind, digest, device)
         prompts = [tuple(row) for row in rows]
+        owners = [""] * len(prompts) if tenants is None else tenants
+        model, found = _Model(backbone, kind, digest, device), {}
         with self._lock:
-            chains = self._chains(model, prompts)
+            for tenant in dict.fromkeys(owners):
+                own = [ids for ids, owner in zip(prompts, owners, strict=True) if owner == tenant]
+                chains = self._chains(model._replace(digest=digest + _salt(tenant)), own)
+                found |= {(tenant, ids): chain for ids, chain in chains.items()}
         if mask is None:
             mask = _padded([[1] * len(ids) for ids in prompts], kind.causal, device)
-        lengths = mask.sum(dim=1).tolist()
-        return Known(kind.past(self._joined(model, [chains[ids] for ids in prompts], lengths, mask.shape[1])), mask)
+        lengths, chains = mask.sum(dim=1).tolist(), [found[key] for key in zip(owners, prompts, strict=True)]
+        return Known(kind.past(self._joined(model, chains, lengths, mask.shape[1])), mask)
 
-    def of_batch(self, backbone: Any, inserted: Inserted, needed: int | None = None) -> Known | None:
+    def of_batch(
+        self,
+        backbone: Any,
+        inserted: Inserted,
+        needed: int | None = None,
+        tenants: Sequence[str] | None = None,
+    ) -> Known | None:
         """Return the states of what stands in front of all soft prompts of a batch.
 
         Args:
             backbone: a frozen language model.
             inserted: the batch with its soft prompts.
             needed: the first column whose logits are needed (default: the last one).
+            tenants: as of `of_tenants` (default: one for all).
 
         Returns:
             States and mask of the first columns of the batch; of an encoder-decoder model, of the prompts. None where
@@ -205,14 +231,14 @@ class PromptCache:
         tokens = inserted.mask.sum(dim=1)
         has_none = tokens == inserted.text_mask.sum(dim=1)  # [B], of a soft prompt among the tokens
         if not self._kinds[backbone][0].causal:
-            return self.states(backbone, texts) if has_none.all() and any(texts) else None
+            return self.states(backbone, texts, tenants=tenants) if has_none.all() and any(texts) else None
         rows = [ids[:n] for ids, n in zip(texts, inserted.position.tolist(), strict=True)]
         # Rows are padded in front, so their ends are at one column. Of a row without a soft prompt the last token is read,
         # for its answer follows from that.
         end = inserted.mask.shape[1] - int((tokens - inserted.position + has_none.long()).max())
         if end <= 0 or (needed is not None and needed < end) or not inserted.mask[:, :end].any():
             return None
-        return self.states(backbone, rows, inserted.mask[:, :end])
+        return self.states(backbone, rows, inserted.mask[:, :end], tenants)
 
     # ---- entries -------------------------------------------------------------------------------------------
 
@@ -306,6 +332,22 @@ class PromptCache:
             self._memory.put(name, entry)
         else:
             self._files.put(name, entry)
+
+
+class TenantsPromptCache(NamedTuple):
+    """A cache for one batch with rows of several tenants, of whom none is given what another has left."""
+
+    cache: PromptCache
+    tenants: Sequence[str]
+
+    def of_batch(self, backbone: Any, inserted: Inserted, needed: int | None = None) -> Known | None:
+        """See `PromptCache.of_batch`."""
+        return self.cache.of_batch(backbone, inserted, needed, self.tenants)
+
+
+def _salt(tenant: str) -> str:
+    """Return what the names of a tenant's entries have in them; nothing for the default tenant."""
+    return hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()[:40] if tenant else ""
 
 
 def _padded(rows: Sequence[Sequence[int]], left: bool, device: torch.device) -> Tensor:

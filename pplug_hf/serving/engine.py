@@ -11,9 +11,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
-from ..modeling import Persona
+from ..modeling import Persona, Personalizer
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,18 @@ class Engine(ABC):
 
     @property
     @abstractmethod
+    def personalizers(self) -> Mapping[str, Personalizer]:
+        """The plugs with their encoders by name, the default first: what encodes items and weights them."""
+
+    @property
     def plugs(self) -> Sequence[str]:
         """Names of the plugs that requests may choose, the default first."""
+        return list(self.personalizers)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that wait for their turn."""
+        return 0
 
     @abstractmethod
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
@@ -114,3 +125,11 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """End all work and free the memory."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

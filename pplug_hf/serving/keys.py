@@ -60,7 +60,7 @@ class Keys:
         Raises:
             DataError: no user id.
         """
-        check_id(user, "user")
+        check_id(user)
         return Key(self.tenant(tenant), self._digest(b"user", _bytes(tenant), _bytes(user)))
 
     @property
@@ -73,12 +73,11 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")  # any text, lone surrogates too
 
 
-def check_id(value: object, kind: str) -> None:
-    """Raise a `DataError` unless an id is a text of 1 to 256 characters."""
-    if not isinstance(value, str):
-        raise DataError(f"The id of {kind_of(value)} cannot be a {kind}'s: ids are texts of 1 to {MAX_ID} characters.")
-    if not 1 <= len(value) <= MAX_ID:
-        raise DataError(f"The id of a {kind} has {len(value)} characters: ids are texts of 1 to {MAX_ID} characters.")
+def check_id(value: object) -> None:
+    """Raise a `DataError` unless an id, of a user or an item, is a text of 1 to 256 characters."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_ID:
+        got = f"a text of {len(value)}" if isinstance(value, str) else kind_of(value)
+        raise DataError(f"Ids of users and items are texts of 1 to {MAX_ID} characters, got {got}.")
 
 
 def secret_from_environment() -> str | None:

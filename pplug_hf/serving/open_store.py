@@ -11,14 +11,14 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from ..errors import ConfigurationError, MismatchError
+from ..errors import ConfigurationError, MismatchError, MissingFileError
 from ..modeling import EncoderSpec, Persona
 from ..storage.files import locked
 from .backend import Header, Place
 from .keys import Keys, check_id, secret_from_environment
 from .packing import Packing
 from .resp_store import Server
-from .sqlite_store import SECRET, Folder
+from .sqlite_store import SECRET, STORE, Folder
 from .store import DeletionReceipt, PersonaStore, StoreStats
 
 FIRST = "default"  # namespace of a new store
@@ -26,7 +26,7 @@ FIRST = "default"  # namespace of a new store
 
 def open_store(
     place: str | os.PathLike,
-    spec: EncoderSpec,
+    spec: EncoderSpec | None,
     *,
     secret: bytes | str | None = None,
     tenant: str = "",
@@ -37,7 +37,7 @@ def open_store(
 
     Args:
         place: a folder on a local disk; or redis://..., rediss://..., valkey://... of a server.
-        spec: of the encoder, as in `personalizer.spec`.
+        spec: of the encoder, as in `personalizer.spec`; None takes that of the store, which must be there then.
         secret: what user ids are hashed with, at least 16 characters, the same for ever (default: the variable
             PPLUG_STORE_SECRET; else, of a folder, its file `secret`, made at first with rights for the owner alone).
         tenant: whose users these are.
@@ -46,6 +46,7 @@ def open_store(
 
     Raises:
         MismatchError: the namespace is of another encoder, or the secret is not the store's.
+        MissingFileError: no `spec` was given, and there is no such store or namespace.
         ConfigurationError: settings that cannot be used.
         DataError: the store is damaged.
         StoreError: the disk is full, or the server does not answer.
@@ -59,6 +60,8 @@ def open_store(
     folder = Path(url)
     if folder.is_file():
         raise ConfigurationError(f"{url!r} is a file; a store is a folder.")
+    if spec is None and not (folder / STORE).is_file():
+        raise MissingFileError(f"There is no store in {url!r}: give the spec of an encoder to make one.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = Keys(secret or secret_from_environment() or _own_secret(folder))
     return _open(Folder(folder, keys.check), url, spec, keys, tenant, namespace, dtype)
@@ -75,7 +78,7 @@ def _own_secret(folder: Path) -> str:
 
 
 def _open(
-    place: Place, url: str, spec: EncoderSpec, keys: Keys, tenant: str, namespace: str | None, dtype: str | None
+    place: Place, url: str, spec: EncoderSpec | None, keys: Keys, tenant: str, namespace: str | None, dtype: str | None
 ) -> PersonaStore:
     if place.check != keys.check:
         raise MismatchError(
@@ -88,6 +91,8 @@ def _open(
         )
     headers = place.headers()
     if name not in headers:
+        if spec is None:
+            raise MissingFileError(f"The store {url!r} has no namespace {name!r}, but {', '.join(headers) or 'none'}.")
         header = Header(spec, dtype or "float16")
         Packing(header.spec, header.dtype)  # raises
         place.create(name, header)
@@ -95,7 +100,7 @@ def _open(
     if not place.active:
         place.activate(name)
     header = headers[name]
-    if not spec.fits(header.spec):
+    if spec is not None and not spec.fits(header.spec):
         fitting = [other for other, header in headers.items() if spec.fits(header.spec)]
         remedy = f"pass namespace={fitting[0]!r}" if fitting else "pass the name of a new namespace and fill it"
         raise MismatchError(
@@ -123,6 +128,10 @@ class KeyedStore(PersonaStore):
         self._packing = self._backend.packing
         self.spec, self.namespace = self._packing.spec, namespace
 
+    @property
+    def tenant_name(self) -> str:
+        return self._tenant
+
     def tenant(self, name: str) -> Self:
         other = copy.copy(self)
         other._tenant = name
@@ -148,7 +157,7 @@ class KeyedStore(PersonaStore):
     def delete_items(self, user: str, item_ids: Collection[str]) -> DeletionReceipt:
         ids = {item_ids} if isinstance(item_ids, str) else set(item_ids)
         for name in ids:
-            check_id(name, "item")
+            check_id(name)
         return self._delete(user, ids)
 
     def delete_user(self, user: str) -> DeletionReceipt:

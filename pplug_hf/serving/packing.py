@@ -93,7 +93,7 @@ class Packing:
                 "A store needs items with ids, by which they are deleted: encode items that carry an 'id'."
             )
         for name in persona.item_ids:
-            check_id(name, "item")
+            check_id(name)
         times = np.full(len(persona), np.nan)
         if persona.timestamps is not None:
             times[:] = persona.timestamps.double().cpu().numpy()

@@ -60,7 +60,7 @@ def _as_store_errors() -> Iterator[None]:
     redis = require("redis", "redis", "A store in a server")
     try:
         yield
-    except redis.RedisError as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
         raise StoreError(f"The server of the store does not do its work: {error}. Nothing was written.") from error
 
 
@@ -76,16 +76,21 @@ class Values(Backend):
     def __init__(self, client: Any, namespace: str, packing: Packing):
         self.packing = packing
         self._client, self._namespace = client, namespace
+        self._is_cluster = not hasattr(client, "connection_pool")
         self._script = client.register_script(_WRITE)
 
     def _names(self, key: Key) -> list[str]:
         return [f"pplug:{key.tenant.hex()}:{{{key.user.hex()}}}:{self._namespace}:{part}" for part in "mv"]
 
     def read(self, keys: Sequence[Key]) -> Iterator[Rows | None]:
-        with _as_store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            for key in keys:
-                pipeline.mget(self._names(key))
-            found = pipeline.execute()
+        with _as_store_errors():
+            if self._is_cluster:  # where no pipeline takes MGET
+                found = [self._client.mget(self._names(key)) for key in keys]
+            else:
+                with self._client.pipeline(transaction=False) as pipeline:
+                    for key in keys:
+                        pipeline.mget(self._names(key))
+                    found = pipeline.execute()
         for key, (facts, data) in zip(keys, found, strict=True):
             yield None if facts is None else self._decode(key, facts, data)
 

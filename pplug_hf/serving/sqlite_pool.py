@@ -24,6 +24,7 @@ _SETTINGS = f"""
     PRAGMA busy_timeout = {BUSY_SECONDS * 1000};
     PRAGMA synchronous = FULL;
     PRAGMA secure_delete = ON;
+    PRAGMA journal_size_limit = {1 << 20};
     PRAGMA temp_store = MEMORY;
     PRAGMA cell_size_check = ON;
     PRAGMA trusted_schema = OFF;
@@ -41,7 +42,8 @@ class Pool:
         self.path = path
         self._idle: list[sqlite3.Connection] = []
         self._lent = 0
-        self._returned = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._returned = threading.Condition(self._lock)
         self._is_closed = False
         _POOLS.add(self)
 
@@ -56,7 +58,7 @@ class Pool:
             StoreError: the disk is full, or another process holds the file for too long; nothing was written.
             DataError: the file is damaged or missing.
         """
-        with self._returned:
+        with self._lock:
             if self._is_closed:
                 raise StoreError("This store is closed: open it again.")
             self._lent += 1
@@ -69,7 +71,7 @@ class Pool:
         except sqlite3.DatabaseError as error:
             raise self._error(error, user) from error
         finally:
-            with self._returned:
+            with self._lock:
                 if connection is not None:
                     if is_sound and len(self._idle) < KEPT and not self._is_closed:
                         self._idle.append(connection)
@@ -112,7 +114,7 @@ class Pool:
 
     def close(self) -> None:
         """Close all connections; those that are lent, when they come back."""
-        with self._returned:
+        with self._lock:
             self._is_closed = True
             self._close_idle()
 
@@ -122,21 +124,23 @@ class Pool:
 
     def suspend(self) -> None:
         """Wait for all connections, close them, and lend none until `resume`."""
-        self._returned.acquire()
+        self._lock.acquire()
         while self._lent:
             self._returned.wait()
         self._close_idle()
 
     def resume(self) -> None:
         """Lend connections again."""
-        self._returned.release()
+        self._lock.release()
 
 
 _POOLS: WeakSet[Pool] = WeakSet()
+_FORKING = threading.Lock()  # two threads may fork at once
 _suspended: list[Pool] = []
 
 
 def _before_fork() -> None:
+    _FORKING.acquire()
     for pool in list(_POOLS):
         pool.suspend()
         _suspended.append(pool)
@@ -145,6 +149,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _suspended:
         _suspended.pop().resume()
+    _FORKING.release()
 
 
 if hasattr(os, "register_at_fork"):

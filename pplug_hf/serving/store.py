@@ -61,6 +61,11 @@ class PersonaStore(ABC):
     spec: EncoderSpec
     namespace: str
 
+    @property
+    @abstractmethod
+    def tenant_name(self) -> str:
+        """Name of the tenant whose users these are."""
+
     @abstractmethod
     def tenant(self, name: str) -> PersonaStore:
         """Return the same store for another tenant, who shares its files and sees none of its users.

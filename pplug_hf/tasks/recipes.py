@@ -32,7 +32,7 @@ class Recipe:
 
     name: str = field(metadata={"help": "Name of the recipe, as in 'paper/lamp-4'."})
     task: str | None = field(default=None, metadata={"help": "Name of its task (default: for any)."})
-    training: Mapping[str, Any] = field(metadata={"help": "Settings of `pplug-hf train`."})
+    training: Mapping[str, Any] = field(metadata={"help": "Settings of `pplug-hf train`, or of `pplug-hf fit`."})
     plug: Mapping[str, Any] = field(metadata={"help": "Choices of the plug's configuration, for training too."})
     answering: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "Settings of `pplug-hf evaluate` and `pplug-hf bench`."}
@@ -44,6 +44,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {}
+FIT_RECIPES: dict[str, Recipe] = {}  # of `pplug-hf fit`; their training settings name the method
 
 
 def spelled(name: str) -> str:
@@ -74,6 +75,7 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         ConfigurationError: there is no such recipe.
     """
-    if spelled(name) not in RECIPES:
-        raise ConfigurationError(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
-    return RECIPES[spelled(name)]
+    known = {**RECIPES, **FIT_RECIPES}
+    if spelled(name) not in known:
+        raise ConfigurationError(f"There is no recipe {name!r}; choose one of {', '.join(known)}.")
+    return known[spelled(name)]

@@ -11,11 +11,13 @@ name. How retrieval reads and shows items has defaults, so most tasks need none 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from string import Formatter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -78,6 +80,17 @@ class PromptFormat:
             return "", input_text
         head, after, rest = input_text.partition(self.after)
         return (head + after, rest) if after else None
+
+
+class _Divided(str):
+    """A text of which a format string may name the first words (`:start`) or the others (`:rest`)."""
+
+    def __format__(self, part: str) -> str:
+        words = self.split()
+        share = 0.1 + 0.15 * int.from_bytes(hashlib.sha256(self.encode("utf-8", "surrogatepass")).digest()[:4]) / 2**32
+        cut = max(1, int(len(words) * share))
+        parts = {"": str(self), "start": " ".join(words[:cut]), "rest": " ".join(words[cut:])}
+        return parts[part]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +156,20 @@ class Task:
         metadata={"help": "Field of a row that says whose it is; empty: 'user_id' or 'user'."},
     )
 
+    own_prompt: str = field(
+        default="",
+        repr=False,
+        metadata={
+            "help": "Another question that a history item answers by itself, as a format string over its fields, to train a "
+            "user's own weights on where items carry no answer of the task; {text:start} is the first words of a field."
+        },
+    )
+    own_answer: str = field(
+        default="",
+        repr=False,
+        metadata={"help": "Its answer, likewise; {text:rest} is the field without those first words."},
+    )
+
     def __post_init__(self) -> None:
         for fault in self._faults():
             raise ConfigurationError(f"Task {self.name!r}: {fault}")
@@ -183,16 +210,21 @@ class Task:
                 "do, and must not show the answer."
             )
 
+        if wrong := _parts_of(self.own_prompt + self.own_answer) - {"", "start", "rest"}:
+            yield f"own_prompt and own_answer name {', '.join(sorted(wrong))} of a field; there is start, and rest."
+        if bool(self.own_prompt) != bool(self.own_answer):
+            yield "own_prompt and own_answer belong together: give both, or neither."
+
     @property
     def identity(self) -> str:
-        """Text that determines the task, for digests; fields that were added later are in it only if they are set."""
+        """Text that determines questions and answers, for digests; later fields are in it only if they are set."""
         return repr(self) + self.history_prompt_template + self.input_template + self.user_field
 
     @property
     def fields(self) -> frozenset[str]:
         """Fields that every history item of this task has (`id` and `date` come on top, where known)."""
         named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
-        named |= fields_of(self.history_prompt_template)
+        named |= fields_of(self.history_prompt_template + self.own_prompt + self.own_answer)
         named |= {self.query_field} | ({self.answer_field} if self.answer_field else set())
         return named | (self.prompt.fields if self.prompt else frozenset())
 
@@ -299,6 +331,19 @@ class Task:
         query = field_text(item, self.query_field)
         return before + query + after, query
 
+    def own_question(self, item: Mapping[str, Any]) -> tuple[str, str]:
+        """Return what a history item answers by itself, where it carries no answer of the task.
+
+        Args:
+            item: a history item.
+
+        Returns:
+            The filled `own_prompt` and `own_answer`. Of a field that is cut, the first words are a share of between 10 and
+            25 %, drawn by the text; at least one.
+        """
+        values = {name: _Divided(field_text(item, name)) for name in fields_of(self.own_prompt + self.own_answer)}
+        return self.own_prompt.format_map(values), self.own_answer.format_map(values)
+
     def item_text(self, item: Mapping[str, Any], labelled: bool = True) -> str:
         """Return the text of an item for the history encoder.
 
@@ -325,6 +370,11 @@ class Task:
         query = body.strip()
         start = len(body) - len(body.lstrip())
         return head + marker + body[:start], query, body[start + len(query) :] + rest
+
+
+def _parts_of(template: str) -> set[str]:
+    """Return what a template asks for of its fields."""
+    return {part or "" for _, name, part, _ in Formatter().parse(template) if name}
 
 
 def _number(text: str) -> float | None:

@@ -20,6 +20,8 @@ TASK = Task(
         frame_tokens=0,
         item_tokens=2,
     ),
+    own_prompt="Write the abstract of a paper with this title: {title}",
+    own_answer="{abstract}",
     labels=("[1]", "[2]"),
     metric="accuracy",
     max_new_tokens=8,

@@ -16,6 +16,8 @@ TASK = Task(
         reserved="are written by user. Following the given patterns",
         item_tokens='"" ',
     ),
+    own_prompt="Complete this tweet: {text:start}",
+    own_answer="{text:rest}",
     metric="rouge",
     max_new_tokens=128,
 )

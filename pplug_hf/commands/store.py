@@ -1,0 +1,46 @@
+"""`pplug-hf store`: what a store holds, the persona of one user, and deletion."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from ..errors import ConfigurationError, MissingFileError
+from ..serving.open_store import open_store
+from ..serving.store import PersonaStore
+from .options import StoreSettings
+
+
+def store(settings: StoreSettings) -> None:
+    """Do one thing and print what was done, as JSON.
+
+    Args:
+        settings: see the fields.
+
+    Raises:
+        PPlugError: settings or a store that cannot be used.
+    """
+    needed = {"export": ("user", "output"), "delete-items": ("user", "items"), "delete-user": ("user",)}
+    missing = [name for name in needed.get(settings.action, ()) if getattr(settings, name) is None]
+    if missing:
+        raise ConfigurationError(f"--action {settings.action} needs {' and '.join(f'--{name}' for name in missing)}.")
+    with open_store(settings.store, None, tenant=settings.tenant, namespace=settings.namespace) as opened:
+        print(json.dumps(_act(opened, settings), indent=1))
+
+
+def _act(opened: PersonaStore, settings: StoreSettings) -> dict[str, object]:
+    user = settings.user or ""
+    if settings.action == "delete-items":
+        return asdict(opened.delete_items(user, settings.items or ()))
+    if settings.action == "delete-user":
+        return asdict(opened.delete_user(user))
+    if settings.action == "export":
+        persona = opened.get(user)
+        if persona is None:
+            raise MissingFileError("The store holds no item of this user.")
+        persona.save_pretrained(settings.output or "")
+        return {"items": len(persona), "folder": settings.output}
+    if settings.action == "compact":
+        opened.compact()
+    names = {name: str(spec) for name, spec in opened.namespaces().items()}
+    return asdict(opened.stats()) | {"namespace": opened.namespace, "namespaces": names}

@@ -1,0 +1,86 @@
+"""`FitJob`: what `pplug-hf fit` gives to the function that trains a method.
+
+    def train(job: FitJob, options: MyOptions) -> Artefact:
+        draft = job.draft("ranker", encoder="1f...")         # new, or continued after a kill
+        if draft.finished:
+            return draft.finished
+        ...                                                   # learn from job.users.fit, choose by job.users.held
+        return draft.finish({**job.settings(), ...}, about={"curve": [...]})
+
+A method is one line of `FIT` in `fit_options.py`: its name, its options, and the function's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from ..data.histories import UserSplit
+from ..data.records import Example
+from ..tasks.task import Task
+from .artefacts import Draft
+from .digests import data_digest, task_digest
+from .fit_options import PLACES
+from .resources import Resources
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """A training.
+
+    Attributes:
+        method: its name, one of `FIT`.
+        task: what is asked.
+        users: the examples of the train split in three parts, of different users.
+        read: returns the examples of another split, or nothing if there is none; nothing of them may be learned.
+        resources: language model, decoding, encoders and vectors.
+        options: of the method.
+        output: folder of the artefact.
+        seed: of the training.
+        split: how the users were divided.
+        resume: go on where a killed training stopped.
+    """
+
+    method: str
+    task: Task
+    users: UserSplit
+    read: Callable[[str], list[Example]]
+    resources: Resources
+    options: Any
+    output: str
+    seed: int
+    split: Mapping[str, Any]
+    resume: bool = True
+
+    def settings(self) -> dict[str, Any]:
+        """Return what every artefact keeps in its settings: the method, and the task that it belongs to."""
+        return {"method": self.method, "task": {"name": self.task.name, "digest": task_digest(self.task)}}
+
+    @cached_property
+    def run(self) -> dict[str, Any]:
+        """What determines the training: data, language model, decoding, options and seed, without places."""
+        resources, task = self.resources, self.task
+        decoding = replace(resources.decoding, max_new_tokens=resources.decoding.max_new_tokens or task.max_new_tokens)
+        examples = [*self.users.fit, *self.users.select, *self.users.held]
+        return {
+            "method": self.method,
+            "task": task_digest(task),
+            "data": data_digest(task, examples, answers=True),
+            "split": dict(self.split),
+            "backbone": resources.backbone_digest,
+            "chat": resources.processor.chat and [resources.processor.tokenizer.chat_template, resources.system],
+            "decoding": asdict(decoding),
+            "options": {name: value for name, value in asdict(self.options).items() if name not in PLACES},
+            "seed": self.seed,
+        }
+
+    def draft(self, kind: str, **digests: Any) -> Draft:
+        """Open the output folder.
+
+        Args:
+            kind: of the artefact.
+            **digests: further things that determine the training, such as the encoder's digest.
+        """
+        return Draft.open(self.output, kind, self.run | digests, self.resume)

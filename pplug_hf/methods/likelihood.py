@@ -1,0 +1,115 @@
+"""How likely a language model finds given answers.
+
+n examples, L labels, B prompts in a batch, R = B * L pairs, T prompt tokens, W answer tokens, H backbone width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from .decoding import batches_by_length, evaluating
+
+if TYPE_CHECKING:
+    from ..processing import PPlugProcessor
+
+
+def label_log_probs(
+    backbone: PreTrainedModel,
+    processor: PPlugProcessor,
+    prompts: Sequence[str],
+    labels: Sequence[str],
+    batch_size: int = 64,
+    max_length: int | None = 256,
+) -> Tensor:
+    """Return how likely the backbone alone finds each label after each prompt.
+
+    Args:
+        backbone: The language model, without a persona.
+        processor: Of that model.
+        prompts: n of them.
+        labels: L answers, each scored whole, its end included.
+        batch_size: (prompt, label) pairs per forward pass of the decoder; at least all labels of one prompt.
+        max_length: Cut prompts to this many tokens.
+
+    Returns:
+        Summed token log-probabilities [n, L], fp32, on the CPU.
+    """
+    score = _score_encoder_decoder if processor.is_encoder_decoder else _score_causal
+    log_probs = torch.zeros(len(prompts), len(labels))
+    with evaluating(backbone):
+        for rows in batches_by_length(prompts, max(1, batch_size // max(1, len(labels))), "Scoring labels"):
+            batch = [prompts[row] for row in rows]
+            nll, _ = score(backbone, processor, batch, list(labels) * len(batch), max_length)  # [B * L]
+            log_probs[rows] = -nll.view(len(rows), len(labels)).cpu()
+    return log_probs
+
+
+def target_log_probs(
+    backbone: PreTrainedModel,
+    processor: PPlugProcessor,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    max_length: int | None = 256,
+) -> tuple[Tensor, Tensor]:
+    """Return how likely the backbone alone finds one answer after each of a batch of prompts.
+
+    Args:
+        backbone, processor, max_length: as above.
+        prompts: B of them.
+        targets: an answer to each, scored whole, its end included.
+
+    Returns:
+        Summed token log-probabilities [B] and numbers of tokens [B], fp32, on the CPU.
+    """
+    score = _score_encoder_decoder if processor.is_encoder_decoder else _score_causal
+    with evaluating(backbone):
+        nll, tokens = score(backbone, processor, list(prompts), list(targets), max_length)
+    return -nll.float().cpu(), tokens.float().cpu()
+
+
+def _score_encoder_decoder(
+    backbone: Any, processor: PPlugProcessor, prompts: list[str], answers: list[str], max_length: int | None
+) -> tuple[Tensor, Tensor]:
+    """NLL and tokens [R] of R / B answers to each of B prompts; each prompt goes through the encoder once."""
+    batch, times = (
+        processor(text=prompts, max_length=max_length).to(device=backbone.device),
+        len(answers) // len(prompts),
+    )
+    mask = batch["attention_mask"]
+    states = backbone.get_encoder()(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state  # [B, T, H]
+    targets = processor(text=answers, labels=answers)["labels"].to(backbone.device)  # [R, W]
+    logits = backbone(
+        encoder_outputs=BaseModelOutput(last_hidden_state=states.repeat_interleave(times, dim=0)),
+        attention_mask=mask.repeat_interleave(times, dim=0),
+        decoder_input_ids=backbone.prepare_decoder_input_ids_from_labels(labels=targets),
+    ).logits
+    return _nll(logits, targets)
+
+
+def _score_causal(
+    backbone: Any, processor: PPlugProcessor, prompts: list[str], answers: list[str], max_length: int | None
+) -> tuple[Tensor, Tensor]:
+    """NLL and tokens [R] of R / B answers to each of B prompts, which is repeated for each."""
+    repeated = [prompt for prompt in prompts for _ in range(len(answers) // len(prompts))]
+    batch = processor(text=repeated, labels=answers, max_length=max_length).to(device=backbone.device)
+    ids, mask, targets = batch["input_ids"], batch["attention_mask"], batch["labels"]
+    # Rows are padded left, so all answers end at the right edge: the logits of the prompts, [R, T, V], need not be.
+    kept = int((targets != -100).sum(dim=1).max()) + 1
+    limit = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(backbone.forward).parameters else {}
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    logits = backbone(input_ids=ids, attention_mask=mask, position_ids=positions, **limit).logits[:, -kept:]
+    return _nll(logits[:, :-1], targets[:, -kept:][:, 1:])
+
+
+def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed NLL of each row's targets and their number, [R, W, V] and [R, W] to [R] each."""
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="none")
+    return nll.view(targets.shape).sum(dim=1), (targets != -100).sum(dim=1)

@@ -1,0 +1,127 @@
+"""A request on its way through an engine: its tokens so far, their text, and who waits for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Collection, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from ..errors import EngineError, TimeLimitError
+from .engine import Answer, Request
+
+_UNFINISHED = "\ufffd"  # what a tokenizer makes of a part of a character
+
+
+class Running:
+    """A request, its prompt and its answer so far. One thread takes tokens in, others wait for pieces of text.
+
+    Args:
+        request: as it was asked.
+        ids: tokens of the prompt.
+        position: tokens of the prompt in front of the soft prompt.
+        plug: name, or None for an answer without any plug.
+        soft_tokens: length of the soft prompt.
+        limit: most tokens of the answer.
+        seconds: until the answer must be finished.
+        streams: send pieces as they are made, not the whole answer alone.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        ids: Sequence[int],
+        position: int,
+        plug: str | None,
+        soft_tokens: int,
+        limit: int,
+        seconds: float,
+        streams: bool = False,
+    ):
+        self.request, self.ids, self.position, self.plug, self.limit = request, list(ids), position, plug, limit
+        self.length = len(self.ids) + soft_tokens
+        self.seconds, self.deadline = seconds, time.monotonic() + seconds
+        self.streams, self.is_alone = streams, False
+        self.ended = self.cancelled = False
+        self.pieces: SimpleQueue[Answer | Exception] = SimpleQueue()
+        self.tokens: list[int] = []
+        self._sent = 0  # characters
+        seed = request.sampling.seed
+        self._seed = int.from_bytes(os.urandom(8)) if seed is None else seed
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the answer anew, with the same draws; what was sent of it is not sent again."""
+        self.tokens.clear()
+        self.draws = random.Random(self._seed)
+
+    def take(self, token: int, end_tokens: Collection[int], decode: Callable[[list[int]], str]) -> None:
+        """Take in the next token, and send what it makes certain.
+
+        Args:
+            token: id.
+            end_tokens: ids that end an answer.
+            decode: from ids to text.
+        """
+        self.tokens.append(token)
+        is_end = token in end_tokens
+        reason = "stop" if is_end else "length" if len(self.tokens) >= self.limit else None
+        stops = self.request.sampling.stop
+        if not (reason or self.streams or stops):
+            return
+        text = decode(self.tokens[:-1] if is_end else self.tokens)
+        found = [at for stop in stops if (at := text.find(stop)) >= 0]
+        if found:
+            text, reason = text[: min(found)], "stop"
+        if reason:
+            self.end(self._answer(text, reason))
+        elif self.streams and len(text := _certain(text, stops)) > self._sent:
+            self.pieces.put(self._answer(text, None))
+            self._sent = len(text)
+
+    def _answer(self, text: str, reason: Any) -> Answer:
+        return Answer(text[self._sent :], reason, self.length, len(self.tokens))
+
+    def end(self, result: Answer | Exception) -> None:
+        """Send the last piece, or what went wrong; what comes later is not sent."""
+        if not self.ended:
+            self.ended = True
+            self.pieces.put(result)
+
+    def is_over(self) -> bool:
+        """Return whether nothing more is to be done, because it is answered, cancelled or late."""
+        if self.cancelled:
+            self.end(EngineError("The request was cancelled."))
+        elif time.monotonic() > self.deadline:
+            self.end(self._late())
+        return self.ended
+
+    def _late(self) -> TimeLimitError:
+        return TimeLimitError(f"The answer was not finished within {self.seconds:g} seconds.")
+
+    def next_piece(self) -> Answer:
+        """Wait for the next piece, and return it.
+
+        Raises:
+            PPlugError: what went wrong.
+        """
+        try:
+            piece = self.pieces.get(timeout=max(0.0, self.deadline - time.monotonic()))
+        except Empty:  # also if the model hangs
+            self.cancelled = True
+            raise self._late() from None
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+
+def _certain(text: str, stops: Sequence[str]) -> str:
+    """Return the beginning of a text that no later token changes: no half of a character, nor the beginning of a stop."""
+    text = text.rstrip(_UNFINISHED)
+    longest = max(map(len, stops), default=0)
+    for n in range(min(longest - 1, len(text)), 0, -1):
+        if any(stop.startswith(text[-n:]) for stop in stops):
+            return text[:-n]
+    return text

@@ -1,0 +1,125 @@
+"""Bodies of requests: OpenAI's, with a persona."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .failures import ApiError
+
+UserId = Annotated[str, Field(min_length=1, max_length=256)]
+Strength = Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]
+
+# Would change the answer and are not done here, so they are refused rather than ignored.
+_REFUSED = [
+    "audio",
+    "best_of",
+    "echo",
+    "function_call",
+    "functions",
+    "logit_bias",
+    "logprobs",
+    "modalities",
+    "prediction",
+    "prompt_embeds",
+    "response_format",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+]
+_HARMLESS = (None, False, "none", "auto", [], {}, {"type": "text"}, ["text"])
+
+
+class PersonaChoice(BaseModel):
+    """Whose persona an answer is for.
+
+    Args:
+        user: id.
+        query: what the items are weighted by (default: the last text of the user).
+        required: an unknown user is an error (default: they are answered without persona).
+        strength: of the persona, 0 as for nobody, 1 as trained.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: UserId
+    query: str | None = None
+    required: bool = False
+    strength: Strength | None = None
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+class AnswerBody(BaseModel):
+    """What chat and text completions have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    n: int | None = Field(None, ge=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    persona: PersonaChoice | None = None
+    persona_strength: Strength | None = None
+
+    def check(self) -> None:
+        """Refuse parameters of OpenAI's that are not done here.
+
+        Raises:
+            ApiError: one is given.
+        """
+        for name in _REFUSED:
+            if (value := (self.model_extra or {}).get(name)) not in _HARMLESS and (name, value) != ("best_of", 1):
+                raise ApiError(400, "unsupported_parameter", f"{name} is not supported: leave it out.", name)
+
+    @property
+    def strength(self) -> float:
+        """The strength of the persona, wherever it is given."""
+        inner = None if self.persona is None else self.persona.strength
+        found = [value for value in (inner, self.persona_strength) if value is not None]
+        return found[0] if found else 1.0
+
+
+class ChatBody(AnswerBody):
+    """Of `/v1/chat/completions`."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+
+
+class CompletionBody(AnswerBody):
+    """Of `/v1/completions`."""
+
+    prompt: str | list[str]
+
+
+class ItemBody(BaseModel):
+    """An item of a history: its id, its text or the fields of the plug's item template, and its time."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: UserId
+    text: str | None = None
+    time: str | float | int | None = None
+
+
+class ItemsBody(BaseModel):
+    """Of `/v1/personas/{user}/items`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: list[ItemBody]

@@ -1,0 +1,165 @@
+"""Routes of personas: counts and times, never vectors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
+
+from fastapi import APIRouter, Depends, Request
+
+from ...modeling import Persona
+from ...modeling.encoders import item_texts
+from ...tasks.items import parse_date, seconds
+from .bodies import ItemBody, ItemsBody
+from .failures import ApiError
+from .monitoring import now
+from .service import Service, unknown
+
+router = APIRouter(prefix="/v1/personas")
+
+
+def decoded(text: str) -> str:
+    """Return an id of a path or header, which is percent-encoded UTF-8.
+
+    Raises:
+        ApiError: it is not UTF-8, empty, or too long.
+    """
+    try:
+        value = unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        raise ApiError(422, "invalid_value", "An id in a path or header is percent-encoded UTF-8.", "user") from None
+    if not 1 <= len(value) <= 256:
+        raise ApiError(422, "invalid_value", f"An id has 1 to 256 characters, got {len(value)}.", "user")
+    return value
+
+
+def service_of(request: Request) -> Service:
+    """Return the service of an app."""
+    return request.app.state.service
+
+
+def tenant_of(request: Request) -> str:
+    """Return the tenant of a request."""
+    return request.state.tenant
+
+
+Services = Annotated[Service, Depends(service_of)]
+Tenant = Annotated[str, Depends(tenant_of)]
+
+
+def user_of(user: str) -> str:
+    """Return the user of a path."""
+    return decoded(user)
+
+
+User = Annotated[str, Depends(user_of)]
+
+
+@router.put("/{user}/items")
+async def replace(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, Any]:
+    """Put items in the place of all that a user has."""
+    return await service.run(_write, service, tenant, user, body, False)
+
+
+@router.post("/{user}/items")
+async def append(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, Any]:
+    """Add items to a user's history. Items whose ids are there already are left out, so a request may be repeated."""
+    return await service.run(_write, service, tenant, user, body, True)
+
+
+@router.get("/{user}")
+async def show(user: User, service: Services, tenant: Tenant) -> dict[str, Any]:
+    """Describe a user's persona."""
+    return await service.run(_show, service, tenant, user)
+
+
+@router.delete("/{user}")
+async def delete(user: User, service: Services, tenant: Tenant) -> dict[str, Any]:
+    """Forget a user."""
+    receipt = await service.run(service.of_tenant(tenant).delete_user, user)
+    if not receipt.items:
+        raise unknown()
+    service.monitoring.items.labels("deleted").inc(receipt.items)
+    return {
+        "id": user,
+        "object": "persona.deleted",
+        "deleted": True,
+        "items": receipt.items,
+        "deleted_at": receipt.time,
+    }
+
+
+@router.delete("/{user}/items/{item}")
+async def delete_item(user: User, item: str, service: Services, tenant: Tenant) -> dict[str, Any]:
+    """Forget one item of a user."""
+    name = decoded(item)
+    receipt = await service.run(service.of_tenant(tenant).delete_items, user, [name])
+    if not receipt.items:
+        raise ApiError(404, "item_not_found", "This user has no such item.", "item")
+    service.monitoring.items.labels("deleted").inc(receipt.items)
+    return {"id": name, "object": "persona.item.deleted", "deleted": True, "deleted_at": receipt.time}
+
+
+def _show(service: Service, tenant: str, user: str) -> dict[str, Any]:
+    persona = service.known(tenant, user)
+    if persona is None:
+        raise unknown()
+    return _description(service, user, persona)
+
+
+def _description(service: Service, user: str, persona: Persona) -> dict[str, Any]:
+    times = [] if persona.timestamps is None else [time for time in persona.timestamps.tolist() if time == time]
+    return {
+        "id": user,
+        "object": "persona",
+        "items": len(persona),
+        "updated_at": max(times, default=None),
+        "encoder": service.store.spec.digest,
+    }
+
+
+def _write(service: Service, tenant: str, user: str, body: ItemsBody, keep: bool) -> dict[str, Any]:
+    limits, store = service.limits, service.of_tenant(tenant)
+    if len(body.items) > limits.items:
+        text = f"{len(body.items)} items are more than the {limits.items} of one request: send them in parts."
+        raise ApiError(422, "too_many_items", text, "items")
+    ids = [item.id for item in body.items]
+    if len(set(ids)) < len(ids):
+        raise ApiError(422, "invalid_value", "Two items have the same id.", "items")
+    before = service.known(tenant, user) if keep else None
+    known = set(before.item_ids or ()) if before is not None else set()
+    items = [item for item in body.items if item.id not in known]
+    if len(known) + len(items) > limits.user_items:
+        text = f"A user has at most {limits.user_items} items: delete old ones."
+        raise ApiError(422, "too_many_items", text, "items")
+    texts = _texts(service, items)
+    newer = service.encode(texts, [item.id for item in items], [_time(item) for item in items])
+    if keep and items:
+        store.append(user, newer)
+        service.monitoring.appended(before, newer)
+    elif not keep:
+        store.replace(user, newer)
+    service.monitoring.items.labels("written").inc(len(items))
+    return _show(service, tenant, user) if keep else _description(service, user, newer)
+
+
+def _texts(service: Service, items: list[ItemBody]) -> list[str]:
+    """Return the texts of items, as the encoder reads them."""
+    template = service.personalizer.config.item_template
+    fields: list[Any] = [{**(item.model_extra or {}), "id": item.id, "text": item.text} for item in items]
+    texts = item_texts([one["text"] for one in fields] if template is None else fields, template)
+    if any(len(text) > service.limits.item_characters for text in texts):
+        text = f"An item has at most {service.limits.item_characters} characters."
+        raise ApiError(422, "item_too_long", text, "items")
+    return texts
+
+
+def _time(item: ItemBody) -> float:
+    """Return the time of an item; what has none is of now."""
+    if item.time is None:
+        return float(now())
+    date = parse_date(item.time)
+    if not date:
+        text = "The time of an item is a date such as 2026-03-09T12:00:00Z, or seconds since 1970."
+        raise ApiError(422, "invalid_value", text, "items.time")
+    return seconds(date)

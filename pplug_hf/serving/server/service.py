@@ -1,0 +1,164 @@
+"""What the routes work with: an engine, a store of personas, their limits and figures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from ...errors import DataError, EngineError, MismatchError, PPlugError
+from ...modeling import Persona, Personalizer
+from ...modeling.encoders import check_finite
+from ..engine import Engine
+from ..store import PersonaStore
+from .failures import ApiError
+from .limits import Limits
+from .monitoring import Monitoring, now
+
+T = TypeVar("T")
+
+
+class Found(NamedTuple):
+    """A user's persona as a request gets it: "applied", "unknown" to the store, or "none" asked for."""
+
+    persona: Persona | None
+    state: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The facts that go with an answer."""
+        return {"X-Persona": self.state, "X-Persona-Items": str(0 if self.persona is None else len(self.persona))}
+
+
+@dataclass
+class Service:
+    """An engine and a store behind the routes.
+
+    Args:
+        engine: answers.
+        store: of the personas; its tenant "" is the one without keys.
+        limits: see the class.
+        temperature: of requests that name none.
+
+    Raises:
+        MismatchError: the store holds vectors of another encoder than a plug reads.
+    """
+
+    engine: Engine
+    store: PersonaStore
+    limits: Limits = field(default_factory=Limits)
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, personalizer in self.engine.personalizers.items():
+            if not personalizer.spec.fits(self.store.spec):
+                raise MismatchError(
+                    f"The plug {name!r} reads vectors of the encoder {personalizer.spec}, and the store holds those of "
+                    f"{self.store.spec}: serve it with a store of its own."
+                )
+        self.monitoring = Monitoring(lambda: self.engine.waiting)
+        self.started = now()
+        self._pool = ThreadPoolExecutor(self.limits.concurrency + 8, "pplug-request")
+        self._watch = ThreadPoolExecutor(1, "pplug-watch")  # never waits for requests
+        self._encoding = threading.Lock()
+        self._checked: tuple[float, PPlugError | None] = (-1.0, None)
+
+    @property
+    def personalizer(self) -> Personalizer:
+        """What encodes items: the default plug's, as every plug reads the same vectors."""
+        return next(iter(self.engine.personalizers.values()))
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that waits, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function in a thread, and do not wait for it."""
+        self._pool.submit(function, *arguments)
+
+    async def check(self) -> None:
+        """Ask the engine its known question, at most once a second.
+
+        Raises:
+            PPlugError: it does not answer, or otherwise.
+        """
+        loop = asyncio.get_running_loop()
+        if error := await loop.run_in_executor(self._watch, self._check):
+            raise error
+
+    def _check(self) -> PPlugError | None:
+        at, error = self._checked
+        if now() > at:
+            try:
+                self.engine.check()
+                error = None
+            except PPlugError as failure:
+                error = failure
+            except Exception as failure:
+                error = EngineError(f"The engine failed ({type(failure).__name__}).")
+            self._checked = (now(), error)
+        return error
+
+    def close(self) -> None:
+        """End all threads, the engine and the store."""
+        self.engine.close()
+        for pool in (self._pool, self._watch):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.store.close()
+
+    # ---- personas ------------------------------------------------------------------------------------------
+
+    def of_tenant(self, tenant: str) -> PersonaStore:
+        """Return the store of a tenant."""
+        return self.store.tenant(tenant) if tenant else self.store
+
+    def known(self, tenant: str, user: str) -> Persona | None:
+        """Return a user's persona; None for an unknown user.
+
+        Raises:
+            ApiError: it is damaged.
+            StoreError: the store cannot be read now.
+        """
+        try:
+            persona = self.of_tenant(tenant).get(user)
+            if persona is not None:
+                check_finite(persona.vectors)
+        except DataError as error:
+            text = "The persona of this user is damaged, and nothing was sent to the language model: replace or delete it."
+            raise ApiError(500, "persona_damaged", text, "persona.user") from error
+        return persona
+
+    def find(self, tenant: str, user: str | None, required: bool = False) -> Found:
+        """Return the persona for a request.
+
+        Raises:
+            ApiError: it is damaged, or unknown and required.
+        """
+        if user is None:
+            return Found(None, "none")
+        persona = self.known(tenant, user)
+        is_known = persona is not None and len(persona) > 0
+        if required and not is_known:
+            raise unknown()
+        self.monitoring.empty.append(float(not is_known))
+        return Found(persona if is_known else None, "applied" if is_known else "unknown")
+
+    def encode(self, texts: list[str], ids: list[str], times: list[float]) -> Persona:
+        """Return new items of a user as vectors.
+
+        Raises:
+            DataError: something in them is not a text.
+        """
+        import torch
+
+        with self._encoding:
+            vectors = self.personalizer.encode(texts).vectors if texts else torch.zeros(0, self.store.spec.width or 0)
+        return Persona(vectors.cpu(), self.store.spec, tuple(ids), torch.tensor(times, dtype=torch.float64))
+
+
+def unknown() -> ApiError:
+    """Return the error for a user who is not there, or is another tenant's: a stranger cannot tell which."""
+    return ApiError(404, "persona_not_found", "There is no persona of this user.", "persona.user")
