@@ -45,6 +45,7 @@ def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: in
     """
     with _cluster(workers) as ray:
         data = require("ray.data", "ray", "The engine ray")
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / workers)
         parts = data.from_items([{"file": str(path)} for path in files], override_num_blocks=len(files))
         parts.context.enable_progress_bars = False
@@ -115,7 +116,6 @@ def _cluster(workers: int) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray = require("ray", "ray", "The engine ray")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_ours = not ray.is_initialized()
     try:
