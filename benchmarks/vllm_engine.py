@@ -90,8 +90,8 @@ def main() -> None:
         for parameter in made.plug.projector.parameters():
             parameter.data *= 10  # as loud as a trained plug
         made.save_pretrained(plug)
-        rows = [row for dtype in arguments.dtypes for row in of_dtype(plug, dtype, arguments)]
-    write(rows, arguments)
+        for dtype in arguments.dtypes:
+            write(of_dtype(plug, dtype, arguments), arguments)
 
 
 def of_dtype(plug: str, dtype: str, arguments: argparse.Namespace) -> list[dict]:
@@ -112,7 +112,7 @@ def of_dtype(plug: str, dtype: str, arguments: argparse.Namespace) -> list[dict]
 
 
 def write(rows: list[dict], arguments: argparse.Namespace) -> None:
-    """Write results.json and table.md."""
+    """Write results.json and table.md; rows of other dtypes that are there stay."""
     import transformers
     import vllm
 
@@ -121,6 +121,9 @@ def write(rows: list[dict], arguments: argparse.Namespace) -> None:
     about |= {"repetitions": arguments.repetitions, "threads": torch.get_num_threads()}
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "results.json").is_file():
+        known = json.loads((folder / "results.json").read_text())["rows"]
+        rows = [row for row in known if row["dtype"] != rows[0]["dtype"]] + rows
     (folder / "results.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
     lines = ["| dtype | requests at once | vLLM, tokens/s | TransformersEngine, tokens/s | ratio | equal answers |"]
     lines.append("|---|---|---|---|---|---|")
