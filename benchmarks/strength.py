@@ -29,6 +29,17 @@ ROWS = {a: "pplug" if a == 1 else f"pplug:strength-{a:g}" for a in STRENGTHS}
 DEMO, HEADLINES = "shelves of the demo's readers", "headlines in the user's style"
 
 
+PAGE = """# Strength of the persona
+
+<!-- figures -->
+`python benchmarks/strength.py`; 1 is the plug as trained, 0 is nobody. Style distance is the share of other users whose writing
+an answer resembles more than its own user's, so .5 is what one answer for everybody gets; the other columns are shares of answers.
+
+![Accuracy, shares in the user's style and style distance over the strength of the persona.](strength.png)
+
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--plug", help="plug of make demo-llm")
@@ -46,8 +57,7 @@ def main() -> None:
     if arguments.plug:
         found[HEADLINES] = headlines(arguments)
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    page = "# Strength of the persona\n\n`python benchmarks/strength.py`; 1 is the plug as trained, 0 is nobody.\n\n"
-    page += "![Curves over the strength.](strength.png)\n\n" + "\n".join(as_table(*pair) for pair in found.items())
+    page = PAGE + "\n".join(as_table(*pair) for pair in found.items())
     (arguments.output / "README.md").write_text(page, encoding="utf-8")
     draw(found, arguments.output / "strength.png")
     print(page)

@@ -39,7 +39,7 @@ class Browser:
         self._number, self._process = (
             0,
             subprocess.Popen(
-                [str(BROWSER), *_OPTIONS, *_QUIET, f"--window-size={size[0]},{size[1]}", f"--user-data-dir={folder}"],
+                [str(BROWSER), *_OPTIONS, *_QUIET, f"--user-data-dir={folder}"],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             ),
@@ -54,6 +54,13 @@ class Browser:
             self._socket = connect(target["webSocketDebuggerUrl"], max_size=None, proxy=None)
             for domain in ("Page", "Network", "Runtime"):
                 self.call(f"{domain}.enable")
+            self.call(
+                "Emulation.setDeviceMetricsOverride",
+                width=size[0],
+                height=size[1],
+                deviceScaleFactor=1,
+                mobile=False,
+            )
         except BaseException:
             self._process.kill()
             raise
@@ -72,7 +79,7 @@ class Browser:
 
     def js(self, code: str):
         """Return the value of an expression."""
-        result = self.call("Runtime.evaluate", expression=code, returnByValue=True)
+        result = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
@@ -86,11 +93,13 @@ class Browser:
         _until(lambda: self.js(code), seconds, code)
 
     def fill(self, selector: str, text: str, *events: str) -> None:
-        """Write into a field as a user does."""
+        """Write into a field as a user does, once it is there."""
+        self.wait(f"!!document.querySelector({json.dumps(selector)})")
         self.js(_FILL % (json.dumps(selector), json.dumps(text), json.dumps(["input", "change", *events])))
 
     def click(self, selector: str) -> None:
-        """Click on something."""
+        """Click on something, once it is there."""
+        self.wait(f"!!document.querySelector({json.dumps(selector)})")
         self.js(f"document.querySelector({json.dumps(selector)}).click()")
 
     def value(self, selector: str) -> str:

@@ -23,8 +23,7 @@ from pplug_hf.commands.options import FitSettings
 from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError, MissingPackageError
 from pplug_hf.methods import adapter_fit, pair_training
-from pplug_hf.methods.adapter_fit import open_weights, user_hash
-from pplug_hf.methods.adapters import delete_user
+from pplug_hf.methods.adapter_folder import delete_user, open_weights, user_hash
 from pplug_hf.methods.artefacts import read_artefact
 from pplug_hf.methods.base import Plain, Retrieval
 from pplug_hf.methods.names import methods_of, name_of
@@ -382,7 +381,7 @@ def test_training_prompts_show_items_before_their_own_place_alone(oppu):
     assert any(" in " in prompt for prompt, _ in task)
 
 
-def test_the_private_lora_stands_on_the_lora_of_the_task(places, oppu):
+def test_the_private_lora_stands_on_the_lora_of_the_task(places, oppu, tmp_path):
     folder, _ = oppu
     shared = resources(places, oppu=folder)
     before = {name: value.clone() for name, value in shared.language_model.state_dict().items()}
@@ -396,6 +395,10 @@ def test_the_private_lora_stands_on_the_lora_of_the_task(places, oppu):
     (bare,) = rows_of(shared, "recency@1")
     assert task != bare
     refused(places, "oppu", MismatchError, r"recency@1 in its prompts.*name the row oppu\+recency@1", oppu=folder)
+    torn = shutil.copytree(folder, tmp_path / "torn")
+    (torn / "shared" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match=r"'shared/adapter_model\.safetensors' of the artefact .* is damaged"):
+        rows_of(resources(places, oppu=torn), "oppu+recency@1")
     refused(places, "oppu+recency@2", MismatchError, "trained with recency@1", oppu=folder)
 
 

@@ -290,6 +290,7 @@ def test_a_bench_answers_with_artefacts_and_asks_again_if_they_change(world, tra
     assert {gold["output"] for gold in made["poll,1.json"]["golds"]} == {"moon"}
     retriever = made["back@1,0.json"]["key"]["retriever"]
     assert made["rrf@1.json"]["key"]["fused"] == {"bm25": {}, "back": {"retriever": retriever}}
+    assert made["rrf@1.json"]["key"]["c"] == 60
     assert made["bm25@1,wrong-user.json"]["key"]["seed"] == 0
     assert "12 of 12 runs are there already" in run()
     shutil.rmtree(trained["poll"][0])

@@ -10,6 +10,7 @@ import sys
 import pytest
 import tiny
 import torch
+from resp_server import resp_server
 
 from pplug_hf import EncoderSpec, Personalizer
 from pplug_hf.cli import main
@@ -310,6 +311,18 @@ def test_the_command_fills_a_store_and_says_how_much(personalizer, tmp_path, cap
         persona = store.get("u3")
     assert len(persona) == len(log_of("u3"))
     assert torch.allclose(persona.vectors.float().sum(0), personalizer.encode(log_of("u3")).vectors.sum(0), atol=1e-2)
+
+
+def test_the_command_fills_a_store_on_a_server(personalizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PPLUG_STORE_SECRET", "a secret of a test, and long enough")
+    source = write(tmp_path / "log.jsonl")
+    with resp_server(tmp_path / "server") as (_, url):
+        command = ["encode", "--source", source, "--plug", personalizer.plug_folder, "--store", url]
+        command = [str(part) for part in (*command, "--markers", tmp_path / "encoded")]
+        assert main(command) == main(command) == 0
+        printed = capsys.readouterr().out
+        assert "60 rows: 60 encoded now" in printed and "60 rows: 0 encoded now, 60 before" in printed
+        assert printed.count("The store holds 60 items of 7 users") == 2
 
 
 @pytest.mark.parametrize(

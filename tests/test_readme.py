@@ -46,7 +46,7 @@ def chat_model(tmp_path_factory):
 
 def test_the_python_runs(chat_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, _client = blocks("python")
     stand_ins = {
         "HuggingFaceTB/SmolLM2-135M-Instruct": chat_model,
         "sentence-transformers/all-MiniLM-L6-v2": str(ASSETS / "encoder"),

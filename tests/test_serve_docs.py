@@ -51,6 +51,19 @@ def test_the_curl_lines_of_the_page_work(server):
     assert server("DELETE", "/v1/personas/anna")[0] == 200
 
 
+def test_the_lines_of_the_readme_work(server):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = [c for c in re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if "openai" in c]
+    assert (
+        server("PUT", "/v1/personas/anna/items", {"items": [{"id": "1", "tag": "epic saga", "text": "a sword"}]})[0]
+        == 200
+    )
+    names = {}
+    exec(compile(code.replace("http://127.0.0.1:8000", server.url), "README.md", "exec"), names)
+    assert isinstance(names["answer"].choices[0].message.content, str)
+    assert server("DELETE", "/v1/personas/anna")[0] == 200
+
+
 @pytest.mark.parametrize(
     "name, says",
     [

@@ -96,8 +96,8 @@ class Assistant:
         """Store a user's items in the place of what is stored under the id, and return a sentence that says so."""
         persona = self.model.encode_persona(list(items))
         ids = tuple(str(i + 1) for i in range(len(items)))
-        version = self.store.replace(user, replace(persona, item_ids=ids))
-        return f"Stored {len(persona)} items as vectors; no text is kept. Version {version} of this user."
+        self.store.replace(user, replace(persona, item_ids=ids))
+        return f"Stored {len(persona)} items as vectors; no text is kept."
 
     def forget(self, user: str) -> str:
         """Delete a stored user, and return the receipt as a sentence."""

@@ -22,10 +22,10 @@ _CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important;}
 .answer textarea {font-size: 1.1rem !important; font-weight: 600;}
 .own.answer {border: 2px solid #24528f !important;}
-.weights {display: grid; grid-template-columns: 3.6em 26% 1fr; gap: 5px 10px; align-items: center; font-size: .9rem;}
+.weights {display: grid; grid-template-columns: 3.4em 18% 1fr; gap: 5px 10px; align-items: center; font-size: .9rem;}
 .weights .number {text-align: right; font-variant-numeric: tabular-nums;}
 .weights .bar {background: #24528f; height: 11px; border-radius: 3px; min-width: 2px;}
-.weights .text {overflow: hidden; text-overflow: ellipsis; white-space: nowrap;}
+.weights .text {line-height: 1.25;}
 .note {color: #6b7280; font-size: .85rem; margin: 6px 0 0 0;}
 footer {display: none !important;}
 """
@@ -104,13 +104,13 @@ def build(assistant: Assistant, title: str) -> Any:
                     label="Query that weights the items (empty: the prompt)",
                     elem_id="query",
                 )
-                with gr.Row(equal_height=True):
+                with gr.Row():
                     strength = gr.Slider(
                         0,
                         3,
                         value=1,
                         step=0.05,
-                        label="Strength: 0 is nobody, 1 as trained",
+                        label="Strength (1: as trained)",
                         elem_id="strength",
                         scale=4,
                     )
@@ -155,8 +155,11 @@ def weights_table(weights: list[tuple[float, str]]) -> str:
     if not weights:
         return '<p class="note">Ask something to see them.</p>'
     cells = []
+    heaviest = weights[0][0]
     for weight, text in weights[:SHOWN]:
-        width = 100 * weight / weights[0][0] if weights[0][0] else 0
+        if weight < heaviest / 100:
+            break  # the rest has hardly any
+        width = 100 * weight / heaviest
         cells.append(
             f'<div class="number">{weight:.1%}</div><div><div class="bar" style="width:{width:.0f}%"></div></div>'
             f'<div class="text" title="{escape(text)}">{escape(text)}</div>'

@@ -6,35 +6,20 @@
 | `oppu` | a LoRA of the task, trained on other users' questions and added to the language model's weights | LoRA |
 | `user-tokens` | a plug's soft prompt for users without history | soft tokens, which start as the plug's for this user |
 
-The folder:
-
-    method.json
-    shared/adapter_model.safetensors, adapter_config.json     of `oppu`; prompt.safetensors of `user-tokens`
-    users/<hash>/adapter_model.safetensors, adapter_config.json, training.json
-
-Users are named by a hash, items by hashes of their ids; no text is kept. A folder of a user is written beside its place
-and renamed, so a killed training goes on with the next user.
-
 n pairs of one user, P soft tokens, H backbone width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,14 +28,14 @@ from ..data.records import Example
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..optional import require
 from ..storage.files import atomic_write, locked
-from ..tasks.items import item_id
+from .adapter_folder import SHARED, USERS, cost, item_hash, open_weights, save_folder, short_hash, user_hash
 from .artefacts import Artefact
 from .base import Retrieval
 from .digests import backbone_digest, data_digest
 from .fitting import FitJob
 from .pair_training import PairTraining, eager_attention, train_on_pairs
 from .private_prompt import PROMPT, PrivatePrompt
-from .private_weights import Lora, LoraShape, PrivateWeights, merged
+from .private_weights import Lora, LoraShape, PrivateWeights
 from .prompts import retrieval_prompt
 from .resources import Resources
 from .retrievers import get_ranker
@@ -62,8 +47,6 @@ _POSITIVE = (
     *("task_epochs", "task_learning_rate", "task_pairs_per_step"),
 )
 _RANKERS = ("recency", "bm25", "bm25s")
-SHARED, USERS, TRAINING, SECONDS = "shared", "users", "training.json", ".seconds"
-CONFIG = "adapter_config.json"  # peft's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +74,6 @@ class AdapterFit:
     shared: PairTraining = field(default_factory=PairTraining)
     max_length: int = 256
     seed: int = 0
-
-
-def user_hash(user: str) -> str:
-    """Return the name of a user's folder."""
-    return _short(user)
-
-
-def item_hash(item: Mapping[str, str]) -> str:
-    """Return the name of an item in the record of a training."""
-    return _short(item_id(item))
 
 
 def train(job: FitJob) -> Artefact | None:
@@ -159,7 +132,7 @@ def train(job: FitJob) -> Artefact | None:
         "retrieval": None if fit.retrieval is None else f"{fit.retrieval.retriever}@{fit.retrieval.k}",
         **fitting.facts(),
     }
-    return draft.finish(settings, about=_cost(draft.folder, fit, len(others)))
+    return draft.finish(settings, about=cost(draft.folder) | {"questions_of_others": len(others)})
 
 
 class _Fitting:
@@ -208,7 +181,7 @@ class _Fitting:
                     weights,
                     examples,
                     self.fit.private,
-                    seed=int(_short(f"{self.fit.seed}/{user}")[:12], 16),
+                    seed=int(short_hash(f"{self.fit.seed}/{user}")[:12], 16),
                     max_length=self.fit.max_length,
                     start=self._start(own),
                     measure=partial(self._question_loss, weights, self.known[user]) if self.known else None,
@@ -249,46 +222,6 @@ class _Fitting:
         order = get_ranker(retrieval.retriever, task).rank(example)[: retrieval.k]
         items, tokenizer = [example.history[i] for i in order], self.resources.processor.tokenizer
         return retrieval_prompt(task, example.prompt, items, tokenizer, self.fit.max_length).text
-
-
-@contextmanager
-def open_weights(folder: Path, kind: str, resources: Resources, facts: Mapping[str, Any]) -> Iterator[PrivateWeights]:
-    """Put weights of an artefact's form on the language model, with the shared ones in place, within the block.
-
-    Args:
-        folder: of the artefact.
-        kind: of the artefact.
-        resources: language model.
-        facts: of `_Fitting.facts`; a finished artefact has them in its settings.
-    """
-    model, processor = resources.language_model, resources.processor
-    with ExitStack() as stack:
-        if kind == "user-tokens":
-            shape = load_file(folder / SHARED / PrivatePrompt.file)[PROMPT].shape
-            yield stack.enter_context(PrivatePrompt(model, processor.tokenizer, facts["plug"], shape))
-            return
-        shape = LoraShape(**facts["lora"])
-        if kind == "oppu":
-            stack.enter_context(merged(model, processor, shape, load_file(folder / SHARED / Lora.file)))
-        yield stack.enter_context(Lora(model, processor, shape))
-
-
-def save_folder(place: Path, weights: PrivateWeights, record: Mapping[str, Any], seconds: float) -> None:
-    """Write weights with their settings and the record of their training; the folder appears as a whole.
-
-    The seconds are in a hidden file, which does not count: equal trainings make equal artefacts.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
-    staging.mkdir()
-    try:
-        save_file(weights.state(), staging / weights.file)
-        for name, content in ((CONFIG, weights.config()), (TRAINING, record), (SECONDS, round(seconds, 3))):
-            if content is not None:
-                (staging / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(staging, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _settings(job: FitJob) -> AdapterFit:
@@ -366,30 +299,3 @@ def _other_questions(train: Sequence[Example], asked: Sequence[Example], questio
             "that is answered. Use ftp, which needs none."
         )
     return found
-
-
-def _cost(folder: Path, fit: AdapterFit, others: int) -> dict[str, Any]:
-    """Return what the weights cost: in memory, in time, and in passes of the language model."""
-    paths = sorted(folder.glob(f"{USERS}/[!.]*/{TRAINING}"))
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    first = paths[0].with_name(PrivatePrompt.file if fit.kind == "user-tokens" else Lora.file)
-    curves = [r["curve"] for r in records]
-    passes = max(map(len, curves))
-    curve = [sum(each[min(i, len(each) - 1)] for each in curves) / len(curves) for i in range(passes)]
-    seconds = sum(json.loads(path.with_name(SECONDS).read_text(encoding="utf-8")) for path in paths)
-    return {
-        "users": len(records),
-        "pairs": sum(r["pairs"] for r in records),
-        "questions_of_others": others,
-        "weights_per_user": sum(value.numel() for value in load_file(first).values()),
-        "bytes_per_user": first.stat().st_size,
-        "trained_examples": sum(r["passes"] * r["pairs"] for r in records),
-        "seconds_per_user": round(seconds / len(records), 3),
-        "first_loss": sum(r["first_loss"] for r in records) / len(records),
-        "last_loss": sum(r["last_loss"] for r in records) / len(records),
-        **({"held_loss_by_pass": curve} if curve else {}),
-    }
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

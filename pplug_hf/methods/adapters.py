@@ -13,10 +13,8 @@ A user without weights is answered as in `NAME:no-history`.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from safetensors.torch import load_file
@@ -25,9 +23,7 @@ from tqdm import tqdm
 from ..data.records import Example, some
 from ..errors import DataError, MismatchError
 from ..optional import require
-from ..storage.files import read_json_object, write_text
-from .adapter_fit import SHARED, TRAINING, USERS, item_hash, open_weights, user_hash
-from .artefacts import FILE, read_artefact
+from .adapter_folder import SHARED, TRAINING, USERS, item_hash, open_weights, user_hash
 from .base import COSTS, Plain, Trained
 from .decoding import Answers, ModelInputs, shuffle_histories
 from .private_prompt import PrivatePrompt
@@ -102,7 +98,9 @@ class UserAdapters(Trained):
         rows_of: dict[str | None, list[int]] = {}
         for row, place in enumerate(self._places(examples, resources)):
             rows_of.setdefault(place, []).append(row)
-        start = load_file(artefact.file(f"{SHARED}/{PrivatePrompt.file}")) if artefact.kind == "user-tokens" else None
+        if artefact.kind != "ftp":
+            artefact.folder_of(SHARED)  # raises if a file is damaged
+        start = load_file(artefact.folder / SHARED / PrivatePrompt.file) if artefact.kind == "user-tokens" else None
         texts: dict[int, str] = {}
         with open_weights(artefact.folder, artefact.kind, resources, artefact.settings) as weights:
             for place, rows in tqdm(rows_of.items(), desc=f"Users of {self.name}", unit="user"):
@@ -131,26 +129,6 @@ class UserAdapters(Trained):
             return [there[e.user] for e in examples]
         able = [e if there[e.user] else replace(e, history=[]) for e in examples]
         return [there[examples[donor].user] for donor in shuffle_histories(able, resources.seed)]
-
-
-def delete_user(folder: str | Path, user: str) -> bool:
-    """Delete the weights of one user from a finished artefact, which is another one for a bench from then on.
-
-    Args:
-        folder: of the artefact.
-        user: as in the data.
-
-    Returns:
-        True if there were any.
-    """
-    artefact, place = read_artefact(folder), f"{USERS}/{user_hash(user)}"
-    content = read_json_object(artefact.folder / FILE, FILE)
-    left = {name: digest for name, digest in artefact.files.items() if not name.startswith(f"{place}/")}
-    write_text(
-        artefact.folder / FILE, json.dumps(content | {"files": left}, indent=2) + "\n"
-    )  # from now on they do not count
-    shutil.rmtree(artefact.folder / place, ignore_errors=True)
-    return len(left) < len(artefact.files)
 
 
 def _of_rows(inputs: ModelInputs, rows: Sequence[int]) -> ModelInputs:

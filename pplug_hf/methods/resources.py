@@ -34,7 +34,7 @@ from ..tasks.task import Task
 from .artefacts import Artefact, class_of, read_artefact
 from .decoding import Answers, ModelInputs, answer
 from .digests import backbone_digest, json_digest, task_digest
-from .retrievers import RANKERS, Ranker, get_ranker
+from .retrievers import FUSION_C, RANKERS, Ranker, get_ranker
 
 T = TypeVar("T")
 
@@ -294,7 +294,10 @@ class Resources:
         if folder:
             return {"retriever": {"artefact": self.artefact(folder).digest}}
         if name == "rrf":
-            return {"fused": {each: self.ranker_key(each, place) for each, place in self._fused().items()}}
+            return {
+                "fused": {each: self.ranker_key(each, place) for each, place in self._fused().items()},
+                "c": FUSION_C,
+            }
         if name == "random":
             return {"seed": self.seed}
         return {"retriever": self.dense_key()} if name == "dense" else {}

@@ -40,6 +40,7 @@ from ..tasks.items import newest_first
 from ..tasks.task import Task, get_task
 
 Similarity = Literal["dot", "cosine"]
+FUSION_C = 60.0  # of reciprocal rank fusion
 
 
 class Ranker(ABC):
@@ -201,7 +202,7 @@ class FusionRanker(Ranker):
         ConfigurationError: no rankers, or a negative c.
     """
 
-    def __init__(self, task: Task | str, rankers: Sequence[Ranker] | None = None, c: float = 60):
+    def __init__(self, task: Task | str, rankers: Sequence[Ranker] | None = None, c: float = FUSION_C):
         super().__init__(task)
         self.rankers = [RecencyRanker(task), BM25Ranker(task)] if rankers is None else list(rankers)
         self.c = c
@@ -216,7 +217,7 @@ class FusionRanker(Ranker):
         return fuse([ranker.rank(example) for ranker in self.rankers], self.c)
 
 
-def fuse(orders: Sequence[Sequence[int]], c: float = 60) -> list[int]:
+def fuse(orders: Sequence[Sequence[int]], c: float = FUSION_C) -> list[int]:
     """Return one order of N positions made of several, by reciprocal rank fusion; of equals the last position first."""
     places = np.argsort(
         np.array(orders, dtype=np.intp).reshape(len(orders), -1), axis=1

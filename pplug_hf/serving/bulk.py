@@ -108,6 +108,8 @@ def encode_items(
         The counts.
 
     Raises:
+        ConfigurationError: an engine, a number of workers or a choice of bad rows that cannot be, or a cluster that is too
+            small.
         MismatchError: the store is of another encoder.
         MissingFileError: a file is not there.
         DataError: a file cannot be read, lacks a column, or has a bad row, whose number is named. What was finished

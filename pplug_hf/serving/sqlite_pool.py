@@ -135,10 +135,12 @@ class Pool:
 
 
 _POOLS: WeakSet[Pool] = WeakSet()
+_FORKING = threading.Lock()  # two threads may fork at once
 _suspended: list[Pool] = []
 
 
 def _before_fork() -> None:
+    _FORKING.acquire()
     for pool in list(_POOLS):
         pool.suspend()
         _suspended.append(pool)
@@ -147,6 +149,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _suspended:
         _suspended.pop().resume()
+    _FORKING.release()
 
 
 if hasattr(os, "register_at_fork"):

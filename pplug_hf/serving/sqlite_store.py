@@ -54,7 +54,7 @@ _SCHEMA = f"""
         items INTEGER NOT NULL, UNIQUE(tenant, key)
     );
     CREATE TABLE chunks(
-        id INTEGER PRIMARY KEY, zeros BLOB NOT NULL, ids TEXT NOT NULL, times BLOB, checksum INTEGER NOT NULL,
+        id INTEGER PRIMARY KEY, zeros BLOB NOT NULL, ids BLOB NOT NULL, times BLOB, checksum INTEGER NOT NULL,
         data BLOB NOT NULL, filling BLOB NOT NULL
     );
 """
@@ -95,15 +95,13 @@ class Shards(Backend):
         ids: list[list[str]] = []
         data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
         try:
-            ids = json.loads(f"[{','.join(names)}]")
+            ids = json.loads(b"[" + b",".join(names) + b"]")
             ends = list(accumulate(map(len, ids)))
             found = _checksums(data, [0, *ends[:-1]], names, times)
         except (ValueError, IndexError):
             found = None
         if found != list(checksums):
-            raise DataError(
-                f"The items of user {user} are damaged: delete the user or replace the items. No other user is affected."
-            )
+            raise _damaged(user)
         if None in times:
             times = [b"\xff" * 8 * len(some) if when is None else when for some, when in zip(ids, times, strict=True)]
         return Rows([*chain(*ids)], np.frombuffer(bytearray().join(times)), data)
@@ -122,7 +120,7 @@ class Shards(Backend):
             if keep and user is not None:
                 known = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE} ORDER BY id", (user, user))
                 for at, ids in known:  # noqa: B007
-                    rows = rows.without(json.loads(ids))
+                    rows = rows.without(_ids(ids, name))
                 if not len(rows):
                     return version
                 rows = self._chunk(connection, at, name) + rows
@@ -155,7 +153,7 @@ class Shards(Backend):
                 gone = set(ids or ())
                 chunks = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE}", (user, user)).fetchall()
                 for at, names in chunks:
-                    if gone.isdisjoint(json.loads(names)):
+                    if gone.isdisjoint(_ids(names, name)):
                         continue
                     rows = self._chunk(connection, at, name)
                     left = rows.without(gone)
@@ -216,8 +214,22 @@ def _file(shard: int) -> str:
     return f"{shard:02}.sqlite"
 
 
+def _ids(names: bytes, user: str) -> list[str]:
+    """Return the ids of a chunk."""
+    try:
+        return json.loads(names)
+    except ValueError:
+        raise _damaged(user) from None
+
+
+def _damaged(user: str) -> DataError:
+    return DataError(
+        f"The items of user {user} are damaged: delete the user or replace the items. No other user is affected."
+    )
+
+
 def _checksums(
-    data: np.ndarray, starts: Sequence[int], ids: Sequence[str], times: Sequence[bytes | None]
+    data: np.ndarray, starts: Sequence[int], ids: Sequence[bytes], times: Sequence[bytes | None]
 ) -> list[int]:
     """Return the checksum of each chunk: of its vectors a sum, as fast as memory, where a CRC costs more than reading.
 
@@ -227,7 +239,7 @@ def _checksums(
         ids, times: of each chunk, as they are stored.
     """
     sums = np.add.reduceat(data.view(np.uint64).sum(axis=1), starts).tolist()
-    facts = (zlib.crc32(names.encode() + (when or b"")) for names, when in zip(ids, times, strict=True))
+    facts = (zlib.crc32(names + (when or b"")) for names, when in zip(ids, times, strict=True))
     return [(words + fact) & _INT64 for words, fact in zip(sums, facts, strict=True)]
 
 
@@ -236,7 +248,7 @@ def _write(connection: sqlite3.Connection, at: int, rows: Rows) -> None:
     ids = [json.dumps(name) for name in rows.ids]
     for start, end in _cuts([len(name) + 9 + rows.data.shape[1] for name in ids]):
         part = slice(start, end)
-        names, data = f"[{','.join(ids[part])}]", rows.data[part].tobytes()
+        names, data = f"[{','.join(ids[part])}]".encode(), rows.data[part].tobytes()
         times = None if np.isnan(rows.times[part]).all() else rows.times[part].tobytes()
         checksum = _checksums(rows.data[part], [0], [names], [times])[0]
         filling = bytes(_filling(len(names) + len(times or b"") + len(data)))
@@ -268,8 +280,8 @@ def _filling(size: int) -> int:
 
 def _update(connection: sqlite3.Connection, user: int, version: int) -> int:
     """Set the version and the number of items of a user, forget one without items, and return the number."""
-    names = connection.execute(f"SELECT ids FROM chunks WHERE id {_RANGE}", (user, user)).fetchall()
-    items = sum(len(json.loads(ids)) for (ids,) in names)
+    chunks = connection.execute(f"SELECT ids FROM chunks WHERE id {_RANGE}", (user, user))
+    items = sum(len(json.loads(ids)) for (ids,) in chunks)
     if items:
         connection.execute("UPDATE users SET version = ?, items = ? WHERE id = ?", (version, items, user))
     else:

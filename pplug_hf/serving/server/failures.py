@@ -78,7 +78,10 @@ def add_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"] if part != "body") or None
         if first["type"] == "json_invalid":
             return ApiError(400, "invalid_json", "The body is not valid JSON.").response()
-        return ApiError(422, "invalid_value", f"{where or 'body'}: {first['msg']}.", where).response()
+        text = f"{where or 'body'}: {str(first['msg']).rstrip('.')}."
+        if where is None and "json" not in request.headers.get("content-type", ""):
+            text = "The body must be JSON, with the header Content-Type: application/json (curl --json)."
+        return ApiError(422, "invalid_value", text, where).response()
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
