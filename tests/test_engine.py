@@ -115,6 +115,23 @@ def test_sixteen_callers_at_once_are_answered_as_one_after_the_other(llama):
         assert list(pool.map(lambda request: llama.generate([request])[0], requests)) == one_by_one
 
 
+def test_callers_who_ask_again_and_again_share_batches(llama, monkeypatch):
+    """Half of them begin while the others are answered, and they do not take turns for ever."""
+    sizes, generate = [], llama._generate
+    monkeypatch.setattr(llama, "_generate", lambda rows: sizes.append(len(rows)) or generate(rows))
+    monkeypatch.setattr(llama, "gather", 0.2)
+    slow(llama, monkeypatch, 0.01)
+    request = Request(tiny.PROMPTS[0], sampling=Sampling(6, stop=("nothing like it",)))
+
+    def ask(i):
+        time.sleep(0.1 * (i % 2))
+        return [llama.generate([request])[0] for _ in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(8)))
+    assert sum(sizes) == 40 and sizes.count(8) >= 3
+
+
 def test_generate_itself_may_be_called_from_sixteen_threads(gpt2):
     processor = PPlugProcessor.from_model(gpt2)
     inputs = [processor(text=[tiny.PROMPTS[i % 3]]) for i in range(16)]

@@ -45,7 +45,8 @@ class TransformersEngine(Engine):
         max_queue: requests that may wait; more are refused.
         max_prompt_tokens: of a prompt.
         time_limit: seconds from asking to the end of an answer.
-        gather: seconds that a batch waits for more requests.
+        gather: seconds that a batch waits at least for those who asked during the last one (a twentieth of the time that
+            this one took, if that is more).
         prompt_cache: memory for the states of prompts, used for plugs with the placement "answer"; 0 for none. Tenants
             share nothing in it.
 
@@ -79,6 +80,7 @@ class TransformersEngine(Engine):
             self._config.pad_token_id = self._fill()
         self._waiting: deque[Running] = deque()
         self._batch: list[Running] = []
+        self._peak, self._lasted = 1, 0.0  # requests at once during the last batch, and its seconds
         self._changed = threading.Condition()
         self._tokenising = threading.Lock()  # a fast tokenizer may refuse a second thread
         self._closed: str | None = None
@@ -242,7 +244,9 @@ class TransformersEngine(Engine):
         try:
             while self._closed is None:
                 if rows := self._next_batch():
+                    start, self._peak = time.monotonic(), 1
                     self._answer_all(rows)
+                    self._lasted = time.monotonic() - start
                 self._batch = []
         except BaseException as error:
             logger.exception("The engine has failed.")
@@ -252,9 +256,8 @@ class TransformersEngine(Engine):
         """Wait for requests, and take those that go together with the oldest."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-        if self.gather and len(self._waiting) < self.max_batch:
-            time.sleep(self.gather)
-        with self._changed:
+            # Clients who were just answered ask again in a moment: without them, two halves would take turns for ever.
+            self._changed.wait_for(self._are_all_here, max(self.gather, self._lasted / 20))
             rows: list[Running] = []
             for row in [*self._waiting]:
                 if row.is_over():
@@ -266,6 +269,16 @@ class TransformersEngine(Engine):
                     break
             self._batch = rows
             return rows
+
+    def _are_all_here(self) -> bool:
+        """Return whether as many wait as there were at once during the last batch, or one that goes alone."""
+        waiting = self._waiting
+        return (
+            bool(self._closed) or not waiting or waiting[0].is_alone or len(waiting) >= min(self._peak, self.max_batch)
+        )
+
+    def _note(self, unfinished: int) -> None:
+        self._peak = max(self._peak, unfinished + len(self._waiting))
 
     def _goes_with(self, row: Running, rows: list[Running]) -> bool:
         """Return whether a request can be answered in one batch with others, and as it would be alone."""
@@ -312,7 +325,7 @@ class TransformersEngine(Engine):
             generation_config=self._config,
             max_new_tokens=max(row.limit for row in rows),
             logits_processor=LogitsProcessorList([RowSampling(rows, counts_prompt=causal)]),
-            stopping_criteria=StoppingCriteriaList([_Progress(rows, self._ends, self._decode)]),
+            stopping_criteria=StoppingCriteriaList([_Progress(rows, self._ends, self._decode, self._note)]),
         )
         for row in rows:
             row.end(EngineError("The model ended without an answer."))  # of rows that have none
@@ -329,10 +342,11 @@ class TransformersEngine(Engine):
 class _Progress(StoppingCriteria):
     """Hands every row its new token, and ends those that are answered, cancelled or late."""
 
-    def __init__(self, rows: Sequence[Running], ends: set[int], decode: Any):
-        self.rows, self.ends, self.decode = rows, ends, decode
+    def __init__(self, rows: Sequence[Running], ends: set[int], decode: Any, note: Any):
+        self.rows, self.ends, self.decode, self.note = rows, ends, decode, note
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        self.note(sum(not row.ended for row in self.rows))
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if not row.is_over():
                 row.take(token, self.ends, self.decode)
