@@ -70,13 +70,18 @@ def test_importing_loads_nothing_heavy(module):
 # ---- sources ----------------------------------------------------------------------------------------------------
 
 
+# The only form in which vLLM's OpenAI server takes a tensor. It is written, never read.
+SAVES = {"serving/vllm_export.py"}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_can_run_what_it_loads(path):
     assert not imports(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in ("torch.load", "torch.save", "eval", "exec", "os.system")
+            assert name not in ("torch.load", "eval", "exec", "os.system")
+            assert name != "torch.save" or str(path.relative_to(PACKAGE)) in SAVES
             given = {k.arg: ast.unparse(k.value) for k in node.keywords}
             assert given.get("trust_remote_code", "False") == "False" and given.get("shell", "False") == "False"
             assert given.get("weights_only", "True") == "True" and given.get("allow_pickle", "False") == "False"
