@@ -198,8 +198,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         """Return the options of one call on top of the pipeline's own."""
         if hasattr(self, "_prepare_generate_kwargs"):
             return self._prepare_generate_kwargs(given)
-        options: Any = self  # transformers 5.19 keeps them here
-        return {"generation_config": options.generation_config, **given}
+        own: Any = self  # of transformers 5.19
+        return {"generation_config": own.generation_config, **given}
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True
