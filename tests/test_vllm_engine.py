@@ -14,7 +14,7 @@ from pplug_hf.errors import EngineBusyError, EngineError, MissingPackageError
 from pplug_hf.processing import Row
 from pplug_hf.serving.engine import Request, Sampling
 from pplug_hf.serving.vllm_core import Piece, VllmCore
-from pplug_hf.serving.vllm_engine import LoadedPlug, VllmEngine
+from pplug_hf.serving.vllm_engine import LoadedPlug, VllmEngine, _is_sound
 from pplug_hf.serving.vllm_prompt import LARGEST_NORM, checked_rows, mixed_prompt, sampling_options
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} <eos> {% endfor %}<bot>"
@@ -382,6 +382,17 @@ def test_the_check_is_red_once_the_engine_is_poisoned(llama):
     core.is_poisoned = True
     with pytest.raises(EngineError, match="poisoned"):
         engine.check()
+    core.is_poisoned = False  # blocks that are written anew look sound again, and others are not
+    with pytest.raises(EngineError, match="poisoned"):
+        engine.check()
+
+
+@pytest.mark.parametrize(
+    "made, is_sound",
+    [([5, 6, 7], True), ([5, 8, 9], True), ([0, 0, 0], False), ([5, 0, 0], False), ([6, 5, 7], False), ([], False)],
+)
+def test_what_rounding_changes_is_no_poison(made, is_sound):
+    assert _is_sound(("", made), ("", [5, 6, 7])) == is_sound
 
 
 def test_a_canary_of_ones_own(llama):

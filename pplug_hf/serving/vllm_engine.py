@@ -87,6 +87,7 @@ class VllmEngine(Engine):
                     f"The plug {name!r} makes soft tokens of width {plug.personalizer.config.hidden_size}, and vLLM's model "
                     f"has {core.width}: load the language model that the plug was trained on."
                 )
+        self._is_poisoned = False
         self._known = self._ask_canary() if canary is None else None
         self.check()
 
@@ -201,23 +202,23 @@ class VllmEngine(Engine):
             work.cancel()
 
     def check(self) -> None:
-        """Ask a question whose answer is known, and for the answer to a user without history.
+        """Ask a question whose answer is known, plain and for a user without history. What failed once stays failed.
 
-        A sound engine may answer otherwise now and then, because numbers depend on what else is in its batch: it may try
-        three times.
+        Of answers that are known from the start, the first token counts, for rounding may change later ones: numbers
+        depend on what else is in the batch. A poisoned engine writes the token 0 and nothing else.
 
         Raises:
             EngineError: other answers come, or none.
         """
-        for _ in range(3):
-            answers = self._ask_canary()
-            if self._canary is None:
-                is_right = answers == self._known
-            else:
-                is_right = self._canary[1] in answers[0][0] and any(answers[1][1])
-            if is_right:
-                return
-        raise EngineError("vLLM does not give the known answer to a known question: it is poisoned, restart it.")
+        answers = [] if self._is_poisoned else self._ask_canary()
+        if self._canary is not None:
+            is_right = bool(answers) and self._canary[1] in answers[0][0] and any(answers[1][1])
+        else:
+            known = self._known or answers
+            is_right = bool(answers) and all(map(_is_sound, answers, known))
+        if not is_right:
+            self._is_poisoned = True
+            raise EngineError("vLLM does not give the known answer to a known question: it is poisoned, restart it.")
 
     def close(self) -> None:
         """End vLLM. Requests that are not answered yet fail."""
@@ -302,6 +303,12 @@ class VllmEngine(Engine):
             for work in running:
                 work.cancel()
         return [("".join(p.text for p in pieces), [i for p in pieces for i in p.ids]) for pieces in answers]
+
+
+def _is_sound(answer: tuple[str, list[int]], known: tuple[str, list[int]]) -> bool:
+    """Return whether an answer begins as the known one, and goes on with tokens other than 0 if that does."""
+    (_, ids), (_, expected) = answer, known
+    return ids[:1] == expected[:1] and any(ids[1:]) == any(expected[1:])
 
 
 def _load(
