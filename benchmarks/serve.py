@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=50, help="users in the store (default: %(default)s)")
     parser.add_argument("--items", type=int, default=50, help="items of each (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=8, help="most tokens of an answer (default: %(default)s)")
-    parser.add_argument("--placement", default="prompt", help="prompt or answer (default: %(default)s)")
+    parser.add_argument("--placement", default="answer", help="prompt or answer (default: %(default)s)")
     parser.add_argument("--backbone", help="folder of the language model (default: the demo's)")
     parser.add_argument("--encoder", help="folder of the sentence encoder (default: the demo's)")
     parser.add_argument("--max_seconds", type=float, default=3600, help="stop after this time (default: %(default)s)")
