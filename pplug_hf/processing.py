@@ -102,6 +102,9 @@ class PPlugProcessor(ProcessorMixin):
         Args:
             config: of the plug.
             tokenizer: of its backbone.
+
+        Returns:
+            The processor.
         """
         return cls(tokenizer, **{name: getattr(config, name) for name in _OF_PLUG})
 

@@ -134,7 +134,11 @@ class Comparison:
         return [{"seen": bool(kind), **self._part(seen == kind)} for kind in (True, False)]
 
     def pairs(self, seed: int) -> dict[str, Any]:
-        """Return the number of questions and the mean scores of every user, by a hash of seed and name."""
+        """Return the number of questions and the mean scores of every user, by a hash of seed and name.
+
+        Args:
+            seed: of the hashes, without which a name could be looked up.
+        """
         return pairs(self.scores(), self._users, seed)
 
     def by_history_length(self) -> list[dict[str, Any]]:
@@ -181,7 +185,11 @@ class Comparison:
         return results
 
     def judge(self, answers: list[str]) -> tuple[dict[str, float], np.ndarray]:
-        """Return all metrics of a run, and the main one of each of its examples, [n]; once, because ROUGE is slow."""
+        """Return all metrics of a run, and the main one of each of its examples, [n]; once, because ROUGE is slow.
+
+        Args:
+            answers: n of them, in the order of the examples.
+        """
         key = tuple(answers)
         if key not in self._judged:
             extra = [e.extra for e in self.examples]

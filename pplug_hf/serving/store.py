@@ -126,6 +126,9 @@ class PersonaStore(ABC):
         Args:
             user: id.
             item_ids: of the items.
+
+        Returns:
+            The receipt, once the bytes are gone.
         """
 
     @abstractmethod
@@ -134,6 +137,9 @@ class PersonaStore(ABC):
 
         Args:
             user: id.
+
+        Returns:
+            The receipt, once the bytes are gone.
         """
 
     @abstractmethod

@@ -96,6 +96,9 @@ class TransformersEngine(Engine):
             plug: folder or Hub id.
             plugs: more plugs of the same language model, by name.
             **options: of the class and of `PPlugModel.from_pretrained`; `device` is where to put the model.
+
+        Returns:
+            The engine, which has answered a first question.
         """
         own = {name: options.pop(name) for name in inspect.signature(cls).parameters if name in options}
         device = options.pop("device", None)
@@ -123,6 +126,9 @@ class TransformersEngine(Engine):
         Args:
             requests: of any users, plugs and sampling settings.
 
+        Returns:
+            One answer per request.
+
         Raises:
             DataError, ConfigurationError, MismatchError: a request that cannot be answered; then none is.
             EngineBusyError: too many are waiting already.
@@ -141,6 +147,9 @@ class TransformersEngine(Engine):
 
         Args:
             request: of one user.
+
+        Returns:
+            An iterator of pieces, the last of which has the finish reason.
 
         Raises:
             PPlugError: as `generate`, when the first piece is asked for.
