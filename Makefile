@@ -58,7 +58,7 @@ $(VENV_LOWEST)/ready: setup.cfg scripts/lowest.py
 	$(PYTHON) scripts/lowest.py > $(VENV_LOWEST)/lowest.txt
 	$(VENV_LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV_LOWEST)/bin/python -m pip install --quiet "$(TORCH)"
-	$(VENV_LOWEST)/bin/python -m pip install --quiet --constraint $(VENV_LOWEST)/lowest.txt --editable ".[all,test]"
+	$(VENV_LOWEST)/bin/python -m pip install --quiet --constraint $(VENV_LOWEST)/lowest.txt --editable ".[all,redis,rivals,serve,test]"
 	touch $@
 
 # Apart from the environment: where torchao is installed, every import of transformers takes seconds more and warns.

@@ -91,6 +91,7 @@ def test_a_causal_model_answers_without_the_prompt(tmp_path):
 @pytest.fixture
 def address(tmp_path):
     """The page of `pplug-hf app` in a process of its own, offline."""
+    pytest.importorskip("gradio")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
