@@ -28,9 +28,11 @@ def resp_server(folder, *options):
     """Start a server whose files are in a folder; yield its process and its URL."""
     redis = pytest.importorskip("redis")
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = 65536
+    while port > 55535:  # a cluster also takes the port that is 10,000 higher
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     durable = ["--appendonly", "yes", "--appendfsync", "always", "--save", "", "--rdbcompression", "no"]
     command = [binary(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), *durable, *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

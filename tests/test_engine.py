@@ -290,6 +290,8 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
         return generate(ids, **options)
 
     monkeypatch.setattr(llama.model, "generate", fails)
+    monkeypatch.setattr(llama, "gather", 60)
+    monkeypatch.setattr(llama, "_are_all_here", lambda: len(llama._waiting) == 4)
     user = personas(llama)[0]
     with ThreadPoolExecutor(3) as pool:
         good = pool.submit(llama.generate, [Request(tiny.PROMPTS[0], user, sampling=SIX)] * 3)

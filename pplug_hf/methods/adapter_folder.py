@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from ..storage.files import read_json_object, write_text
+from ..storage.files import new_folder, read_json_object, write_text
 from ..tasks.items import item_id
 from .artefacts import FILE, read_artefact
 from .private_prompt import PROMPT, PrivatePrompt
@@ -70,17 +68,11 @@ def save_folder(place: Path, weights: PrivateWeights, record: Mapping[str, Any],
 
     The seconds are in a hidden file, which does not count: equal trainings make equal artefacts.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
-    staging.mkdir()
-    try:
+    with new_folder(place) as staging:
         save_file(weights.state(), staging / weights.file)
         for name, content in ((CONFIG, weights.config()), (TRAINING, record), (SECONDS, round(seconds, 3))):
             if content is not None:
                 (staging / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(staging, place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def delete_user(folder: str | Path, user: str) -> bool:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, StoreError
-from ..storage.files import locked, read_json_object, write_text
+from ..storage.files import locked, new_folder, read_json_object, write_text
 from .backend import Backend, Header, Place, check_version, next_version
 from .keys import Key
 from .packing import Packing, Rows
@@ -330,16 +330,11 @@ class Folder(Place):
         with locked(self._folder):
             if (self._folder / name).exists():
                 return
-            staging = self._folder / f".{name}-{uuid.uuid4().hex}"
-            staging.mkdir(mode=0o700)
-            try:
+            with new_folder(self._folder / name) as staging:
                 for i in range(SHARDS):
                     with closing(sqlite3.connect(staging / _file(i))) as connection:
                         connection.executescript(_SCHEMA)
                 write_text(staging / NAMESPACE, json.dumps(header.to_dict() | {"shards": SHARDS}, indent=1) + "\n")
-                os.rename(staging, self._folder / name)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
 
     def open(self, name: str) -> Shards:
         if name not in self._open:

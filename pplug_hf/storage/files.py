@@ -1,10 +1,11 @@
-"""Single files: atomic replacement, the lock of a folder, and reading a JSON object."""
+"""Files and new folders that appear as a whole, the lock of a folder, and reading a JSON object."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,27 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Make a folder that appears as a whole, or not at all if the writer is killed.
+
+    Args:
+        path: of the folder, of which there is none yet; the one that holds it is made.
+
+    Yields:
+        A folder, readable by its owner alone, that gets this name when the block ends without an error.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    staging.mkdir(mode=0o700)
+    try:
+        yield staging
+        os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
