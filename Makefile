@@ -14,7 +14,7 @@ NOT_LOWEST := bench docs examples families package product readme
 
 .PHONY: demo demo-llm test test-lowest test-quantised test-vllm lint types unit build docs setup clean
 
-demo: setup
+demo: $(VENV)/ready-demo
 	$(BIN)/pplug-hf demo --output demo-output
 
 # With a network: the language model is a package of 93 MB, of which nothing is part of this project.
@@ -26,10 +26,15 @@ test: setup lint types build docs unit
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: setup.cfg pyproject.toml
+# The demo needs a fraction of what the tests need.
+$(VENV)/ready-demo: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[all]"
+	touch $@
+
+$(VENV)/ready: $(VENV)/ready-demo
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
