@@ -828,7 +828,8 @@ def test_the_command_line_looks_after_a_store(folder, capsys, monkeypatch):
     assert "--action stats takes no --user" in run("--user", "anna")
 
 
-def test_a_deletion_of_nobody_says_so(folder, capsys):
+def test_a_deletion_of_nobody_says_so(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PPLUG_STORE_SECRET", SECRET)
     with folder.open() as store:
         store.append("anna", items("a"))
     arguments = ["store", "--store", str(folder.folder), "--action", "delete-user", "--user"]

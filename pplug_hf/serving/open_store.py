@@ -82,7 +82,8 @@ def _open(
 ) -> PersonaStore:
     if place.check != keys.check:
         raise MismatchError(
-            f"This secret is not the one that the store {url!r} was made with: with another one, all its users are unknown."
+            f"This secret is not the one that the store {url!r} was made with, and with another one all its "
+            "users are unknown: look at PPLUG_STORE_SECRET, which goes before the file `secret` of a folder."
         )
     name = namespace or place.active or FIRST
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
