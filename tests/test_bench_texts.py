@@ -114,7 +114,8 @@ def test_score_gives_the_numbers_of_the_table(finished):
         assert {k: numbers[k] for k in ("rouge-1", "rouge-L", "unparsed")} == {
             k: record[k] for k in ("rouge-1", "rouge-L", "unparsed")
         }
-        first = table[table.index("| row") :].split("\n\n")[0]  # the others have differences, costs and history lengths
+        # The other tables have differences, costs and history lengths.
+        first = table[table.index("| row") :].split("\n\n")[0]
         (line,) = [line for line in first.splitlines() if line.startswith(f"| {row} ")]
         assert [cell.strip() for cell in line.split("|")[2:4]] == [f"{numbers[k]:.3f}" for k in ("rouge-1", "rouge-L")]
 
