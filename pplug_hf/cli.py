@@ -175,6 +175,7 @@ def load_command(name: str, method: str | None = None) -> tuple[list[type], str,
         kinds.append(options_of(method))
     parser = Parser(f"pplug-hf {name}", *kinds)
     if method is not None:
+        parser.help_command = f"pplug-hf {name} --method {method} --help"
         parser.description = kinds[-1].__doc__
     if name in _RECIPE_PARTS:
         parser.add_argument("--recipe", help=_RECIPE, metavar="TEXT")
@@ -224,6 +225,10 @@ def as_options(message: str, values: Mapping[str, Any]) -> str:
 
     message = re.sub(rf"(?<![\w'\"/.-])(?=\w+_)({'|'.join(values) or '-'})\b(?![='\"/.]\w)", r"--\1", message)
     given = "|".join(name for name, value in values.items() if value is not None)
+    # A call in Python is advice for Python: its arguments are left alone.
+    message = re.sub(
+        r" To put a plug on it, use \S+\.from_backbone\(.*?\)\.", " `pplug-hf train` puts a plug on it.", message
+    )
     message = re.sub(rf", or pass (?:{given})=<a loaded [^>]*>", "", message)
     return re.sub(
         r"(?<![\w'\"=/.-])(?:--)?([a-z][a-z_]+)=(?!=)('[^']*'|\d[\w.]*\b)?(?:<[^>]*>|(?![\w<]))", typed, message
@@ -257,6 +262,9 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
     from .tasks.recipes import get_recipe
 
     recipe = get_recipe(named.recipe or f"preset/{named.preset}")
+    method, trained = _method(arguments), recipe.training.get("method")
+    if command == "fit" and trained and method and method != trained:
+        raise ConfigurationError(f"The recipe {recipe.name!r} is one of --method {trained}, not of {method}.")
     if ("method" in recipe.training) != (command == "fit"):
         raise ConfigurationError(
             f"The recipe {recipe.name!r} is not one of {command}: `pplug-hf recipes` lists all, those of fit last."

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from browser import BROWSER, Browser
 
+from pplug_hf import cli
 from pplug_hf.apps.assistant import Assistant, items_of, load_demo
 from pplug_hf.errors import DataError
 from pplug_hf.optional import require
@@ -166,3 +167,13 @@ def test_without_gradio_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(Exception, match=r"needs gradio; install it with: pip install 'pplug-hf\[app\]'"):
         require("gradio", "app", "The page")
+
+
+@pytest.mark.parametrize("port", ["taken", 99999])
+def test_a_port_that_cannot_be_had_is_one_line(capsys, port):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        number = other.getsockname()[1] if port == "taken" else port
+        assert cli.main(["app", "--port", str(number)]) == 1
+    printed = capsys.readouterr()
+    assert "The page is at" not in printed.out and printed.err.splitlines()[-1].startswith("pplug-hf app: ")
+    assert str(number) in printed.err and "Traceback" not in printed.err

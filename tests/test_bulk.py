@@ -302,7 +302,7 @@ def test_the_command_fills_a_store_and_says_how_much(personalizer, tmp_path, cap
     )
     assert main([*command, "--bad_rows", "skip"]) == 0
     printed = capsys.readouterr()
-    assert "61 rows: 60 encoded now, 0 before.\n1 rows left out (no user; first " in printed.out
+    assert "61 rows: 60 encoded now, 0 before.\n1 row left out (no user; first " in printed.out
     assert "The store holds 60 items of 7 users" in printed.out
     assert "Encoding items: 100%" in printed.err and " 61/61 [" in printed.err  # with the time left
     assert main([*command, "--bad_rows", "skip"]) == 0
@@ -364,7 +364,7 @@ def test_a_bad_row_is_named_or_counted(personalizer, tmp_path, fault, change):
         run(personalizer, source, store, markers=tmp_path / "encoded")
     assert SECRET not in str(error.value)
     _, report = run(personalizer, source, store, markers=tmp_path / "encoded", bad_rows="skip")
-    assert f"1 rows left out ({fault}; first {tmp_path / 'log.jsonl'}, row 19)." in str(report)
+    assert f"1 row left out ({fault}; first {tmp_path / 'log.jsonl'}, row 19)." in str(report)
     expected, _ = run(personalizer, [write(tmp_path / "good.jsonl", rows[:18] + rows[19:])])
     assert {u: sorted(p.item_ids) for u, p in store.personas.items()} == {
         u: sorted(p.item_ids) for u, p in expected.personas.items()

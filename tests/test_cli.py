@@ -273,6 +273,8 @@ def test_a_history_is_encoded_without_a_backbone_and_answered_for(place, tmp_pat
     [
         (["encode"], "Give --data and --encoder, or --plug, --history and --output"),
         (["encode", "--plug", "x", "--history", "y"], "give all three"),
+        (["encode", "--source", "x", "--store", "y"], "give all three (--plug missing)"),
+        (["encode", "--plug", "x", "--store", "y"], "give all three (--source missing)"),
         (["generate", "--plug", "x", "--prompt", "p", "--history", "y", "--persona", "z"], "give one of them"),
         (["generate", "--plug", "x", "--prompt", "p", "--persona", "no/where"], "persona"),
     ],
@@ -508,3 +510,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(arguments):
     with os.fdopen(writing) as closed:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_output_of_fit_is_not_taken_for_a_plug(tmp_path, capsys):
+    (tmp_path / "method.json").write_text("{}")
+    assert main(["info", "--plug", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "not a plug but an output of `pplug-hf fit`" in said and "--trained NAME=FOLDER" in said
+
+
+def test_another_model_than_a_plug_is_refused_without_advice_in_python(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    assert main(["info", "--plug", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("not a plug. `pplug-hf train` puts a plug on it.\n")

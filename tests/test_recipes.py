@@ -66,6 +66,8 @@ def test_a_recipe_of_another_command_is_refused(capsys):
     assert main(["fit", "--recipe", "paper/lamp-4"]) == 1 and main(["train", "--recipe", "ours/ropg-kd"]) == 1
     said = capsys.readouterr().err
     assert "'paper/lamp-4' is not one of fit" in said and "'ours/ropg-kd' is not one of train" in said
+    assert main(["fit", "--method", "ftp", "--recipe", "ours/ropg-kd"]) == 1
+    assert "is one of --method ropg-kd, not of ftp" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", range(1, 8))

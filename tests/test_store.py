@@ -825,3 +825,15 @@ def test_the_command_line_looks_after_a_store(folder, capsys, monkeypatch):
     assert "There is no store" in run("--store", str(output)) and list(output.iterdir()) == [
         output / "persona.safetensors"
     ]
+    assert "--action stats takes no --user" in run("--user", "anna")
+
+
+def test_a_deletion_of_nobody_says_so(folder, capsys, monkeypatch):
+    monkeypatch.setenv("PPLUG_STORE_SECRET", SECRET)
+    with folder.open() as store:
+        store.append("anna", items("a"))
+    arguments = ["store", "--store", str(folder.folder), "--action", "delete-user", "--user"]
+    assert cli.main([*arguments, "ana"]) == 0
+    assert "Nothing was deleted" in capsys.readouterr().err
+    assert cli.main([*arguments, "anna"]) == 0
+    assert not capsys.readouterr().err

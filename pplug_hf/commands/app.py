@@ -10,6 +10,7 @@ from ..apps.page import build, load_gradio, web_app
 from ..modeling import PPlugModel
 from ..modeling.device import checked_device
 from ..optional import require
+from ..serving.listening import listen, url
 from ..serving.open_store import open_store
 from .options import AppSettings
 
@@ -43,6 +44,7 @@ def app(settings: AppSettings) -> None:
             print(f"Anybody who reaches {settings.host} can use this page and its store: it has no login.")
         if settings.store is None:
             print("Stored users are deleted when the page is closed; --store FOLDER keeps them.")
-        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-        print(f"The page is at http://{shown}:{settings.port} (Ctrl+C ends it).", flush=True)
-        uvicorn.run(web_app(page), host=settings.host, port=settings.port, log_level="warning", access_log=False)
+        listening = stack.enter_context(listen(settings.host, settings.port))
+        print(f"The page is at {url(settings.host, listening)} (Ctrl+C ends it).", flush=True)
+        config = uvicorn.Config(web_app(page), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listening])

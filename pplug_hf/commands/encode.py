@@ -30,8 +30,8 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
     Raises:
         PPlugError: settings or data that cannot be used; nothing is written then, but for the finished parts of a log.
     """
-    if settings.source is not None:
-        return _encode_log(settings, settings.source)
+    if settings.source is not None or settings.store is not None:
+        return _encode_log(settings, settings.source or [])
     if settings.plug is not None:
         return _encode_one(settings, settings.plug)
     source = settings.data if data is None else data
@@ -57,9 +57,8 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
 
 
 def _encode_one(settings: EncodeSettings, plug: str) -> None:
-    if settings.history is None or settings.output is None:
-        raise ConfigurationError("--plug encodes the --history of one user into --output: give all three.")
-    history = read_history(settings.history)
+    _all_of_three(settings, "--plug encodes the --history of one user into --output", ("history", "output"))
+    history = read_history(settings.history or "")
     personalizer = _load(settings, plug)
     persona = personalizer.encode(history, batch_size=settings.batch_size, show_progress=True)
     persona.save_pretrained(settings.output)
@@ -68,8 +67,8 @@ def _encode_one(settings: EncodeSettings, plug: str) -> None:
 
 
 def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
-    if settings.plug is None or settings.store is None:
-        raise ConfigurationError("--source is encoded as a --plug does, into a --store: give all three.")
+    _all_of_three(settings, "--plug encodes a log, --source, into a --store", ("plug", "source", "store"))
+    assert settings.plug is not None and settings.store is not None
     fields: dict[str, str] = {}
     for pair in settings.fields or ():
         name, _, fields[name] = pair.partition("=")
@@ -77,7 +76,9 @@ def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
             raise ConfigurationError(f"--fields takes FIELD=COLUMN, got {pair!r}.")
     is_server = "://" in settings.store
     if is_server and settings.markers is None:
-        raise ConfigurationError("A store on a server has no folder for the names of finished parts: give --markers.")
+        raise ConfigurationError(
+            "A store on a server has no folder for the names of finished parts: give --markers FOLDER."
+        )
     find_files(source)  # raises, before a model is loaded
     personalizer = _load(settings, settings.plug)
     names = {"tenant": settings.tenant, "namespace": settings.namespace, "dtype": settings.dtype}
@@ -100,6 +101,12 @@ def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
         stats = store.stats()
     print(report)
     print(f"The store holds {stats.items:,} items of {stats.users:,} users, {stats.size / 1e6:.1f} MB.")
+
+
+def _all_of_three(settings: EncodeSettings, use: str, names: tuple[str, ...]) -> None:
+    missing = [f"--{name}" for name in names if getattr(settings, name) is None]
+    if missing:
+        raise ConfigurationError(f"{use}: give all three ({' and '.join(missing)} missing).")
 
 
 def _load(settings: EncodeSettings, plug: str) -> Personalizer:

@@ -217,7 +217,9 @@ class FitSettings:
 
     GROUPS: ClassVar = {"task": "data", "backbone_dtype": "language model and answers", "batch_size": "run"}
 
-    method: str = required("Method to train, e.g. ropg-kd.")
+    method: str = required(
+        "Method to train: ropg-kd, ropg-rl, rspg-pre, rspg-post, ftp, oppu or user-tokens; those that plug-ins add, too."
+    )
     data: str = required("Data set with a train split, as for `train`. Nothing is learned from the other splits.")
     output: str = required("Folder for what is learned, which `bench` takes as --trained NAME=FOLDER.")
     backbone: str = required("Frozen language model: Hub id or local folder.")

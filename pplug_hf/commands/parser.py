@@ -22,6 +22,7 @@ class Parser(ArgumentParser):
     def __init__(self, prog: str, *kinds: type):
         needed = [f.name for kind in kinds for f in fields(kind) if _is_required(f)]
         usage = " ".join([prog, *(f"--{name} {name.upper()}" for name in needed), "[options]"])
+        self.help_command = f"{prog} --help"
         super().__init__(prog, usage, kinds[0].__doc__, formatter_class=_Help, allow_abbrev=False)
         groups = {"required": self.add_argument_group("required")} if needed else {}
         for kind in kinds:
@@ -70,7 +71,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         end = "" if message.endswith((".", "?", ")")) else "."
-        self.exit(2, f"{self.prog}: error: {message}{end} See: {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {message}{end} See: {self.help_command}\n")
 
 
 class _Help(HelpFormatter):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 
 from ..errors import ConfigurationError, MissingFileError
 from ..serving.open_store import open_store
 from ..serving.store import PersonaStore
 from .options import StoreSettings
+
+_NOTHING = "Nothing was deleted: this tenant's store holds no such items. Check --user, --items and --tenant."
 
 
 def store(settings: StoreSettings) -> None:
@@ -24,8 +27,16 @@ def store(settings: StoreSettings) -> None:
     missing = [name for name in needed.get(settings.action, ()) if getattr(settings, name) is None]
     if missing:
         raise ConfigurationError(f"--action {settings.action} needs {' and '.join(f'--{name}' for name in missing)}.")
+    useless = [f"--{name}" for name in ("user", "items", "output") if getattr(settings, name) is not None]
+    if settings.action in ("stats", "compact") and useless:
+        raise ConfigurationError(
+            f"--action {settings.action} takes no {' or '.join(useless)}: name another one, --action {', '.join(needed)}."
+        )
     with open_store(settings.store, None, tenant=settings.tenant, namespace=settings.namespace) as opened:
-        print(json.dumps(_act(opened, settings), indent=1))
+        done = _act(opened, settings)
+    print(json.dumps(done, indent=1))
+    if settings.action in ("delete-user", "delete-items") and not done["items"]:
+        print(_NOTHING, file=sys.stderr)
 
 
 def _act(opened: PersonaStore, settings: StoreSettings) -> dict[str, object]:

@@ -27,12 +27,12 @@ from typing import Any
 
 from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..storage.files import read_json_object, write_text
-from ..storage.layout import CONFIG
+from ..storage.layout import ARTEFACT, CONFIG
 from ..storage.replace import MODEL_TYPE
 from .digests import differences, json_digest
 
 FORMAT = 1
-FILE, UNFINISHED = "method.json", "unfinished.json"
+FILE, UNFINISHED = ARTEFACT, "unfinished.json"
 
 # Kind -> its class, or where it is: a `Ranker` with `load(artefact, resources)`, or a subclass of `Trained`.
 KINDS: dict[str, type | str] = {

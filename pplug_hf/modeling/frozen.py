@@ -37,7 +37,7 @@ def locate(kind: str, given: Any, config: PPlugConfig, location: Location) -> An
     if recorded is None:
         raise ConfigurationError(
             f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
-            f"that is on no Hub, {wanted}."
+            f"that is not on the Hub: {wanted}."
         )
     repository = hub_repository(recorded)
     if not location.is_local and (repository is None or os.path.exists(repository)):

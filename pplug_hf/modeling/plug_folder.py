@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, kind_of
 from ..storage.files import read_json_object
-from ..storage.layout import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from ..storage.layout import ARTEFACT, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 from ..storage.location import Location
 from .plug import PersonaPlug
 
@@ -68,6 +68,10 @@ def load_config(name: str | os.PathLike | Location, **arguments: Any) -> PPlugCo
         ConfigurationError: it is another kind of model's.
     """
     location = open_location(name, **arguments)
+    if location.is_local and location.file(ARTEFACT):
+        raise ConfigurationError(
+            f"{location.name!r} is not a plug but an output of `pplug-hf fit`: `pplug-hf bench --trained NAME=FOLDER` takes it."
+        )
     values = _read_json(location, location.require(CONFIG))
     model_type = values.get("model_type")
     if model_type != PPlugConfig.model_type:

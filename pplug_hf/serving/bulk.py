@@ -60,7 +60,10 @@ class BulkReport:
         lines = [
             f"{self.encoded + self.done + self.faults.total():,} rows: {self.encoded:,} encoded now, {self.done:,} before."
         ]
-        lines += [f"{count:,} rows left out ({why}; first {self.places[why]})." for why, count in self.faults.items()]
+        lines += [
+            f"{count:,} row{'s' * (count != 1)} left out ({why}; first {self.places[why]})."
+            for why, count in self.faults.items()
+        ]
         return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from ..errors import ConfigurationError, DataError, kind_of
 MAX_ID = 256
 MIN_SECRET = 16
 SECRET_VARIABLE = "PPLUG_STORE_SECRET"
+_NEW_SECRET = "python -c 'import secrets; print(secrets.token_hex())'"
 
 
 class Key(NamedTuple):
@@ -37,10 +38,15 @@ class Keys:
     def __init__(self, secret: bytes | str):
         self._tenants: dict[str, bytes] = {}
         self._secret = secret.encode() if isinstance(secret, str) else secret
+        if not self._secret:
+            raise ConfigurationError(
+                f"A store on a server needs a secret of at least {MIN_SECRET} characters: set {SECRET_VARIABLE} to the one that it was made with, or for a new "
+                f"store to the output of {_NEW_SECRET}."
+            )
         if len(self._secret) < MIN_SECRET:
             raise ConfigurationError(
                 f"The secret of a store must be at least {MIN_SECRET} characters long, got {len(self._secret)}: make one "
-                "with python -c 'import secrets; print(secrets.token_hex())'."
+                f"with {_NEW_SECRET}."
             )
 
     def _digest(self, *parts: bytes) -> bytes:

@@ -61,7 +61,7 @@ def open_store(
     if folder.is_file():
         raise ConfigurationError(f"{url!r} is a file; a store is a folder.")
     if spec is None and not (folder / STORE).is_file():
-        raise MissingFileError(f"There is no store in {url!r}: give the spec of an encoder to make one.")
+        raise MissingFileError(f"There is no store in {url!r}: check the path. The first encoding makes a store.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = Keys(secret or secret_from_environment() or _own_secret(folder))
     return _open(Folder(folder, keys.check), url, spec, keys, tenant, namespace, dtype)
@@ -82,7 +82,8 @@ def _open(
 ) -> PersonaStore:
     if place.check != keys.check:
         raise MismatchError(
-            f"This secret is not the one that the store {url!r} was made with: with another one, all its users are unknown."
+            f"This secret is not the one that the store {url!r} was made with, and with another one all its "
+            "users are unknown: look at PPLUG_STORE_SECRET, which goes before the file `secret` of a folder."
         )
     name = namespace or place.active or FIRST
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):

@@ -7,6 +7,7 @@ from huggingface_hub.constants import HF_HOME
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
+ARTEFACT = "method.json"  # of what `pplug-hf fit` has trained, which is not a plug
 HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
 SAVED = f"{HIDDEN}saved"  # folder of a new plug whose files are moved into place
 PROMPTS = f"{HIDDEN}prompts"  # folder of a training's prompt cache

@@ -10,8 +10,6 @@ with TransformersEngine.from_pretrained("me/movie-tags") as engine:
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +20,7 @@ from fastapi import FastAPI, Response
 from ...errors import ConfigurationError
 from ...version import __version__
 from ..engine import Engine
+from ..listening import listen, url
 from ..store import PersonaStore
 from . import answers, personas
 from .api_keys import ApiKeys
@@ -126,19 +125,6 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
         timeout_graceful_shutdown=10,
         server_header=False,
     )
-    listening = _listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    print(
-        f"Serving {', '.join(app.state.service.engine.plugs)} on http://{shown}:{listening.getsockname()[1]}",
-        flush=True,
-    )
+    listening = listen(host, port)
+    print(f"Serving {', '.join(app.state.service.engine.plugs)} on {url(host, listening)}", flush=True)
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, or say why there is none."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048, reuse_port=False)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}.") from error

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from ...errors import EngineBusyError, EngineError, PPlugError, StoreError, TimeLimitError
 
 INVALID = "invalid_request_error"
+_NO_ROUTE = "There is no such route. Ids in a path are percent-encoded: a/b is a%2Fb."
 
 
 class ApiError(Exception):
@@ -86,4 +87,4 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        return ApiError(error.status_code, code, str(error.detail)).response()
+        return ApiError(error.status_code, code, _NO_ROUTE if code == "not_found" else str(error.detail)).response()
