@@ -223,7 +223,7 @@ def _parse_plug(head: str, plugs: Collection[str], wrong: Callable[[str, str], C
     name, colon, change = head.partition(":")
     if name not in plugs:
         hint = f"; for retrieval write {name}@4" if name in RANKERS else ""
-        raise wrong(name, f"no plug has this name (--plugs NAME=FOLDER gives one{hint})")
+        raise wrong(name, f"no plug has this name (--plugs NAME=FOLDER gives one, --trained what fit made{hint})")
     plug = Plug(name)
     if colon:
         kind, dash, number = change.rpartition("-")

@@ -341,7 +341,7 @@ def _check_backbone(personalizer: Personalizer, backbone: PreTrainedConfig) -> N
     if personalizer.config.is_encoder_decoder:
         raise ConfigurationError(
             f"vLLM serves causal language models alone, and {personalizer.config.backbone!r} is an encoder-decoder model: "
-            "use TransformersEngine."
+            "use TransformersEngine, or `pplug-hf serve` without --engine vllm."
         )
     text = backbone.get_text_config()
     recorded = (personalizer.config.backbone_fingerprint or {}).get("model_type")
