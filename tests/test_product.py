@@ -126,7 +126,7 @@ def test_the_page_shows_what_the_server_says(server):
 @pytest.mark.parametrize(
     "path, body, status, message",
     [
-        ("/elsewhere", "{}", 404, "Not Found"),
+        ("/elsewhere", "{}", 404, "There is no such route"),
         ("/v1/completions", "no JSON", 400, "not valid JSON"),
         ("/v1/completions", '{"persona": {"user": 1}, "prompt": "x"}', 422, "persona.user"),
         ("/v1/personas/u/items", '{"items": [{"id": "1", "text": "a secret"}]}', 422, "has no field"),
