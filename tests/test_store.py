@@ -22,8 +22,9 @@ from resp_server import resp_server
 from pplug_hf import EncoderSpec, Persona, cli, open_store
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, StoreError
 from pplug_hf.serving import sqlite_store
-from pplug_hf.serving.keys import Keys
+from pplug_hf.serving.keys import Key, Keys
 from pplug_hf.serving.packing import Packing
+from pplug_hf.serving.recent import Recent
 
 SECRET = "a secret of the tests"
 SPEC = EncoderSpec("digest of an encoder", 12, item_template="{text}", model_type="bert")
@@ -95,6 +96,42 @@ def server(tmp_path):
     place = Place("server", tmp_path / "store")
     yield place
     place.close()
+
+
+# ---- reading again ------------------------------------------------------------------------------------------------
+
+
+def test_a_user_who_asks_again_is_not_read_again_until_anybody_changes_them(place):
+    with place.open() as store, place.open() as another:
+        store.append("anna", items("a"))
+        first = store.get("anna")
+        assert store.get("anna") is first and check(store.get_many(["anna"])[0]) == ["a"]
+        another.append("anna", items("b"))
+        assert check(store.get("anna")) == ["a", "b"] and store.get("anna") is store.get("anna")
+        another.delete_items("anna", ["a"])
+        assert check(store.get("anna")) == ["b"]
+        store.replace("anna", items("c"))
+        assert check(store.get("anna")) == ["c"] and store.tenant("other").get("anna") is None
+        another.delete_user("anna")
+        assert store.get("anna") is None and not store._recent._kept and store._recent._bytes == 0
+        another.append("anna", items("a"))
+        assert store.get("anna") is not first and check(store.get("anna")) == ["a"]
+        store.delete_user("anna")
+        assert not store._recent._kept
+
+
+def test_what_a_process_keeps_of_users_has_a_limit():
+    size = items("a").vectors.nbytes
+    recent, keys = Recent(3 * size), [Key(b"", bytes([i])) for i in range(5)]
+    for i, key in enumerate(keys[:3]):
+        recent.put(key, 1, items(str(i)))
+    assert recent.get(keys[0], 1) is not None
+    recent.put(keys[3], 1, items("3"))
+    assert [recent.get(key, 1) is not None for key in keys] == [True, False, True, True, False]
+    recent.put(keys[3], 2, items("4", "5"))
+    assert recent.get(keys[3], 1) is None and recent.get(keys[3], 2) is None and recent._bytes <= 3 * size
+    recent.put(keys[4], 1, items(*"abcd"))
+    assert not recent._kept and recent._bytes == 0
 
 
 # ---- what is written is read --------------------------------------------------------------------------------------

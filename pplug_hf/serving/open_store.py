@@ -17,6 +17,7 @@ from ..storage.files import locked
 from .backend import Header, Place
 from .keys import Keys, check_id, secret_from_environment
 from .packing import Packing
+from .recent import Recent
 from .resp_store import Server
 from .sqlite_store import SECRET, STORE, Folder
 from .store import DeletionReceipt, PersonaStore, StoreStats
@@ -128,6 +129,7 @@ class KeyedStore(PersonaStore):
         self._backend = place.open(namespace)
         self._packing = self._backend.packing
         self.spec, self.namespace = self._packing.spec, namespace
+        self._recent = Recent()
 
     @property
     def tenant_name(self) -> str:
@@ -137,6 +139,16 @@ class KeyedStore(PersonaStore):
         other = copy.copy(self)
         other._tenant = name
         return other
+
+    def get(self, user: str) -> Persona | None:
+        key = self._keys.user(self._tenant, user)
+        version = self._backend.version(key)
+        if not version:
+            self._recent.forget(key)
+            return None
+        if (persona := self._recent.get(key, version)) is None and (persona := self.get_many([user])[0]) is not None:
+            self._recent.put(key, version, persona)
+        return persona
 
     def get_many(self, users: Sequence[str]) -> list[Persona | None]:
         found = self._backend.read([self._keys.user(self._tenant, user) for user in users])
@@ -166,6 +178,7 @@ class KeyedStore(PersonaStore):
 
     def _delete(self, user: str, ids: set[str] | None) -> DeletionReceipt:
         key = self._keys.user(self._tenant, user)
+        self._recent.forget(key)
         deleted = {name: self._place.open(name).delete(key, ids) for name in self._place.headers()}
         return DeletionReceipt(key.user.hex(), deleted[self.namespace], time.time())
 

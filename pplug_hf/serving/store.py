@@ -77,6 +77,8 @@ class PersonaStore(ABC):
     def get(self, user: str) -> Persona | None:
         """Return a user's persona, oldest item first; None for an unknown user.
 
+        A store may give the same object as long as the user does not change, so do not write into its vectors.
+
         Args:
             user: id.
         """
