@@ -120,6 +120,19 @@ def test_a_user_who_asks_again_is_not_read_again_until_anybody_changes_them(plac
         assert not store._recent._kept
 
 
+def test_a_forked_process_reads_for_itself(folder):
+    with folder.open() as store:
+        store.append("anna", items("a"))
+        store.get("anna")
+        with store._recent._lock:  # held by a thread that the child does not have
+            child = FORK.Process(target=lambda: os._exit(check(store.get("anna")) != ["a"]))
+            child.start()
+        child.join(30)
+        alive = child.is_alive()
+        child.kill()
+        assert not alive and child.exitcode == 0
+
+
 def test_what_a_process_keeps_of_users_has_a_limit():
     size = items("a").vectors.nbytes
     recent, keys = Recent(3 * size), [Key(b"", bytes([i])) for i in range(5)]

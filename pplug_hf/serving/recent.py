@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from threading import Lock
+from weakref import WeakSet
 
 from ..modeling import Persona
 from .keys import Key
 
 LIMIT = 64 * 2**20  # bytes of vectors
+_ALL: WeakSet[Recent] = WeakSet()
 
 
 class Recent:
@@ -23,6 +26,7 @@ class Recent:
     def __init__(self, limit: int = LIMIT):
         self._limit, self._bytes, self._lock = limit, 0, Lock()
         self._kept: OrderedDict[Key, tuple[int, Persona]] = OrderedDict()
+        _ALL.add(self)
 
     def get(self, key: Key, version: int) -> Persona | None:
         """Return a user's persona if it was read at this version; another version is forgotten.
@@ -62,3 +66,13 @@ class Recent:
     def _forget(self, key: Key) -> None:
         if (found := self._kept.pop(key, None)) is not None:
             self._bytes -= found[1].vectors.nbytes
+
+
+def _begin_anew() -> None:
+    """Empty all of them in a forked process, where a lock may be held by a thread that does not exist there."""
+    for one in _ALL:
+        one._kept, one._bytes, one._lock = OrderedDict(), 0, Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
