@@ -77,7 +77,9 @@ class Method:
             examples: n of them, with histories.
             resources: shared by all methods.
         """
-        raise NotImplementedError(f"{type(self).__name__} has to define inputs or answer.")  # a runner checks before
+        raise NotImplementedError(
+            f"{type(self).__name__} has to define inputs or answer."
+        )  # abstract; `Runner.check` refuses before
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         """Return an answer to each example, in their order.

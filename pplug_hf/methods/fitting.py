@@ -60,7 +60,7 @@ class FitJob:
 
     @cached_property
     def run(self) -> dict[str, Any]:
-        """What determines the training: data, language model, decoding, options and seed, without places."""
+        """Everything that determines the training: data, language model, decoding, options and seed, without places."""
         resources, task = self.resources, self.task
         decoding = replace(resources.decoding, max_new_tokens=resources.decoding.max_new_tokens or task.max_new_tokens)
         examples = [*self.users.fit, *self.users.select, *self.users.held]

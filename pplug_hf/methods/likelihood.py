@@ -1,4 +1,4 @@
-"""How likely a language model finds given answers.
+"""Likelihood of given answers, for a language model.
 
 n examples, L labels, B prompts in a batch, R = B * L pairs, T prompt tokens, W answer tokens, H backbone width, V vocabulary.
 """

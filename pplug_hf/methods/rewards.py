@@ -41,7 +41,7 @@ _CHUNK = 1024  # prompts per file
 
 
 class RewardTable(TextTable):
-    """What the language model made of prompts with known right answers, in memory and on disk.
+    """Table of what the language model made of prompts with known right answers, in memory and on disk.
 
     Args:
         resources: language model, task and decoding.

@@ -109,7 +109,7 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Questions:
-    """What is trained on or validated with.
+    """Questions with their candidates and rewards, to train on or to validate with.
 
     Attributes:
         users: of n questions.

@@ -35,7 +35,7 @@ ENCODER, HEAD = "encoder", "head.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class TextForm:
-    """How a way to answer becomes a text.
+    """Form in which a way to answer becomes a text.
 
     Args:
         order: "answer-first" is the answer, the question, then the prompt, cut at its end, so that what is cut is
@@ -135,7 +135,7 @@ class SelectionModel(nn.Module):
 
     @property
     def separator(self) -> str:
-        """What stands between the parts of a text."""
+        """Separator of the parts of a text."""
         return str(self.encoder.tokenizer.sep_token or self.encoder.tokenizer.eos_token or "|")
 
     def forward(self, texts: Sequence[Sequence[str]]) -> Tensor:

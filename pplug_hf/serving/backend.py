@@ -1,4 +1,4 @@
-"""What a kind of store has to bring: the rows of keys in one namespace, and the namespaces of one place."""
+"""Base classes of a kind of store: the rows of keys in one namespace, and the namespaces of one place."""
 
 from __future__ import annotations
 

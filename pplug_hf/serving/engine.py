@@ -19,7 +19,7 @@ from ..modeling import Persona, Personalizer
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is continued.
+    """Settings by which an answer is continued.
 
     Args:
         max_new_tokens: of the answer.

@@ -55,7 +55,7 @@ class Rows:
 
 
 class Packing:
-    """How the vectors of one encoder become bytes and vectors again.
+    """Conversion of one encoder's vectors into bytes and back.
 
     A row is a whole number of 8 bytes: the vector, after its scale as fp32 for int8, and zeros.
 

@@ -25,7 +25,7 @@ _REFUSED = {
 
 
 class Piece(NamedTuple):
-    """What an engine has made of an answer since the last piece."""
+    """Piece of an answer: what an engine has made since the last one."""
 
     text: str
     ids: list[int]

@@ -1,4 +1,4 @@
-"""What `vllm serve` needs for a plug: a chat template that keeps persona and text neighbours, the command line, soft prompts.
+"""Files that `vllm serve` needs for a plug: a chat template that keeps persona and text neighbours, the command line, soft prompts.
 
 vLLM's server takes soft prompts as a part of a message's content. The template of most models joins parts with a line break, so
 that a persona no longer stands where it was trained to stand: answers stay fluent and are other ones.

@@ -43,6 +43,7 @@ class RubricJudge(Metric):
         Returns:
             0 to 1. LaMP-QA's own judge gives 0, 1 or 2, halved.
         """
+        # Abstract: `check` refuses a judge without it before anything is answered.
         raise NotImplementedError(f"{type(self).__name__} has to define judge.")
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from ...errors import ConfigurationError, MissingFileError
 
 
 class ApiKeys:
-    """Who a key belongs to.
+    """API keys and the tenants that they belong to.
 
     Args:
         tenants: tenant by the SHA-256 of a key, in hexadecimal. Several keys may be of one tenant.

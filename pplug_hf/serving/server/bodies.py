@@ -57,7 +57,7 @@ class StreamOptions(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """What chat and text completions have in common."""
+    """Fields that chat and text completions have in common."""
 
     model_config = ConfigDict(extra="allow")
 

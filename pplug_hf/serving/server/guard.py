@@ -1,4 +1,4 @@
-"""What every request passes: key, limits of size, number and time, the log line, the counters."""
+"""Checks that every request passes: key, limits of size, number and time, the log line, the counters."""
 
 from __future__ import annotations
 

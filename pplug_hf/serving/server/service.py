@@ -1,4 +1,4 @@
-"""What the routes work with: an engine, a store of personas, their limits and figures."""
+"""Service behind the routes: an engine, a store of personas, their limits and figures."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Service:
 
     @property
     def personalizer(self) -> Personalizer:
-        """What encodes items: the default plug's, as every plug reads the same vectors."""
+        """The personalizer that encodes items: the default plug's, as every plug reads the same vectors."""
         return next(iter(self.engine.personalizers.values()))
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
