@@ -133,7 +133,7 @@ def test_a_small_run(data, tokenizer, tmp_path):
     group = Group("LaMP_4", "bm25@1", 0, (own, bare), form="bm25@1")
     schedule = Schedule(steps=60, batch_size=8, validations=2)
     kept = []
-    result = run(group, corpus, reader, tiny.shared_encoder(), lambda setting: 3e-2, schedule, 4, kept.append)
+    (result,) = run(group, corpus, reader, tiny.shared_encoder(), lambda setting: 3e-2, schedule, 4, kept.append)
     assert set(result["answers"]) == set(SPLITS)
     rows = result["answers"]["test"]
     assert set(rows) == {"pplug", "instruction-only"} | {

@@ -126,7 +126,7 @@ class Reader:
         start = context.mask.sum(dim=1, keepdim=True)
         states = self.base(
             inputs_embeds=torch.cat(embeds, dim=1),
-            attention_mask=mask,
+            attention_mask=self._allowed(mask, embeds[0].dtype),
             position_ids=start + torch.cat(positions, dim=1),
             past_key_values=context.cache() if cache is None else cache,
             use_cache=True,
@@ -136,6 +136,12 @@ class Reader:
             found.append(states[:, at + soft.shape[1] : at + soft.shape[1] + len(own)])
             at += soft.shape[1] + len(own)
         return found
+
+    def _allowed(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a mask as the attention takes it: plain attention adds one."""
+        if self.backbone.config._attn_implementation != "eager":
+            return mask
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
     def chunks(self, softs: Sequence[Tensor], words: Sequence[Sequence[int]], more: int = 0) -> Iterator[range]:
         """Yield ranges of plugs that one pass has room for."""
@@ -218,7 +224,7 @@ class Reader:
             mask = torch.cat([mask, mask.new_ones(B, 1)], dim=1)
             state = self.base(
                 input_ids=token[:, None],
-                attention_mask=mask[:, None, None, :],
+                attention_mask=self._allowed(mask[:, None, None, :], state.dtype),
                 position_ids=position,
                 past_key_values=cache,
                 use_cache=True,

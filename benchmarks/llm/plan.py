@@ -71,6 +71,9 @@ class Group:
         examples: see `Corpus.examples`.
         tuning: plugs are compared on held-out training users, and not asked anything else.
         level: groups of lower levels go first.
+        seeds: of plugs that train in step, each setting once per seed, with the order of `seed`; none: `seed` alone.
+        written: splits to which free-text answers are written.
+        steps: instead of the schedule's.
     """
 
     task: str
@@ -82,11 +85,18 @@ class Group:
     examples: str = "all"
     tuning: bool = False
     level: int = 0
+    seeds: tuple[int, ...] = ()
+    written: tuple[str, ...] = ("dev", "test")
+    steps: int = 0
 
     @property
     def key(self) -> str:
-        """Name of its files."""
-        return f"{self.task}-{self.name}-{self.seed}".replace(":", ",")
+        """Name of its file; with several seeds, of its first file."""
+        return self.key_of(self.seed)
+
+    def key_of(self, seed: int) -> str:
+        """Return the name of the file of a seed."""
+        return f"{self.task}-{self.name}-{seed}".replace(":", ",")
 
     @property
     def families(self) -> set[str]:
@@ -99,12 +109,12 @@ def rates(family: str) -> tuple[float, ...]:
     return next((found for name, found in RATES.items() if family.startswith(name)), PLUG_RATES)
 
 
-def tuned(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
-    """Return each setting once per learning rate of its family."""
+def tuned(settings: tuple[Setting, ...], trials: Mapping[str, tuple[float, ...]] | None = None) -> tuple[Setting, ...]:
+    """Return each setting once per learning rate of its family, which `trials` may name."""
     return tuple(
         replace(s, name=f"{s.family}/{rate:g}", rate=rate, ablations=False, greedy=False)
         for s in settings
-        for rate in rates(s.family)
+        for rate in (trials[s.family] if trials else rates(s.family))
     )
 
 
@@ -197,12 +207,19 @@ def possible(task: str, kind: str) -> bool:
     return task in SYNTHETIC_USERS if kind == "real" else True
 
 
-SHORT = (instruction("instruction-only"), INSTRUCTIONS[2], PPLUG)
-USUAL = {"instruction-only": 1e-1, "instruction-only-mlp": 3e-2, "pplug": 3e-2}  # where a task was not tuned
+SHORT_RATES = {"instruction-only-mlp": (3e-2, 1e-1, 2e-1, 3e-1), "pplug": (1e-2, 3e-2, 6e-2, 1e-1)}
+SHORT = (replace(INSTRUCTIONS[2], greedy=True), PPLUG)
+SHORT_OF = {"LaMP_2": (*SHORT, replace(MAIN[4], family="pplug"))}  # where eight tokens were much better than four
+RATES_OF = {"LaMP_5": "LaMP_4"}  # tasks that are not tuned, and whose rates they take
 
 
 def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Iterator[Group]:
-    """Yield the groups that a CPU has time for: an instruction in both parametrisations, and the plug with its ablations."""
-    for seed in seeds:
-        for task in tasks:
-            yield Group(task, "short", seed, SHORT, level=seed)
+    """Yield the groups that a CPU has time for: an instruction in the plug's parametrisation, and the plug with its ablations.
+
+    All seeds of a task train in step.
+    """
+    for task in tasks:
+        if task not in RATES_OF:
+            trials = tuned(SHORT, SHORT_RATES)
+            yield Group(task, "rates", settings=trials, tuning=True, steps=150)
+        yield Group(task, "short", seeds[0], SHORT_OF.get(task, SHORT), seeds=seeds, written=("test",), level=1)

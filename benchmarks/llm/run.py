@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from corpus import TASKS, Corpus, Sizes
 from lockstep import Reader
-from plan import USUAL, Group, groups, short
+from plan import RATES_OF, Group, groups, short
 from training import Schedule, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -52,8 +52,8 @@ class Board:
     """
 
     def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False, seeds: tuple[int, ...] = ()):
-        self.folder, self.groups = folder, list(short(tasks, seeds) if seeds else groups(tasks))
-        self.usual = USUAL if seeds else {}
+        self.folder, self.short = folder, bool(seeds)
+        self.groups = list(short(tasks, seeds) if seeds else groups(tasks))
         self.prepared = {
             "ready": Corpus.encode,
             **({} if seeds else {"ranked": Corpus.rank}),
@@ -85,12 +85,17 @@ class Board:
     def rate(self, task: str, family: str) -> float | None:
         """Return the learning rate with the best loss on held-out users; None before it is known."""
         if (task, family) not in self._rates:
-            losses: dict[str, dict[float, float]] = {}
-            for path in self.path("*").parent.glob(f"{task}-tune*.json.gz"):
-                for plug in read(path)["plugs"].values():
-                    losses.setdefault(plug["family"], {})[plug["rate"]] = plug["loss"]
-            self._rates |= {(task, name): min(of, key=lambda rate, of=of: of[rate]) for name, of in losses.items()}
+            for kind in ("tune", "rates"):  # the short plan's own trials count most
+                losses: dict[str, dict[float, float]] = {}
+                for path in self.path("*").parent.glob(f"{self.tuned_as(task)}-{kind}*.json.gz"):
+                    for plug in read(path)["plugs"].values():
+                        losses.setdefault(plug["family"], {})[plug["rate"]] = plug["loss"]
+                self._rates |= {(task, name): min(of, key=lambda rate, of=of: of[rate]) for name, of in losses.items()}
         return self._rates.get((task, family))
+
+    def tuned_as(self, task: str) -> str:
+        """Return the task whose learning rates a task takes."""
+        return RATES_OF.get(task, task) if self.short else task
 
     def next(self, prefer: str) -> Group | None:
         """Take the next group whose learning rates are known, of the preferred task if the level has one."""
@@ -99,7 +104,7 @@ class Board:
             ready = (self.claims / f"ready-{group.task}").exists()
             if group.form.startswith("bm25"):
                 ready = ready and (self.claims / f"ranked-{group.task}").exists()
-            known = all(self.rate(group.task, f) is not None or f in self.usual for f in group.families)
+            known = all(self.rate(group.task, f) is not None for f in group.families)
             if ready and known and self.claim(group.key):
                 return group
         return None
@@ -126,7 +131,9 @@ def work(args: argparse.Namespace) -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     board = Board(args.output, args.tasks, args.smoke, tuple(args.short))
     dtype = torch.bfloat16 if device != "cpu" or args.bf16 else torch.float32
-    backbone: Any = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=dtype).to(device).eval()
+    attention = "eager" if device == "cpu" and args.bf16 else None  # torch's fused one is slow there with gradients
+    backbone: Any = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=dtype, attn_implementation=attention)
+    backbone = backbone.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.backbone)
     encoder = freeze_encoder(load_encoder(args.encoder, device=device))
     reader = Reader(backbone.requires_grad_(False), tokenizer.pad_token_id or 0, args.budget)
@@ -196,15 +203,15 @@ def finish(
     """Run a group and write its results."""
 
     def keep(plug: Any) -> None:
-        if plug.setting.name in KEPT and group.name in ("main", "short") and not group.seed:
+        if plug.setting.name in KEPT and group.name in ("main", "short") and not plug.seed:
             plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{plug.setting.name}")
 
     def rate_of(setting: Any) -> float:
-        return setting.rate or board.rate(group.task, setting.family) or board.usual.get(setting.family, 0.0)
+        return setting.rate or board.rate(group.task, setting.family)
 
     for _ in range(3):
         try:
-            result = run(group, corpus, reader, encoder, rate_of, schedule, args.new_tokens, keep)
+            results = run(group, corpus, reader, encoder, rate_of, schedule, args.new_tokens, keep)
             break
         except torch.OutOfMemoryError:  # others fill the device: smaller passes
             reader.budget = reader.budget // 2
@@ -212,9 +219,10 @@ def finish(
             print(f"out of memory in {group.key}: passes of {reader.budget} tokens from now on", flush=True)
     else:
         raise RuntimeError("out of memory three times")
-    with atomic_write(board.path(group.key)) as staging:
-        staging.write_bytes(gzip.compress(json.dumps(result).encode(), 6))
-    return result
+    for result in reversed(results):  # the file of the first seed says that the group is finished
+        with atomic_write(board.path(result["group"])) as staging:
+            staging.write_bytes(gzip.compress(json.dumps(result).encode(), 6))
+    return results[0]
 
 
 def about(args: argparse.Namespace) -> dict[str, Any]:

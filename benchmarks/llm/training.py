@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class Schedule:
     warmup: float = 0.05
     validations: int = 4
     validate_on: int = 256  # examples
+
+
+WRITTEN = ("", "wrong-user")  # what is done to the history of plugs that write
 
 
 class Personas:
@@ -83,10 +86,11 @@ class Trained:
         setting: what it is.
         model: over the shared language model and encoder.
         rate: learning rate.
+        seed: of its initialisation and history drop-out.
     """
 
-    def __init__(self, setting: Setting, model: PPlugForConditionalGeneration, rate: float):
-        self.setting, self.model, self.plug, self.rate = setting, model, model.plug, rate
+    def __init__(self, setting: Setting, model: PPlugForConditionalGeneration, rate: float, seed: int = 0):
+        self.setting, self.model, self.plug, self.rate, self.seed = setting, model, model.plug, rate, seed
         self.parameters = [p for p in self.plug.parameters() if p.requires_grad]
         encoder = (
             {id(p) for p in self.plug.input_encoder.parameters()} if self.plug.input_encoder is not None else set()
@@ -191,30 +195,30 @@ def train(
         rate_of: a setting's learning rate.
         schedule: how long.
     """
-    torch.manual_seed(group.seed)
     plugs = []
-    for setting in group.settings:
-        torch.manual_seed(group.seed)
-        plugs.append(Trained(setting, new_plug(setting, group.placement, corpus, reader, encoder), rate_of(setting)))
-        plugs[-1].plug.train()
+    for seed in group.seeds or (group.seed,):
+        for setting in group.settings:
+            torch.manual_seed(seed)
+            model = new_plug(setting, group.placement, corpus, reader, encoder)
+            plugs.append(Trained(setting, model, rate_of(setting), seed))
+            plugs[-1].plug.train()
     rows, personas = (
         corpus.rows(group.examples, group.form, group.placement),
         Personas(corpus, group.examples, reader.device),
     )
     checks = corpus.rows("val", group.form, group.placement), Personas(corpus, "val", reader.device)
-    rng = np.random.default_rng(group.seed)
-    batches = batches_of([len(b) + len(a) for b, a in zip(rows.before, rows.after, strict=True)], schedule, rng)
+    lengths = [len(b) + len(a) for b, a in zip(rows.before, rows.after, strict=True)]
+    batches = batches_of(lengths, schedule, np.random.default_rng(group.seed))
     every = max(1, schedule.steps // schedule.validations)
     for step, batch in enumerate(batches, 1):
         histories: dict[Any, Any] = {}
         softs = []
         for trained in plugs:
             setting = trained.setting
-            key = (setting.persona, setting.items, setting.dropout)
+            key = (setting.persona, setting.items, setting.dropout, trained.seed)
             if key not in histories:
-                histories[key] = _training_histories(
-                    setting, personas, batch, np.random.default_rng((group.seed, step))
-                )
+                rng = np.random.default_rng((trained.seed, step))
+                histories[key] = _training_histories(setting, personas, batch, rng)
             softs.append(trained.soft_prompts(personas, batch, histories[key]))
         leaves = [soft.detach().requires_grad_() for soft in softs]
         context = reader.read([rows.before[i] for i in batch])
@@ -305,8 +309,10 @@ def _by_length(rows: Rows, size: int, most: int | None = None) -> list[list[int]
 @torch.no_grad()
 def ask(
     group: Group, plugs: Sequence[Trained], corpus: Corpus, reader: Reader, split: str, new_tokens: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[int, dict[str, dict[str, Any]]]:
     """Return what each row says to a split: log-probabilities of labels, or of the answer and a greedy answer.
+
+    Greedy answers are written without changes to the history and with another user's.
 
     Args:
         group: for its prompts.
@@ -317,26 +323,26 @@ def ask(
         new_tokens: of an answer.
 
     Returns:
-        row -> "nll" [n], "tokens" [n], and "labels" [n, L] or "answers" [n].
+        seed -> row -> "nll" [n], "tokens" [n], and "labels" [n, L] or "answers" [n].
     """
     rows = corpus.rows(split, group.form, group.placement)
     names, asking, variants = [], [], []
     for trained in plugs:
         for variant in ("", *(ABLATIONS if trained.setting.ablations and split != "val" else ())):
-            names.append(trained.setting.name + f":{variant}" * bool(variant))
+            names.append((trained.seed, trained.setting.name + f":{variant}" * bool(variant)))
             asking.append(trained)
             variants.append(variant)
     asked = Asked(Personas(corpus, split, reader.device), asking) if plugs else None
-    names = names or [{"plain": "no-persona"}.get(group.form, group.form)]
+    names = names or [(group.seed, {"plain": "no-persona"}.get(group.form, group.form))]
     labels, n = corpus.labels(), len(rows.before)
-    made: dict[str, dict[str, Any]] = {
+    made: dict[tuple[int, str], dict[str, Any]] = {
         name: {"nll": [0.0] * n, "tokens": list(map(len, rows.answers))} for name in names
     }
-    greedy = [not plugs or asking[j].setting.greedy for j in range(len(names))]
+    greedy = [not plugs or (asking[j].setting.greedy and variants[j] in WRITTEN) for j in range(len(names))]
     for name, writes in zip(names, greedy, strict=True):
         if labels:
             made[name]["labels"] = [None] * n
-        elif writes and split != "val":
+        elif writes and split in group.written:
             made[name]["answers"] = [""] * n
     for batch in _by_length(rows, 32 if labels else 64):
         softs = (
@@ -357,7 +363,7 @@ def ask(
         for name, of_row in zip(names, nll.tolist(), strict=True):
             for i, value in zip(batch, of_row, strict=True):
                 made[name]["nll"][i] = round(value, 4)
-    if not labels and split != "val":
+    if not labels and split in group.written:
         for batch in _by_length(rows, 256):
             context = reader.read([rows.before[i] for i in batch])
             after = [rows.after[i] for i in batch]
@@ -372,7 +378,10 @@ def ask(
                     texts = corpus.tokenizer.batch_decode(ids, skip_special_tokens=True)
                     for i, text in zip(batch, texts, strict=True):
                         made[name]["answers"][i] = text.strip()
-    return made
+    by_seed: dict[int, dict[str, Any]] = {}
+    for (seed, name), said in made.items():
+        by_seed.setdefault(seed, {})[name] = said
+    return by_seed
 
 
 def run(
@@ -384,8 +393,8 @@ def run(
     schedule: Schedule,
     new_tokens: int,
     keep: Any,
-) -> dict[str, Any]:
-    """Train and ask a group, and return all of it as JSON takes it.
+) -> list[dict[str, Any]]:
+    """Train and ask a group, and return all of it as JSON takes it, for each of its seeds.
 
     Args:
         group, corpus, reader, encoder, rate_of, schedule: as of `train`.
@@ -393,32 +402,38 @@ def run(
         keep: called with each trained plug.
     """
     start = time.monotonic()
+    schedule = replace(schedule, steps=group.steps or schedule.steps)
     plugs = train(group, corpus, reader, encoder, rate_of, schedule) if group.settings else []
     trained = time.monotonic()
     for plug in plugs:
         keep(plug)
     splits = () if group.tuning else ("val", "dev", "test")
     answers = {split: ask(group, plugs, corpus, reader, split, new_tokens) for split in splits}
-    return {
-        "task": corpus.task.name,
-        "group": group.key,
-        "seed": group.seed,
-        "form": group.form,
-        "placement": group.placement,
-        "examples": len(corpus.examples(group.examples)),
-        "steps": schedule.steps * bool(plugs),
-        "batch_size": schedule.batch_size,
-        "seconds": {"train": round(trained - start, 1), "ask": round(time.monotonic() - trained, 1)},
-        "plugs": {
-            plug.setting.name: {
-                "family": plug.setting.family,
-                "rate": plug.rate,
-                "loss": plug.best,
-                "curve": plug.curve,
-                "weights": sum(p.numel() for p in plug.parameters),
-                "choices": dict(plug.setting.plug),
-            }
-            for plug in plugs
-        },
-        "answers": answers,
-    }
+    seconds = {"train": round(trained - start, 1), "ask": round(time.monotonic() - trained, 1)}
+    return [
+        {
+            "task": corpus.task.name,
+            "group": group.key_of(seed),
+            "seed": seed,
+            "form": group.form,
+            "placement": group.placement,
+            "examples": len(corpus.examples(group.examples)),
+            "steps": schedule.steps * bool(plugs),
+            "batch_size": schedule.batch_size,
+            "seconds": seconds,
+            "plugs": {
+                plug.setting.name: {
+                    "family": plug.setting.family,
+                    "rate": plug.rate,
+                    "loss": plug.best,
+                    "curve": plug.curve,
+                    "weights": sum(p.numel() for p in plug.parameters),
+                    "choices": dict(plug.setting.plug),
+                }
+                for plug in plugs
+                if plug.seed == seed
+            },
+            "answers": {split: said[seed] for split, said in answers.items()},
+        }
+        for seed in group.seeds or (group.seed,)
+    ]
