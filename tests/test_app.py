@@ -171,6 +171,7 @@ def test_without_gradio_the_message_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("port", ["taken", 99999])
 def test_a_port_that_cannot_be_had_is_one_line(capsys, port):
+    pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as other:
         number = other.getsockname()[1] if port == "taken" else port
         assert cli.main(["app", "--port", str(number)]) == 1
