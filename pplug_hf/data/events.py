@@ -58,11 +58,8 @@ class StoredRows:
             yield {**row, "profile": list(items[:count])}
 
 
-def read_stored(rows: Iterable[Any], folder: Path, where: str) -> Iterable[Any]:
-    """Return the rows of a file with their histories, if the folder keeps the items in a file of their own."""
-    path = next((p for p in (folder / sources.ITEMS, folder / f"{sources.ITEMS}.gz") if p.is_file()), None)
-    if path is None:
-        return rows
+def read_stored(rows: Iterable[Any], path: Path, where: str) -> StoredRows:
+    """Return the rows of a file with their histories, whose items are in a file of their own."""
     items: dict[str, list[dict[str, Any]]] = {}
     for item in sources.stream_lines(path):
         if not isinstance(item, Mapping) or "user" not in item:
