@@ -53,7 +53,7 @@ def bootstrap_mean(values: ArrayLike, users: Sequence[Hashable], n_resamples: in
     sums, counts = _of_users(values, users)  # [U]: all that a resample needs
     if n_resamples < 1:
         raise ConfigurationError(f"n_resamples is {n_resamples}; give at least 1, better 10000.")
-    mean, U = float(np.mean(values)), len(sums)
+    mean, U = float(np.asarray(values, dtype=np.float64).mean()), len(sums)
     if U == 1:
         return Interval(mean, float("nan"), float("nan"))
 
