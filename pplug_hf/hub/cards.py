@@ -158,9 +158,9 @@ def _metadata(
 def _frozen(config: PPlugConfig, kind: str) -> dict[str, Any]:
     """Return what a card says of the backbone or encoder: its Hub id, or only that it is local. No path gets out."""
     name, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
-    fingerprint = {"model_type": "model", **_plain(getattr(config, f"{kind}_fingerprint") or {})}
+    said = _plain({**(getattr(config, f"{kind}_fingerprint") or {}), "revision": revision})
     # A relative folder can look like a Hub id, but has no commit.
-    return {**fingerprint, "revision": revision, "id": hub_repository(name) if revision else None}
+    return {"model_type": "model", **said, "id": hub_repository(name) if revision else None}
 
 
 def _training(path: Path, config: PPlugConfig) -> dict[str, Any]:
