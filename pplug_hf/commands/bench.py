@@ -15,7 +15,7 @@ from ..data.histories import newest, split_users
 from ..data.records import Example, data_digest, some
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
-from ..evaluation.compare import Comparison, to_json
+from ..evaluation.compare import Comparison, save_results, to_json
 from ..evaluation.plots import plot_weights
 from ..evaluation.pools import Pool, add_pool, chance_runs, check_pool, parse_pools, pools_of
 from ..evaluation.predictions import (
@@ -26,7 +26,6 @@ from ..evaluation.predictions import (
     versions,
 )
 from ..evaluation.rendering import report, save_pictures
-from ..evaluation.results import save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
 from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.records import Example, some
 from ..errors import DataError
+from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, higher_is_better, main_metric, per_example, score
 from .style import Style, own_texts
 from .user_statistics import bootstrap_mean, paired_bootstrap, pairs, per_user, plain, user_means
 
+RESULTS = "results.json"
 BINS = 4  # of history lengths, with about as many examples each
 
 
@@ -216,3 +220,9 @@ class Comparison:
 def to_json(value: Any, indent: int = 2) -> str:
     """Return JSON that every reader takes: no NaN."""
     return json.dumps(value, indent=indent, allow_nan=False) + "\n"
+
+
+def save_results(results: Mapping[str, Any], table: str, folder: str | os.PathLike) -> None:
+    """Write results.json and table.md. No history enters."""
+    write_text(Path(folder) / RESULTS, to_json(results))
+    write_text(Path(folder) / "table.md", table)

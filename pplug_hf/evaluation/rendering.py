@@ -13,11 +13,10 @@ from ..methods.base import COSTS
 from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import main_metric
-from .compare import Comparison
+from .compare import Comparison, save_results
 from .plots import heading, plot_history_length, plot_rows, plot_weight_profiles
 from .pools import CHANCE
 from .predictions import official
-from .results import save_results
 
 # A bootstrap's 95 % intervals over 5 users hold the truth in about 84 % of cases, over 10 in 89 %, over 20 in 92 %.
 ENOUGH_USERS = 20

@@ -1,30 +1,23 @@
-"""The file results.json: writing it, and reading what a model card may show of it."""
+"""Reader of results.json, and of what a model card may show of it."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..methods.names import INSTRUCTION_ONLY, NO_PERSONA, WRONG_USER
-from ..storage.files import read_json_object, write_text
+from ..storage.files import read_json_object
 from ..tasks.metrics import score_titles
-from .compare import to_json
+from .compare import RESULTS
 
 PPLUG = "PPlug"  # the row of `pplug-hf evaluate` with the plugs
-_FILE = "results.json"
 _DECODING = ("num_beams", "max_length", "max_new_tokens", "constrained")
 _NAME = re.compile(r"[\w .,'=+@:-]{1,60}")
-
-
-def save_results(results: Mapping[str, Any], table: str, folder: str | os.PathLike) -> None:
-    """Write results.json and table.md. No history enters."""
-    write_text(Path(folder) / _FILE, to_json(results))
-    write_text(Path(folder) / "table.md", table)
 
 
 def load_results(path: str | os.PathLike) -> dict[str, Any]:
@@ -37,7 +30,7 @@ def load_results(path: str | os.PathLike) -> dict[str, Any]:
         MissingFileError: there are none.
         DataError: the file holds something else.
     """
-    file = Path(path, _FILE) if os.path.isdir(path) else Path(path)
+    file = Path(path, RESULTS) if os.path.isdir(path) else Path(path)
     if not file.is_file():
         raise MissingFileError(
             f"There are no results in {str(path)!r}: name the --output folder of pplug-hf bench, or its results.json."
