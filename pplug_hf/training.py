@@ -271,9 +271,9 @@ class PPlugTrainer(Seq2SeqTrainer):
             )
         prompts = {key: value.to(self.args.device) for key, value in prompts.items()}
         options = {k: v for k, v in (gen_kwargs or getattr(self, "_gen_kwargs", {})).items() if v is not None}
-        generated = self.model.generate(**prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options)
-        prompts = prompts["input_ids"]
-        answers = generated[:, prompts.shape[1] :] if causal else generated
+        output = self.model.generate(**prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options)
+        generated = output if isinstance(output, Tensor) else output["sequences"]
+        answers = generated[:, prompts["input_ids"].shape[1] :] if causal else generated
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
