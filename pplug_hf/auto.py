@@ -7,14 +7,20 @@ imported, before or after pplug_hf; and a stand-in is registered, which imports 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .configuration import PPlugConfig
+    from .modeling import PPlugForConditionalGeneration
+    from .processing import PPlugProcessor
 
 
 def _register_config(auto: ModuleType) -> None:
@@ -58,7 +64,9 @@ class _Model:
     seq2seq: bool | None  # the kind of backbone that the Auto class is for; None: any
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, config: PPlugConfig, **kwargs: Any
+    ) -> PPlugForConditionalGeneration:
         if cls.seq2seq not in (None, config.is_encoder_decoder):
             kind, other = ("encoder-decoder", "Seq2Seq") if config.is_encoder_decoder else ("causal", "Causal")
             raise ConfigurationError(
@@ -72,7 +80,7 @@ class _Model:
         return PPlugModel.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     @classmethod
-    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+    def _from_config(cls, config: object, **kwargs: object) -> NoReturn:
         raise ConfigurationError(
             f"{cls.auto_class}.from_config would make a plug without its frozen backbone: use "
             "PPlugForConditionalGeneration.from_backbone(backbone, encoder=...)."
@@ -83,7 +91,7 @@ class _Processor:
     """Stands in for [`PPlugProcessor`]."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> PPlugProcessor:
         from .processing import PPlugProcessor
 
         return PPlugProcessor.from_pretrained(*args, **kwargs)

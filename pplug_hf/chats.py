@@ -106,7 +106,7 @@ class ChatTemplate:
         return text.rstrip().endswith((*special, *self.tokenizer.all_special_tokens))
 
 
-def chats_of(conversation: Any) -> list[list[dict[str, Any]]]:
+def chats_of(conversation: object) -> list[list[dict[str, object]]]:
     """Return a chat, or a list of chats, as a list of lists of messages whose texts are whole.
 
     Raises:
@@ -134,7 +134,7 @@ def last_user_text(chat: Sequence[Message]) -> str:
     return next((text_of(message) for message in reversed(chat) if message.get("role") == "user"), "")
 
 
-def _whole_message(message: Message) -> dict[str, Any]:
+def _whole_message(message: Message) -> dict[str, object]:
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": whole_texts([content])[0]}

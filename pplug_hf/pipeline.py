@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
-from transformers import AutoModel, GenerationConfig
+from transformers import AutoModel, GenerationConfig, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import Pipeline
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
 from .chats import last_user_text
 from .errors import ConfigurationError, DataError, MismatchError, kind_of
+
+if TYPE_CHECKING:
+    from .modeling import PPlugForConditionalGeneration
+    from .processing import PPlugProcessor
 
 TASK = "personalized-text-generation"
 _UNSET = ...  # None is a choice of its own: an answer without any plug
@@ -25,10 +30,10 @@ class _Request:
     """A prompt and its user, on their way through the pipeline."""
 
     prompt: Any  # a text, or the messages of a chat
-    persona: Any
-    query: Any
-    plug: Any
-    strength: Any
+    persona: object
+    query: str | None
+    plug: object
+    strength: float | None
 
 
 class PersonalizedTextGenerationPipeline(Pipeline):
@@ -39,9 +44,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     as the default of all calls: `persona=history` makes a pipeline for one user.
     """
 
-    model: Any
-    tokenizer: Any
-    processor: Any
+    model: PPlugForConditionalGeneration
+    tokenizer: Any  # a PreTrainedTokenizerBase, whose `decode` gives a text or a list by its argument
+    processor: PPlugProcessor
 
     _pipeline_calls_generate = True
     # The model has its tokenizer, and the processor is made from it.
@@ -50,7 +55,12 @@ class PersonalizedTextGenerationPipeline(Pipeline):
     _default_generation_config = GenerationConfig(max_new_tokens=256)
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, processor: Any = None, device: Any = None, **kwargs: Any
+        self,
+        model: object,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        processor: PPlugProcessor | None = None,
+        device: int | torch.device | None = None,
+        **kwargs: Any,
     ) -> None:
         from .modeling import PPlugForConditionalGeneration
         from .processing import PPlugProcessor
@@ -68,7 +78,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             device = model.device  # accelerate has placed the backbone
         super().__init__(model, tokenizer=processor.tokenizer, processor=processor, device=device, **kwargs)
 
-    def __call__(self, text_inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def __call__(self, text_inputs: object, **kwargs: Any) -> Any:  # type: ignore[override]
         """Answer prompts.
 
         Args:
@@ -138,12 +148,12 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
     def preprocess(  # type: ignore[override]
         self,
-        row: Any,
-        persona: Any = None,
+        row: object,
+        persona: object = None,
         query: str | None = None,
         persona_strength: float | None = None,
-        tokenizer_encode_kwargs: Any = None,
-    ) -> dict[str, Any]:
+        tokenizer_encode_kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, object]:
         """Return the tensors [1, T] of one prompt, with its user, query and strength."""
         if isinstance(row, Mapping):
             if "text" not in row:
@@ -189,7 +199,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             persona_strength=strengths,
             **self._generation_options(generate_kwargs),
         )
-        sequences = output if isinstance(output, Tensor) else output.sequences
+        sequences = output if isinstance(output, Tensor) else output["sequences"]
         if not self.model.config.is_encoder_decoder:
             sequences = sequences[:, T:]
         return {"sequences": sequences.view(B, len(sequences) // B, sequences.shape[1]), "request": request}
@@ -203,7 +213,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, object]]:
         """Return the texts of one prompt's sequences [1, n, L]."""
         if return_full_text is None:
             return_full_text = not self.model.config.is_encoder_decoder
@@ -228,7 +238,7 @@ def _taken(parameters: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: parameters.pop(name) for name in names if name in parameters}
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: object) -> bool:
     return isinstance(value, list | tuple) and bool(value) and is_valid_message(value[0])
 
 
@@ -237,7 +247,7 @@ def _goes_on(messages: Sequence[Mapping[str, str]]) -> bool:
     return messages[-1]["role"] == "assistant"
 
 
-def _joined(prompt: Any, answer: str) -> Any:
+def _joined(prompt: str | Sequence[Mapping[str, str]], answer: str) -> str | list[Mapping[str, str]]:
     """Return prompt and answer together: a text, or a chat."""
     if isinstance(prompt, str):
         return prompt + answer
@@ -246,7 +256,7 @@ def _joined(prompt: Any, answer: str) -> Any:
     return [*prompt, {"role": "assistant", "content": answer}]
 
 
-def _with(rows: Iterable[Any], name: str, values: Any) -> Any:
+def _with(rows: Iterable[object], name: str, values: object) -> Any:
     """Return prompts as mappings with one of the values each; lazily, if the prompts come one by one."""
     if isinstance(values, str | Mapping | Tensor) or not isinstance(values, Iterable):
         raise DataError(f"{name} must be one for all prompts or a list with one per prompt, got {kind_of(values)}.")

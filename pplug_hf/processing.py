@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .chats import ChatTemplate, chats_of, last_user_text, text_of
+from .chats import ChatTemplate, Message, chats_of, last_user_text, text_of
 from .configuration import PPlugConfig
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError, kind_of
 from .modeling.backbone import checked_tokenizer
+from .modeling.persona import Personas
 from .modeling.personalizer import histories_of
 from .modeling.plug_folder import check_tokenizer, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
@@ -56,7 +57,7 @@ class PPlugProcessor(ProcessorMixin):
         self,
         tokenizer: PreTrainedTokenizerBase,
         is_encoder_decoder: bool = False,
-        chat_template: Any = None,
+        chat_template: str | dict[str, str] | None = None,
         placement: str = "prompt",
         chat: bool = False,
         system: str | None = None,
@@ -155,7 +156,7 @@ class PPlugProcessor(ProcessorMixin):
     def __call__(  # type: ignore[override]
         self,
         text: str | Sequence[str],
-        persona: Any = None,
+        persona: Personas = None,
         query: str | Sequence[str] | None = None,
         labels: str | Sequence[str] | None = None,
         max_length: int | None = None,
@@ -235,9 +236,9 @@ class PPlugProcessor(ProcessorMixin):
 
     def apply_chat_template(  # type: ignore[override]
         self,
-        conversation: Any,
+        conversation: object,
         *,
-        persona: Any = None,
+        persona: Personas = None,
         query: str | Sequence[str] | None = None,
         labels: bool | str | Sequence[str] | None = None,
         tokenize: bool = True,
@@ -317,7 +318,7 @@ class PPlugProcessor(ProcessorMixin):
         own = {"chat_template": self.chat_template} if isinstance(self.chat_template, str) else {}
         return ChatTemplate(self.tokenizer, **own | options)
 
-    def _chat(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[Any]:
+    def _chat(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[Message]:
         """Return a prompt as a chat: the system text, earlier turns, then the prompt as the user's text."""
         said = [m for question, answer in turns for m in ({"role": "user", "content": question}, _answered(answer))]
         chat = [*said, {"role": "user", "content": text}]
@@ -337,7 +338,7 @@ class PPlugProcessor(ProcessorMixin):
 
     def _chat_rows(
         self,
-        chats: list[Any],
+        chats: Sequence[Sequence[Message]],
         learn: bool,
         template: ChatTemplate,
         offsets: Sequence[int | None],
@@ -413,9 +414,9 @@ class PPlugProcessor(ProcessorMixin):
         at = text[0] + (room + 1) // 2
         return ids[:at] + ids[at + excess :], place if place <= at else max(at, place - excess)
 
-    def _batch(self, rows: list[Row], learn: bool, given: dict[str, Any], positions: bool) -> BatchFeature:
+    def _batch(self, rows: list[Row], learn: bool, given: Mapping[str, object], positions: bool) -> BatchFeature:
         """Return rows as one batch with what goes with them."""
-        batch: dict[str, Any] = {}
+        batch: dict[str, object] = {}
         prompts = [row.ids for row in rows]
         if learn and self.is_encoder_decoder:
             batch["labels"] = self._pad([row.answer for row in rows], -100, left=False)[0]
@@ -507,7 +508,9 @@ def _rows(texts: str | Sequence[str], name: str) -> list[str]:
     return whole_texts(texts)
 
 
-def _rows_of(count: int, prompts: str, *, persona: Any, query: Any, labels: Any) -> dict[str, Any]:
+def _rows_of(
+    count: int, prompts: str, *, persona: object, query: str | Sequence[str] | None, labels: str | Sequence[str] | None
+) -> dict[str, Any]:
     """Return what goes with prompts, one of each per prompt, or None."""
     if isinstance(persona, str):
         raise DataError("persona is a history, a list of texts; got a single str: pass [text].")
@@ -526,7 +529,9 @@ def _answered(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def _check_chat_options(return_tensors: Any, padding: Any, labels: Any, kwargs: dict[str, Any]) -> None:
+def _check_chat_options(
+    return_tensors: str | None, padding: bool | str, labels: object, kwargs: dict[str, object]
+) -> None:
     if return_tensors not in ("pt", None) or padding not in (True, False, "longest"):
         raise ConfigurationError(
             f"A batch is return_tensors='pt', padded to its longest chat, got {return_tensors!r} and "

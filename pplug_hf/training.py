@@ -14,15 +14,23 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, run_as_future
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import SequentialSampler
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_grouped_indices
 from transformers.trainer_utils import HubStrategy
 
 from .data.dataset import PersonaDataset
 from .errors import ConfigurationError, DataError, HubError
+from .modeling import PPlugForConditionalGeneration
 from .modeling import backbone as backbones
 from .modeling.prompt_cache import PromptCache
 from .processing import PPlugProcessor
@@ -118,10 +126,17 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
 class _SetEpoch(TrainerCallback):
     """Set the epoch of the training data, which accelerate does not in a resumed epoch and with several processes."""
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
-        data: Any = getattr(train_dataloader, "dataset", None)
-        if hasattr(data, "set_epoch"):
-            data.set_epoch(int(state.epoch or 0))
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: object = None,
+        **kwargs: object,
+    ) -> None:
+        set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(int(state.epoch or 0))
 
 
 class _SimilarLengths(LengthGroupedSampler):
@@ -157,8 +172,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         ConfigurationError: label smoothing, or a prompt cache for a soft prompt in front of the prompt.
     """
 
-    model: Any  # a PPlugForConditionalGeneration
-    args: Any
+    model: PPlugForConditionalGeneration
+    args: Any  # Seq2SeqTrainingArguments, which declare that there may be no output folder
 
     def __init__(self, *args: Any, prompt_cache: PromptCache | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -191,7 +206,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         ):
             return super().train(*args, **kwargs)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimiser, over the plug alone.
 
         Raises:
@@ -223,8 +238,8 @@ class PPlugTrainer(Seq2SeqTrainer):
                     optimizer.add_param_group({**group, "params": own, "lr": rate})
         return optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        data: Any = self.train_dataset if train_dataset is None else train_dataset
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        data = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(data, PersonaDataset):
             return super()._get_train_sampler(train_dataset)
         # The Trainer would look for token ids in the rows, which hold texts.
@@ -234,7 +249,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         lengths = [len(data.examples[number].prompt) for number, _ in data.views]
         return _SimilarLengths(batch, lengths, seed)
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_eval_sampler(eval_dataset)
         # The Trainer would group these too, and predictions would come in another order than the questions.
@@ -252,8 +267,13 @@ class PPlugTrainer(Seq2SeqTrainer):
         return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None, **gen_kwargs: Any
-    ) -> tuple[Any, Tensor | None, Tensor | None]:
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[float | None, Tensor | None, Tensor | None]:
         prompts = {key.removeprefix(_PROMPT): value for key, value in inputs.items() if key.startswith(_PROMPT)}
         inputs = {key: value for key, value in inputs.items() if not key.startswith(_PROMPT)}
         if not self.args.predict_with_generate or prediction_loss_only:
@@ -271,12 +291,12 @@ class PPlugTrainer(Seq2SeqTrainer):
             )
         prompts = {key: value.to(self.args.device) for key, value in prompts.items()}
         options = {k: v for k, v in (gen_kwargs or getattr(self, "_gen_kwargs", {})).items() if v is not None}
-        generated = self.model.generate(**prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options)
-        prompts = prompts["input_ids"]
-        answers = generated[:, prompts.shape[1] :] if causal else generated
+        output = self.model.generate(**prompts, persona=inputs.get("persona"), query=inputs.get("query"), **options)
+        generated = output if isinstance(output, Tensor) else output["sequences"]
+        answers = generated[:, prompts["input_ids"].shape[1] :] if causal else generated
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save plug, processor and arguments; the Trainer's own method would pickle the arguments."""
         folder = Path(output_dir or self.args.output_dir)
         self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=self.args.should_save)
@@ -349,7 +369,9 @@ class PPlugTrainer(Seq2SeqTrainer):
         except HubError as error:
             logger.warning("The training goes on without this push: %s", error)
 
-    def _push(self, folder: str, commit_message: str | None, *, token: Any = None, **options: Any) -> CommitInfo:
+    def _push(
+        self, folder: str, commit_message: str | None, *, token: str | None = None, **options: Any
+    ) -> CommitInfo:
         from .hub.push import push_folder
 
         args = self.args

@@ -514,6 +514,15 @@ def test_predictions_are_the_models_own_answers(family, options, dataset, tmp_pa
 
 
 @every_family
+def test_predictions_are_the_same_where_generate_returns_more_than_ids(family, dataset, tmp_path):
+    trainer = make_trainer(make_model(family), tmp_path, predict_with_generate=True)
+    ids, outputs = (
+        trainer.predict(dataset, max_new_tokens=6, return_dict_in_generate=more).predictions for more in (False, True)
+    )
+    assert (ids == outputs).all()
+
+
+@every_family
 def test_the_history_changes_the_predictions(family, store, tmp_path):
     examples = make_examples(items=12)
     trainer = make_trainer(make_model(family), tmp_path, predict_with_generate=True)

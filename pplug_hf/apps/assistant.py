@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..data.examples import read_examples
 from ..errors import DataError
-from ..modeling import Persona, PPlugModel
+from ..modeling import Persona, PPlugForConditionalGeneration, PPlugModel
 from ..processing import PPlugProcessor
 from ..serving.store import PersonaStore
 
@@ -45,7 +45,7 @@ class Assistant:
         max_new_tokens: of an answer.
     """
 
-    model: Any
+    model: PPlugForConditionalGeneration
     store: PersonaStore
     samples: Sequence[Sample] = ()
     max_new_tokens: int = 64
@@ -110,7 +110,7 @@ def items_of(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def load_demo() -> tuple[Any, list[Sample]]:
+def load_demo() -> tuple[PPlugForConditionalGeneration, list[Sample]]:
     """Load the plug that comes with the package, and some readers with a question each."""
     with as_file(files("pplug_hf.demo") / "assets") as assets:
         parts = {name: str(assets / name) for name in ("backbone", "encoder")}

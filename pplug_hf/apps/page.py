@@ -6,13 +6,20 @@ It listens on loopback, loads nothing from elsewhere, and sends nothing to anybo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from html import escape
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import PPlugError
 from ..optional import require
 from .assistant import Assistant, items_of
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request, Response
+    from gradio import Blocks
+
+T = TypeVar("T")
 
 OWN_ITEMS = "your own items"
 WRITTEN, STORED = "the history above", "the stored user of this name"
@@ -35,13 +42,13 @@ _POLICY = (
 )
 
 
-def load_gradio() -> Any:
+def load_gradio() -> ModuleType:
     """Import Gradio with its analytics switched off."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     return require("gradio", "app", "The page")
 
 
-def build(assistant: Assistant, title: str) -> Any:
+def build(assistant: Assistant, title: str) -> Blocks:
     """Return the page as `gradio.Blocks`.
 
     Args:
@@ -123,7 +130,7 @@ def build(assistant: Assistant, title: str) -> Any:
                 gr.Markdown("**Items of this user with the largest weights**")
                 table = gr.HTML(weights_table([]), elem_id="weights")
 
-        private: dict[str, Any] = {"api_visibility": "private"}
+        private = {"api_visibility": "private"}
         asked = [source, items, user, other, prompt, query, strength]
         chosen.change(choose, chosen, [items, prompt, query], **private)
         compared.change(lines, compared, other, **private)
@@ -134,10 +141,10 @@ def build(assistant: Assistant, title: str) -> Any:
     return page
 
 
-def _told(gr: Any, work: Callable[..., Any]) -> Callable[..., Any]:
+def _told(gr: ModuleType, work: Callable[..., T]) -> Callable[..., T]:
     """Return a function that shows an error of this package on the page."""
 
-    def run(*values: Any) -> Any:
+    def run(*values: object) -> T:
         try:
             return work(*values)
         except PPlugError as error:
@@ -168,7 +175,7 @@ def weights_table(weights: list[tuple[float, str]]) -> str:
     return f'<div class="weights">{"".join(cells)}</div><p class="note">{note}</p>'
 
 
-def web_app(page: Any) -> Any:
+def web_app(page: Blocks) -> FastAPI:
     """Return the page as an ASGI application that lets a browser load nothing from elsewhere.
 
     Args:
@@ -179,7 +186,7 @@ def web_app(page: Any) -> Any:
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
-    async def refuse_other_places(request: Any, call_next: Callable[[Any], Any]) -> Any:
+    async def refuse_other_places(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["Referrer-Policy"] = "no-referrer"

@@ -76,7 +76,7 @@ def load_backbone(
     return source
 
 
-def _advice(source: Any) -> str:
+def _advice(source: object) -> str:
     """Return what to pass instead of an object that is no backbone: often it holds one."""
     if hasattr(source, "merge_and_unload"):  # PEFT
         return "merge the adapter into its model, model = model.merge_and_unload()"
@@ -87,7 +87,7 @@ def _advice(source: Any) -> str:
     return "load it with AutoModelForCausalLM or AutoModelForSeq2SeqLM, or pass its Hub id or folder"
 
 
-def checked_tokenizer(tokenizer: Any) -> Any:
+def checked_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase | None:
     """Return a tokenizer, or None, as it is.
 
     Raises:
@@ -102,7 +102,7 @@ def checked_tokenizer(tokenizer: Any) -> Any:
     )
 
 
-def writes_chats(tokenizer: Any, chat: bool | str = "auto") -> bool:
+def writes_chats(tokenizer: PreTrainedTokenizerBase | None, chat: bool | str = "auto") -> bool:
     """Return whether prompts are written in the tokenizer's chat template.
 
     Args:
@@ -183,7 +183,7 @@ def _loading_arguments(location: Location) -> tuple[str, dict[str, Any]]:
     return os.path.dirname(path), {"gguf_file": path, "local_files_only": True}
 
 
-def _load_config(location: Location, name: str, arguments: dict[str, Any]) -> Any:
+def _load_config(location: Location, name: str, arguments: dict[str, Any]) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(name, **arguments)
     except ValueError as error:
@@ -224,7 +224,7 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.train(backbone.training)
 
 
-def _make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _make_contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
 
     torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
@@ -255,7 +255,7 @@ class _Quiet:
         config: to look everything up in.
     """
 
-    def __init__(self, config: Any):
+    def __init__(self, config: PreTrainedConfig):
         vars(self)["_config"] = config
 
     def __getattr__(self, name: str) -> Any:
@@ -315,7 +315,7 @@ def check_gradients(backbone: PreTrainedModel) -> None:
             )
 
 
-def fingerprint(backbone: PreTrainedModel) -> dict[str, Any]:
+def fingerprint(backbone: PreTrainedModel) -> dict[str, object]:
     """Return the properties that must be equal for a plug to fit: type, kind, width and vocabulary."""
     return {
         "model_type": backbone.config.model_type,
@@ -380,14 +380,14 @@ def embedding_norm(backbone: PreTrainedModel, vocab_size: int | None = None) -> 
 
     Rows of zeros (padding) are left out.
     """
-    rows = fingerprint(backbone)["vocab_size"]
+    rows = backbone.config.get_text_config().vocab_size
     ids = torch.arange(min(vocab_size or rows, rows))
     norms = torch.cat([_embed_ids(backbone, chunk).float().norm(dim=-1).cpu() for chunk in ids.split(8192)])
     return norms[norms > 0].mean().item()
 
 
 @torch.no_grad()
-def state_norm(backbone: Any, vocab_size: int | None = None) -> float:
+def state_norm(backbone: PreTrainedModel, vocab_size: int | None = None) -> float:
     """Measure the mean L2 norm of the states [B, T, H] that an encoder makes of words.
 
     Args:
@@ -397,7 +397,7 @@ def state_norm(backbone: Any, vocab_size: int | None = None) -> float:
     Raises:
         ConfigurationError: its encoder's states have another width than its word embeddings.
     """
-    size = fingerprint(backbone)["vocab_size"]
+    size = backbone.config.get_text_config().vocab_size
     rows = min(vocab_size or size, size)
     ids = torch.arange(256).view(16, 16) * (rows // 256 or 1) % rows
     encoder = backbone.get_encoder()

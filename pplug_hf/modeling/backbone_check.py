@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 B, P, T = 3, 2, 4
 
 
-_known: dict[Any, Reading] = {}
+_known: dict[tuple[object, ...], Reading] = {}
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ class _Unfit(Exception):
 class _Check:
     """The check of one backbone in eval mode."""
 
-    def __init__(self, backbone: Any):
+    def __init__(self, backbone: PreTrainedModel):
         self.backbone, self.seq2seq = backbone, bool(backbone.config.is_encoder_decoder)
         self.name = f"The backbone {type(backbone).__name__} ({backbone.config.model_type})"
         try:
@@ -183,7 +183,7 @@ def equal_logits(got: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool((difference <= tolerance * spread).any())
 
 
-def sample_words(backbone: Any, layer: Any) -> Tensor:
+def sample_words(backbone: PreTrainedModel, layer: Any) -> Tensor:
     """Return [B, L] ids of ordinary words from all over the vocabulary."""
     configs = {id(c): c for m in backbone.modules() if (c := getattr(m, "config", None)) is not None}.values()
     named = {

@@ -25,8 +25,9 @@ from ..errors import ConfigurationError, DataError, kind_of
 from ..storage.location import Location, cached_commit
 from ..tasks.items import item_text, whole_texts
 
-Item: TypeAlias = str | Mapping[str, Any]
+Item: TypeAlias = str | Mapping[str, object]
 History: TypeAlias = Sequence[Item]
+Query: TypeAlias = str | Sequence[str] | Tensor  # texts, or vectors [B, D]
 
 
 def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **kwargs: Any) -> SentenceTransformer:
@@ -141,7 +142,7 @@ def encoder_size(encoder: SentenceTransformer) -> int:
     return _digest_and_dim(encoder)[1]
 
 
-def item_texts(history: History, template: str | None) -> list[str]:
+def item_texts(history: Iterable[object], template: str | None) -> list[str]:
     """Return the text of every item, as the encoder reads it.
 
     Args:
@@ -171,7 +172,7 @@ def item_texts(history: History, template: str | None) -> list[str]:
     return texts
 
 
-def no_text(place: int, item: Any) -> DataError:
+def no_text(place: int, item: object) -> DataError:
     """Return the error for an item that is neither a text nor a mapping of fields."""
     is_vector = isinstance(item, Tensor | np.ndarray | np.number | float)
     wrap = ", or wrap finished vectors as Persona(vectors, model.personalizer.spec)" if is_vector else ""
@@ -186,7 +187,7 @@ def embed(
     batch_size: int = 32,
     show_progress: bool = False,
     task: str = "document",
-    pool: Any = None,
+    pool: dict | None = None,
 ) -> Tensor:
     """Equation (1): vectors [len(texts), D] in fp32, detached. Each distinct text is encoded once.
 
@@ -255,7 +256,7 @@ def fingerprint(encoder: SentenceTransformer, history_prompt: str = "") -> dict[
 
 
 # What was measured of an encoder, and the state it was in: reading every weight takes longer than loading a plug.
-_known: WeakKeyDictionary[SentenceTransformer, tuple[Any, tuple[str, int]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[SentenceTransformer, tuple[object, tuple[str, int]]] = WeakKeyDictionary()
 
 
 def _digest_and_dim(encoder: SentenceTransformer) -> tuple[str, int]:
@@ -280,12 +281,12 @@ def _parts(router: Router) -> list[nn.Module]:
     return [part for _, route in sorted(router.sub_modules.items()) for part in route]  # type: ignore[union-attr]
 
 
-def _settings(module: Any) -> dict[str, Any]:
-    settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+def _settings(module: nn.Module) -> dict[str, str | int | float | bool]:
+    settings = getattr(module, "get_config_dict", dict)()
     return {key: value for key, value in settings.items() if isinstance(value, str | int | float | bool)}
 
 
-def state_of(tensor: Tensor) -> Any:
+def state_of(tensor: Tensor) -> tuple[object, ...]:
     """Changes with every write to a tensor: torch counts those, except through `.data`, which a sample notices."""
     step = max(1, tensor.numel() // 64)
     version = object() if tensor.is_inference() else tensor._version  # those are not counted: never the same

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
 from .prefix import Inserted, cache_argument, encode, position_ids, reorder
-from .prompt_cache import PromptCache
+from .prompt_cache import AnyPromptCache
 from .substitution import reading_ids
 
 
@@ -25,8 +27,13 @@ def token_loss(logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int 
 
 
 def read_encoder_decoder(
-    backbone: Any, inserted: Inserted, labels: Any, num_items: Any, cache: PromptCache | None, options: dict[str, Any]
-) -> Any:
+    backbone: PreTrainedModel,
+    inserted: Inserted,
+    labels: Tensor | None,
+    num_items: Tensor | int | None,
+    cache: AnyPromptCache | None,
+    options: dict[str, Any],
+) -> Seq2SeqLMOutput:
     """Return the output of an encoder-decoder backbone for a batch.
 
     Args:
@@ -45,7 +52,7 @@ def read_encoder_decoder(
             options["labels"] = labels.contiguous()
     known = None if cache is None else cache.of_batch(backbone, inserted)
     with nullcontext() if ids is None or known else reading_ids(backbone, ids):
-        read: dict[str, Any] = {"inputs_embeds": inserted.embeddings}
+        read = {"inputs_embeds": inserted.embeddings}
         if inserted.behind is not None or known is not None:
             encoded, mask = encode(backbone, inserted.embeddings, mask, inserted.behind, options, known)
             read = {"encoder_outputs": encoded}
@@ -56,8 +63,14 @@ def read_encoder_decoder(
 
 
 def read_causal(
-    backbone: Any, inserted: Inserted, labels: Any, num_items: Any, cache: Any, options: dict[str, Any], training: bool
-) -> Any:
+    backbone: PreTrainedModel,
+    inserted: Inserted,
+    labels: Tensor | None,
+    num_items: Tensor | int | None,
+    cache: AnyPromptCache | None,
+    options: dict[str, Any],
+    training: bool,
+) -> CausalLMOutputWithPast:
     """Return the output of a causal backbone for a batch. See `read_encoder_decoder`; `training`: only the loss counts."""
     embeds, mask, ids = inserted.embeddings, inserted.mask, inserted.ids
     targets, first, end = None, 0, embeds.shape[1]

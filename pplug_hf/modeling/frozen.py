@@ -6,7 +6,9 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from torch import nn
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, MismatchError
@@ -15,10 +17,12 @@ from .weight_sample import differs_from_files
 
 _SHA256 = 64  # hexadecimal digits of a GGUF file's digest; a commit has 40
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
 
-def locate(kind: str, given: Any, config: PPlugConfig, location: Location) -> Any:
+def locate(kind: str, given: str | os.PathLike | T | None, config: PPlugConfig, location: Location) -> Location | T:
     """Return a frozen module for `load_backbone` or `load_encoder`: the one the user names, else the one the plug recorded.
 
     Args:
@@ -84,7 +88,7 @@ def note_other_weights(config: PPlugConfig, digests: Mapping[str, str]) -> None:
         )
 
 
-def note_changed_backbone(name: str | None, folder: Path | None, backbone: Any) -> None:
+def note_changed_backbone(name: str | None, folder: Path | None, backbone: nn.Module) -> None:
     """Warn if a loaded backbone is not what the files say that it was loaded from.
 
     Args:
@@ -101,7 +105,7 @@ def note_changed_backbone(name: str | None, folder: Path | None, backbone: Any) 
         )
 
 
-def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
+def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, object]) -> None:
     """Raise a `MismatchError` unless a frozen module is the one that the plug was made for.
 
     Args:
@@ -119,7 +123,7 @@ def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
         )
 
 
-def describe(fingerprint: Mapping[str, Any]) -> str:
+def describe(fingerprint: Mapping[str, object]) -> str:
     """Return a fingerprint in words, for messages."""
     known = {key: value for key, value in fingerprint.items() if value not in (None, "")}
     return "(" + ", ".join(f"{key}={value}" for key, value in known.items()) + ")"

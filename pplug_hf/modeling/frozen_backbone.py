@@ -6,11 +6,11 @@ without a word.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ConfigurationError
 from . import backbone as backbones
@@ -30,17 +30,17 @@ class FrozenBackboneModel(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True  # the choice is the backbone's
 
-    def __init__(self, config: Any):
+    def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self.loss_type = None  # transformers would pick one by the class name
-        self.backbone: Any = None  # a PreTrainedModel, once attached
+        self.backbone: Any = None  # a PreTrainedModel that generates, once attached
         self._reading = Reading()  # the way in which the backbone takes soft prompts
         self._position_limit: int | None = None  # of the backbone
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Leave all weights alone: the plug initialises its own, and attached modules are trained already."""
 
-    def _freeze(self, backbone: Any, check: bool) -> None:
+    def _freeze(self, backbone: PreTrainedModel, check: bool) -> None:
         """Take in a backbone and freeze it; `check` finds out how it takes soft prompts."""
         if check:
             self._reading = check_backbone(backbone)
@@ -123,7 +123,7 @@ class FrozenBackboneModel(PreTrainedModel, GenerationMixin):
             "with PPlugForConditionalGeneration.from_backbone."
         )
 
-    def to(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Move the model, as in every model of transformers.
 
         Raises:
@@ -137,7 +137,7 @@ class FrozenBackboneModel(PreTrainedModel, GenerationMixin):
                 checked_device(device)
             raise
 
-    def cuda(self, device: int | torch.device | None = None) -> Any:  # type: ignore[override]
+    def cuda(self, device: int | torch.device | None = None) -> Self:  # type: ignore[override]
         """Move the model to a GPU. Errors as in `to`."""
         return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
 
@@ -159,7 +159,7 @@ class FrozenBackboneModel(PreTrainedModel, GenerationMixin):
         """
         return self._attached().compute_transition_scores(*args, **kwargs)
 
-    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+    def generate_batch(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuse continuous batching, which takes ids alone.
 
         Raises:

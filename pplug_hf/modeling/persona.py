@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +26,7 @@ from ..errors import DataError, MismatchError, MissingFileError, kind_of
 from ..storage.files import atomic_write
 from ..tasks.items import parse_date, seconds
 from . import plug_folder
-from .encoders import check_finite
+from .encoders import Item, check_finite
 
 PERSONA_FILE = "persona.safetensors"
 FORMAT = 2
@@ -88,7 +88,7 @@ class EncoderSpec:
         names = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in names})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return all fields by name, as JSON takes them."""
         return asdict(self)
 
@@ -263,6 +263,10 @@ class Persona:
             ) from error
 
 
+PersonaLike: TypeAlias = Persona | Iterable[Item] | None  # of one user: encoded, a history, or none
+Personas: TypeAlias = PersonaLike | Iterable[PersonaLike]  # of one user or several
+
+
 def _read(path: str) -> Persona:
     """Read a persona of any format; `ValueError` and `TypeError` say what is wrong with it."""
     with safe_open(path, framework="pt") as file:
@@ -297,12 +301,14 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
     return values
 
 
-def item_facts(history: Sequence[Any]) -> tuple[tuple[str, ...] | None, Tensor | None]:
+def item_facts(history: Iterable[object]) -> tuple[tuple[str, ...] | None, Tensor | None]:
     """Return the ids and the times [N] of a history's items; None unless every item has one."""
-    if not all(isinstance(item, Mapping) for item in history):
-        return None, None
-    ids = [item.get("id") for item in history]
-    dates = [parse_date(item.get("date")) for item in history]
+    ids, dates = [], []
+    for item in history:
+        if not isinstance(item, Mapping):
+            return None, None
+        ids.append(item.get("id"))
+        dates.append(parse_date(item.get("date")))
     return (
         None if any(one in (None, "") for one in ids) else tuple(map(str, ids)),
         torch.tensor([seconds(date) for date in dates], dtype=torch.float64) if all(dates) else None,

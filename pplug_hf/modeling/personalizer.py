@@ -10,9 +10,9 @@ Letters: B batch, N items of one user, D encoder width, H backbone width, K pers
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, MismatchError, kind_of
-from ..storage.location import Location
+from ..storage.location import HubArguments, Location
 from . import encoders, frozen, plug_folder
 from .device import checked_device
-from .encoders import History, check_finite, item_texts
-from .persona import EncoderSpec, Persona, check_spec, item_facts
+from .encoders import Query, check_finite, item_texts
+from .persona import EncoderSpec, Persona, PersonaLike, Personas, check_spec, item_facts
 from .plug import PersonaPlug, SoftPrompt, batch_histories
 from .plug_batched import Group
 from .projection_cache import get_or_compute
-from .strength import checked_strength
+from .strength import Strength, checked_strength
 
 
 class Personalizer(nn.Module):
@@ -86,7 +86,7 @@ class Personalizer(nn.Module):
             MismatchError: the encoder is not the one that the plug was trained with.
             DataError: the weights are damaged or do not fit the configuration.
         """
-        where: dict[str, Any] = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
+        where: HubArguments = {"revision": revision, "subfolder": subfolder, "token": token, "cache_dir": cache_dir}
         where |= {"local_files_only": local_files_only, "force_download": force_download}
         location = plug_folder.open_location(pretrained_model_name_or_path, **where)
         config = plug_folder.load_config(location)
@@ -102,7 +102,7 @@ class Personalizer(nn.Module):
             personalizer.load_weights(location)
         return personalizer.eval()
 
-    def attach(self, encoder: SentenceTransformer, device: Any = None) -> None:
+    def attach(self, encoder: SentenceTransformer, device: str | torch.device | None = None) -> None:
         """Take in the frozen encoder, and a copy of it to train as the encoder of queries.
 
         Args:
@@ -142,7 +142,12 @@ class Personalizer(nn.Module):
 
     # ---- one call for a batch ------------------------------------------------------------------------------
 
-    def forward(self, persona: Any, query: Any = None, strength: Any = None) -> SoftPrompt:
+    def forward(
+        self,
+        persona: Sequence[PersonaLike],
+        query: Query | Callable[[], Sequence[str]] | None = None,
+        strength: Strength | None = None,
+    ) -> SoftPrompt:
         """Equation (5) for a batch, with gradients for what is trained.
 
         Args:
@@ -167,7 +172,7 @@ class Personalizer(nn.Module):
         return SoftPrompt(embeddings, mask, mask.new_full((len(mask),), self.config.placement == "answer").bool())
 
     @torch.no_grad()
-    def soft_prompt(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
+    def soft_prompt(self, persona: Personas, query: Query | None = None, strength: Strength | None = None) -> Tensor:
         """Equation (5): [I ; P], for any engine that takes prompt embeddings.
 
         Args:
@@ -181,14 +186,14 @@ class Personalizer(nn.Module):
         return self(histories_of(persona), query, strength).embeddings
 
     @torch.no_grad()
-    def embedding(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
+    def embedding(self, persona: Personas, query: Query | None = None, strength: Strength | None = None) -> Tensor:
         """Equation (4): the personal embedding [B, K, H]. See `soft_prompt` for the arguments."""
         items = self._items(histories_of(persona), self.plug.no_persona)
         strength = checked_strength(strength, len(items))
         return self.plug.persona_embedding(self._queries(query, items), self._batch(items), strength)
 
     @torch.no_grad()
-    def weights(self, persona: Any, query: Any = None) -> Tensor:
+    def weights(self, persona: Personas, query: Query | None = None) -> Tensor:
         """Equation (3): the weight of each item. See `soft_prompt` for the arguments.
 
         Returns:
@@ -203,9 +208,7 @@ class Personalizer(nn.Module):
         """The spec of the personas that this plug reads."""
         return EncoderSpec.of(self.config)
 
-    def encode(
-        self, history: History | Persona | Sequence[Any], batch_size: int = 32, show_progress: bool = False
-    ) -> Any:
+    def encode(self, history: Personas, batch_size: int = 32, show_progress: bool = False) -> Any:
         """Encode a history once (equation 1), to use it many times. Repeated texts are encoded once.
 
         Args:
@@ -221,18 +224,20 @@ class Personalizer(nn.Module):
             DataError: something in it is not a text.
             MismatchError: a finished persona of another encoder.
         """
-        history = listed(history)
-        histories = histories_of(history)
-        items = self._items(histories, None, batch_size=batch_size, show_progress=show_progress)
+        given = listed(history)
+        histories = histories_of(given)
+        encoded = self._items(histories, None, batch_size=batch_size, show_progress=show_progress)
         personas = [
-            vectors if isinstance(vectors, Persona) else Persona(vectors, self.spec, *item_facts(given or ()))
-            for vectors, given in zip(items, histories, strict=True)
+            vectors
+            if isinstance(vectors, Persona)
+            else Persona(vectors, self.spec, *item_facts(items if isinstance(items, Iterable) else ()))
+            for vectors, items in zip(encoded, histories, strict=True)
         ]
-        return personas[0] if is_one_user(history) else personas
+        return personas[0] if is_one_user(given) else personas
 
     # ---- the steps -----------------------------------------------------------------------------------------
 
-    def _items(self, histories: Sequence[Any], like: Tensor | None, **options: Any) -> list[Any]:
+    def _items(self, histories: Sequence[PersonaLike], like: Tensor | None, **options: Any) -> list[Persona | Tensor]:
         """Return the vectors [N, D] of every history, each distinct text encoded once; personas as they are.
 
         Rows that are given the same object share one result. Vectors come in the dtype and on the device of `like`, if
@@ -249,7 +254,7 @@ class Personalizer(nn.Module):
             )
         if like is not None and self.plug.aggregator.needs_ages:  # which personas alone have
             return self.encode(list(histories))
-        made: dict[int, Any] = {}
+        made: dict[int, Persona | Tensor] = {}
         texts: dict[int, list[str]] = {}
         flat: list[str] = []
         for history in histories:
@@ -269,7 +274,9 @@ class Personalizer(nn.Module):
         made.update(zip(texts, vectors.split(list(map(len, texts.values()))), strict=True))
         return list(map(made.__getitem__, map(id, histories)))
 
-    def _queries(self, query: Any, items: Sequence[Any]) -> Tensor | None:
+    def _queries(
+        self, query: Query | Callable[[], Sequence[str]] | None, items: Sequence[Persona | Tensor]
+    ) -> Tensor | None:
         """Equation (2): the queries' vectors [B, D], or None where nothing would look at them."""
         plug, B = self.plug, len(items)
         if not plug.aggregator.needs_query or not (plug.sync_query_encoder or any(map(len, items))):
@@ -302,13 +309,13 @@ class Personalizer(nn.Module):
             vectors = encoders.embed_with_gradient(plug.input_encoder, query, self.config.query_prompt)
         return vectors.to(plug.no_persona)
 
-    def _batch(self, items: Sequence[Any]) -> Sequence[Group]:
+    def _batch(self, items: Sequence[Persona | Tensor]) -> Sequence[Group]:
         """Return histories as the plug takes them, with what is known of personas already."""
         known: Any = get_or_compute(self.plug, items) if Persona in set(map(type, items)) else (items,)
         return batch_histories(*known)
 
 
-def listed(values: Any) -> Any:
+def listed(values: object) -> object:
     """Return an array, a Series, a column of a data set or a generator as a list; everything else as it is."""
     known = str | bytes | Mapping | Set | Persona | Tensor | list | tuple | None
     if isinstance(values, known) or not isinstance(values, Iterable):
@@ -316,14 +323,14 @@ def listed(values: Any) -> Any:
     return values.tolist() if isinstance(values, np.ndarray) and values.dtype.kind in "OU" else list(values)
 
 
-def is_one_user(persona: Any) -> bool:
+def is_one_user(persona: object) -> TypeGuard[PersonaLike]:
     """Return whether this is one history, Persona or None, not a list of them."""
     if persona is None or isinstance(persona, Persona):
         return True
     return isinstance(persona, list | tuple) and (not persona or isinstance(persona[0], str | Mapping))
 
 
-def histories_of(persona: Any) -> Sequence[Any]:
+def histories_of(persona: object) -> list[PersonaLike]:
     """Return what a user passes as `persona` as one history, Persona or None per row.
 
     Raises:
@@ -340,12 +347,13 @@ def histories_of(persona: Any) -> Sequence[Any]:
         elif isinstance(persona, Tensor):
             advice = "Pass texts, or pass a Persona: Persona(vectors, model.personalizer.spec) wraps finished vectors."
         raise DataError(f"persona must be a list of texts, got a single {type(persona).__name__}. {advice}")
-    histories = [listed(history) for history in persona]
-    for i, history in enumerate(histories):
+    histories: list[PersonaLike] = []
+    for i, history in enumerate([listed(history) for history in persona]):
         if isinstance(history, Tensor) or not isinstance(history, Iterable | Persona | None):
             raise encoders.no_text(i, history)
         if isinstance(history, list | tuple) and history and not isinstance(history[0], str | Mapping):
             raise encoders.no_text(0, history[0])
+        histories.append(history)
     return histories
 
 

@@ -89,7 +89,7 @@ def _join(parts: Iterable[Tensor]) -> Tensor:
 
 def pair_queries(queries: Tensor | None, histories: Histories) -> list[tuple[Tensor | None, Group]]:
     """Return every group of rows with its queries [B, D]."""
-    groups: Any = histories if isinstance(histories[0], Group) else batch_histories(histories)
+    groups = batch_histories(histories)
     parts = [None] * len(groups) if queries is None else queries.split(GROUP)
     return list(zip(parts, groups, strict=True))
 

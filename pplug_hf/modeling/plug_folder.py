@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, kind_of
 from ..storage.files import read_json_object
 from ..storage.layout import ARTEFACT, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
-from ..storage.location import Location
+from ..storage.location import HubArguments, Location
 from .plug import PersonaPlug
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,9 @@ def absolute_if_local(name: str | None) -> str | None:
     return name
 
 
-def open_location(name: str | os.PathLike | Location, kind: str = "plug", **arguments: Any) -> Location:
+def open_location(
+    name: str | os.PathLike | Location, kind: str = "plug", **arguments: Unpack[HubArguments]
+) -> Location:
     """Open a folder or repository at one commit. All files of one load are read from one such location.
 
     Args:
@@ -48,7 +50,9 @@ def open_location(name: str | os.PathLike | Location, kind: str = "plug", **argu
     return Location(os.fspath(name), kind=kind).updated(arguments)[0].pinned()
 
 
-def find(name: str | os.PathLike | Location, filename: str, kind: str = "plug", **arguments: Any) -> str:
+def find(
+    name: str | os.PathLike | Location, filename: str, kind: str = "plug", **arguments: Unpack[HubArguments]
+) -> str:
     """Return the path of a file of a plug (or of something else) in a folder, the cache or on the Hub.
 
     Raises:
@@ -59,7 +63,7 @@ def find(name: str | os.PathLike | Location, filename: str, kind: str = "plug", 
     return str(open_location(name, kind, **arguments).require(filename))
 
 
-def load_config(name: str | os.PathLike | Location, **arguments: Any) -> PPlugConfig:
+def load_config(name: str | os.PathLike | Location, **arguments: Unpack[HubArguments]) -> PPlugConfig:
     """Read the configuration of a plug.
 
     Raises:
@@ -84,7 +88,7 @@ def load_config(name: str | os.PathLike | Location, **arguments: Any) -> PPlugCo
     return config
 
 
-def weight_shapes(name: str | os.PathLike | Location, **arguments: Any) -> dict[str, list[int]]:
+def weight_shapes(name: str | os.PathLike | Location, **arguments: Unpack[HubArguments]) -> dict[str, list[int]]:
     """Read the names and shapes of a plug's trained tensors, but not the tensors.
 
     Raises:
@@ -110,7 +114,7 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load_weights(
-    name: str | os.PathLike | Location, expected: Mapping[str, Tensor] | None = None, **arguments: Any
+    name: str | os.PathLike | Location, expected: Mapping[str, Tensor] | None = None, **arguments: Unpack[HubArguments]
 ) -> dict[str, Tensor]:
     """Read the trained tensors of a plug, to the CPU.
 
@@ -160,7 +164,9 @@ def _check_shapes(got: Mapping[str, list[int]], expected: Mapping[str, list[int]
             )
 
 
-def load_generation_config(name: str | os.PathLike | Location, **arguments: Any) -> GenerationConfig | None:
+def load_generation_config(
+    name: str | os.PathLike | Location, **arguments: Unpack[HubArguments]
+) -> GenerationConfig | None:
     """Read the generation configuration saved with a plug, if there is one.
 
     Raises:
@@ -177,7 +183,9 @@ def load_generation_config(name: str | os.PathLike | Location, **arguments: Any)
         raise _damaged(location, GENERATION_CONFIG, error) from error
 
 
-def load_tokenizer(name: str | os.PathLike | Location, **arguments: Any) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(
+    name: str | os.PathLike | Location, **arguments: Unpack[HubArguments]
+) -> PreTrainedTokenizerBase | None:
     """Load the backbone's tokenizer saved with a plug, if there is one.
 
     Raises:
@@ -225,6 +233,6 @@ def _read_json(location: Location, path: Path) -> dict[str, Any]:
     return read_json_object(path, f"The {path.name} of {location.name!r}")
 
 
-def _damaged(location: Location, filename: str, why: Any) -> DataError:
+def _damaged(location: Location, filename: str, why: object) -> DataError:
     state = "truncated or damaged" if filename == WEIGHTS else "damaged"
     return DataError(f"The {filename} of {location.name!r} is {state} ({why}): download or save it again.")

@@ -11,7 +11,7 @@ from .pplug import PPlugForConditionalGeneration
 class PPlugModel:
     """The class to load a plug with: `PPlugModel.from_pretrained(plug)` gives a model that is ready to generate."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: object, **kwargs: object):
         raise ConfigurationError(
             "PPlugModel is loaded with PPlugModel.from_pretrained(plug); to create a plug use "
             "PPlugForConditionalGeneration.from_backbone(backbone, encoder=...)."

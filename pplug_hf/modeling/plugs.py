@@ -5,11 +5,13 @@ B batch, P prefix tokens, H backbone width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError
@@ -23,7 +25,7 @@ class LoadedPlug(NamedTuple):
     """A plug with its own tokenizer and generation settings; all plugs share the backbone."""
 
     personalizer: Personalizer
-    tokenizer: Any = None
+    tokenizer: PreTrainedTokenizerBase | None = None
     generation_config: Any = None
 
 
@@ -46,7 +48,7 @@ class Plugs:
             )
         return self.loaded[name]
 
-    def check_new(self, name: Any, arguments: dict[str, Any]) -> None:
+    def check_new(self, name: object, arguments: Mapping[str, object]) -> None:
         """Refuse to load a plug under a name that is taken, or with a backbone of its own."""
         if not isinstance(name, str) or not name or name in self.loaded:
             raise ConfigurationError(
@@ -59,7 +61,7 @@ class Plugs:
                 "PPlugModel.from_pretrained."
             )
 
-    def encoder_of(self, config: PPlugConfig) -> Any:
+    def encoder_of(self, config: PPlugConfig) -> SentenceTransformer | None:
         """Return the sentence encoder of a plug's configuration, if one of these plugs has loaded it."""
         digest = (config.encoder_fingerprint or {}).get("digest")
         parts = (loaded.personalizer for loaded in self.loaded.values())
@@ -80,7 +82,7 @@ class Plugs:
 def soft_prompts_by_name(
     names: Sequence[str | None],
     make: Callable[..., SoftPrompt],
-    given: Sequence[Any],
+    given: Sequence[Tensor | Sequence[object] | None],
     width: int,
     device: torch.device,
 ) -> SoftPrompt:
@@ -109,6 +111,6 @@ def soft_prompts_by_name(
     return SoftPrompt(embeddings, mask, at_answer)
 
 
-def _pick(values: Any, rows: list[int]) -> Any:
+def _pick(values: Tensor | Sequence[object] | None, rows: list[int]) -> Tensor | list[object] | None:
     """Return some rows of a tensor or a list; None of None."""
     return values if values is None else values[rows] if isinstance(values, Tensor) else [values[i] for i in rows]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -28,18 +28,18 @@ from ..errors import ConfigurationError, MismatchError
 from ..storage.location import HUB_ARGUMENTS
 from . import backbone as backbones
 from . import backbone_check, encoders, frozen, plug_folder
-from .encoders import History
+from .encoders import Query
 from .forward import read_causal, read_encoder_decoder
 from .frozen_backbone import FrozenBackboneModel
 from .new_plug import new_config
-from .persona import Persona
+from .persona import Personas
 from .personalizer import Personalizer, histories_of, prompt_texts
 from .plug import SoftPrompt
 from .plugs import LoadedPlug, Plugs, soft_prompts_by_name
-from .prefix import Inserted, check_batch, generate_with_prefix, insert, word_embeddings
-from .prompt_cache import NOT_CACHED, PromptCache
+from .prefix import Inserted, checked_ids, generate_with_prefix, insert, word_embeddings
+from .prompt_cache import NOT_CACHED, AnyPromptCache, PromptCache
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
-from .strength import checked_strength
+from .strength import Strength, checked_strength
 from .substitution import reading_ids
 from .weight_sample import weight_digests
 
@@ -154,7 +154,13 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         frozen.note_other_weights(self.config, weight_digests(backbone))
         self._put_on(backbone, encoder, tokenizer)
 
-    def _put_on(self, backbone: Any, encoder: SentenceTransformer, tokenizer: Any, check: bool = True) -> None:
+    def _put_on(
+        self,
+        backbone: PreTrainedModel,
+        encoder: SentenceTransformer,
+        tokenizer: PreTrainedTokenizerBase | None,
+        check: bool = True,
+    ) -> None:
         self._freeze(backbone, check)
         personalizer = self.personalizer
         personalizer.attach(encoder, word_embeddings(backbone).weight.device)
@@ -216,7 +222,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         location = plug_folder.open_location(pretrained_model_name_or_path, **where)
         if kwargs.get("encoder") is None:
             kwargs["encoder"] = self._plugs.encoder_of(plug_folder.load_config(location))
-        model: Any = type(self).from_pretrained(location, backbone=backbone, **kwargs)  # type: ignore[arg-type]
+        model = type(self).from_pretrained(location, backbone=backbone, **kwargs)  # type: ignore[arg-type]
         model.personalizer.train(self.training)
         self._plugs.loaded[name] = model._current()
 
@@ -255,26 +261,33 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             return self._plugs.loaded[self._plugs.active].personalizer
         return self._plugs[name].personalizer.to(word_embeddings(self._attached()).weight.device)
 
-    def encode_persona(
-        self, history: History | Persona | Sequence[Any], batch_size: int = 32, show_progress: bool = False
-    ) -> Any:
+    def encode_persona(self, history: Personas, batch_size: int = 32, show_progress: bool = False) -> Any:
         """Encode a history once (equation 1), to use it many times. See [`Personalizer.encode`]."""
         return self.personalizer.encode(history, batch_size, show_progress)
 
-    def persona_weights(self, persona: Any, query: Any = None) -> Tensor:
+    def persona_weights(self, persona: Personas, query: Query | None = None) -> Tensor:
         """Equation (3): the weight of each item, [B, N]. See [`Personalizer.weights`]."""
         return self.personalizer.weights(persona, query)
 
-    def persona_embedding(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
+    def persona_embedding(
+        self, persona: Personas, query: Query | None = None, strength: Strength | None = None
+    ) -> Tensor:
         """Equation (4): the personal embedding [B, K, H]. See [`Personalizer.embedding`]."""
         return self.personalizer.embedding(persona, query, strength)
 
-    def soft_prompt(self, persona: Any, query: Any = None, strength: Any = None) -> Tensor:
+    def soft_prompt(self, persona: Personas, query: Query | None = None, strength: Strength | None = None) -> Tensor:
         """Equation (5): [I ; P], [B, 1 + K, H], for any engine that takes embeddings. See [`Personalizer.soft_prompt`]."""
         return self.personalizer.soft_prompt(persona, query, strength)
 
     def _soft_prompts(
-        self, plug: Any, persona: Any, query: Any, strength: Any, ids: Tensor, mask: Tensor, labels: Any
+        self,
+        plug: Any,
+        persona: Personas,
+        query: Query | None,
+        strength: Strength | None,
+        ids: Tensor,
+        mask: Tensor,
+        labels: Tensor | None,
     ) -> SoftPrompt:
         """Return the soft prompts [B, P, H] of a batch whose rows may have plugs of their own.
 
@@ -289,7 +302,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         else:
             personalizer = self._personalizer(plug)
         users = [None] * B if persona is None else histories_of(persona)
-        texts: Any = [query] if isinstance(query, str) else query
+        texts = [query] if isinstance(query, str) else query
         for what, values in (("plugs", names), ("personas", users)):
             if values is not None and len(values) != B:
                 raise MismatchError(
@@ -309,18 +322,18 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
     def _insert(
         self,
-        ids: Any,
-        mask: Any,
-        plug: Any,
-        persona: Any,
-        query: Any,
-        strength: Any,
-        position: Any,
-        labels: Any = None,
+        ids: object,
+        mask: Tensor | None,
+        plug: str | Sequence[str | None] | None,
+        persona: Personas,
+        query: Query | None,
+        strength: Strength | None,
+        position: Tensor | None,
+        labels: Tensor | None = None,
     ) -> Inserted:
         """Return the batch with the soft prompts of its rows."""
         backbone = self._attached() if self.backbone is None else self.backbone
-        check_batch(ids, mask, labels, aligned=not self.config.is_encoder_decoder)
+        ids = checked_ids(ids, mask, labels, aligned=not self.config.is_encoder_decoder)
         mask = torch.ones_like(ids) if mask is None else mask.long()
         soft_prompt = self._soft_prompts(plug, persona, query, strength, ids, mask, labels)
         where = {"labels": labels, "position": position, "reading": self._reading, "limit": self._position_limit}
@@ -328,15 +341,15 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
     def forward(
         self,
-        input_ids: Any = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        persona: Any = None,
-        query: Any = None,
+        persona: Personas = None,
+        query: Query | None = None,
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        persona_strength: float | Sequence[float] | Tensor | None = None,
+        persona_strength: Strength | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | Seq2SeqLMOutput:
         """Compute logits, and the loss of equation (6) if there are labels.
@@ -389,7 +402,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                     "placement='answer'."
                 )
 
-    def _usable(self, cache: PromptCache | None, plug: Any, options: dict[str, Any]) -> PromptCache | None:
+    def _usable(
+        self, cache: AnyPromptCache | None, plug: str | Sequence[str | None] | None, options: Mapping[str, object]
+    ) -> AnyPromptCache | None:
         """Return a prompt cache, unless a call's options ask for what it does not have."""
         if cache is not None:
             self.check_prompt_cache(plug)
@@ -398,16 +413,16 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,
-        input_ids: Any = None,
+        input_ids: Tensor | None = None,
         *,
         attention_mask: Tensor | None = None,
-        persona: Any = None,
-        query: Any = None,
-        persona_strength: float | Sequence[float] | Tensor | None = None,
+        persona: Personas = None,
+        query: Query | None = None,
+        persona_strength: Strength | None = None,
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
         generation_config: GenerationConfig | None = None,
-        prompt_cache: PromptCache | None = None,
+        prompt_cache: AnyPromptCache | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | ModelOutput:
@@ -438,7 +453,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if cache is not None:
             cache = self._usable(cache, plug, {**settings.to_dict(), **kwargs})
         known = None if cache is None else cache.of_batch(self.backbone, inserted)
-        batch = inserted.embeddings, inserted.mask, input_ids, inserted.text_mask
+        batch = inserted.embeddings, inserted.mask, inserted.input_ids, inserted.text_mask
         ids = None if known and self.config.is_encoder_decoder else inserted.ids
         with nullcontext() if ids is None else reading_ids(self.backbone, ids):
             return generate_with_prefix(

@@ -78,11 +78,11 @@ class Inserted(NamedTuple):
 class Known(NamedTuple):
     """The states of prompts from a cache."""
 
-    states: Any  # as the backbone takes them
+    states: Any  # a cache or an encoder's output, as the backbone takes them
     mask: Tensor  # [B, T]
 
 
-def cache_argument(backbone: Any) -> str:
+def cache_argument(backbone: PreTrainedModel) -> str:
     """Return the name under which a causal model takes a cache: it changed after transformers 5.20."""
     return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
 
@@ -198,8 +198,12 @@ def check_positions(limit: int | None, attention_mask: Tensor, prefix_length: in
         )
 
 
-def check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:
-    """Refuse what is not a batch of token ids with a mask of its shape, and labels that it has no rows or places for."""
+def checked_ids(input_ids: object, attention_mask: Tensor | None, labels: Tensor | None, aligned: bool) -> Tensor:
+    """Return a batch of token ids, if its mask has its shape and its labels have rows and places for them.
+
+    Raises:
+        DataError: they have not, or it is something else.
+    """
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
         got = type(input_ids).__name__
         if isinstance(input_ids, Tensor):
@@ -218,16 +222,17 @@ def check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool)
         )
     if labels is not None and (labels.ndim != 2 or len(labels) != len(input_ids)):
         raise DataError(f"labels must be [{len(input_ids)}, tokens], got {list(labels.shape)}: one answer per prompt.")
+    return input_ids
 
 
 def insert(
-    backbone: Any,
+    backbone: PreTrainedModel,
     soft_prompt: SoftPrompt,
     input_ids: Tensor,
     attention_mask: Tensor,
     *,
     labels: Tensor | None = None,
-    position: Any = None,
+    position: Tensor | None = None,
     reading: Reading = _PLAIN,
     limit: int | None = None,
 ) -> Inserted:
@@ -296,7 +301,7 @@ def _checked_position(position: Tensor, mask: Tensor) -> Tensor:
 
 
 def generate_with_prefix(
-    backbone: Any,
+    backbone: Any,  # a PreTrainedModel whose class also has `generate`
     inputs_embeds: Tensor,
     attention_mask: Tensor,
     input_ids: Tensor,
@@ -388,13 +393,13 @@ def _settings(
 
 
 def encode(
-    backbone: Any,
+    backbone: PreTrainedModel,
     embeds: Tensor,
     mask: Tensor,
     behind: tuple[Tensor, Tensor] | None,
     options: dict[str, Any],
     known: Known | None = None,
-) -> tuple[Any, Tensor]:
+) -> tuple[ModelOutput, Tensor]:
     """Return the encoder's output for embeddings [B, L, H] as `generate` computes it, and the mask of what it holds.
 
     Args:

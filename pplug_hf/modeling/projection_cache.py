@@ -71,8 +71,8 @@ class _Cache:
     """The items of personas for one plug, the most recently used last. Threads may share it."""
 
     def __init__(self) -> None:
-        self._state: Any = None
-        self._entries: OrderedDict[ref[Persona], tuple[Any, tuple[Tensor, Tensor]]] = OrderedDict()
+        self._state: object = None
+        self._entries: OrderedDict[ref[Persona], tuple[object, tuple[Tensor, Tensor]]] = OrderedDict()
         self._bytes = 0
         self._lock = RLock()  # a persona may go at any moment, also while its thread is in here
 
@@ -80,7 +80,7 @@ class _Cache:
         state = _state(plug)
         return [self._found(user, state) or self._made(plug, user, state) for user in users]
 
-    def _found(self, user: Persona, state: Any) -> tuple[Tensor, Tensor] | None:
+    def _found(self, user: Persona, state: object) -> tuple[Tensor, Tensor] | None:
         with self._lock:
             if self._state != state:
                 self._state, self._bytes = state, 0
@@ -91,7 +91,7 @@ class _Cache:
             self._entries.move_to_end(ref(user))
             return items
 
-    def _made(self, plug: PersonaPlug, user: Persona, state: Any) -> tuple[Tensor, Tensor]:
+    def _made(self, plug: PersonaPlug, user: Persona, state: object) -> tuple[Tensor, Tensor]:
         seen = state_of(user.vectors)
         items = plug.project(user.vectors.to(plug.no_persona))
         with self._lock:
@@ -112,7 +112,7 @@ class _Cache:
 _caches: WeakKeyDictionary[PersonaPlug, _Cache] = WeakKeyDictionary()
 
 
-def _state(plug: PersonaPlug) -> Any:
+def _state(plug: PersonaPlug) -> tuple[object, ...]:
     """Return a value that changes with everything but the persona that its cached items depend on."""
     layer, device = plug.projector.hidden, plug.no_persona.device.type
     autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)

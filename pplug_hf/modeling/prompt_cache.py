@@ -22,13 +22,14 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import ConfigurationError
 from ..storage.files import atomic_write
@@ -60,7 +61,7 @@ def size_in_bytes(size: str | int) -> int:
 class _Model(NamedTuple):
     """A backbone as the cache sees it."""
 
-    backbone: Any
+    backbone: PreTrainedModel
     kind: CausalStates | EncoderStates
     digest: str
     device: torch.device
@@ -109,10 +110,10 @@ class PromptCache:
         self._files = _Files(folder, size_in_bytes(disk), evict)
         self._lengths = set(map(_length, self._files))  # of all that was ever stored
         self._shared: dict[Ids, None] = {}
-        self._kinds: WeakKeyDictionary[Any, tuple[Any, str]] = WeakKeyDictionary()
+        self._kinds: WeakKeyDictionary[PreTrainedModel, tuple[Any, str]] = WeakKeyDictionary()
         self._lock = RLock()
 
-    def __deepcopy__(self, memo: Any) -> PromptCache:
+    def __deepcopy__(self, memo: object) -> PromptCache:
         return self  # of a model's copy, too
 
     @property
@@ -135,7 +136,7 @@ class PromptCache:
         if common := tuple(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)):
             self._shared[common] = None
 
-    def fits(self, backbone: Any) -> bool:
+    def fits(self, backbone: PreTrainedModel) -> bool:
         """Return whether the states of a backbone can be kept. This is measured once; if not, one warning says so.
 
         Args:
@@ -164,7 +165,7 @@ class PromptCache:
     @torch.no_grad()
     def states(
         self,
-        backbone: Any,
+        backbone: PreTrainedModel,
         rows: Sequence[Sequence[int]],
         mask: Tensor | None = None,
         tenants: Sequence[str] | None = None,
@@ -205,7 +206,7 @@ class PromptCache:
 
     def of_batch(
         self,
-        backbone: Any,
+        backbone: PreTrainedModel,
         inserted: Inserted,
         needed: int | None = None,
         tenants: Sequence[str] | None = None,
@@ -340,9 +341,12 @@ class TenantsPromptCache(NamedTuple):
     cache: PromptCache
     tenants: Sequence[str]
 
-    def of_batch(self, backbone: Any, inserted: Inserted, needed: int | None = None) -> Known | None:
+    def of_batch(self, backbone: PreTrainedModel, inserted: Inserted, needed: int | None = None) -> Known | None:
         """See `PromptCache.of_batch`."""
         return self.cache.of_batch(backbone, inserted, needed, self.tenants)
+
+
+AnyPromptCache: TypeAlias = PromptCache | TenantsPromptCache
 
 
 def _salt(tenant: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -41,7 +41,7 @@ class CausalStates:
     def __init__(self) -> None:
         self.layers: list[tuple[int, list[tuple[int, int]], torch.device | None]] = []
 
-    def read(self, backbone: Any, ids: Tensor, mask: Tensor, before: Tensor | None) -> Tensor:
+    def read(self, backbone: PreTrainedModel, ids: Tensor, mask: Tensor, before: Tensor | None) -> Tensor:
         """Return the states of tokens.
 
         Args:
@@ -89,7 +89,7 @@ class CausalStates:
             past.layers[i].keys, past.layers[i].values = keys, values
         return past
 
-    def answers(self, backbone: Any, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def answers(self, backbone: PreTrainedModel, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits [B, L, V] behind prompts [B, 6] from states that were read in two steps, and those without states.
 
         The states are read with more padding than there is here, as other prompts of a batch may need.
@@ -117,7 +117,7 @@ class EncoderStates:
     causal = False
     width = 0
 
-    def read(self, backbone: Any, ids: Tensor, mask: Tensor, before: Tensor | None = None) -> Tensor:
+    def read(self, backbone: PreTrainedModel, ids: Tensor, mask: Tensor, before: Tensor | None = None) -> Tensor:
         """Return the states [B, T, F] of prompts [B, T], padded on the right; nothing is before them."""
         encoder = backbone.get_encoder()
         states = encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state.to(ids.device)
@@ -128,7 +128,7 @@ class EncoderStates:
         """Return states as the encoder's output."""
         return BaseModelOutput(last_hidden_state=states)  # type: ignore[arg-type]
 
-    def answers(self, backbone: Any, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def answers(self, backbone: PreTrainedModel, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield logits [B, L, V] behind prompts [B, 6] from states, and those without."""
         ids, mask = ids.flip(1), mask.flip(1)
         states = self.read(backbone, functional.pad(ids, (0, 1)), functional.pad(mask, (0, 1)))[:, :-1]
@@ -138,7 +138,7 @@ class EncoderStates:
 
 
 @torch.no_grad()
-def find_states(backbone: Any) -> CausalStates | EncoderStates:
+def find_states(backbone: PreTrainedModel) -> CausalStates | EncoderStates:
     """Find out on a few tokens how the states of a backbone are kept.
 
     Args:
@@ -169,7 +169,7 @@ def find_states(backbone: Any) -> CausalStates | EncoderStates:
     return states
 
 
-def digest_of(backbone: Any) -> str:
+def digest_of(backbone: PreTrainedModel) -> str:
     """Return a digest of all that determines a backbone's states; another at each call where weights cannot be compared."""
     config = {k: v for k, v in backbone.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
     parts = type(backbone).__name__, str(backbone.dtype), json.dumps(config, sort_keys=True, default=str)

@@ -13,10 +13,11 @@ from typing import Any, Self
 
 from huggingface_hub import CommitInfo
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
+from ..storage.location import HubArguments
 from ..storage.replace import replacing
 from . import backbone as backbones
 from . import encoders, frozen, plug_folder
@@ -27,7 +28,7 @@ class SavingMixin:
     """Saving and loading of [`PPlugForConditionalGeneration`], which has what they need."""
 
     config: PPlugConfig
-    tokenizer: Any
+    tokenizer: Any  # a PreTrainedTokenizerBase, or None
     state_dict: Callable[..., dict[str, Tensor]]
 
     def save_pretrained(
@@ -166,7 +167,7 @@ class SavingMixin:
             MismatchError: backbone or encoder is not the one the plug was trained with.
             DataError: the weights are damaged or do not fit the configuration.
         """
-        arguments: dict[str, Any] = {
+        arguments: HubArguments = {
             "revision": revision,
             "subfolder": subfolder,
             "token": token,
@@ -179,13 +180,11 @@ class SavingMixin:
         # What does not fit is found out before a large backbone is loaded.
         plug_folder.check_sizes(plug_folder.weight_shapes(location), config, location.name)
 
-        where = [
-            frozen.locate(kind, given, config, location)
-            for kind, given in (("backbone", backbone), ("encoder", encoder))
-        ]
+        backbone_place = frozen.locate("backbone", backbone, config, location)
+        encoder_place = frozen.locate("encoder", encoder, config, location)
         model_type = (config.backbone_fingerprint or {}).get("model_type")
-        backbone = backbones.load_backbone(where[0], model_type=model_type, **(backbone_kwargs or {}), **kwargs)
-        encoder = encoders.load_encoder(where[1], **(encoder_kwargs or {}))
+        backbone = backbones.load_backbone(backbone_place, model_type=model_type, **(backbone_kwargs or {}), **kwargs)
+        encoder = encoders.load_encoder(encoder_place, **(encoder_kwargs or {}))
         # Before memory is reserved for the sizes that the configuration says.
         frozen.check_fits(config, "backbone", backbones.fingerprint(backbone))
         name, commit = backbones.origin(backbone)
@@ -206,7 +205,7 @@ def _is_plug(key: str, prefix: str = "") -> bool:
     return key.startswith(prefix + "plug.") and not encoders.is_unused(key)
 
 
-def drop_frozen(module: Any, state_dict: dict[str, Tensor], prefix: str, local_metadata: Any) -> None:
+def drop_frozen(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: object) -> None:
     """Remove all but the plug from a state dict, for save_pretrained, checkpoints and wrappers alike."""
     for key in [key for key in state_dict if key.startswith(prefix) and not _is_plug(key, prefix)]:
         del state_dict[key]
@@ -219,7 +218,7 @@ def _is_frozen(path: list[str]) -> bool:
     return "backbone" in path or "history_encoder" in path
 
 
-def ignore_missing_frozen(module: Any, incompatible: Any) -> None:
+def ignore_missing_frozen(module: nn.Module, incompatible: Any) -> None:
     """Allow a loaded state dict to lack the frozen modules, also under a wrapper's prefix."""
     missing = incompatible.missing_keys
     missing[:] = [key for key in missing if not _is_frozen(key.split("."))]

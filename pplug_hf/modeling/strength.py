@@ -6,15 +6,18 @@ Negative strengths are refused: they point away from the user, to soft prompts t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, MismatchError, kind_of
 
+Strength: TypeAlias = float | Sequence[float] | Tensor  # for all rows, or one per row
 
-def checked_strength(strength: Any, rows: int) -> Tensor | None:
+
+def checked_strength(strength: Strength | None, rows: int) -> Tensor | None:
     """Return the strength of each row, [B]; None for None, which is 1.
 
     Args:

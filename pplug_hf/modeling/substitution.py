@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..errors import ConfigurationError
 from .prefix import word_embeddings
@@ -32,7 +33,9 @@ class _Substitution:
 
     # torch registers a hook in two steps, and a thread that calls the module in between gives it no keyword arguments.
 
-    def give_ids(self, reader: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
+    def give_ids(
+        self, reader: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any] | None = None
+    ) -> tuple[tuple[object, ...], dict[str, Any]] | None:
         if get_ident() != self.thread or kwargs is None:
             return None
         embeds = kwargs.get("inputs_embeds")
@@ -44,7 +47,11 @@ class _Substitution:
         return args, {**kwargs, "inputs_embeds": None, "input_ids": ids}
 
     def give_vectors(
-        self, layer: nn.Module, args: Any, kwargs: dict[str, Any] | Tensor, output: Tensor | None = None
+        self,
+        layer: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor] | Tensor,
+        output: Tensor | None = None,
     ) -> Tensor | None:
         if get_ident() != self.thread or isinstance(kwargs, Tensor) or output is None:
             return None
@@ -58,7 +65,7 @@ class _Substitution:
 
 
 @contextmanager
-def reading_ids(backbone: Any, ids: Tensor | None) -> Iterator[None]:
+def reading_ids(backbone: PreTrainedModel, ids: Tensor | None) -> Iterator[None]:
     """Have a backbone read ids [B, L] where it is given `inputs_embeds` [B, L, H], embedded as these.
 
     Args:

@@ -21,7 +21,7 @@ class Header:
     spec: EncoderSpec
     dtype: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the fields, as JSON takes them."""
         return {"spec": self.spec.to_dict(), "dtype": self.dtype}
 

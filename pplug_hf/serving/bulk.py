@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -171,7 +171,7 @@ def encode_items(
 
 
 def encode_texts(
-    encoder: SentenceTransformer, prompt: str, batch_size: int, texts: list[str], pool: Any = None
+    encoder: SentenceTransformer, prompt: str, batch_size: int, texts: list[str], pool: dict | None = None
 ) -> Tensor:
     """Return the vectors [len(texts), D] in fp32, on the CPU; texts of like length share a batch.
 
@@ -199,7 +199,7 @@ def _encoded_parts(
 
 
 @contextmanager
-def _pool(encoder: SentenceTransformer, workers: int) -> Iterator[Any]:
+def _pool(encoder: SentenceTransformer, workers: int) -> Iterator[dict | None]:
     """Start processes that encode, unless there is one alone: one per GPU, or as many as are asked for."""
     if workers == 1:
         yield None

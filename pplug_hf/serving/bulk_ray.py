@@ -12,10 +12,11 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -71,7 +72,7 @@ def encoded_parts(files: Sequence[Path], read: Read, encode: Encode, workers: in
             raise type(cause)(str(cause).partition("\n")[0]) from None  # Ray's advice follows
 
 
-def _read(read: Read, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _read(read: Read, row: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Yield the parts of a file as rows of a data set, each of one text: a part stays whole on its way."""
     for part in read(Path(row["file"])):
         yield {"part": json.dumps(part)}
@@ -92,13 +93,13 @@ class _Encoder:
         if torch.cuda.is_available():
             self.encode.args[0].to("cuda")
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Mapping[str, str]) -> dict[str, object]:
         vectors = self.encode(_part(row["part"]).texts)
         return {"part": row["part"], "vectors": vectors.numpy().tobytes()}
 
 
 @contextmanager
-def _cluster(workers: int) -> Iterator[Any]:
+def _cluster(workers: int) -> Iterator[ModuleType]:
     """Use the cluster of this process or of RAY_ADDRESS, or start one on this machine and end it afterwards.
 
     A cluster listens on every network of its machine, so one that is started here asks for a token that nobody else knows.
@@ -116,7 +117,7 @@ def _cluster(workers: int) -> Iterator[Any]:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray = require("ray", "ray", "The engine ray")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     is_ours = not ray.is_initialized()
     try:
         if is_ours and is_joined:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Literal
 
 from ..errors import EngineError, TimeLimitError
 from .engine import Answer, Request
@@ -81,7 +81,7 @@ class Running:
             self.pieces.put(self._answer(text, None))
             self._sent = len(text)
 
-    def _answer(self, text: str, reason: Any) -> Answer:
+    def _answer(self, text: str, reason: Literal["stop", "length"] | None) -> Answer:
         return Answer(text[self._sent :], reason, self.length, len(self.tokens))
 
     def end(self, result: Answer | Exception) -> None:

@@ -21,7 +21,7 @@ import shutil
 import sqlite3
 import uuid
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import accumulate, chain
 from pathlib import Path
@@ -308,14 +308,14 @@ class Folder(Place):
                 self._save({"format": FORMAT, "check": check, "active": ""})
         self.check = str(self._load().get("check"))
 
-    def _load(self) -> dict[str, Any]:
+    def _load(self) -> dict[str, object]:
         path = str(self._folder / STORE)
         values = read_json_object(path, path, "restore it from a backup")
         if values.get("format") != FORMAT:
             raise DataError(f"{path!r} has format {values.get('format')}, and this version reads format {FORMAT}.")
         return values
 
-    def _save(self, values: dict[str, Any]) -> None:
+    def _save(self, values: Mapping[str, object]) -> None:
         write_text(self._folder / STORE, json.dumps(values, indent=1) + "\n")
 
     @property

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteria
 from ..errors import ConfigurationError, DataError, EngineBusyError, EngineError, PPlugError
 from ..modeling import Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
 from ..modeling.prefix import position_limit
-from ..modeling.prompt_cache import PromptCache, size_in_bytes
+from ..modeling.prompt_cache import PromptCache, TenantsPromptCache, size_in_bytes
 from ..processing import PPlugProcessor
 from .engine import Answer, Engine, Request, Sampling
 from .prompts import check_persona, check_sampling, prompt_row, query_of
@@ -319,7 +319,7 @@ class TransformersEngine(Engine):
         device = model.get_input_embeddings().weight.device
         ids, mask = (t.to(device) for t in self._processor._pad([r.ids for r in rows], self._fill(), left=causal))
         used = {row.plug for row in rows if row.plug is not None}
-        cache: Any = None
+        cache: TenantsPromptCache | None = None
         if self.prompt_cache is not None and all(model.plugs[name].placement == "answer" for name in used):
             cache = self.prompt_cache.of_tenants([row.request.tenant for row in rows])
         model.generate(
@@ -351,10 +351,16 @@ class TransformersEngine(Engine):
 class _Progress(StoppingCriteria):
     """Hands every row its new token, and ends those that are answered, cancelled or late."""
 
-    def __init__(self, rows: Sequence[Running], ends: set[int], decode: Any, note: Any):
+    def __init__(
+        self,
+        rows: Sequence[Running],
+        ends: set[int],
+        decode: Callable[[list[int]], str],
+        note: Callable[[int], None],
+    ):
         self.rows, self.ends, self.decode, self.note = rows, ends, decode, note
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
         self.note(sum(not row.ended for row in self.rows))
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if not row.is_over():

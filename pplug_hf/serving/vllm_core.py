@@ -9,12 +9,14 @@ import uuid
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
 from ..errors import ConfigurationError, EngineError, TimeLimitError
 from ..optional import require
+
+T = TypeVar("T")
 
 # Arguments of vLLM that would answer without the persona, or share what must not be shared.
 _REFUSED = {
@@ -29,7 +31,7 @@ class Piece(NamedTuple):
 
     text: str
     ids: list[int]
-    finish_reason: Any  # "stop", "length" or None
+    finish_reason: Literal["stop", "length"] | None
 
 
 class Work:
@@ -105,7 +107,7 @@ class VllmCore:
         self.max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
         self.running = 0  # requests that are not answered yet
 
-    def start(self, prompt: Mapping[str, Any], options: Mapping[str, Any], stream: bool = False) -> Work:
+    def start(self, prompt: Mapping[str, object], options: Mapping[str, object], stream: bool = False) -> Work:
         """Begin to answer a prompt, together with all others that are being answered.
 
         Args:
@@ -134,11 +136,13 @@ class VllmCore:
             self._wait(self._shutdown())
             self._stop_loop()
 
-    async def _start(self, arguments: dict[str, Any]) -> Any:
+    async def _start(self, arguments: Mapping[str, object]) -> Any:
         given = self._vllm.AsyncEngineArgs(**{"disable_log_stats": True, **arguments})
         return self._vllm.AsyncLLMEngine.from_engine_args(given)
 
-    async def _answer(self, prompt: Any, params: Any, pieces: SimpleQueue[Piece | Exception | None]) -> None:
+    async def _answer(
+        self, prompt: Mapping[str, object], params: object, pieces: SimpleQueue[Piece | Exception | None]
+    ) -> None:
         """Fill a queue. Being cancelled ends the request in the engine, too."""
         self.running += 1  # on the event loop's thread alone
         try:
@@ -162,7 +166,7 @@ class VllmCore:
         self._llm.shutdown()
         self._llm = None
 
-    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def _wait(self, work: Coroutine[None, None, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _stop_loop(self) -> None:

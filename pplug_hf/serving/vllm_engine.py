@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
@@ -43,8 +44,8 @@ class LoadedPlug(NamedTuple):
 class _Asked(NamedTuple):
     """A request, ready to be sent."""
 
-    prompt: dict[str, Any]
-    options: dict[str, Any]
+    prompt: dict[str, object]
+    options: dict[str, object]
     length: int  # tokens of the prompt, soft prompt included
 
 
@@ -98,7 +99,7 @@ class VllmEngine(Engine):
         plugs: Mapping[str, str] | None = None,
         *,
         backbone: str | None = None,
-        encoder: Any = None,
+        encoder: str | SentenceTransformer | None = None,
         device: str | None = None,
         canary: tuple[str, str] | None = None,
         max_queue: int = 256,
@@ -315,7 +316,7 @@ def _load(
     where: str | Location,
     place: Location,
     backbone: PreTrainedConfig,
-    encoder: Any,
+    encoder: str | SentenceTransformer | None,
     device: str | None,
     loaded: Mapping[str, LoadedPlug],
 ) -> LoadedPlug:

@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ConfigurationError
 from ..modeling import Personalizer
+from ..modeling.persona import PersonaLike
 from ..processing import PPlugProcessor
 from ..storage.files import atomic_write
 from .vllm_prompt import checked_rows
@@ -107,7 +107,7 @@ def server_command(backbone: str, template: str, revision: str | None = None) ->
 
 
 def export_soft_prompts(
-    personalizer: Personalizer, personas: Mapping[str, Any], queries: Mapping[str, str], path: str | Path
+    personalizer: Personalizer, personas: Mapping[str, PersonaLike], queries: Mapping[str, str], path: str | Path
 ) -> None:
     """Write the soft prompts of users as one safetensors file, a tensor [P, H] each.
 

@@ -7,7 +7,6 @@ still says that it is healthy; a row of another width ends the engine.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ def checked_rows(rows: Tensor, dtype: torch.dtype, width: int, embedding_norm: f
     return rows
 
 
-def mixed_prompt(row: Row, soft: Tensor | None, tenant: str) -> dict[str, Any]:
+def mixed_prompt(row: Row, soft: Tensor | None, tenant: str) -> dict[str, object]:
     """Return a prompt for `vllm.LLM.generate` and the like.
 
     Args:
@@ -86,7 +85,7 @@ def mixed_prompt(row: Row, soft: Tensor | None, tenant: str) -> dict[str, Any]:
     }
 
 
-def sampling_options(chosen: Sampling, has_persona: bool, stop_ids: tuple[int, ...] = ()) -> dict[str, Any]:
+def sampling_options(chosen: Sampling, has_persona: bool, stop_ids: tuple[int, ...] = ()) -> dict[str, object]:
     """Return settings as `vllm.SamplingParams` takes them.
 
     Args:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError, RevisionNotFoundError
@@ -51,8 +51,20 @@ _UNPICKLED = {
 _NO_SAFETENSORS = ("no file named model.safetensors", "cannot be loaded with `safetensors`")
 _ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _ENCODER_COPIES = ("onnx/*", "openvino/*")  # the same weights for other engines
-# The arguments of transformers' `from_pretrained` that say where to load from.
-HUB_ARGUMENTS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+
+
+class HubArguments(TypedDict, total=False):
+    """The arguments of transformers' `from_pretrained` that say where to load from."""
+
+    revision: str | None
+    subfolder: str
+    token: str | bool | None
+    cache_dir: str | os.PathLike | None
+    local_files_only: bool
+    force_download: bool
+
+
+HUB_ARGUMENTS = tuple(HubArguments.__annotations__)
 _ARGUMENTS = (*HUB_ARGUMENTS, "gguf_file")
 
 logger = logging.getLogger(__name__)
@@ -91,7 +103,7 @@ class Location:
                 "force_download=True and local_files_only=True contradict each other: choose one."
             )
 
-    def updated(self, arguments: Mapping[str, Any]) -> tuple[Location, dict[str, Any]]:
+    def updated(self, arguments: Mapping[str, object]) -> tuple[Location, dict[str, Any]]:
         """Return the location with the options in `arguments`, and the arguments that are not about the location."""
         options = {key: arguments[key] for key in _ARGUMENTS if arguments.get(key) is not None}
         return replace(self, **options), {key: value for key, value in arguments.items() if key not in _ARGUMENTS}
@@ -341,7 +353,7 @@ class Location:
         return root, (root / self.subfolder).resolve(), (root, *_cache_of(root))
 
     @cached_property
-    def _stamp(self) -> Any:
+    def _stamp(self) -> tuple[int, int, int] | None:
         return _stamp_of(self._local_roots[1])
 
     def _local_file(self, filename: str) -> Path | None:
@@ -363,7 +375,7 @@ class Location:
         return path
 
 
-def _stamp_of(folder: Path) -> Any:
+def _stamp_of(folder: Path) -> tuple[int, int, int] | None:
     """Return a value that changes whenever a plug is saved in the folder."""
     try:
         there = (folder / CONFIG).stat()

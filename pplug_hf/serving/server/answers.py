@@ -6,14 +6,13 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from ...chats import chats_of, last_user_text
+from ...chats import Message, chats_of, last_user_text
 from ..engine import Answer, Sampling
 from ..engine import Request as Question
 from .bodies import AnswerBody, ChatBody, CompletionBody
@@ -26,19 +25,19 @@ router = APIRouter(prefix="/v1")
 
 
 @router.get("/models")
-async def models(service: Services) -> dict[str, Any]:
+async def models(service: Services) -> dict[str, object]:
     """List the plugs, each of which is a model to clients."""
     return {"object": "list", "data": [_model(service, name) for name in service.engine.plugs]}
 
 
 @router.get("/models/{name}")
-async def model(name: str, service: Services) -> dict[str, Any]:
+async def model(name: str, service: Services) -> dict[str, object]:
     """Describe a plug."""
     return _model(service, _plug(service, name))
 
 
 @router.post("/chat/completions")
-async def chat(body: ChatBody, request: Request, service: Services, tenant: Tenant) -> Any:
+async def chat(body: ChatBody, request: Request, service: Services, tenant: Tenant) -> Response:
     """Answer a conversation."""
     (messages,) = chats_of([body.messages])
     for message in messages:
@@ -48,15 +47,20 @@ async def chat(body: ChatBody, request: Request, service: Services, tenant: Tena
 
 
 @router.post("/completions")
-async def complete(body: CompletionBody, request: Request, service: Services, tenant: Tenant) -> Any:
+async def complete(body: CompletionBody, request: Request, service: Services, tenant: Tenant) -> Response:
     """Answer one prompt or several."""
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     return await _answer(body, prompts, _Completion(), request, service, tenant)
 
 
 async def _answer(
-    body: AnswerBody, prompts: list[Any], form: _Completion, request: Request, service: Service, tenant: str
-) -> Any:
+    body: AnswerBody,
+    prompts: Sequence[str | Sequence[Message]],
+    form: _Completion,
+    request: Request,
+    service: Service,
+    tenant: str,
+) -> Response:
     body.check()
     plug = _plug(service, body.model)
     sampling = _sampling(body, service)
@@ -96,7 +100,7 @@ def _plug(service: Service, name: str | None) -> str:
     return name
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": service.started, "owned_by": "pplug-hf"}
 
 
@@ -139,15 +143,15 @@ class _Completion:
 
     prefix, kind, chunk = "cmpl-", "text_completion", "text_completion"
 
-    def choice(self, answer: Answer, index: int) -> dict[str, Any]:
+    def choice(self, answer: Answer, index: int) -> dict[str, object]:
         """Return a whole answer."""
         return {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish_reason}
 
-    def opening(self, index: int) -> list[dict[str, Any]]:
+    def opening(self, index: int) -> list[dict[str, object]]:
         """Return what stands in front of the first piece of an answer."""
         return []
 
-    def piece(self, answer: Answer, index: int) -> dict[str, Any]:
+    def piece(self, answer: Answer, index: int) -> dict[str, object]:
         """Return a piece of an answer."""
         return self.choice(answer, index)
 
@@ -157,15 +161,15 @@ class _Chat(_Completion):
 
     prefix, kind, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, answer: Answer, index: int) -> dict[str, Any]:
+    def choice(self, answer: Answer, index: int) -> dict[str, object]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         return {"index": index, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
 
-    def opening(self, index: int) -> list[dict[str, Any]]:
+    def opening(self, index: int) -> list[dict[str, object]]:
         delta = {"role": "assistant", "content": ""}
         return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
-    def piece(self, answer: Answer, index: int) -> dict[str, Any]:
+    def piece(self, answer: Answer, index: int) -> dict[str, object]:
         delta = {"content": answer.text} if answer.text else {}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": answer.finish_reason}
 
@@ -175,7 +179,7 @@ class _Reply:
 
     def __init__(self, form: _Completion, body: AnswerBody, plug: str, found: Found, request: Request):
         self.form, self.headers, self.request = form, found.headers, request
-        self.facts: dict[str, Any] = {
+        self.facts: dict[str, object] = {
             "model": plug,
             "persona": found.state,
             "items": int(found.headers["X-Persona-Items"]),
@@ -237,7 +241,7 @@ class _Reply:
         finally:
             pieces.close()
 
-    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
+    def _chunk(self, choices: list[dict[str, object]], usage: dict[str, int] | None = None) -> str:
         chunk = {**self.common, "object": self.form.chunk, "choices": choices}
         if self.shows_usage:
             chunk["usage"] = usage
@@ -249,7 +253,7 @@ class _Pieces:
 
     def __init__(self, service: Service, questions: list[Question]):
         self.number = len(questions)
-        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Answer] | Exception]()
         self._closed = threading.Event()
         for i, question in enumerate(questions):
             service.start(self._read, service, i, question)
@@ -266,7 +270,7 @@ class _Pieces:
         finally:
             pieces.close()  # type: ignore[attr-defined]  # of a generator, which ends the work
 
-    def _put(self, value: Any) -> None:
+    def _put(self, value: tuple[int, Answer] | Exception) -> None:
         if not self._closed.is_set() and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.put_nowait, value)
 

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api_keys import ApiKeys
 from .failures import ApiError, api_error
@@ -31,11 +31,11 @@ class Guard:
         monitoring: takes the figures.
     """
 
-    def __init__(self, app: Any, keys: ApiKeys | None, limits: Limits, monitoring: Monitoring):
+    def __init__(self, app: ASGIApp, keys: ApiKeys | None, limits: Limits, monitoring: Monitoring):
         self.app, self.keys, self.limits, self.monitoring = app, keys, limits, monitoring
         self._running = 0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request = _Passing(scope, receive, send, self.limits)
@@ -57,7 +57,7 @@ class Guard:
             self._note(request)
         return None
 
-    def _admit(self, scope: Any) -> None:
+    def _admit(self, scope: Scope) -> None:
         """Find the tenant of a request."""
         tenant = "" if self.keys is None else self.keys.tenant(Headers(scope=scope).get("authorization"))
         if tenant is None:
@@ -89,7 +89,7 @@ class Guard:
 class _Passing:
     """A request on its way: its body in memory, its answer with a limit of time for each piece."""
 
-    def __init__(self, scope: Any, receive: Any, send: Any, limits: Limits):
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits):
         self.scope, self._receive, self._send, self.limits = scope, receive, send, limits
         self.id, self.start = uuid.uuid4().hex, time.monotonic()
         self.status: int | None = None
@@ -122,14 +122,14 @@ class _Passing:
             raise ApiError(413, "body_too_large", f"The body is larger than {limit} bytes: send less at once.")
         self._body = b"".join(parts)
 
-    async def receive(self) -> Any:
+    async def receive(self) -> Message:
         """Give the app the body, and then wait for the client to leave."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         return await self._receive()
 
-    async def send(self, message: Any) -> None:
+    async def send(self, message: Message) -> None:
         """Pass a piece of the answer on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]

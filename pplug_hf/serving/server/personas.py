@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Request
@@ -56,25 +56,25 @@ User = Annotated[str, Depends(user_of)]
 
 
 @router.put("/{user}/items")
-async def replace(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, Any]:
+async def replace(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, object]:
     """Put items in the place of all that a user has."""
     return await service.run(_write, service, tenant, user, body, False)
 
 
 @router.post("/{user}/items")
-async def append(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, Any]:
+async def append(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, object]:
     """Add items to a user's history. Items whose ids are there already are left out, so a request may be repeated."""
     return await service.run(_write, service, tenant, user, body, True)
 
 
 @router.get("/{user}")
-async def show(user: User, service: Services, tenant: Tenant) -> dict[str, Any]:
+async def show(user: User, service: Services, tenant: Tenant) -> dict[str, object]:
     """Describe a user's persona."""
     return await service.run(_show, service, tenant, user)
 
 
 @router.delete("/{user}")
-async def delete(user: User, service: Services, tenant: Tenant) -> dict[str, Any]:
+async def delete(user: User, service: Services, tenant: Tenant) -> dict[str, object]:
     """Forget a user."""
     receipt = await service.run(service.of_tenant(tenant).delete_user, user)
     if not receipt.items:
@@ -90,7 +90,7 @@ async def delete(user: User, service: Services, tenant: Tenant) -> dict[str, Any
 
 
 @router.delete("/{user}/items/{item}")
-async def delete_item(user: User, item: str, service: Services, tenant: Tenant) -> dict[str, Any]:
+async def delete_item(user: User, item: str, service: Services, tenant: Tenant) -> dict[str, object]:
     """Forget one item of a user."""
     name = decoded(item)
     receipt = await service.run(service.of_tenant(tenant).delete_items, user, [name])
@@ -100,14 +100,14 @@ async def delete_item(user: User, item: str, service: Services, tenant: Tenant) 
     return {"id": name, "object": "persona.item.deleted", "deleted": True, "deleted_at": receipt.time}
 
 
-def _show(service: Service, tenant: str, user: str) -> dict[str, Any]:
+def _show(service: Service, tenant: str, user: str) -> dict[str, object]:
     persona = service.known(tenant, user)
     if persona is None:
         raise unknown()
     return _description(service, user, persona)
 
 
-def _description(service: Service, user: str, persona: Persona) -> dict[str, Any]:
+def _description(service: Service, user: str, persona: Persona) -> dict[str, object]:
     times = [] if persona.timestamps is None else [time for time in persona.timestamps.tolist() if time == time]
     return {
         "id": user,
@@ -118,7 +118,7 @@ def _description(service: Service, user: str, persona: Persona) -> dict[str, Any
     }
 
 
-def _write(service: Service, tenant: str, user: str, body: ItemsBody, keep: bool) -> dict[str, Any]:
+def _write(service: Service, tenant: str, user: str, body: ItemsBody, keep: bool) -> dict[str, object]:
     limits, store = service.limits, service.of_tenant(tenant)
     if len(body.items) > limits.items:
         text = f"{len(body.items)} items are more than the {limits.items} of one request: send them in parts."
@@ -146,7 +146,7 @@ def _write(service: Service, tenant: str, user: str, body: ItemsBody, keep: bool
 def _texts(service: Service, items: list[ItemBody]) -> list[str]:
     """Return the texts of items, as the encoder reads them."""
     template = service.personalizer.config.item_template
-    fields: list[Any] = [{**(item.model_extra or {}), "id": item.id, "text": item.text} for item in items]
+    fields = [{**(item.model_extra or {}), "id": item.id, "text": item.text} for item in items]
     texts = item_texts([one["text"] for one in fields] if template is None else fields, template)
     if any(len(text) > service.limits.item_characters for text in texts):
         text = f"An item has at most {service.limits.item_characters} characters."

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from ...errors import DataError, EngineError, MismatchError, PPlugError
 from ...modeling import Persona, Personalizer
@@ -71,11 +71,11 @@ class Service:
         """The personalizer that encodes items: the default plug's, as every plug reads the same vectors."""
         return next(iter(self.engine.personalizers.values()))
 
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function that waits, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    def start(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def start(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function in a thread, and do not wait for it."""
         self._pool.submit(function, *arguments)
 
