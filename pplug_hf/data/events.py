@@ -39,14 +39,13 @@ Split: TypeAlias = Literal["users", "per-user", "global"]
 class StoredRows:
     """Rows of a split whose profiles are numbers: of the items that their user had by then. Reads like any rows."""
 
-    rows: Iterable[Any]
-    items: Mapping[str, Sequence[Mapping[str, Any]]]  # of each user, oldest first
+    rows: Iterable[object]
+    items: Mapping[str, Sequence[Mapping[str, object]]]  # of each user, oldest first
     where: str = "the data set"
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         for row in self.rows:
-            count = row.get("profile") if isinstance(row, Mapping) else None
-            if type(count) is not int:
+            if not isinstance(row, Mapping) or type(count := row.get("profile")) is not int:
                 yield row
                 continue
             items = self.items.get(str(row.get("user")), ())
@@ -58,12 +57,12 @@ class StoredRows:
             yield {**row, "profile": list(items[:count])}
 
 
-def read_stored(rows: Iterable[Any], folder: Path, where: str) -> Iterable[Any]:
+def read_stored(rows: Iterable[object], folder: Path, where: str) -> Iterable[object]:
     """Return the rows of a file with their histories, if the folder keeps the items in a file of their own."""
     path = next((p for p in (folder / sources.ITEMS, folder / f"{sources.ITEMS}.gz") if p.is_file()), None)
     if path is None:
         return rows
-    items: dict[str, list[dict[str, Any]]] = {}
+    items: dict[str, list[dict[str, object]]] = {}
     for item in sources.stream_lines(path):
         if not isinstance(item, Mapping) or "user" not in item:
             raise DataError(f"{path}: every line must be an object with the key 'user'.")
@@ -98,7 +97,7 @@ class EventData:
         if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / sources.ITEMS).is_file()):
             raise ConfigurationError(f"The output {str(path)!r} exists and holds something else: name a new folder.")
         items = next(iter(self.splits.values())).items
-        rows: dict[str, Iterable[Any]] = {split: stored.rows for split, stored in self.splits.items()}
+        rows: dict[str, Iterable[object]] = {split: stored.rows for split, stored in self.splits.items()}
         rows["items"] = ({"user": user, **item} for user, of_user in items.items() for item in of_user)
         for split in SPLITS:
             (path / f"{split}.jsonl").unlink(missing_ok=True)
@@ -111,7 +110,7 @@ class EventData:
 
 
 def from_events(
-    source: Any,
+    source: object,
     *,
     user: str,
     text: str,
@@ -195,7 +194,7 @@ def from_events(
 _QUESTION_END = "\n\n"  # between a question of its own and the text; questions hold none
 
 
-def _table(source: Any, columns: dict[str, str | None]) -> tuple[Any, list[str]]:
+def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[str]]:
     """Return the columns by their roles, as texts, without the rows that lack one, and notes."""
     frame = _frame(source)
     there = ", ".join(map(repr, frame.columns))
@@ -222,7 +221,7 @@ def _table(source: Any, columns: dict[str, str | None]) -> tuple[Any, list[str]]
     return frame, notes
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a value as text; a whole number that pandas made a float, because others are missing, is whole again."""
     if value is None or value != value:
         return ""
