@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ..data import records as rows
 from ..data import sources
@@ -21,7 +20,7 @@ _OTHER_TASK = (
 )
 
 
-def score_files(settings: ScoreSettings) -> dict[str, Any]:
+def score_files(settings: ScoreSettings) -> dict[str, object]:
     """Print the numbers, and return them.
 
     Raises:
