@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
     return digest
 
 
-def json_digest(value: Any) -> str:
+def json_digest(value: object) -> str:
     """Return a fingerprint of anything that JSON takes; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -75,7 +75,7 @@ def _tokenizer_state(tokenizer: Any) -> str:
     return copy.to_str()
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], inside: str = "") -> list[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, object], inside: str = "") -> list[str]:
     """Return the names of the entries in which two mappings differ, such as "decoding.num_beams"."""
     names = []
     for name in sorted(old.keys() | new.keys()):
