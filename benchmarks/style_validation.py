@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from pplug_hf.data.lamp import read_lamp
-from pplug_hf.evaluation.bootstrap import bootstrap_mean, user_means
 from pplug_hf.evaluation.style import Style
+from pplug_hf.evaluation.user_statistics import bootstrap_mean, user_means
 from pplug_hf.tasks.task import get_task
 
 

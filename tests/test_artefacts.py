@@ -20,7 +20,6 @@ from pplug_hf.methods import artefacts
 from pplug_hf.methods.artefacts import Draft, class_of, read_artefact, register_kind
 from pplug_hf.methods.base import Retrieval, Trained
 from pplug_hf.methods.decoding import Answers
-from pplug_hf.methods.digests import task_digest
 from pplug_hf.methods.names import canonical, default_rows, method_of, methods_of, name_of, parse_trained, read_name
 from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.resources import Resources
@@ -28,7 +27,7 @@ from pplug_hf.methods.retrievers import RecencyRanker
 from pplug_hf.tasks.task import TASKS
 
 RUN = {"method": "x", "options": {"epochs": 3, "loss": "paper"}, "data": "1f"}
-TASK = {"task": {"name": "shelves", "digest": task_digest(SHELVES)}}
+TASK = {"task": {"name": "shelves", "digest": SHELVES.digest}}
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
 from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError
+from pplug_hf.evaluation import plots
 from pplug_hf.evaluation.attention_profile import weight_profile
-from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, user_means
 from pplug_hf.evaluation.predictions import git_commit
 from pplug_hf.evaluation.runner import Runner
 from pplug_hf.evaluation.style import Style, own_texts
+from pplug_hf.evaluation.user_statistics import bootstrap_mean, paired_bootstrap, user_means
 from pplug_hf.methods.resources import Resources
 from pplug_hf.tasks.task import TASKS, per_example, score
 
@@ -54,6 +55,32 @@ FILES = {
     "mean,0.json",
     *(f"pplug{row},{run}.json" for row in ("", ",wrong-user") for run in (0, 1)),
 }
+
+
+def test_a_bench_goes_through_few_files(places, tmp_path):
+    """A reader of a bench of three rows, one with retrieved items, has so many files to open (LaMP's own layout: two more)."""
+    root, files = str(Path(command.__file__).parents[1]), set()
+    questions, golds = make_rows(SHELVES, 1, users=3)
+    rows = [q | {"output": g["output"]} for q, g in zip(questions, golds, strict=True)]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(root):
+            files.add(frame.f_code.co_filename.removeprefix(root))
+
+    for output in ("once", "again"):  # what the first imports is imported
+        settings = command.BenchSettings(
+            data=str(tmp_path),
+            rows=["no-persona", "recency@1", "bm25@1"],
+            backbone=str(places / "t5"),
+            output=str(tmp_path / output),
+        )
+        sys.setprofile(note if output == "again" else None)
+        try:
+            quietly(settings, task=SHELVES)
+        finally:
+            sys.setprofile(None)
+    assert len(files) <= 25, " ".join(sorted(files))
 
 
 @pytest.fixture(scope="module")
@@ -504,6 +531,7 @@ def test_without_matplotlib_there_are_no_pictures(world, tmp_path, monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    plots._matplotlib.cache_clear()
     _, printed = quietly(settings_for(world, tmp_path, "no-persona"), task=SHELVES)
     assert "Drawing needs matplotlib" in printed and (tmp_path / "table.md").is_file()
 

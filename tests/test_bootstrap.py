@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplug_hf.errors import ConfigurationError, MismatchError
-from pplug_hf.evaluation import bootstrap
-from pplug_hf.evaluation.bootstrap import Interval, bootstrap_mean, paired_bootstrap
+from pplug_hf.evaluation import user_statistics
+from pplug_hf.evaluation.user_statistics import Interval, bootstrap_mean, paired_bootstrap
 
 rows = st.lists(st.tuples(st.floats(-5, 5), st.sampled_from("abcdef")), min_size=1, max_size=30)
 
@@ -108,7 +108,7 @@ def test_seed_fixes_the_result():
 def test_memory_is_bounded_by_parts(monkeypatch):
     values, users = np.arange(30.0), [n // 3 for n in range(30)]
     whole = bootstrap_mean(values, users, 4_000)
-    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 70)
+    monkeypatch.setattr(user_statistics, "_DRAWS_AT_ONCE", 70)
     assert bootstrap_mean(values, users, 4_000) == pytest.approx(whole, rel=0.1)
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import MismatchError
-from pplug_hf.evaluation.bootstrap import paired_bootstrap
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.evaluation.rendering import markdown, save
+from pplug_hf.evaluation.user_statistics import paired_bootstrap
 from pplug_hf.storage.files import write_text
 from pplug_hf.tasks.task import TASKS
 

@@ -9,8 +9,8 @@ import tiny
 from bench_data import SHELVES, golden_settings, predictions, quietly
 
 from pplug_hf.evaluation import predictions as keys_module
-from pplug_hf.methods import digests
 from pplug_hf.methods import resources as resources_module
+from pplug_hf.modeling import backbone as backbones
 
 RELEASES = [path.parent for path in sorted((Path(__file__).parent / "golden").glob("*/bench"))]
 
@@ -73,17 +73,17 @@ def test_its_results_are_written_again_to_the_letter(release, tmp_path):
 @pytest.mark.parametrize("family", ["t5", "llama"])
 def test_the_key_of_a_backbone_does_not_depend_on_what_was_tokenised_before(family):
     backbone, tokenizer = tiny.backbone(family), tiny.tokenizer(family)
-    fresh = digests.backbone_digest(backbone, tokenizer)
+    fresh = backbones.backbone_digest(backbone, tokenizer)
     tokenizer(["the sea", "a"], padding=True, truncation=True, max_length=3, return_tensors="pt")
     assert tokenizer.backend_tokenizer.padding and tokenizer.backend_tokenizer.truncation, "which it keeps"
     kept = tokenizer.backend_tokenizer.to_str()
-    assert digests.backbone_digest(backbone, tokenizer) == fresh
+    assert backbones.backbone_digest(backbone, tokenizer) == fresh
     assert tokenizer.backend_tokenizer.to_str() == kept, "the caller's tokenizer is not changed"
     tokenizer.add_tokens(["castle"])
-    assert digests.backbone_digest(backbone, tokenizer) != fresh
+    assert backbones.backbone_digest(backbone, tokenizer) != fresh
 
 
 def test_keys_made_with_a_tokenizer_that_was_never_called_stay_the_same():
     for family in ("t5", "llama"):
         tokenizer = tiny.tokenizer(family)
-        assert digests._tokenizer_state(tokenizer) == tokenizer.backend_tokenizer.to_str()
+        assert backbones._tokenizer_state(tokenizer) == tokenizer.backend_tokenizer.to_str()

@@ -12,8 +12,7 @@ from bench_data import SHELVES, USERS, make_world, predictions, quietly, setting
 
 from pplug_hf.data.records import Example
 from pplug_hf.evaluation.compare import Comparison
-from pplug_hf.evaluation.per_user import pairs, per_user
-from pplug_hf.evaluation.significance import sign_flip, sign_test
+from pplug_hf.evaluation.user_statistics import pairs, per_user, sign_flip, sign_test
 from pplug_hf.tasks.task import TASKS
 
 

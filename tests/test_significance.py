@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from pplug_hf.errors import ConfigurationError, MismatchError
-from pplug_hf.evaluation.bootstrap import bootstrap_mean
-from pplug_hf.evaluation.significance import holm, sign_flip, smallest_difference
+from pplug_hf.evaluation.user_statistics import bootstrap_mean, holm, sign_flip, smallest_difference
 
 
 def test_the_p_value_is_that_of_all_flips():

@@ -8,8 +8,8 @@ import pytest
 
 from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.evaluation.bootstrap import user_means
 from pplug_hf.evaluation.style import FEATURES, FUNCTION_WORDS, Style, features, own_texts
+from pplug_hf.evaluation.user_statistics import user_means
 
 WORDS = [
     "river",

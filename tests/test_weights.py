@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.evaluation.attention_profile import mean_profile, weight_profile
-from pplug_hf.evaluation.bootstrap import bootstrap_mean
+from pplug_hf.evaluation.user_statistics import bootstrap_mean
 
 
 def make(lengths, seed=0, users=3):

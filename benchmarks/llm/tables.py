@@ -26,10 +26,16 @@ from plan import groups
 from run import sizes_of
 
 from pplug_hf.data.records import Example
-from pplug_hf.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, user_means
 from pplug_hf.evaluation.compare import Comparison, to_json
 from pplug_hf.evaluation.predictions import Prediction, file_name, write_prediction
-from pplug_hf.evaluation.significance import holm, sign_flip, smallest_difference
+from pplug_hf.evaluation.user_statistics import (
+    bootstrap_mean,
+    holm,
+    paired_bootstrap,
+    sign_flip,
+    smallest_difference,
+    user_means,
+)
 from pplug_hf.methods.label_frequencies import LabelMixture, history_labels
 from pplug_hf.storage.files import write_text
 from pplug_hf.tasks.metrics import get_metric

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.examples import Source, has_split, read_examples
 from ..data.histories import newest, split_users
-from ..data.records import Example, some
+from ..data.records import Example, data_digest, some
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison, to_json
@@ -28,7 +28,6 @@ from ..evaluation.predictions import (
 from ..evaluation.rendering import report, save_pictures, save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
-from ..methods.digests import data_digest
 from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of
 from ..methods.persona import Plug
 from ..methods.resources import Decoding, Resources
@@ -65,7 +64,7 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     trained = parse_trained(settings.trained or (), plugs)
     if settings.show_history is not None:
         _check_show_history(settings, examples)
-    pools = parse_pools(settings.oracle or ())
+    pools = parse_pools(settings.oracle) if settings.oracle else []
     if settings.tables_only:
         return _tables(settings, task, source, examples, pools)
 
@@ -87,8 +86,9 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
         )
     methods = methods_of([*rows, *(row for pool in pools for row in pool.rows)], plugs, trained)
     pools = [replace(pool, rows=tuple(methods_of(pool.rows, plugs, trained))) for pool in pools]  # bm25@04 is bm25@4
-    with suppress(ConfigurationError):  # of a task whose items have no form in a prompt
-        methods |= chance_runs(pools, task)
+    if pools:
+        with suppress(ConfigurationError):  # of a task whose items have no form in a prompt
+            methods |= chance_runs(pools, task)
     if not training and any("training" in method.needs for method, *_ in methods.values()):
         training = read_training(settings, task, source)
     reference = reference_of(settings.reference, list(methods), plugs)
@@ -215,7 +215,8 @@ def _finish(
     for made in chosen:
         comparison.add(made.row, [made.answers[e.id] for e in examples])
         runs.setdefault(made.row, []).append({"key": made.key, "about": made.about})
-    found = [add_pool(comparison, pool, settings.seed, choosers) for pool, choosers in pools_of(chosen, pools).items()]
+    chosen_from = pools_of(chosen, pools) if pools or any("pool" in made.key for made in chosen) else {}
+    found = [add_pool(comparison, pool, settings.seed, choosers) for pool, choosers in chosen_from.items()]
     weights = {row: [run["about"].get("weights") for run in found] for row, found in runs.items()}
     results = {
         **comparison.results(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import math
 import os
@@ -32,12 +31,11 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.dataset import PersonaDataset
 from ..data.examples import Source, has_split, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
-from ..data.records import Example
+from ..data.records import Example, data_digest
 from ..data.synthetic import synthetic_examples
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
-from ..methods.digests import data_digest
 from ..modeling import PPlugForConditionalGeneration
 from ..modeling.device import checked_device
 from ..modeling.encoders import item_texts
@@ -239,7 +237,7 @@ def identity_of_run(
     run = {
         "settings": recorded_settings(settings, task)["settings"],
         "plug": {**config, "backbone": Path(str(model.config.backbone)).name},  # an encoder has a digest
-        "task": hashlib.sha256(task.identity.encode()).hexdigest()[:16],
+        "task": task.digest,
         "data": data_digest(task, examples, answers=True),
     }
     return json.loads(json.dumps(run, default=str))

@@ -57,11 +57,8 @@ class StoredRows:
             yield {**row, "profile": list(items[:count])}
 
 
-def read_stored(rows: Iterable[object], folder: Path, where: str) -> Iterable[object]:
-    """Return the rows of a file with their histories, if the folder keeps the items in a file of their own."""
-    path = next((p for p in (folder / sources.ITEMS, folder / f"{sources.ITEMS}.gz") if p.is_file()), None)
-    if path is None:
-        return rows
+def read_stored(rows: Iterable[object], path: Path, where: str) -> StoredRows:
+    """Return the rows of a file with their histories, whose items are in a file of their own."""
     items: dict[str, list[dict[str, object]]] = {}
     for item in sources.stream_lines(path):
         if not isinstance(item, Mapping) or "user" not in item:

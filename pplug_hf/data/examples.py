@@ -128,7 +128,8 @@ def stream(
             )
         raw = sources.stream_array(path) if name.endswith(".json") else sources.stream_lines(path)
         where = f"{path}"
-        raw = read_stored(raw, path.parent, where)
+        if items := sources.find_packed(path.parent / sources.ITEMS):
+            raw = read_stored(raw, items, where)
         if task is None and (path.parent / sources.TASK).is_file():
             task = read_task(path.parent / sources.TASK)
     else:
@@ -148,7 +149,7 @@ def has_split(source: Source, split: str) -> bool:
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
         return False
     names = (f"{split}_questions.json", f"{split}.jsonl")
-    return any((Path(source) / f"{name}{packed}").is_file() for name in names for packed in ("", ".gz"))
+    return any(sources.find_packed(Path(source) / name) for name in names)
 
 
 def is_one_split(source: Source) -> bool:

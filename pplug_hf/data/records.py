@@ -7,6 +7,8 @@ never a text of a user's history.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -373,3 +375,19 @@ def _note_nulls_and_dates(
     repairs.add("year_only", id_, years)
     repairs.add("odd_date", id_, odd)
     repairs.add("unordered", id_, not ordered)
+
+
+def data_digest(task: Task, examples: Sequence[Example], *, answers: bool) -> str:
+    """Return a fingerprint of a task and its examples; with their answers or without."""
+    items: dict[int, bytes] = {}  # readers share equal items as one object
+
+    def item_digest(item: dict[str, str]) -> bytes:
+        if id(item) not in items:
+            items[id(item)] = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).digest()
+        return items[id(item)]
+
+    digest = hashlib.sha256(task.identity.encode())
+    for e in examples:
+        digest.update(json.dumps([e.id, e.user, e.prompt, e.query, e.target if answers else None]).encode())
+        digest.update(b"".join(map(item_digest, e.history)))
+    return digest.hexdigest()[:16]

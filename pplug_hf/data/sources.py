@@ -37,10 +37,8 @@ def find(folder: Path, *names: str) -> Path:
     Raises:
         MissingFileError: None of them is there.
     """
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
+    if found := next(filter(None, (find_packed(folder / name) for name in names)), None):
+        return found
     endings = ("_questions.json", *(".jsonl" for name in names if name.endswith(".jsonl")))
     splits = sorted(
         {path.name.split(ending)[0] for ending in endings for path in folder.glob(f"*{ending}*")} - {"items"}
@@ -51,6 +49,11 @@ def find(folder: Path, *names: str) -> Path:
         f"Neither {' nor '.join(wanted)} is in {folder}: {there if folder.is_dir() else 'no such folder'}. "
         "Check the folder and the split's name."
     )
+
+
+def find_packed(path: Path) -> Path | None:
+    """Return a file, plain or with the ending .gz; None if there is neither."""
+    return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
 
 
 def load(path: Path) -> object:

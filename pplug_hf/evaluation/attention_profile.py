@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.records import Example
 from ..tasks.items import newest_first
-from .bootstrap import bootstrap_mean
+from .user_statistics import bootstrap_mean
 
 
 def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> dict[str, Any] | None:

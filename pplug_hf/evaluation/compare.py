@@ -15,9 +15,8 @@ from ..data.records import Example, some
 from ..errors import DataError
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, higher_is_better, main_metric, per_example, score
-from .bootstrap import bootstrap_mean, paired_bootstrap, user_means
-from .per_user import pairs, per_user, plain
 from .style import Style, own_texts
+from .user_statistics import bootstrap_mean, paired_bootstrap, pairs, per_user, plain, user_means
 
 BINS = 4  # of history lengths, with about as many examples each
 
@@ -121,7 +120,7 @@ class Comparison:
         return {name: sign * (scores[self.reference] - scores[name]) for name in others}
 
     def per_user(self) -> list[dict[str, Any]]:
-        """Return the differences between the reference and each row where each user counts once; see `per_user.py`."""
+        """Return the differences between the reference and each row where each user counts once; see `user_statistics.py`."""
         gains = {row: better for row, better in self._gains().items() if row not in self.derived}
         return per_user(gains, self._users)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
@@ -238,10 +239,17 @@ def _cut(text: str, most: int) -> str:
     return text
 
 
+@cache
+def _matplotlib() -> tuple[Any, Any]:
+    """Import what figures and what draws them without a screen."""
+    return tuple(require(f"matplotlib.{name}", "viz", "Drawing") for name in ("figure", "backends.backend_agg"))
+
+
 def _figure(width: float, height: float, columns: int = 1, title: str = "") -> tuple[Any, Any]:
     """Make a figure with a title and its axes, drawn without a screen."""
-    figure = require("matplotlib.figure", "viz", "Drawing").Figure((width, height), dpi=120, layout="constrained")
-    require("matplotlib.backends.backend_agg", "viz", "Drawing").FigureCanvasAgg(figure)
+    figures, canvases = _matplotlib()
+    figure = figures.Figure((width, height), dpi=120, layout="constrained")
+    canvases.FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns)
     if title:
         figure.suptitle(_cut(title, 110), fontsize=10, x=0.01, horizontalalignment="left", parse_math=False)

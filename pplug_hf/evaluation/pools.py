@@ -65,14 +65,14 @@ def parse_pools(texts: Iterable[str]) -> list[Pool]:
 
 
 def chance_runs(pools: Sequence[Pool], task: Task) -> dict[str, list[Method]]:
-    """Return the runs that differ by chance alone, as many as the largest pool has rows; nothing without a pool.
+    """Return the runs that differ by chance alone, as many as the largest pool has rows.
 
     Raises:
         ConfigurationError: the task's items cannot be put into a prompt.
     """
     task.prompt_format  # noqa: B018 - raises if there is none
-    most = max((len(pool.rows) for pool in pools), default=0)
-    return {CHANCE: [replace(_RANDOM, draw=draw) for draw in range(most)]} if pools else {}
+    most = max(len(pool.rows) for pool in pools)
+    return {CHANCE: [replace(_RANDOM, draw=draw) for draw in range(most)]}
 
 
 def pools_of(predictions: Sequence[Prediction], asked: Iterable[Pool]) -> dict[Pool, list[str]]:

@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.records import Example
+from ..data.records import Example, data_digest
 from ..errors import MismatchError
-from ..methods.digests import data_digest, differences
+from ..methods.digests import differences
 from ..methods.resources import Resources
 from ..storage.files import write_text
 from ..tasks.task import Task

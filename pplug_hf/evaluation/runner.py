@@ -19,10 +19,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.records import Example
+from ..data.records import Example, data_digest
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..methods.base import Method
-from ..methods.digests import data_digest, differences
+from ..methods.digests import differences
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
 from .predictions import (

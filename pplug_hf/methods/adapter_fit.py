@@ -24,15 +24,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.histories import newest
-from ..data.records import Example
+from ..data.records import Example, data_digest
 from ..errors import ConfigurationError, DataError, MissingFileError
+from ..modeling.backbone import backbone_digest
 from ..modeling.encoders import History
 from ..optional import require
 from ..storage.files import atomic_write, locked
 from .adapter_folder import SHARED, USERS, cost, item_hash, open_weights, save_folder, short_hash, user_hash
 from .artefacts import Artefact
 from .base import Retrieval
-from .digests import backbone_digest, data_digest
 from .fitting import FitJob
 from .pair_training import PairTraining, eager_attention, train_on_pairs
 from .private_prompt import PROMPT, PrivatePrompt

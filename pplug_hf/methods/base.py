@@ -23,7 +23,6 @@ from ..data.records import Example
 from ..errors import ConfigurationError
 from ..processing import PPlugProcessor
 from .decoding import Answers, ModelInputs, check_two_users, shuffle_histories
-from .digests import task_digest
 from .prompts import persona_positions, retrieval_prompt, turns_of
 from .resources import Resources
 
@@ -231,7 +230,7 @@ class Trained(Method):
         return self.retrieval.needs if self.retrieval else frozenset()
 
     def check(self, examples: Sequence[Example], resources: Resources) -> None:
-        resources.artefact(self.folder).check_task(resources.task.name, task_digest(resources.task))
+        resources.artefact(self.folder).check_task(resources.task.name, resources.task.digest)
         if self.change == "wrong-user":
             check_two_users(examples, "wrong-user")
         if self.retrieval:

@@ -18,10 +18,9 @@ from functools import cached_property
 from typing import Any
 
 from ..data.histories import UserSplit
-from ..data.records import Example
+from ..data.records import Example, data_digest
 from ..tasks.task import Task
 from .artefacts import Draft
-from .digests import data_digest, task_digest
 from .fit_options import PLACES
 from .resources import Resources
 
@@ -56,7 +55,7 @@ class FitJob:
 
     def settings(self) -> dict[str, object]:
         """Return what every artefact keeps in its settings: the method, and the task that it belongs to."""
-        return {"method": self.method, "task": {"name": self.task.name, "digest": task_digest(self.task)}}
+        return {"method": self.method, "task": {"name": self.task.name, "digest": self.task.digest}}
 
     @cached_property
     def run(self) -> dict[str, object]:
@@ -66,7 +65,7 @@ class FitJob:
         examples = [*self.users.fit, *self.users.select, *self.users.held]
         return {
             "method": self.method,
-            "task": task_digest(task),
+            "task": task.digest,
             "data": data_digest(task, examples, answers=True),
             "split": dict(self.split),
             "backbone": resources.backbone_digest,

@@ -22,11 +22,11 @@ from ..data.dataset import PersonaDataset
 from ..data.records import Example
 from ..errors import DataError
 from ..modeling import plug_folder as files
+from ..modeling.backbone import digest_of_tensors
 from ..modeling.persona import Persona
 from ..storage.files import read_json_object
 from .base import Method, Need, Plain, Retrieval
 from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
-from .digests import digest_of_tensors
 from .resources import Resources
 
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]

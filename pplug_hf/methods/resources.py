@@ -27,7 +27,7 @@ from ..data.vectors import VectorStore
 from ..errors import ConfigurationError, MismatchError, MissingFileError
 from ..modeling import PPlugForConditionalGeneration, PPlugModel, backbone, encoders
 from ..modeling import plug_folder as files
-from ..modeling.backbone import find_tokenizer
+from ..modeling.backbone import backbone_digest, find_tokenizer
 from ..modeling.device import checked_device
 from ..modeling.prompt_cache import PromptCache
 from ..processing import PPlugProcessor
@@ -35,7 +35,7 @@ from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.task import Task
 from .artefacts import Artefact, class_of, read_artefact
 from .decoding import Answers, ModelInputs, answer
-from .digests import backbone_digest, json_digest, task_digest
+from .digests import json_digest
 from .retrievers import FUSION_C, RANKERS, Ranker, get_ranker
 
 T = TypeVar("T")
@@ -104,7 +104,8 @@ class Resources:
             raise ConfigurationError(
                 f"constrained needs a task with a list of labels, and {self.task.name} has none: leave it out."
             )
-        checked_device(self.device)
+        if self.device is not None:
+            checked_device(self.device)
         if self.backbone is None and not self.plugs:
             raise ConfigurationError("No backbone: pass backbone, or a plug, which knows the one it was made for.")
         for place in self._places:
@@ -282,7 +283,7 @@ class Resources:
     def check_ranker(self, name: str, folder: str = "") -> None:
         """Raise a `PPlugError` if there is no such ranker for this task; nothing is loaded. Arguments as in `ranking`."""
         if folder:
-            self.artefact(folder).check_task(self.task.name, task_digest(self.task))
+            self.artefact(folder).check_task(self.task.name, self.task.digest)
         elif name == "rrf":
             for each, place in self._fused().items():
                 self.check_ranker(each, place)

@@ -31,7 +31,7 @@ from ..tasks.items import whole_texts
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, per_example
 from .decoding import ModelInputs
-from .digests import json_digest, task_digest
+from .digests import json_digest
 from .likelihood import target_log_probs
 from .prompts import retrieval_prompt
 from .resources import Resources
@@ -54,7 +54,7 @@ class RewardTable(TextTable):
         decoding, processor = resources.decoding, resources.processor
         self.key: dict[str, object] = {
             "reward": reward,
-            "task": task_digest(resources.task),
+            "task": resources.task.digest,
             "backbone": resources.backbone_digest,
             "chat": [processor.tokenizer.chat_template, processor.system] if processor.chat else None,
             "max_length": decoding.max_length,

@@ -6,6 +6,7 @@ Letters: B batch, T text tokens, P prefix tokens, H backbone width.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -39,8 +41,7 @@ from ..configuration.pplug import DTYPES
 from ..errors import ConfigurationError, PPlugError
 from ..optional import require
 from ..storage.location import Location, cached_commit, split_gguf
-from .frozen import check_attention
-from .prefix import make_contiguous, word_embeddings
+from .prefix import word_embeddings
 
 CHAT_CHOICES = ("auto", "always", "never")
 
@@ -129,7 +130,7 @@ def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) ->
     if location.gguf_file:  # packed weights would need code of another repository, and pass no gradient
         kwargs = {"quantization_config": GgufConfig(dequantize=True), **kwargs}
     try:
-        check_attention(location)
+        location.check_attention()
         config = _load_config(location, name, arguments | {"trust_remote_code": kwargs["trust_remote_code"]})
         if config.is_encoder_decoder and config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             auto: Any = AutoModelForSeq2SeqLM
@@ -208,8 +209,8 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
     # Once, however many plugs freeze the backbone.
-    if output is not None and make_contiguous not in output._forward_pre_hooks.values():
-        output.register_forward_pre_hook(make_contiguous)
+    if output is not None and _make_contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(_make_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -221,6 +222,15 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
                 module.config = _Quiet(config)  # type: ignore[assignment]
     vars(backbone)["train"] = partial(_train, backbone)
     backbone.train(backbone.training)
+
+
+def _make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
+
+    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
+    it copies the frozen weight, the whole vocabulary, once per row.
+    """
+    return tuple(map(Tensor.contiguous, inputs))
 
 
 def _train(backbone: PreTrainedModel, mode: bool = True) -> PreTrainedModel:
@@ -403,3 +413,37 @@ def state_norm(backbone: Any, vocab_size: int | None = None) -> float:
 def _embed_ids(backbone: PreTrainedModel, ids: Tensor) -> Tensor:
     embeddings = word_embeddings(backbone)
     return embeddings(ids.to(next(embeddings.parameters()).device))
+
+
+def digest_of_tensors(tensors: dict[str, Tensor]) -> Any:
+    """Return a hash over names, types, shapes and values, to which more can be added."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if isinstance(tensor, Tensor) and not tensor.is_meta:  # what is off-loaded to disk counts by its name
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest
+
+
+def backbone_digest(model: Any, tokenizer: Any) -> str:
+    """Return a fingerprint of a language model: weights, settings, those of its generation, and its tokenizer."""
+    digest = digest_of_tensors(model.state_dict())
+    for settings in (model.config.to_dict(), model.generation_config.to_dict()):
+        known = {k: v for k, v in settings.items() if k not in ("_name_or_path", "transformers_version")}
+        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+    digest.update(_tokenizer_state(tokenizer).encode())
+    return digest.hexdigest()[:16]
+
+
+def _tokenizer_state(tokenizer: Any) -> str:
+    """Return all that determines the tokens of a text.
+
+    Not the padding and truncation of the last call, which a fast tokenizer keeps. The text is that of a tokenizer which
+    was never called, so keys that were made at the start of a bench stay the same.
+    """
+    if not tokenizer.is_fast:
+        return str(sorted(tokenizer.get_vocab().items()))
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.no_padding()
+    copy.no_truncation()
+    return copy.to_str()

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from ..errors import ConfigurationError, DataError, kind_of
 from ..storage.location import Location, cached_commit
 from ..tasks.items import item_text, whole_texts
-from .frozen import check_attention
 
 Item: TypeAlias = str | Mapping[str, Any]
 History: TypeAlias = Sequence[Item]
@@ -58,7 +57,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     location, kwargs = source.updated(kwargs)
     kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
     location = location.pinned()
-    check_attention(location)
+    location.check_attention()
     _check_is_encoder(location)
     try:
         if location.force_download:

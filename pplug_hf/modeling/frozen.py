@@ -101,26 +101,6 @@ def note_changed_backbone(name: str | None, folder: Path | None, backbone: Any) 
         )
 
 
-def check_attention(location: Location) -> None:
-    """Refuse a backbone or encoder whose settings name a repository of kernels: only the user may have code fetched.
-
-    Args:
-        location: pinned to a commit.
-
-    Raises:
-        ConfigurationError: they do.
-        DataError: they are damaged, or larger than settings are.
-    """
-    settings = location.settings()
-    configs = [settings, *(value for value in settings.values() if isinstance(value, dict))]  # of text, of images
-    named = [config.get(key) for config in configs for key in ("attn_implementation", "_attn_implementation")]
-    if any("/" in str(name) for name in named):
-        raise ConfigurationError(
-            f"The {location.kind} {location.name!r} wants the attention of a repository of kernels, which is code and is not "
-            f"fetched: if you trust it, load it yourself and pass {location.kind}=<a loaded one>."
-        )
-
-
 def check_fits(config: PPlugConfig, kind: str, got: Mapping[str, Any]) -> None:
     """Raise a `MismatchError` unless a frozen module is the one that the plug was made for.
 

@@ -198,15 +198,6 @@ def check_positions(limit: int | None, attention_mask: Tensor, prefix_length: in
         )
 
 
-def make_contiguous(layer: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(map(Tensor.contiguous, inputs))
-
-
 def check_batch(input_ids: Any, attention_mask: Any, labels: Any, aligned: bool) -> None:
     """Refuse what is not a batch of token ids with a mask of its shape, and labels that it has no rows or places for."""
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():

@@ -273,6 +273,22 @@ class Location:
         path = folder / CONFIG if is_here else self.file(CONFIG)
         return read_json_object(path, f"{self._task(CONFIG)}: it") if path else {}
 
+    def check_attention(self) -> None:
+        """Refuse a backbone or encoder whose settings name a repository of kernels: only the user may have code fetched.
+
+        Raises:
+            ConfigurationError: they do.
+            DataError: they are damaged, or larger than settings are.
+        """
+        settings = self.settings()
+        configs = [settings, *(value for value in settings.values() if isinstance(value, dict))]  # of text, of images
+        named = [config.get(key) for config in configs for key in ("attn_implementation", "_attn_implementation")]
+        if any("/" in str(name) for name in named):
+            raise ConfigurationError(
+                f"The {self.kind} {self.name!r} wants the attention of a repository of kernels, which is code and is not "
+                f"fetched: if you trust it, load it yourself and pass {self.kind}=<a loaded one>."
+            )
+
     @cached_property
     def sizes(self) -> dict[str, int]:
         """Sizes in bytes of the files in the repository's folder; of the cached ones if the Hub cannot be reached.

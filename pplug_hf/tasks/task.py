@@ -221,6 +221,11 @@ class Task:
         return repr(self) + self.history_prompt_template + self.input_template + self.user_field
 
     @property
+    def digest(self) -> str:
+        """Fingerprint of the task."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()[:16]
+
+    @property
     def fields(self) -> frozenset[str]:
         """Fields that every history item of this task has (`id` and `date` come on top, where known)."""
         named = fields_of(self.item_template + self.item_template_unlabelled + self.retrieval_template)
