@@ -213,13 +213,13 @@ def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None
         print(error)
 
 
-def save_results(results: Mapping[str, Any], table: str, folder: str | os.PathLike) -> None:
+def save_results(results: Mapping[str, object], table: str, folder: str | os.PathLike) -> None:
     """Write results.json and table.md. No history enters."""
     write_text(Path(folder) / "results.json", to_json(results))
     write_text(Path(folder) / "table.md", table)
 
 
-def save(comparison: Comparison, folder: str | os.PathLike, **settings: Any) -> None:
+def save(comparison: Comparison, folder: str | os.PathLike, **settings: object) -> None:
     """Write results.json, table.md, and each row's answers in the benchmark's own format, for answers of any origin."""
     save_results({**comparison.results(), "settings": settings}, markdown(comparison) + "\n", folder)
     used = set()

@@ -10,7 +10,7 @@ n examples, N items of one user, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -331,16 +331,18 @@ class Resources:
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
-    def answers(self, row: str, method: Any, examples: Sequence[Example], make: Callable[[], list[str]]) -> list[str]:
+    def answers(
+        self, row: str, key: Mapping[str, object], examples: Sequence[Example], make: Callable[[], list[str]]
+    ) -> list[str]:
         """Return the answers of a row's method, those that are there or what `make` returns.
 
         Args:
             row: its name.
-            method: whose key says if answers are the same.
+            key: of its method, which says if answers are the same.
             examples: n of them.
             make: makes the answers.
         """
-        return self.once(("answers", row, json_digest(method.key(self))), make, examples)
+        return self.once(("answers", row, json_digest(key)), make, examples)
 
     def generate(
         self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"

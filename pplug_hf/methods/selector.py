@@ -110,7 +110,7 @@ class Selector(Trained):
                 method.fit(resources.once(("training", self.folder), list), resources)
             return method.answer(examples, resources).texts
 
-        return resources.answers(row, method, examples, make)
+        return resources.answers(row, method.key(resources), examples, make)
 
     def _model(self, resources: Resources) -> SelectionModel:
         def load() -> SelectionModel:
