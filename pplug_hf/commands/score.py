@@ -59,10 +59,7 @@ def read(path: str) -> tuple[str | None, dict[str, str | None]]:
     """Return the task that a file of answers names, and the answer of each id."""
     if not Path(path).is_file():
         raise MissingFileError(f"There is no file {path!r}: check the path.")
-    task, answers = rows.read_golds(sources.load(Path(path)), path)
-    if not isinstance(task, str | None):
-        raise DataError(f"{path}: 'task' must be a text such as 'LaMP_3', not {type(task).__name__}.")
-    return task, answers
+    return rows.read_golds(sources.load(Path(path)), path)
 
 
 def check(

@@ -210,6 +210,9 @@ def read_golds(data: object, where: str) -> tuple[str | None, dict[str, str | No
     if not isinstance(data, dict) or "golds" not in data:
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise DataError(f"{where} must hold an object with the keys 'task' and 'golds'; found {found}.")
+    task = data.get("task")
+    if not isinstance(task, str | None):
+        raise DataError(f"{where}: 'task' must be a text such as 'LaMP_3', not {type(task).__name__}.")
     golds: dict[str, str | None] = {}
     repeated: dict[str, None] = {}
     for position, each in enumerate(checked_list(data["golds"], f"{where}, golds")):
@@ -220,7 +223,7 @@ def read_golds(data: object, where: str) -> tuple[str | None, dict[str, str | No
         golds[id_] = None if is_null(row["output"]) else text_of(row["output"])
     if repeated:
         raise DataError(f"{where}, golds: ids must occur once; these repeat: {some(repeated)}.")
-    return data.get("task"), golds
+    return task, golds
 
 
 _NO_TASK = (
