@@ -151,8 +151,8 @@ def test_the_table_has_intervals_and_controls_beside_the_plug(folder):
 
 
 def test_results_of_evaluate_do_too(folder):
-    rows = [row("no persona", 0.3, [0.6, 0.5, 0.7]), row("instruction only", 0.3, [0.6, None, None])]
-    rows += [row("wrong user's history", 0.3, [0.6, 0.5, 0.7]), row("PPlug", 0.9)]
+    rows = [row("no-persona", 0.3, [0.6, 0.5, 0.7]), row("instruction-only", 0.3, [0.6, None, None])]
+    rows += [row("PPlug:wrong-user", 0.3, [0.6, 0.5, 0.7]), row("PPlug", 0.9)]
     for record in rows:
         del record["interval"]
     settings = {"plug": ["/home/alice/plug"], "split": "test", "num_beams": 1}
@@ -182,6 +182,7 @@ def test_rows_that_evaluate_names_today(folder):
         (lambda c: c["rows"][0].update(row=f"<b>{SECRET}</b>\n"), DataError, "not what pplug-hf bench writes"),
         (lambda c: c["rows"][0].update(gain=[float("nan")] * 3), DataError, "not what pplug-hf bench writes"),
         (lambda c: c.update(examples=[]), DataError, "not what pplug-hf bench writes"),
+        (lambda c: c.update(users=10**400), DataError, "not what pplug-hf bench writes"),
         (lambda c: c["rows"].pop(), ConfigurationError, "No row of these results is a plug's own"),
         (lambda c: c["settings"].update(split=SECRET * 9), DataError, "not what pplug-hf bench writes"),
     ],
@@ -194,6 +195,14 @@ def test_results_that_are_none(folder, broken, error, message):
     assert SECRET not in str(caught.value) and not (folder / "README.md").exists()
     with pytest.raises(MissingFileError, match="no results in"):
         write(folder, results=folder / "nowhere")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\xff", "[" * 100_000])
+def test_results_that_are_no_json(folder, content):
+    place = with_results(folder)
+    (place / "results.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"is damaged .*: run the bench again"):
+        write(folder, results=place)
 
 
 def settings_of(text):
@@ -249,16 +258,12 @@ def test_a_card_says_which_choices_of_the_plug_are_not_the_defaults(folder):
     assert SECRET not in text
 
 
-def test_settings_as_they_were_recorded_before_the_first_release(folder):
-    """Values without the defaults, which are left open."""
-    (folder / "train_settings.json").write_text(json.dumps({"task": "LaMP-2", "use_history": False, "data": SECRET}))
-    (folder / "training_args.json").write_text(json.dumps({"output_dir": "/home/alice/x", "run_name": "al"}))
-    text = write(folder)
-    assert settings_of(text) == [("use_history", "no", "")] and "Task: LaMP-2." in text
-
-
 @pytest.mark.parametrize(
-    "content", ["", "[1]", "{", '{"settings": 3}', '{"settings": {"a": 1}, "defaults": [2]}', "\xff"]
+    "content",
+    [
+        *("", "[1]", "{", "[" * 100_000, "\xff"),
+        *('{"settings": 3}', '{"settings": {"a": 1}}', '{"settings": {"a": 1}, "defaults": [2]}'),
+    ],
 )
 def test_settings_that_cannot_be_read_do_no_harm(folder, content):
     (folder / "train_settings.json").write_bytes(content.encode("latin-1"))

@@ -572,7 +572,8 @@ def test_what_may_not_be_pushed(hub, pushed, me, name, token, message):
 
 
 @pytest.mark.parametrize(
-    "method, pattern", [("POST", "preupload"), ("POST", "batch"), ("PUT", "large"), ("POST", "commit/")]
+    "method, pattern",
+    [("POST", "preupload"), ("POST", "batch"), ("PUT", "large"), ("POST", "commit/"), ("GET", "plug/tree")],
 )
 @pytest.mark.parametrize("fault", [{"status": 429}, {"status": 500}, {"cut": 0}])
 def test_a_push_that_fails_leaves_the_repository_as_it_was(hub, pushed, me, requests, method, pattern, fault):
@@ -582,7 +583,7 @@ def test_a_push_that_fails_leaves_the_repository_as_it_was(hub, pushed, me, requ
     hub.fail(method, pattern, **fault)
     text, kinds = refused(me, "model.push_to_hub('me/plug')")
     expected = f"({fault['status']})" if "status" in fault else "connection broke"
-    assert expected in text and {"HubError", "OSError"} <= set(kinds)
+    assert "Could not push to 'me/plug': " in text and expected in text and {"HubError", "OSError"} <= set(kinds)
     hub.faults.clear()
     assert "cut" in fault or hub.repos["me/plug"].refs["main"] == before
 

@@ -13,7 +13,8 @@ from pplug_hf.cli import main
 from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
-from pplug_hf.hub.card_results import model_index, read_results
+from pplug_hf.evaluation.results import read_results
+from pplug_hf.hub.cards import model_index
 from pplug_hf.tasks.metrics import METRICS, Metric, get_metric, register_metric, score_titles
 from pplug_hf.tasks.task import TASKS, higher_is_better, main_metric, per_example, score
 

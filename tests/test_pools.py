@@ -12,7 +12,7 @@ from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.evaluation.pools import Pool, add_pool, parse_pools
-from pplug_hf.hub.card_results import read_results
+from pplug_hf.evaluation.results import read_results
 from pplug_hf.methods.base import Retrieval
 from pplug_hf.methods.names import name_of
 from pplug_hf.methods.resources import Resources

@@ -25,7 +25,8 @@ from ..evaluation.predictions import (
     read_predictions,
     versions,
 )
-from ..evaluation.rendering import report, save_pictures, save_results
+from ..evaluation.rendering import report, save_pictures
+from ..evaluation.results import save_results
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
 from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of

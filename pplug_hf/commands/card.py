@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import MissingFileError
+from ..evaluation.results import load_results
 from ..hub.cards import write_card
 from ..methods.persona import plug_digest
 from ..modeling import plug_folder as files
@@ -40,7 +40,5 @@ def card(settings: CardSettings) -> None:
 
 def _is_of(results: str, digest: str) -> bool:
     """Tell whether a bench has answers of the plug with this digest; results without digests are believed."""
-    path = Path(results)
-    content = json.loads((path / "results.json" if path.is_dir() else path).read_text(encoding="utf-8"))
-    keys = [run.get("key", {}) for runs in content.get("runs", {}).values() for run in runs]
+    keys = [run.get("key", {}) for runs in load_results(results).get("runs", {}).values() for run in runs]
     return not keys or any(key.get("plug") == digest for key in keys)

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from ..data.examples import Source
 from ..errors import ConfigurationError
 from ..evaluation.compare import Comparison
-from ..evaluation.rendering import markdown, save_results
+from ..evaluation.rendering import markdown
+from ..evaluation.results import PPLUG, save_results
 from ..methods.names import FREQUENCIES, INSTRUCTION_ONLY, ablations_of, methods_of
 from ..tasks.task import Task
 from .bench import answer_rows, read_questions, read_training
 from .options import EvaluateSettings
-
-PPLUG = "PPlug"
 
 
 def evaluate(settings: EvaluateSettings, task: Task | None = None, data: Source | None = None) -> Comparison:

@@ -13,10 +13,11 @@ from ..methods.base import COSTS
 from ..storage.files import write_text
 from ..tasks.metrics import get_metric
 from ..tasks.task import main_metric
-from .compare import Comparison, to_json
+from .compare import Comparison
 from .plots import heading, plot_history_length, plot_rows, plot_weight_profiles
 from .pools import CHANCE
 from .predictions import official
+from .results import save_results
 
 # A bootstrap's 95 % intervals over 5 users hold the truth in about 84 % of cases, over 10 in 89 %, over 20 in 92 %.
 ENOUGH_USERS = 20
@@ -211,12 +212,6 @@ def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None
             plot_weight_profiles(results["weights"], heading(results)).savefig(folder / "weights.png")
     except ConfigurationError as error:
         print(error)
-
-
-def save_results(results: Mapping[str, object], table: str, folder: str | os.PathLike) -> None:
-    """Write results.json and table.md. No history enters."""
-    write_text(Path(folder) / "results.json", to_json(results))
-    write_text(Path(folder) / "table.md", table)
 
 
 def save(comparison: Comparison, folder: str | os.PathLike, **settings: object) -> None:

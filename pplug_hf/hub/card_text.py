@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,15 +49,14 @@ class CardText:
 
     def __init__(self, content: bytes):
         try:
-            text = content.decode("utf-8")
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise DataError("README.md is not UTF-8: save it as UTF-8, or remove it and it is made again.") from None
-        self._mark, text = "\ufeff" * text.startswith("\ufeff"), text.removeprefix("\ufeff")
+        self._encoding = "utf-8-sig" if content.startswith(BOM_UTF8) else "utf-8"
         self._newline = end = "\r\n" if "\r\n" in text else "\n"
-        self._opening, self._yaml, self._closing, self._body = f"---{end}", "", f"{end}---{end}", f"{end}{text}"
-        if found := REGEX_YAML_BLOCK.search(text):
-            self._opening, self._yaml, self._closing = found.groups()[:3]
-            self._body = text[found.end() :]
+        if not REGEX_YAML_BLOCK.search(text):
+            text = f"---{end}{end}---{end}{end}{text}"
+        _, self._opening, self._yaml, self._closing, _, self._body = REGEX_YAML_BLOCK.split(text, 1)
         self.metadata = _read_metadata(self._yaml)
         self.parts = {part[1]: part[2].replace("\r\n", "\n") for part in _PART.finditer(self._body)}
         self.own_text = _PART.sub("", self._body).strip()
@@ -74,45 +74,40 @@ class CardText:
         body = _PART.sub(lambda part: parts.get(part[1], part[0]), self._body)
         if not body.strip():
             body = self._newline * (2 - self._closing.endswith("\n")) + generated
-        block = _merged(self._yaml, metadata)
-        if block != self._yaml:
-            block = block.replace("\r\n", "\n").replace("\n", self._newline)
-        return f"{self._mark}{self._opening}{block}{self._closing}{body}".encode()
+        block = _merged(self._yaml, metadata, self._newline)
+        return f"{self._opening}{block}{self._closing}{body}".encode(self._encoding)
 
 
-def _merged(block: str, metadata: Mapping[str, Any]) -> str:
+def _merged(block: str, metadata: Mapping[str, Any], newline: str = "\n") -> str:
     """Return YAML that says `metadata`: the block with lines added if that will do."""
     known = _read_metadata(block)
-    added = {key: value for key, value in metadata.items() if key not in known}
-    lines = "\n".join([block] * bool(block) + [_dump(added)] * bool(added))
+    added = _dump({key: value for key, value in metadata.items() if key not in known}, newline)
+    lines = newline.join(filter(None, (block, added)))
     with contextlib.suppress(DataError):  # a mapping in braces takes no more lines
         if _read_metadata(lines) == metadata:
             return lines
-    return _dump(metadata)
+    return _dump(metadata, newline)
 
 
-def _dump(values: Mapping[str, Any]) -> str:
-    return yaml_dump(dict(values), sort_keys=False).rstrip("\n")
+def _dump(values: Mapping[str, Any], newline: str) -> str:
+    return yaml_dump(dict(values), sort_keys=False).rstrip("\n").replace("\n", newline) if values else ""
 
 
 def _read_metadata(block: str) -> dict[str, Any]:
     """Return a block of YAML as a mapping, without following what takes parsers ages: aliases and deep nesting."""
     depth = 0
-    try:
+    with contextlib.suppress(yaml.YAMLError):  # the parser says where
         for token in yaml.scan(block, Loader=yaml.SafeLoader):
             name = type(token).__name__
             depth += name.endswith("StartToken") - name.endswith("EndToken")
             if depth > _DEPTH or name == "AliasToken":
                 raise DataError(f"{_METADATA} has a YAML alias (*name) or is nested more than {_DEPTH} levels deep.")
+    try:
         values = yaml.safe_load(block) or {}
-    except DataError:
-        raise
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 2}" if mark else ""
-        raise DataError(
-            f"{_METADATA} is not valid YAML{line}: repair it, or remove it and it is made again."
-        ) from None
+        raise DataError(f"{_METADATA} is not valid YAML{line}: repair it, or remove it for a new one.") from None
     if not isinstance(values, dict):
         raise DataError(
             f"{_METADATA} is {kind_of(values)} and must be keys with values: repair it. If it is meant as text, "

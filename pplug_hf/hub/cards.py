@@ -7,7 +7,6 @@ writes outside of the generated parts stays (card_text.py).
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -15,7 +14,6 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -23,18 +21,20 @@ from jinja2 import Environment, StrictUndefined
 from ..configuration import PPlugConfig
 from ..configuration.choices import choices
 from ..errors import ConfigurationError
+from ..evaluation.results import read_results
 from ..modeling.plug_folder import weight_shapes
-from ..storage.files import atomic_write
+from ..storage.files import atomic_write, read_json_object
 from ..storage.layout import CARD, TRAIN_SETTINGS, WEIGHTS
 from ..storage.location import hub_repository, is_hub_id
-from .card_results import model_index, read_results
+from ..tasks.items import fields_of
+from ..tasks.metrics import score_titles
 from .card_text import CardText
 
 _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
 _TEMPLATE = _ENVIRONMENT.from_string((files("pplug_hf.hub") / "model_card.md").read_text(encoding="utf-8"))
 _TAGS = ["pplug", "personalization", "soft-prompt", "persona"]
 _DERIVED = ("base_model", "base_model_relation", "model-index")  # metadata that follow from the plug
-_PLAIN = re.compile(r"[A-Za-z0-9][\w.+-]{0,39}")
+_PLAIN = re.compile(r"([A-Za-z0-9-][\w.+-]{0,39})?")  # of a list or a mapping it is none
 _SUBFOLDER = r"\w[\w./-]*"
 # The repository that a card was written for.
 _SNIPPET = re.compile(rf'from_pretrained\(\s*"([\w.-]+/[\w.-]+)",?\s*(?:subfolder="({_SUBFOLDER})")?')
@@ -83,7 +83,7 @@ def write_card(
     for name in [*datasets, *([] if repo_id is None else [repo_id])]:
         if not is_hub_id(name):
             raise ConfigurationError(f"{name!r} is not a Hub id: write it as owner/name.")
-    bench = read_results(Path(results)) if results is not None else None
+    bench = None if results is None else read_results(results)
     path = Path(folder, CARD)
     here, there = CardText(path.read_bytes() if path.is_file() else b""), CardText(published)
     card, other = (here, there) if here.own_text or not published else (there, here)
@@ -91,135 +91,96 @@ def write_card(
         repo_id, subfolder = place[1], place[2] or ""
     languages = language[0] if len(language) == 1 else list(language)
     stated = {"license": license, "datasets": list(datasets), "language": languages}
-    metadata = _metadata(card, other, _frozen(config, "backbone")["id"], stated, list(tags))
+    backbone, encoder = _frozen(config, "backbone"), _frozen(config, "encoder")
+    metadata = _metadata(card, other, backbone["id"], stated, tags)
 
     # What a card said of the same weights stays unless it is made anew.
-    mark = f"<!-- weights {_digest(Path(folder, WEIGHTS))} -->"
-    known = {name: _first_with(mark, name, card, other) for name in ("results", "training")}
+    weights = file.read_bytes() if (file := Path(folder, WEIGHTS)).is_file() else None
+    mark = f"<!-- weights {'none' if weights is None else hashlib.sha256(weights).hexdigest()[:12]} -->"
+    known = {
+        part: next((text for text in (card, other) if mark in text.parts.get(part, "")), CardText(b""))
+        for part in ("results", "training")
+    }
     data = [name for name in _many(metadata.get("datasets")) if is_hub_id(name)]
     if bench is not None:
-        name = (repo_id or "persona-plug").split("/")[-1]
-        metadata["model-index"] = model_index(bench, name, data[0] if len(data) == 1 else None)
-    elif not card.is_by_hand:
-        metadata["model-index"] = known["results"] and known["results"].metadata.get("model-index")
+        metadata["model-index"] = model_index(bench, repo_id or "persona-plug", data[0] if len(data) == 1 else None)
+    elif index := known["results"].metadata.get("model-index"):
+        metadata.setdefault("model-index", index)
+    template = config.item_template or ""
     text = _TEMPLATE.render(
-        **_facts(Path(folder), config, trainable),
-        **{"repo": repo_id, "subfolder": subfolder if re.fullmatch(_SUBFOLDER, subfolder) else ""},
-        **{"data": data, "results": bench, "mark": mark},
-        known={name: source.parts[name].strip() for name, source in known.items() if source},
+        **{"repo": repo_id, "subfolder": subfolder if re.fullmatch(_SUBFOLDER, subfolder) else "", "data": data},
+        **{"config": config, "backbone": backbone, "encoder": encoder, "weights": weights},
+        **{"results": bench, "mark": mark, "known": known},
+        fields=sorted(filter(str.isidentifier, fields_of(template)), key=lambda name: template.index(f"{{{name}}}")),
+        trainable=sum(map(math.prod, weight_shapes(folder).values())) if trainable is None else trainable,
+        **_training(Path(folder, TRAIN_SETTINGS), config),
     )
-    metadata = {key: value for key, value in metadata.items() if value is not None or key not in _DERIVED}
     with atomic_write(path) as staging:
         staging.write_bytes(card.updated(metadata, text))
     return metadata
 
 
+def model_index(results: dict[str, Any], name: str, dataset: str | None) -> list[dict[str, Any]]:
+    """Return the `model-index` of the metadata.
+
+    Args:
+        results: of `read_results`.
+        name: of the model, or its repository.
+        dataset: Hub id of the data; None if it is not on the Hub.
+    """
+    own, task = results["rows"][0], results["task"]
+    metrics = [
+        {"type": score_titles()[metric][1] or metric, "value": round(own[metric], 4), "name": title}
+        for metric, title in results["metrics"].items()
+    ]
+    about = {"type": "text-generation", "name": "Personalized text generation"}
+    data = {"name": task, "type": dataset or task.lower(), "split": results["split"]}
+    return [{"name": name.split("/")[-1], "results": [{"task": about, "dataset": data, "metrics": metrics}]}]
+
+
 def _metadata(
-    card: CardText, other: CardText, base: str | None, stated: dict[str, Any], tags: list[str]
+    card: CardText, other: CardText, base: str | None, stated: dict[str, Any], tags: Sequence[str]
 ) -> dict[str, Any]:
     """Return a card's metadata: what is stated now, else what is there, else what is generated."""
-    derived = {"base_model": base, "base_model_relation": base and "adapter"}
+    derived = {"base_model": base, "base_model_relation": "adapter"} if base else {}
     metadata = {"library_name": "pplug-hf", **derived, "pipeline_tag": "text-generation", "tags": _TAGS}
-    metadata |= {key: value for key, value in other.metadata.items() if key not in _DERIVED} | card.metadata
+    metadata |= {key: value for key, value in other.metadata.items() if key not in _DERIVED}
+    metadata |= {key: value for key, value in card.metadata.items() if key not in _DERIVED or card.is_by_hand}
     ignored = [key for key in stated if not stated[key] and other.metadata.get(key) not in (None, metadata.get(key))]
     ignored += ["text"] * (other.own_text not in ("", card.own_text))
     if ignored:
         kept = "folder" if card.own_text else "repository"
         logger.warning("README.md differs in folder and repository (%s): the %s's is kept.", ", ".join(ignored), kept)
-    metadata |= {} if card.is_by_hand else derived
     metadata |= {key: value for key, value in stated.items() if value}
-    if tags:
-        metadata["tags"] = list(dict.fromkeys([*_many(metadata["tags"]), *tags]))
-    return metadata
-
-
-def _facts(folder: Path, config: PPlugConfig, trainable: int | None) -> dict[str, Any]:
-    """Return what the template shows of a plug's folder and configuration."""
-    weights, names = folder / WEIGHTS, [name for _, name, _, _ in Formatter().parse(config.item_template or "")]
-    return {
-        **{"config": config, "backbone": _frozen(config, "backbone"), "encoder": _frozen(config, "encoder")},
-        "fields": [name for name in dict.fromkeys(names) if name and name.isidentifier()],
-        "trainable": sum(map(math.prod, weight_shapes(folder).values())) if trainable is None else trainable,
-        "size": weights.stat().st_size if weights.is_file() else None,
-        **_training(folder / TRAIN_SETTINGS, config),
-    }
+    return {**metadata, "tags": list(dict.fromkeys([*_many(metadata["tags"]), *tags]))} if tags else metadata
 
 
 def _frozen(config: PPlugConfig, kind: str) -> dict[str, Any]:
     """Return what a card says of the backbone or encoder: its Hub id, or only that it is local. No path gets out."""
     name, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
-    fingerprint = getattr(config, f"{kind}_fingerprint") or {}
-    return {
-        "id": hub_repository(name) if revision else None,  # a relative folder can look like one, but has no commit
-        "revision": _plain(revision),
-        "type": _plain(fingerprint.get("model_type")) or "model",
-        "vocabulary": size if isinstance(size := fingerprint.get("vocab_size"), int) else None,
-        "digest": _plain(fingerprint.get("digest")),
-    }
+    said = _plain({**(getattr(config, f"{kind}_fingerprint") or {}), "revision": revision})
+    # A relative folder can look like a Hub id, but has no commit.
+    return {"model_type": "model", **said, "id": hub_repository(name) if revision else None}
 
 
 def _training(path: Path, config: PPlugConfig) -> dict[str, Any]:
     """Return the task, the data, and the settings that are not the defaults as (name, value, default); None if not recorded."""
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-        values, defaults = recorded.get("settings"), recorded.get("defaults", {})
-        if values is None:  # as recorded before 0.1 was released
-            values = {name: value for name, value in recorded.items() if isinstance(value, bool | int | float)}
-        changed = [name for name, value in values.items() if name.isidentifier() and value != defaults.get(name)]
-        said = {name: "none" if values[name] is None else _shown(values[name]) for name in changed}
-        settings = [(name, shown, _shown(defaults.get(name))) for name, shown in said.items() if shown]
-        return {
-            **{"task": _plain(recorded.get("task")), "trained_on": _data(recorded.get("data"))},
-            "settings": [*settings, *_choices(config)],
-        }
-    except (OSError, ValueError, AttributeError):  # a card can do without
-        return {"task": None, "settings": None, "trained_on": None}
+        recorded = read_json_object(path, path.name)
+        values, defaults = _plain(recorded["settings"]), _plain(recorded["defaults"])
+        about = {"task": _plain(recorded).get("task"), "trained_on": _plain(recorded.get("data") or {})}
+    except (OSError, ValueError, LookupError, AttributeError):  # a card can do without
+        return {"task": None, "trained_on": {}, "settings": None}
+    own = {name: field.default for name, field in choices().items()}
+    values |= dict.fromkeys(own, "a text") | _plain({name: getattr(config, name) for name in own})
+    defaults |= own
+    changed = [(name, value, defaults.get(name)) for name, value in values.items() if value != defaults.get(name)]
+    return {**about, "settings": changed}
 
 
-def _choices(config: PPlugConfig) -> list[tuple[str, str, str]]:
-    """Return the choices of a plug that are not the defaults and that the table of its parts does not show."""
-    shown = (
-        "num_persona_tokens",
-        "projector_size",
-        "instruction",
-        "aggregator",
-        "item_template",
-        "train_input_encoder",
-    )
-    others = {name: f.default for name, f in choices().items() if name not in shown and "temperature" not in name}
-    found = [(name, getattr(config, name), default) for name, default in others.items()]
-    return [(name, _shown(value) or "a text", _shown(default)) for name, value, default in found if value != default]
-
-
-def _data(recorded: Any) -> dict[str, Any] | None:
-    """Return name, digest and sizes of the training data, if they are plain; None if they are not recorded."""
-    if not isinstance(recorded, dict):
-        return None
-    numbers = {name: value if type(value := recorded.get(name)) is int else None for name in ("examples", "users")}
-    return numbers | {name: _plain(recorded.get(name)) for name in ("name", "digest")}
-
-
-def _shown(value: Any) -> str:
-    """Return a setting as a card shows it; "" for whatever is not a number or a plain name."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, int | float) else _plain(value) or ""
-
-
-def _first_with(mark: str, part: str, *cards: CardText) -> CardText | None:
-    return next((card for card in cards if mark in card.parts.get(part, "")), None)
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        return "none"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
-
-
-def _plain(value: Any) -> str | None:
-    """Return a short name as it is; None for whatever could be a path, a text or Markdown."""
-    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else None
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that are numbers or short names; whatever could be a path, a text or Markdown is left out."""
+    return {name: value for name, value in values.items() if name.isidentifier() and _PLAIN.fullmatch(str(value))}
 
 
 def _many(values: Any) -> list[Any]:

@@ -11,18 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, is_offline_mode
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
-from ..configuration import PPlugConfig
-from ..errors import ConfigurationError, HubError, PPlugError
+from ..errors import ConfigurationError, HubError
 from ..modeling.plug_folder import load_config, weight_shapes
 from ..storage.files import read_json_object
-from ..storage.hub_errors import FAILURES, chain_of, hub_error, status_of
+from ..storage.hub_errors import FAILURES, hub_error, status_of
 from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS
 from ..storage.location import Location, hub_repository, is_hub_id
-from ..version import __version__
 from .cards import write_card
 from .stub import add_stub
 
@@ -71,22 +68,23 @@ def push_folder(
         MissingFileError, DataError, ConfigurationError: the folder does not hold a complete plug.
         HubError: the Hub refuses, or the connection broke.
     """
-    target = Location(repo_id, revision, subfolder, token)
+    target, task = Location(repo_id, revision, subfolder, token), f"Could not push to {repo_id!r}"
     if not is_hub_id(repo_id):
         raise ConfigurationError(f"repo_id must be 'name' or 'owner/name', got {repo_id!r}.")
-    api = HfApi(token=token, library_name="pplug-hf", library_version=__version__)
+    if is_offline_mode():
+        raise HubError(f"{task}: HF_HUB_OFFLINE is set. The repository is unchanged.")
     with tempfile.TemporaryDirectory(prefix="pplug-push-") as temporary:
         staging = Path(temporary)
-        config = _stage(Location(os.fspath(folder)), staging, api)
+        _stage(Location(os.fspath(folder)), staging, target.api)
         if not subfolder:  # where transformers does not look for it
             add_stub(staging)
         try:
-            target = replace(target, name=api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
+            target = replace(target, name=target.api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
             if revision is not None and not create_pr and not revision.startswith("refs/"):
-                api.create_branch(target.name, branch=revision, exist_ok=True)
-            _write_card(staging, config, target, card, api)
+                target.api.create_branch(target.name, branch=revision, exist_ok=True)
+            _write_card(staging, target, card)
             # One commit of all files, which the client's upload_folder does not promise.
-            return api.create_commit(
+            return target.api.create_commit(
                 target.name,
                 _operations(staging, target),
                 commit_message=commit_message or "Upload plug",
@@ -94,15 +92,18 @@ def push_folder(
                 revision=revision,
                 create_pr=create_pr,
             )
-        except PPlugError:
-            raise
         except (*FAILURES, RuntimeError, ValueError) as error:  # of one file; an answer that makes no sense
-            raise _failed(error, repo_id) from error
+            if status_of(error) is not None:
+                raise HubError(f"{hub_error(error, task)} The repository is unchanged.") from error
+            raise HubError(
+                f"{task}: the connection broke ({type(error).__name__}). The repository holds all of the new plug or "
+                "none of it: push again."
+            ) from error
 
 
-def _stage(location: Location, staging: Path, api: HfApi) -> PPlugConfig:
+def _stage(location: Location, staging: Path, api: HfApi) -> None:
     """Copy the files of a plug without any trace of this machine, and those that its card is written from."""
-    config = load_config(location)
+    load_config(location)
     weight_shapes(location)  # damaged weights are refused here
     for name in (*PLUG_FILES, TRAIN_SETTINGS, CARD):
         if (path := location.file(name)) is not None:
@@ -111,53 +112,41 @@ def _stage(location: Location, staging: Path, api: HfApi) -> PPlugConfig:
         values = read_json_object(path, f"The {path.name} of {location.name!r}", "save it again")
         values = {key: value for key, value in values.items() if key not in _ORIGINS}
         if path.name == CONFIG:
-            for kind in ("backbone", "encoder"):
-                name, commit = _published(values.get(kind), values.get(f"{kind}_revision"), kind, api)
-                values |= {kind: name, f"{kind}_revision": commit}
-            config = PPlugConfig.from_dict(values)
+            values |= _published(values, "backbone", api) | _published(values, "encoder", api)
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return config
 
 
-def _published(name: Any, commit: Any, kind: str, api: HfApi) -> tuple[str | None, str | None]:
-    """Return the Hub id and commit of a frozen part as a repository may name them; (None, None) for a local one."""
+def _published(config: dict[str, Any], kind: str, api: HfApi) -> dict[str, str | None]:
+    """Return the Hub id and the commit of a frozen part as a repository may name them; None and None of a local one."""
+    name, commit = config.get(kind), config.get(f"{kind}_revision")
     repository = hub_repository(name)
-    if repository is None:
-        return None, None
-    if isinstance(commit, str):
-        return name, commit
-    try:  # it was loaded by somebody else, who did not say which commit
-        commit = api.resolve_revision(repository).resolved
-    except FAILURES as error:
-        logger.warning(
-            "The commit of the %s %r is not known, and the Hub does not tell (%s). It is recorded as a local one: "
-            "whoever loads the plug must pass %s=.",
-            *(kind, name, type(error).__name__, kind),
-        )
-        return None, None
-    logger.warning("The commit of the %s %r is not known; the present one, %s, is recorded.", kind, name, commit)
-    return name, commit
+    if repository and commit is None:  # it was loaded by somebody else, who did not say which commit
+        try:
+            commit = api.resolve_revision(repository).resolved
+            recorded = f"the present one, {commit}, is recorded"
+        except FAILURES as error:
+            recorded = f"the Hub does not tell it ({type(error).__name__}): whoever loads the plug must pass {kind}="
+        logger.warning("The commit of the %s %r is not known; %s.", kind, name, recorded)
+    found = (name, commit) if repository and commit else (None, None)
+    return {kind: found[0], f"{kind}_revision": found[1]}
 
 
-def _write_card(staging: Path, config: PPlugConfig, target: Location, options: dict[str, Any], api: HfApi) -> None:
+def _write_card(staging: Path, target: Location, options: dict[str, Any]) -> None:
     """Write README.md into the staging folder. Whatever goes wrong, the plug is pushed, if need be without it."""
     try:
         # The card that is there now; one in the cache may be of yesterday.
         there = replace(target, force_download=True).file(CARD)
-        options = {**options, "published": there.read_bytes() if there else b""}
-        metadata = write_card(staging, config, repo_id=target.name, subfolder=target.subfolder, **options)
-        _validate(staging / CARD, api)
+        published = there.read_bytes() if there else b""
+        place = {"repo_id": target.name, "subfolder": target.subfolder, "published": published}
+        metadata = write_card(staging, load_config(staging), **place, **options)
+        # `RepoCard.validate` of huggingface-hub 2.0 asks the public Hub, whatever the endpoint.
+        content = {"content": (staging / CARD).read_text(encoding="utf-8"), "repoType": "model"}
+        hf_raise_for_status(get_session().post(f"{target.api.endpoint}/api/validate-yaml", json=content))
         if not metadata.get("license"):
             logger.warning("The card names no licence: others may not use the plug.")
     except Exception as error:
         logger.warning("The plug is pushed without a new card: %s", error)
         (staging / CARD).unlink(missing_ok=True)
-
-
-def _validate(card: Path, api: HfApi) -> None:
-    """Let the Hub check a card. `RepoCard.validate` of huggingface-hub 2.0 asks the public Hub, whatever the endpoint."""
-    content = {"content": card.read_text(encoding="utf-8"), "repoType": "model"}
-    hf_raise_for_status(get_session().post(f"{api.endpoint}/api/validate-yaml", json=content))
 
 
 def _operations(staging: Path, target: Location) -> list[CommitOperationAdd | CommitOperationDelete]:
@@ -167,13 +156,3 @@ def _operations(staging: Path, target: Location) -> list[CommitOperationAdd | Co
     stale = [name for name in PLUG_FILES if name in target.sizes and name not in paths]
     added = [CommitOperationAdd(prefix + name, path) for name, path in paths.items()]
     return [*added, *(CommitOperationDelete(prefix + name) for name in stale)]
-
-
-def _failed(error: BaseException, repo_id: str) -> HubError:
-    task = f"Could not push to {repo_id!r}"
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in chain_of(error)):
-        return HubError(f"{task}: HF_HUB_OFFLINE is set. The repository is unchanged.")
-    if status_of(error) is None:
-        reason = f"the connection broke ({type(error).__name__})"
-        return HubError(f"{task}: {reason}. The repository holds all of the new plug or none of it: push again.")
-    return HubError(f"{hub_error(error, task)} The repository is unchanged.")

@@ -150,7 +150,7 @@ class Location:
     def _resolved(self) -> str:
         validate_repo_id(self.name)
         options: dict[str, Any] = {"revision": self.revision, "cache_dir": self.cache_dir}
-        resolve = partial(self._api.resolve_revision, self.name, **options)
+        resolve = partial(self.api.resolve_revision, self.name, **options)
         try:
             return with_retries(lambda: resolve(local_files_only=self.local_files_only)).resolved
         except HfHubHTTPError as error:
@@ -165,7 +165,8 @@ class Location:
             return commit
 
     @property
-    def _api(self) -> HfApi:
+    def api(self) -> HfApi:
+        """The Hub's client, with this token."""
         return HfApi(token=self.token, library_name="pplug-hf", library_version=__version__)
 
     def load_error(self, error: BaseException, filename: str = "") -> PPlugError:
@@ -302,7 +303,7 @@ class Location:
         if self.local_files_only:
             return cached
         try:
-            entries = list(self._api.list_repo_tree(self.name, self.subfolder or None, revision=self.revision))
+            entries = list(self.api.list_repo_tree(self.name, self.subfolder or None, revision=self.revision))
         except RemoteEntryNotFoundError:  # no such subfolder
             return {}
         except FAILURES as error:
