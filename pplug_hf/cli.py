@@ -206,7 +206,7 @@ def plug_choices() -> type:
     return make_dataclass("PlugChoices", declared, namespace={"GROUPS": {first: "plug"}})
 
 
-def as_options(message: str, values: Mapping[str, Any]) -> str:
+def as_options(message: str, values: Mapping[str, object]) -> str:
     """Return an error of the library with the options of a command in the place of Python's keywords.
 
     Args:

@@ -1,12 +1,12 @@
 """Import of optional packages, with one clear error for a missing one."""
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 from .errors import MissingPackageError
 
 
-def require(module: str, extra: str, purpose: str, remedy: str = "") -> Any:
+def require(module: str, extra: str, purpose: str, remedy: str = "") -> ModuleType:
     """Import a module of an optional package.
 
     Args:

@@ -244,7 +244,7 @@ def test_other_layouts(tmp_path, questions, said):
     assert said in message(write(tmp_path, questions, [gold()]))
 
 
-@pytest.mark.parametrize("outputs", [[], {"golds": {}}, {"task": "LaMP_2"}, "text"])
+@pytest.mark.parametrize("outputs", [[], {"golds": {}}, {"task": "LaMP_2"}, {"task": 2, "golds": []}, "text"])
 def test_other_layouts_of_outputs(tmp_path, outputs):
     write(tmp_path, [question()], [])
     (tmp_path / "dev_outputs.json").write_text(json.dumps(outputs))

@@ -72,11 +72,18 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
     rows, training = settings.rows, []
     if rows is None:
         training = read_training(settings, task, source) if has_labels else []
-        options: dict[str, Any] = {"dense": bool(settings.retriever or plugs), "reference": settings.reference}
         users = len({e.user for e in examples})
         if plugs and users < 2:
             print("Left out: the row with another user's history (it needs a second user).")
-        rows = default_rows(task, list(plugs), users=users, frequencies=bool(training), trained=trained, **options)
+        rows = default_rows(
+            task,
+            list(plugs),
+            users=users,
+            frequencies=bool(training),
+            trained=trained,
+            dense=bool(settings.retriever or plugs),
+            reference=settings.reference,
+        )
     methods = methods_of([*rows, *(row for pool in pools for row in pool.rows)], plugs, trained)
     pools = [replace(pool, rows=tuple(methods_of(pool.rows, plugs, trained))) for pool in pools]  # bm25@04 is bm25@4
     if pools:
@@ -231,7 +238,7 @@ def _finish(
     return comparison
 
 
-def _was_trained(key: Mapping[str, Any]) -> bool:
+def _was_trained(key: Mapping[str, object]) -> bool:
     """Return true if a key says that its answers depend on training."""
     return any(name in _TRAINED or (isinstance(value, dict) and _was_trained(value)) for name, value in key.items())
 

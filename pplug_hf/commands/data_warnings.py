@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..data.records import Example
 from ..tasks.items import field_text
 from ..tasks.task import Task
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
-def warn_truncated_prompts(processor: Any, examples: Sequence[Example], max_length: int) -> None:
+    from ..processing import PPlugProcessor
+
+
+def warn_truncated_prompts(processor: PPlugProcessor, examples: Sequence[Example], max_length: int) -> None:
     """Print how many prompts are longer than the budget: the middle of their text is lost."""
     special = len(processor.rows(["?"])[0].ids) - len(processor.tokenizer("?", add_special_tokens=False)["input_ids"])
     texts, limit = [e.prompt for e in examples], max_length - special
@@ -22,7 +27,7 @@ def warn_truncated_prompts(processor: Any, examples: Sequence[Example], max_leng
         )
 
 
-def warn_truncated_items(encoder: Any, texts: Iterable[str], prompt: str = "") -> None:
+def warn_truncated_items(encoder: SentenceTransformer, texts: Iterable[str], prompt: str = "") -> None:
     """Print how many items are longer than the encoder reads."""
     limit, texts = encoder.max_seq_length, list(texts)
     if limit is None:

@@ -6,7 +6,6 @@ import importlib
 import random
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from ..data.examples import Source, read_examples, read_others
 from ..data.histories import UserSplit, newest, split_users, three_way_split
@@ -22,7 +21,7 @@ from .options import FitSettings
 
 
 def fit(
-    settings: FitSettings, task: Task | None = None, data: Source | None = None, **options: Any
+    settings: FitSettings, task: Task | None = None, data: Source | None = None, **options: object
 ) -> Artefact | None:
     """Train a method and save what it learned.
 

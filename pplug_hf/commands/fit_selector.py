@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +96,7 @@ def _with_pool(job: FitJob) -> tuple[FitJob, dict[str, Method]]:
     return job, pool_methods(job.options.pool or usual_pool(job, plugs, trained), plugs, trained)
 
 
-def _check_split(folder: str, split: Mapping[str, Any] | None, job: FitJob) -> None:
+def _check_split(folder: str, split: Mapping[str, object] | None, job: FitJob) -> None:
     """Raise a `ConfigurationError` if what is in the pool was trained on other users than those of this division."""
     shares = ("leave_out_users", "select_users", "held_users", "split_seed")
     if split is not None and (other := [name for name in shares if split.get(name) != job.split[name]]):

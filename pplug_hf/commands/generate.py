@@ -12,10 +12,10 @@ from transformers import TextStreamer
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
-from ..modeling import Persona, PPlugModel
+from ..modeling import Persona, PPlugForConditionalGeneration, PPlugModel
 from ..modeling.backbone import writes_chats
 from ..modeling.device import checked_device
-from ..modeling.encoders import item_texts
+from ..modeling.encoders import History, item_texts
 from ..modeling.strength import checked_strength
 from ..processing import PPlugProcessor
 from .options import GenerateSettings
@@ -71,7 +71,13 @@ def _check(settings: GenerateSettings) -> None:
         )
 
 
-def _answer(settings: GenerateSettings, model: Any, processor: PPlugProcessor, persona: Persona, query: str) -> str:
+def _answer(
+    settings: GenerateSettings,
+    model: PPlugForConditionalGeneration,
+    processor: PPlugProcessor,
+    persona: Persona,
+    query: str,
+) -> str:
     """Return the answer, printed already if it is streamed."""
     if settings.labels:
         options = {
@@ -96,7 +102,7 @@ def _answer(settings: GenerateSettings, model: Any, processor: PPlugProcessor, p
     return processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])[0]
 
 
-def read_history(path: str) -> list[Any]:
+def read_history(path: str) -> History:
     """Read a history from a JSON list or from the lines of a text file.
 
     Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ..data.events import Answers, Split
 from ..storage.layout import DEFAULT_FOLDER
 from ..tasks.lamp_metrics import Fallback
 
+T = TypeVar("T")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 BadRows = Literal["refuse", "skip"]
 BulkEngine = Literal["local", "ray"]
@@ -20,7 +21,7 @@ DEVICE = "Device, e.g. cpu, cuda or cuda:1 (default: an accelerator, else the CP
 DATA = "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."
 
 
-def option(default: Any, help: str) -> Any:
+def option(default: T, help: str) -> T:
     """Return a field with a default; its help is the one of the command line and of the docs."""
     return field(default=default, metadata={"help": help})
 

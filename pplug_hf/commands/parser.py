@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from argparse import Action, ArgumentParser, ArgumentTypeError, HelpFormatter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from argparse import _ArgumentGroup
 
 
 class Parser(ArgumentParser):
@@ -30,7 +33,7 @@ class Parser(ArgumentParser):
         self._action_groups.remove(self._optionals)  # -h and others without a group come last
         self._action_groups.append(self._optionals)
 
-    def _add(self, kind: type, groups: dict[str, Any]) -> None:
+    def _add(self, kind: type, groups: dict[str, _ArgumentGroup]) -> None:
         types, title = get_type_hints(kind), "options"
         for each in fields(kind):
             title = getattr(kind, "GROUPS", {}).get(each.name, title)
@@ -89,7 +92,7 @@ class _Help(HelpFormatter):
         return f"{text} (default: {shown.lower() if isinstance(default, bool) else shown})"
 
 
-def _is_required(field: Any) -> bool:
+def _is_required(field: Field) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
@@ -116,7 +119,7 @@ def _truth(text: str) -> bool:
     return known[text.lower()]
 
 
-def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _or_none(read: Callable[[str], object]) -> Callable[[str], object]:
     return lambda text: None if text.lower() == "none" else read(text)
 
 

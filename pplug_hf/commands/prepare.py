@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ..data.events import EventData, from_events
 from ..errors import ConfigurationError
 from .options import PrepareSettings
 
 
-def prepare(settings: PrepareSettings, data: Any = None) -> EventData:
+def prepare(settings: PrepareSettings, data: object = None) -> EventData:
     """Write the data set, and print what it holds and the next command.
 
     Args:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import ProgressCallback, TrainerState
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling.plug_folder import weight_shapes
 from ..storage.layout import DEFAULT_FOLDER, WEIGHTS
@@ -19,11 +19,20 @@ from .options import TrainSettings
 class TrainingProgress(ProgressCallback):
     """A bar, and a line with the losses whenever they are known."""
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self.start, self.first, self.best = time.monotonic(), state.global_step, float("inf")
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         logs = logs or {}
         if self.training_bar is None or not {"loss", "eval_loss"} & logs.keys():
             return
@@ -48,7 +57,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def learned(history: Sequence[dict[str, Any]], steps: int, seconds: float) -> str:
+def learned(history: Sequence[Mapping[str, float]], steps: int, seconds: float) -> str:
     """Return a sentence about a training: its steps, its time, and the loss on the validation users.
 
     Args:

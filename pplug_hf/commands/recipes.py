@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ..tasks.recipes import FIT_RECIPES, RECIPES, Recipe, get_recipe
 from .options import RecipesSettings
@@ -34,7 +33,7 @@ def describe(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def _settings(settings: Mapping[str, Any]) -> list[str]:
+def _settings(settings: Mapping[str, object]) -> list[str]:
     return [
         f"  --{name:22}{value!r}" if isinstance(value, str) else f"  --{name:22}{value}"
         for name, value in settings.items()

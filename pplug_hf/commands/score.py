@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from ..data import records as rows
 from ..data import sources
@@ -21,7 +20,7 @@ _OTHER_TASK = (
 )
 
 
-def score_files(settings: ScoreSettings) -> dict[str, Any]:
+def score_files(settings: ScoreSettings) -> dict[str, object]:
     """Print the numbers, and return them.
 
     Raises:
@@ -60,10 +59,7 @@ def read(path: str) -> tuple[str | None, dict[str, str | None]]:
     """Return the task that a file of answers names, and the answer of each id."""
     if not Path(path).is_file():
         raise MissingFileError(f"There is no file {path!r}: check the path.")
-    task, answers = rows.read_golds(sources.load(Path(path)), path)
-    if not isinstance(task, str | None):
-        raise DataError(f"{path}: 'task' must be a text such as 'LaMP_3', not {type(task).__name__}.")
-    return task, answers
+    return rows.read_golds(sources.load(Path(path)), path)
 
 
 def check(

@@ -11,10 +11,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
@@ -191,7 +200,7 @@ def prompts_of_run(
         folder.parent.rmdir()
 
 
-def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
+def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, object]:
     """Return what determines the weights, for the plug's card: values and this command's defaults, no paths."""
     others = {"data", "output", "backbone", "encoder", "task", "vectors", "device"}
     others |= {"resume", "logging_steps", "report_to", "prompt_cache"}
@@ -199,21 +208,30 @@ def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, Any]:
     return {"task": task.name, "settings": {name: getattr(settings, name) for name in defaults}, "defaults": defaults}
 
 
+class _Run(TypedDict):
+    """What a training is determined by."""
+
+    settings: dict[str, object]
+    plug: dict[str, object]
+    task: str
+    data: str
+
+
 class _RecordRun(TrainerCallback):
     """Write into every checkpoint what it was made of."""
 
-    def __init__(self, run: dict[str, Any]):
+    def __init__(self, run: _Run):
         self.run = run
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             write_text(folder / TRAIN_RUN, json.dumps(self.run, indent=2) + "\n")
 
 
 def identity_of_run(
     settings: TrainSettings, task: Task, model: PPlugForConditionalGeneration, examples: list[Example]
-) -> dict[str, Any]:
+) -> _Run:
     """Return what a run is determined by, as JSON: settings, the plug's configuration, and digests, but no paths."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _PLACES}
     run = {
@@ -228,7 +246,7 @@ def identity_of_run(
 _PLACES = ("backbone", "encoder", "dtype", "transformers_version")
 
 
-def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
+def check_same_run(checkpoint: Path, run: _Run) -> None:
     """Raise a `ConfigurationError` that says what differs, unless a checkpoint is of this run."""
     remedy = "Choose a new output folder, or start again in this one with --resume False."
     if not (checkpoint / TRAIN_RUN).is_file():

@@ -1,6 +1,6 @@
 """The validated configuration of a plug; its class is imported when it is used, because transformers takes seconds."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .pplug import PPlugConfig
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 __all__ = ["PPlugConfig"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import pplug

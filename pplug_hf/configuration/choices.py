@@ -1,10 +1,12 @@
 """The choices of a plug's configuration, which are options of the command line; they load no model library."""
 
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-def choice(default: Any, help: str) -> Any:
+def choice(default: T, help: str) -> T:
     """Return a field of the configuration that a user chooses, with the sentence that explains it."""
     return field(default=default, metadata={"help": help})
 

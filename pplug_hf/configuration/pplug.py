@@ -5,19 +5,20 @@ stranger's plug, so every value is checked: its type is that of the field's decl
 value and what was expected.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
 from functools import cache
 from string import Formatter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..errors import ConfigurationError
 from ..version import __version__
-from .choices import PlugChoices, choices
+from .choices import PlugChoices, T, choices
 
 CONFIG_VERSION = 1  # of the fields below; raise it with every renamed or removed field
 
@@ -44,7 +45,7 @@ _MAX_FIELDS = 100  # an item's text is at most so many times its longest field
 logger = logging.get_logger(__name__)
 
 
-def _recorded(default: Any, help: str) -> Any:
+def _recorded(default: T, help: str) -> T:
     return field(default=default, metadata={"help": help})
 
 
@@ -100,7 +101,7 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
             self.projector_size = self.hidden_size
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if declared := _declared().get(name):
             value = checked(declared, value)
         elif name == "dtype" and isinstance(value, str) and value not in DTYPES:  # looked up in torch by this name
@@ -128,7 +129,7 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
         return (config, unused) if return_unused else config
 
     @classmethod
-    def from_json_file(cls, json_file: Any) -> Any:
+    def from_json_file(cls, json_file: str | os.PathLike) -> Self:
         """Read a configuration from a JSON file; see `from_dict`."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
@@ -167,7 +168,7 @@ def _declared() -> dict[str, Field]:
     return {f.name: f for f in fields(PPlugConfig) if f.name in PPlugConfig.__annotations__.keys() | choices()}
 
 
-def _current(values: Mapping[str, Any]) -> dict[str, Any]:
+def _current(values: Mapping[str, object]) -> dict[str, Any]:
     """Return the known fields by their names of today; warn about unknown ones and about a newer version."""
     version = values.get("config_version", 1)  # older plugs have no version
     if checked(_declared()["config_version"], version) > CONFIG_VERSION:
@@ -187,13 +188,13 @@ def _current(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**current, "config_version": CONFIG_VERSION}
 
 
-def checked(field: Field, value: Any) -> Any:
+def checked(field: Field, given: object) -> Any:
     """Return a value that a field may hold; a whole number is converted where a float is expected.
 
     Raises:
         ConfigurationError: the value has another type or is out of range.
     """
-    name, value = field.name, _typed(field, value)
+    name, value = field.name, _typed(field, given)
     if value is None:
         return None
     if name in _COUNTS and not 1 <= value <= _MAX:
@@ -212,7 +213,7 @@ def checked(field: Field, value: Any) -> Any:
     return value
 
 
-def _typed(field: Field, value: Any) -> Any:
+def _typed(field: Field, value: object) -> Any:
     kinds: Any = getattr(field.type, "__args__", (field.type,))
     if float in kinds and type(value) is int and abs(value) < 2**1000:
         value = float(value)
@@ -251,7 +252,7 @@ def _no_template(name: str, template: str, why: str) -> ConfigurationError:
     )
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """Return a value for a message, shortened."""
     try:
         text = repr(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +91,7 @@ class PersonaDataset(Dataset):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, object]:
         number, _ = self.views[index]
         example = self.examples[number]
         query = example.query if self.queries is None else self.queries[number]

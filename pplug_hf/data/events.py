@@ -39,14 +39,13 @@ Split: TypeAlias = Literal["users", "per-user", "global"]
 class StoredRows:
     """Rows of a split whose profiles are numbers: of the items that their user had by then. Reads like any rows."""
 
-    rows: Iterable[Any]
-    items: Mapping[str, Sequence[Mapping[str, Any]]]  # of each user, oldest first
+    rows: Iterable[object]
+    items: Mapping[str, Sequence[Mapping[str, object]]]  # of each user, oldest first
     where: str = "the data set"
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         for row in self.rows:
-            count = row.get("profile") if isinstance(row, Mapping) else None
-            if type(count) is not int:
+            if not isinstance(row, Mapping) or type(count := row.get("profile")) is not int:
                 yield row
                 continue
             items = self.items.get(str(row.get("user")), ())
@@ -58,9 +57,9 @@ class StoredRows:
             yield {**row, "profile": list(items[:count])}
 
 
-def read_stored(rows: Iterable[Any], path: Path, where: str) -> StoredRows:
+def read_stored(rows: Iterable[object], path: Path, where: str) -> StoredRows:
     """Return the rows of a file with their histories, whose items are in a file of their own."""
-    items: dict[str, list[dict[str, Any]]] = {}
+    items: dict[str, list[dict[str, object]]] = {}
     for item in sources.stream_lines(path):
         if not isinstance(item, Mapping) or "user" not in item:
             raise DataError(f"{path}: every line must be an object with the key 'user'.")
@@ -95,7 +94,7 @@ class EventData:
         if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / sources.ITEMS).is_file()):
             raise ConfigurationError(f"The output {str(path)!r} exists and holds something else: name a new folder.")
         items = next(iter(self.splits.values())).items
-        rows: dict[str, Iterable[Any]] = {split: stored.rows for split, stored in self.splits.items()}
+        rows: dict[str, Iterable[object]] = {split: stored.rows for split, stored in self.splits.items()}
         rows["items"] = ({"user": user, **item} for user, of_user in items.items() for item in of_user)
         for split in SPLITS:
             (path / f"{split}.jsonl").unlink(missing_ok=True)
@@ -108,7 +107,7 @@ class EventData:
 
 
 def from_events(
-    source: Any,
+    source: object,
     *,
     user: str,
     text: str,
@@ -192,7 +191,7 @@ def from_events(
 _QUESTION_END = "\n\n"  # between a question of its own and the text; questions hold none
 
 
-def _table(source: Any, columns: dict[str, str | None]) -> tuple[Any, list[str]]:
+def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[str]]:
     """Return the columns by their roles, as texts, without the rows that lack one, and notes."""
     frame = _frame(source)
     there = ", ".join(map(repr, frame.columns))
@@ -219,7 +218,7 @@ def _table(source: Any, columns: dict[str, str | None]) -> tuple[Any, list[str]]
     return frame, notes
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return a value as text; a whole number that pandas made a float, because others are missing, is whole again."""
     if value is None or value != value:
         return ""

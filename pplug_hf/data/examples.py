@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,7 +26,7 @@ from . import records as rows
 from .events import read_stored
 from .records import Example, Repairs, shared, some
 
-Rows: TypeAlias = Iterable[Mapping[str, Any]]
+Rows: TypeAlias = Iterable[Mapping[str, object]]
 Source: TypeAlias = str | os.PathLike | Rows | Mapping[str, Rows]
 
 
@@ -96,8 +97,8 @@ def stream(
     does not say whose it is gets the user `unnamed_user`, made from its id.
     """
     repairs = Repairs()
-    options: dict[str, Any] = {"unnamed_user": unnamed_user, "repairs": repairs}
     raw: Any = source
+    read = partial(rows.examples, unnamed_user=unnamed_user, repairs=repairs)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.is_dir():
@@ -110,8 +111,15 @@ def stream(
             if path.name.startswith(f"{split}_questions.json"):
                 declared, golds, outputs = lamp.find_golds(path.parent, split, require_outputs)
                 task = rows.decide_task(task, declared, f"{path}")
-                options |= {"keys": lamp.KEYS, "golds": golds, "golds_where": outputs and f"{outputs}"}
-                return Stream(task, rows.examples(sources.stream_array(path), task, f"{path}", **options), repairs)
+                found = read(
+                    sources.stream_array(path),
+                    task,
+                    f"{path}",
+                    keys=lamp.KEYS,
+                    golds=golds,
+                    golds_where=outputs and f"{outputs}",
+                )
+                return Stream(task, found, repairs)
         name = path.name.removesuffix(".gz")
         if name.endswith((".csv", ".tsv", ".parquet")):
             raise DataError(
@@ -131,7 +139,7 @@ def stream(
             raw = raw[split]
         where = "the data set"
     task = rows.decide_task(task, None, where)
-    return Stream(task, rows.examples(raw, task, where, require_outputs=require_outputs, **options), repairs)
+    return Stream(task, read(raw, task, where, require_outputs=require_outputs), repairs)
 
 
 def has_split(source: Source, split: str) -> bool:

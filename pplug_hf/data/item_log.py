@@ -15,7 +15,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import DataError, MissingFileError, kind_of
 from ..tasks.items import field_text, fields_of, is_null, item_id, item_text, parse_date, seconds, text_of, whole_texts
@@ -141,7 +141,7 @@ def _part(path: Path, first: int, rows: list[ItemRow], identity: str, done: Coll
 class _Reader:
     """Makes rows of one file, whose columns are known from its first row."""
 
-    def __init__(self, path: Path, template: str | None, columns: Columns, first: Mapping[str, Any]):
+    def __init__(self, path: Path, template: str | None, columns: Columns, first: Mapping[str, object]):
         self.template = "{text}" if template is None else template
         names = {name: name for name in sorted(fields_of(self.template))}
         if unknown := sorted(columns.fields.keys() - names):
@@ -158,13 +158,13 @@ class _Reader:
                 "user=, item=, time= and fields=."
             )
 
-    def read(self, values: Mapping[str, Any]) -> ItemRow:
+    def read(self, values: Mapping[str, object]) -> ItemRow:
         try:
             return self._read(values)
         except DataError as error:
             return ItemRow("", "", None, "", str(error))
 
-    def _read(self, values: Mapping[str, Any]) -> ItemRow:
+    def _read(self, values: Mapping[str, object]) -> ItemRow:
         user = _id(values.get(self.user), "user")
         if missing := [column for column in self.fields.values() if column not in values]:
             raise DataError(f"no column {missing[0]!r}")
@@ -183,7 +183,7 @@ class _Reader:
         return ItemRow(user, name, seconds(time) if time else None, text)
 
 
-def _id(value: Any, name: str) -> str:
+def _id(value: object, name: str) -> str:
     """Return the id of a user or an item as text."""
     text = "" if isinstance(value, list | dict) else text_of(value)
     if not text.strip():

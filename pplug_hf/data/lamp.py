@@ -47,8 +47,7 @@ def read_lamp(
     """
     folder = Path(folder)
     questions = sources.find(folder, f"{split}_questions.json")
-    data = sources.load(questions)
-    rows.check_list(data, f"{questions}")
+    data = rows.checked_list(sources.load(questions), f"{questions}")
     declared, golds, outputs = find_golds(folder, split, require_outputs)
     task = rows.decide_task(task, declared, f"{questions}")
 

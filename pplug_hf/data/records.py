@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -54,7 +53,7 @@ class Example:
     query: str  # the part of it that is the user's own, as the input encoder reads it
     target: str | None  # None where answers are withheld
     history: Sequence[dict[str, str]]  # the user's earlier items, oldest first
-    extra: Mapping[str, Any] = field(default_factory=dict)  # further fields of the row, those that the metric reads
+    extra: Mapping[str, object] = field(default_factory=dict)  # further fields of the row, those that the metric reads
 
 
 @dataclass(slots=True)
@@ -102,7 +101,7 @@ class Repairs(Findings):
 
 
 def examples(
-    raw: Iterable[Any],
+    raw: Iterable[object],
     task: Task,
     where: str,
     *,
@@ -143,8 +142,8 @@ def examples(
     metric = get_metric(task.metric)
     if task.input_template:
         keys = keys - {"input"} | fields_of(task.input_template)
-    for position, row in enumerate(raw):
-        _check_keys(row, keys, where, position)
+    for position, each in enumerate(raw):
+        row = _checked_row(each, keys, where, position)
         id_ = _row_id(row, position, keys, where, repairs)
         _check_text(row, ("output", *(fields_of(task.input_template) or ("input",))), id_, where)
         if id_ in seen:
@@ -202,7 +201,7 @@ def examples(
         )
 
 
-def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]]:
+def read_golds(data: object, where: str) -> tuple[str | None, dict[str, str | None]]:
     """Return the content of an outputs file: the task's name, and the answer of each id.
 
     Raises:
@@ -211,18 +210,20 @@ def read_golds(data: Any, where: str) -> tuple[str | None, dict[str, str | None]
     if not isinstance(data, dict) or "golds" not in data:
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise DataError(f"{where} must hold an object with the keys 'task' and 'golds'; found {found}.")
-    check_list(data["golds"], f"{where}, golds")
+    task = data.get("task")
+    if not isinstance(task, str | None):
+        raise DataError(f"{where}: 'task' must be a text such as 'LaMP_3', not {type(task).__name__}.")
     golds: dict[str, str | None] = {}
     repeated: dict[str, None] = {}
-    for position, row in enumerate(data["golds"]):
-        _check_keys(row, frozenset({"id", "output"}), f"{where}, golds", position)
+    for position, each in enumerate(checked_list(data["golds"], f"{where}, golds")):
+        row = _checked_row(each, frozenset({"id", "output"}), f"{where}, golds", position)
         id_ = str(row["id"])
         if id_ in golds:
             repeated[id_] = None
         golds[id_] = None if is_null(row["output"]) else text_of(row["output"])
     if repeated:
         raise DataError(f"{where}, golds: ids must occur once; these repeat: {some(repeated)}.")
-    return data.get("task"), golds
+    return task, golds
 
 
 _NO_TASK = (
@@ -265,26 +266,28 @@ def shared(examples: Iterable[Example]) -> list[Example]:
     return [replace(e, history=[items.setdefault(tuple(item.items()), item) for item in e.history]) for e in examples]
 
 
-def check_list(data: Any, where: str) -> None:
-    """Raise a `DataError` unless `data` is a list."""
+def checked_list(data: object, where: str) -> list[object]:
+    """Return a list as it is; raise a `DataError` for anything else."""
     if not isinstance(data, list):
         raise DataError(f"{where} must hold a list of objects, not {type(data).__name__}.")
+    return data
 
 
-def some(values: Iterable[Any]) -> str:
+def some(values: Iterable[object]) -> str:
     """Return up to five of some ids, for a message."""
     values = list(values)
     more = f", ... ({len(values)} in all)" if len(values) > SHOWN else ""
     return ", ".join(repr(value) for value in values[:SHOWN]) + more
 
 
-def _check_keys(row: Any, keys: frozenset[str], where: str, position: int) -> None:
+def _checked_row(row: object, keys: frozenset[str], where: str, position: int) -> Mapping[str, object]:
     if not isinstance(row, Mapping) or not keys <= row.keys():
         found = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         raise DataError(f"{where}: row {position} must have the keys {sorted(keys)}; found {found}.")
+    return row
 
 
-def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], where: str, repairs: Repairs) -> str:
+def _row_id(row: Mapping[str, object], position: int, keys: frozenset[str], where: str, repairs: Repairs) -> str:
     if not is_null(row.get("id")):
         return str(row["id"])
     if "id" in keys:
@@ -293,7 +296,7 @@ def _row_id(row: Mapping[str, Any], position: int, keys: frozenset[str], where: 
     return str(position)
 
 
-def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
+def _items(profile: object, id_: str, where: str) -> list[Mapping[str, object]]:
     """Return the items of a profile: a list, an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
     if isinstance(profile, np.ndarray):
         profile = profile.tolist()
@@ -308,7 +311,7 @@ def _items(profile: Any, id_: str, where: str) -> list[Mapping[str, Any]]:
     return items
 
 
-def _check_text(row: Mapping[str, Any], names: Iterable[str], id_: str, where: str) -> None:
+def _check_text(row: Mapping[str, object], names: Iterable[str], id_: str, where: str) -> None:
     """Raise for lists and objects (a chat, several tags), which cannot be read as one text; numbers can."""
     for name in names:
         if isinstance(row.get(name), list | Mapping):
@@ -317,7 +320,7 @@ def _check_text(row: Mapping[str, Any], names: Iterable[str], id_: str, where: s
             )
 
 
-def _check_fields(items: list[Mapping[str, Any]], id_: str, task: Task, where: str) -> None:
+def _check_fields(items: list[Mapping[str, object]], id_: str, task: Task, where: str) -> None:
     fields = task.fields
     for item in items:
         if fields <= item.keys():
@@ -351,7 +354,9 @@ def _read_labels(items: list[dict[str, str]], id_: str, task: Task, repairs: Rep
     return items
 
 
-def _note_nulls_and_dates(row: Mapping[str, Any], items: list[Mapping[str, Any]], id_: str, repairs: Repairs) -> None:
+def _note_nulls_and_dates(
+    row: Mapping[str, object], items: list[Mapping[str, object]], id_: str, repairs: Repairs
+) -> None:
     null = {name: None for item in items for name, value in item.items() if is_null(value) and name != "date"}
     top = [name for name in ("input", "profile") if is_null(row.get(name, ""))]
     count = len(top) + sum(is_null(value) for item in items for name, value in item.items() if name != "date")

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -101,7 +100,7 @@ class HistoryReport:
     findings: Findings = field(default_factory=Findings)
     repairs: Repairs = field(default_factory=Repairs)  # of the reader, if it is told
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
 

@@ -12,10 +12,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from pplug_hf.errors import DataError, MissingFileError, kind_of
 from pplug_hf.optional import require
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ITEMS = "items.jsonl"  # history items that the rows of a folder share, see `events.py`
 TASK = "task.json"  # the task of a folder's rows
@@ -53,7 +56,7 @@ def find_packed(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(f"{path.name}.gz")) if p.is_file()), None)
 
 
-def load(path: Path) -> Any:
+def load(path: Path) -> object:
     """Return the content of a JSON file.
 
     Raises:
@@ -71,7 +74,7 @@ def load(path: Path) -> Any:
         raise DataError(_BROKEN.format(path=path, where=where)) from None
 
 
-def stream_array(path: Path) -> Iterator[Any]:
+def stream_array(path: Path) -> Iterator[object]:
     """Yield the elements of a JSON array; only one is in memory at a time.
 
     Raises:
@@ -97,7 +100,7 @@ def stream_array(path: Path) -> Iterator[Any]:
             yield element
 
 
-def stream_lines(path: Path) -> Iterator[Any]:
+def stream_lines(path: Path) -> Iterator[object]:
     """Yield the content of each line of a JSON Lines file; empty lines are skipped.
 
     Raises:
@@ -119,7 +122,7 @@ def stream_lines(path: Path) -> Iterator[Any]:
             yield row
 
 
-def read_frame(path: Path) -> Any:
+def read_frame(path: Path) -> DataFrame:
     """Return a CSV, TSV, Parquet or JSON Lines file as a pandas table.
 
     Raises:
@@ -135,7 +138,7 @@ def read_frame(path: Path) -> Any:
         return pandas.read_parquet(path) if kind == "parquet" else pandas.read_csv(path, **_csv_options(path))
 
 
-def stream_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def stream_rows(path: Path) -> Iterator[Mapping[str, object]]:
     """Yield the rows of the same files one at a time, as mappings of columns to values; values of a CSV file are texts.
 
     Numbers keep all their digits, also beside missing ones. Errors are those of `read_frame`.
@@ -200,7 +203,7 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _csv_options(path: Path) -> dict[str, Any]:
+def _csv_options(path: Path) -> dict[str, object]:
     pandas = require("pandas", "train", "Reading a CSV file")
     options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" and "007" stay
     header = ",".join(pandas.read_csv(path, nrows=0, **options).columns)

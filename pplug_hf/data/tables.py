@@ -20,11 +20,11 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
-from pplug_hf.data.examples import stream
+from pplug_hf.data.examples import Rows, Source, stream
 from pplug_hf.data.records import Example, Repairs
 from pplug_hf.optional import require
 from pplug_hf.storage.files import atomic_write
@@ -39,6 +39,18 @@ _BATCH = 4_000_000  # characters that are written at once
 _temporary: list[tempfile.TemporaryDirectory] = []  # tables without a folder of their own live as long as the process
 
 
+class Row(TypedDict):
+    """One row of a table."""
+
+    id: str
+    user: str
+    input: str
+    query: str
+    output: str | None
+    profile: list[dict[str, str]]
+    extra: NotRequired[str]  # of a metric that reads further fields
+
+
 class Table(NamedTuple):
     """Result of `read_table`."""
 
@@ -48,7 +60,7 @@ class Table(NamedTuple):
 
 
 def read_table(
-    source: str | os.PathLike | Iterable[Mapping[str, Any]] | Mapping[str, Any],
+    source: Source,
     split: str | None = None,
     task: Task | str | None = None,
     *,
@@ -81,7 +93,7 @@ def read_table(
 
 
 def read_splits(
-    source: str | os.PathLike | Mapping[str, Any],
+    source: str | os.PathLike | Mapping[str, Rows],
     splits: Sequence[str] = ("train", "dev", "test"),
     task: Task | str | None = None,
     *,
@@ -129,7 +141,7 @@ def features(task: Task | str) -> Features:
     return datasets.Features({**columns, "profile": datasets.List(item)})
 
 
-def examples(table: Iterable[Mapping[str, Any]]) -> Iterator[Example]:
+def examples(table: Iterable[Row]) -> Iterator[Example]:
     """Yield the rows of a table as examples; `list(...)` of it holds all in memory."""
     for row in table:
         extra = json.loads(row.get("extra") or "{}")
@@ -157,7 +169,7 @@ def _write(
         pa.OSFile(str(staging), "wb") as file,
         pa.ipc.new_stream(file, schema) as writer,
     ):
-        batch: list[dict[str, Any]] = []
+        batch: list[Row] = []
         size = 0
         for example in examples:
             row = _row(example, fields, repairs)
@@ -170,16 +182,16 @@ def _write(
     return datasets.Dataset.from_file(str(path))
 
 
-def _to_json(values: Mapping[str, Any]) -> str:
+def _to_json(values: Mapping[str, object]) -> str:
     """Return further fields of a row as JSON; numbers of a stream or of numpy as Python's."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: Any) -> object:
         return value.tolist() if isinstance(value, np.ndarray | np.generic) else float(value)
 
     return json.dumps(dict(values), default=plain)
 
 
-def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any]:
+def _row(example: Example, fields: list[str], repairs: Repairs) -> Row:
     extra = {name: None for item in example.history for name in item if name not in fields}
     repairs.add("extra_fields", example.id, len(extra), extra)
     broken = 0
@@ -196,7 +208,7 @@ def _row(example: Example, fields: list[str], repairs: Repairs) -> dict[str, Any
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text
 
-    row = {
+    row: Row = {
         "id": whole(example.id),
         "user": whole(example.user),
         "input": whole(example.prompt),

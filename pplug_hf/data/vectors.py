@@ -14,7 +14,6 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +108,7 @@ class TextTable(ABC):
                     if chunk:
                         self._encode_chunk(chunk, batch_size, bar)
 
-    def _encode_chunk(self, chunk: list[tuple[bytes, str]], batch_size: int, bar: Any) -> None:
+    def _encode_chunk(self, chunk: list[tuple[bytes, str]], batch_size: int, bar: tqdm) -> None:
         found = []
         for at in range(0, len(chunk), batch_size):
             texts = [text for _, text in chunk[at : at + batch_size]]
@@ -180,7 +179,7 @@ class VectorStore(TextTable):
 
 def _read(path: Path) -> tuple[Tensor, list[bytes]]:
     try:
-        tensors: dict[str, Any] = load_file(path)
+        tensors = load_file(path)
         return tensors["vectors"], [row.tobytes() for row in tensors["sha256"].numpy()]
     except (SafetensorError, KeyError) as error:
         raise DataError(

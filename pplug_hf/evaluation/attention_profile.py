@@ -20,7 +20,7 @@ from ..tasks.items import newest_first
 from .user_statistics import bootstrap_mean
 
 
-def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> dict[str, Any] | None:
+def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> dict[str, object] | None:
     """Return mean weights, as JSON takes them.
 
     Args:
@@ -47,13 +47,13 @@ def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> di
     }
 
 
-def mean_profile(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def mean_profile(profiles: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """Merge several seeds: means of means and of bounds. All are of the same examples."""
 
     def mean(parts: Sequence[Sequence[float | None]]) -> list[float | None]:
         return [None if None in values else float(np.mean(values)) for values in zip(*parts, strict=True)]
 
-    merged: dict[str, Any] = {
+    merged = {
         name: [
             {**places[0], "weight": mean([place["weight"] for place in places])}
             for places in zip(*(profile[name] for profile in profiles), strict=True)
@@ -63,7 +63,7 @@ def mean_profile(profiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**merged, "effective_share": mean([profile["effective_share"] for profile in profiles])}
 
 
-def _in_ranges(rows: Sequence[NDArray[np.float64]], users: Sequence[str]) -> list[dict[str, Any]]:
+def _in_ranges(rows: Sequence[NDArray[np.float64]], users: Sequence[str]) -> list[dict[str, object]]:
     """Return means over the places 1, 2, 3 to 4, 5 to 8, ...; first over the items of an example."""
     found, low, high = [], 1, 1
     longest = max(map(len, rows))

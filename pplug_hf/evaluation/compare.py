@@ -123,12 +123,12 @@ class Comparison:
         others = [name for name in scores if name != self.reference and self.reference in scores]
         return {name: sign * (scores[self.reference] - scores[name]) for name in others}
 
-    def per_user(self) -> list[dict[str, Any]]:
+    def per_user(self) -> list[dict[str, object]]:
         """Return the differences between the reference and each row where each user counts once; see `user_statistics.py`."""
         gains = {row: better for row, better in self._gains().items() if row not in self.derived}
         return per_user(gains, self._users)
 
-    def by_training(self) -> list[dict[str, Any]]:
+    def by_training(self) -> list[dict[str, object]]:
         """Return each row's main metric for users of the train split and for new users; nothing if all are one kind."""
         known = set(self.trained_users)
         seen = np.array([user in known for user in self._users])
@@ -136,7 +136,7 @@ class Comparison:
             return []
         return [{"seen": bool(kind), **self._part(seen == kind)} for kind in (True, False)]
 
-    def pairs(self, seed: int) -> dict[str, Any]:
+    def pairs(self, seed: int) -> dict[str, dict[str, object]]:
         """Return the number of questions and the mean scores of every user, by a hash of seed and name.
 
         Args:
@@ -144,7 +144,7 @@ class Comparison:
         """
         return pairs(self.scores(), self._users, seed)
 
-    def by_history_length(self) -> list[dict[str, Any]]:
+    def by_history_length(self) -> list[dict[str, object]]:
         """Return each row's main metric where histories are short and where they are long: bins of about equal size."""
         lengths = np.array([len(e.history) for e in self.examples])
         edges = np.unique(np.quantile(lengths, np.linspace(0, 1, BINS + 1)[1:], method="higher"))
@@ -155,7 +155,7 @@ class Comparison:
             low = high
         return bins
 
-    def _part(self, inside: np.ndarray) -> dict[str, Any]:
+    def _part(self, inside: np.ndarray) -> dict[str, object]:
         """Return the size of a part of the examples, a mask [n], and each row's main metric in it."""
         rows = {
             name: float(np.mean([self.judge(answers)[1][inside].mean() for answers in runs]))
@@ -170,9 +170,9 @@ class Comparison:
             return None
         return plain(bootstrap_mean(*user_means(style.score(self._golds, self._users), self._users)))
 
-    def results(self) -> dict[str, Any]:
+    def results(self) -> dict[str, object]:
         """Return all numbers, as JSON takes them; counts and means only."""
-        results: dict[str, Any] = {
+        results: dict[str, object] = {
             "task": self.task.name,
             "examples": len(self.examples),
             "users": len(set(self._users)),
@@ -217,7 +217,7 @@ class Comparison:
         return None
 
 
-def to_json(value: Any, indent: int = 2) -> str:
+def to_json(value: object, indent: int = 2) -> str:
     """Return JSON that every reader takes: no NaN."""
     return json.dumps(value, indent=indent, allow_nan=False) + "\n"
 

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..data.records import Example
 from ..storage.files import atomic_write
@@ -33,23 +32,25 @@ def write_pairs(
         The number of pairs and of equal answers.
     """
     first, second = answers
-    pairs: list[dict[str, Any]] = []
-    key: dict[str, Any] = {"methods": [first, second], "seed": seed, "pairs": {}, "equal": []}
+    pairs: list[dict[str, object]] = []
+    sides: dict[int, dict[str, str]] = {}
+    equal: list[str] = []
     for example in sorted(examples, key=lambda example: _hash(seed, "order", example.id)):
         names = [first, second] if _hash(seed, "sides", example.id)[0] % 2 else [second, first]
         left, right = (answers[name][example.id] for name in names)
         if left == right:
-            key["equal"].append(example.id)
+            equal.append(example.id)
             continue
         number = len(pairs) + 1
         pairs.append({"pair": number, "prompt": example.prompt, "left": left, "right": right})
-        key["pairs"][number] = {"id": example.id, "left": names[0], "right": names[1]}
+        sides[number] = {"id": example.id, "left": names[0], "right": names[1]}
     _write_private(Path(folder) / PAIRS, (json.dumps(pair, ensure_ascii=False) for pair in pairs))
+    key = {"methods": [first, second], "seed": seed, "pairs": sides, "equal": equal}
     _write_private(Path(folder) / KEY, [json.dumps(key, indent=1)])
-    return len(pairs), len(key["equal"])
+    return len(pairs), len(equal)
 
 
-def _hash(*parts: Any) -> bytes:
+def _hash(*parts: object) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode()).digest()
 
 

@@ -11,6 +11,7 @@ import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..optional import require
 from ..tasks.metrics import score_titles
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Record: TypeAlias = Mapping[str, Any]
@@ -125,7 +127,7 @@ def plot_history_length(results: Mapping[str, Any], metric: str) -> Figure:
     """
     rows = {record["row"]: record for record in results["rows"]}
     looks = {row: _look(place, row == results["reference"]) for place, row in enumerate(rows)}
-    newest: dict[str, dict[int, Mapping[str, Any]]] = {}
+    newest: dict[str, dict[int, Record]] = {}
     for row, record in rows.items():
         method = read_name(row)
         if isinstance(method, Plug) and method.history == "last" and method.retrieval is None:
@@ -151,7 +153,7 @@ def plot_history_length(results: Mapping[str, Any], metric: str) -> Figure:
 
 
 def _plot_newest(
-    axes: Any, newest: Mapping[str, Mapping[int, Record]], rows: Records, looks: Records, metric: str
+    axes: Axes, newest: Mapping[str, Mapping[int, Record]], rows: Records, looks: Records, metric: str
 ) -> None:
     """Draw the rows NAME:last-N, by NAME and N, and behind them the row NAME, which shows all items."""
     counts = sorted({count for records in newest.values() for count in records})
@@ -204,7 +206,7 @@ def plot_weight_profiles(profiles: Records, title: str = "") -> Figure:
     return figure
 
 
-def _ranges(places: Sequence[Mapping[str, Any]]) -> list[str]:
+def _ranges(places: Sequence[Mapping[str, object]]) -> list[str]:
     """Return labels for points that stand for several lengths or places, with the number of their questions."""
     labels = [f"{p['from']}" if p["from"] == p["to"] else f"{p['from']} to {p['to']}" for p in places]
     return [
@@ -240,12 +242,12 @@ def _cut(text: str, most: int) -> str:
 
 
 @cache
-def _matplotlib() -> tuple[Any, Any]:
+def _matplotlib() -> tuple[ModuleType, ...]:
     """Import what figures and what draws them without a screen."""
     return tuple(require(f"matplotlib.{name}", "viz", "Drawing") for name in ("figure", "backends.backend_agg"))
 
 
-def _figure(width: float, height: float, columns: int = 1, title: str = "") -> tuple[Any, Any]:
+def _figure(width: float, height: float, columns: int = 1, title: str = "") -> tuple[Figure, Any]:
     """Make a figure with a title and its axes, drawn without a screen."""
     figures, canvases = _matplotlib()
     figure = figures.Figure((width, height), dpi=120, layout="constrained")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -101,7 +100,7 @@ def check_pool(pool: Pool, rows: Sequence[str]) -> None:
         )
 
 
-def add_pool(comparison: Comparison, pool: Pool, seed: int = 0, choosers: Sequence[str] = ()) -> dict[str, Any]:
+def add_pool(comparison: Comparison, pool: Pool, seed: int = 0, choosers: Sequence[str] = ()) -> dict[str, object]:
     """Add the bounds of a pool to a comparison, and describe what there was to choose.
 
     Args:
@@ -163,7 +162,7 @@ def _runs(comparison: Comparison, rows: list[list[list[str]]]) -> list[tuple[lis
     return [(answers, _good(comparison, answers)) for answers in chosen]
 
 
-def _add(comparison: Comparison, name: str, answers: list[list[str]], choice: Any) -> None:
+def _add(comparison: Comparison, name: str, answers: list[list[str]], choice: Iterable[int]) -> None:
     """Add a run that takes the answer of row `choice[i]` to question i."""
     comparison.add(name, [answers[row][i] for i, row in enumerate(choice)])
     comparison.derived.add(name)

@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
     file: str = ""
 
 
-def official(task: Task, answers: Iterable[tuple[str, str]], **more: Any) -> str:
+def official(task: Task, answers: Iterable[tuple[str, str]], **more: object) -> str:
     """Return (id, answer) pairs in the benchmark's format; its scorers ignore the further keys."""
     golds = [{"id": id_, "output": answer} for id_, answer in answers]
     return to_json({"task": task.name.replace("-", "_"), "golds": golds, **more}, indent=1)
@@ -89,7 +89,7 @@ def check_together(chosen: Sequence[Prediction], digest: str, examples: Sequence
                 )
 
 
-def shared_key(resources: Resources, examples: Sequence[Example]) -> dict[str, Any]:
+def shared_key(resources: Resources, examples: Sequence[Example]) -> dict[str, object]:
     """Return what determines the answers of every method: data, language model, decoding and versions."""
     task, decoding, processor = resources.task, resources.decoding, resources.processor
     chat = {"chat": {"template": processor.tokenizer.chat_template, "system": processor.system}}

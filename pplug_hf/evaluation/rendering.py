@@ -213,7 +213,7 @@ def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None
         print(error)
 
 
-def save(comparison: Comparison, folder: str | os.PathLike, **settings: Any) -> None:
+def save(comparison: Comparison, folder: str | os.PathLike, **settings: object) -> None:
     """Write results.json, table.md, and each row's answers in the benchmark's own format, for answers of any origin."""
     save_results({**comparison.results(), "settings": settings}, markdown(comparison) + "\n", folder)
     used = set()

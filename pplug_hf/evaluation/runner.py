@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -132,9 +131,9 @@ class Runner:
     def _remember(self, method: Method, made: Prediction) -> None:
         """Keep answers for methods that read them."""
         texts = [made.answers[e.id] for e in self.examples]
-        self.resources.answers(made.row, method, self.examples, lambda: texts)
+        self.resources.answers(made.row, method.key(self.resources), self.examples, lambda: texts)
 
-    def _answer(self, row: str, number: int, method: Method, key: dict[str, Any]) -> Prediction:
+    def _answer(self, row: str, number: int, method: Method, key: dict[str, object]) -> Prediction:
         start = time.monotonic()
         if "training" in method.needs:
             method.fit(self.training, self.resources)
@@ -143,7 +142,7 @@ class Runner:
             raise MismatchError(
                 f"{row} gave {len(texts)} answers to {len(self.examples)} questions: give one to each."
             )
-        about: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
+        about: dict[str, object] = {"seconds": round(time.monotonic() - start, 1)}
         about |= {"device": str(self.resources.language_model.device.type), "git_commit": git_commit()}
         about |= {**({"prompts": counts} if counts else {}), **method.about(self.resources)}
         if weights is not None and (profile := weight_profile(weights, self.examples)) is not None:
@@ -153,13 +152,13 @@ class Runner:
             row, number, key, about, answers, file_name(row, number if method.folder or number else None)
         )
 
-    def _key(self, row: str, method: Method) -> dict[str, Any]:
+    def _key(self, row: str, method: Method) -> dict[str, object]:
         """Return everything that determines the answers of a method, as JSON takes it."""
-        key = {"row": row, **self._shared_key, **method.key(self.resources)}
+        key: dict[str, object] = {"row": row, **self._shared_key, **method.key(self.resources)}
         return key | ({"training": self._training_digest} if "training" in method.needs else {})
 
     @cached_property
-    def _shared_key(self) -> dict[str, Any]:
+    def _shared_key(self) -> dict[str, object]:
         return shared_key(self.resources, self.examples)
 
     @cached_property

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -166,12 +166,12 @@ def smallest_difference(values: ArrayLike, users: Sequence[Hashable]) -> float:
     sums, counts = _of_users(values, users)
     if len(sums) == 1:
         return float("nan")
-    residual: Any = sums - counts * sums.sum() / counts.sum()
+    residual: np.ndarray = sums - counts * sums.sum() / counts.sum()
     error = np.sqrt(len(sums) / (len(sums) - 1) * (residual**2).sum()) / counts.sum()
     return float(POWER * error)
 
 
-def per_user(better: Mapping[str, np.ndarray], users: Sequence[str]) -> list[dict[str, Any]]:
+def per_user(better: Mapping[str, np.ndarray], users: Sequence[str]) -> list[dict[str, object]]:
     """Compare the reference with each row, as JSON takes it.
 
     Args:
@@ -200,7 +200,7 @@ def per_user(better: Mapping[str, np.ndarray], users: Sequence[str]) -> list[dic
     ]
 
 
-def pairs(scores: Mapping[str, np.ndarray], users: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+def pairs(scores: Mapping[str, np.ndarray], users: Sequence[str], seed: int) -> dict[str, dict[str, object]]:
     """Return each user's number of questions and mean score in every row, under a hash instead of a name.
 
     Args:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +27,7 @@ from ..data.histories import newest
 from ..data.records import Example, data_digest
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..modeling.backbone import backbone_digest
+from ..modeling.encoders import History
 from ..optional import require
 from ..storage.files import atomic_write, locked
 from .adapter_folder import SHARED, USERS, cost, item_hash, open_weights, save_folder, short_hash, user_hash
@@ -196,7 +197,7 @@ class _Fitting:
         prompts, answers = [self._prompt(e) for e in questions], [str(e.target) for e in questions]
         return weights.loss(prompts, answers, self.fit.max_length, self.fit.private.max_answer_length).item()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """Return what has to be known to answer with the weights, besides their files."""
         if self.fit.kind != "user-tokens":
             return {"lora": asdict(self.fit.lora)}
@@ -209,7 +210,7 @@ class _Fitting:
         items = [pair.item for pair in pairs]
         return {PROMPT: self._plug_prompt([items] * len(pairs), [pair.example.query for pair in pairs]).mean(dim=0)}
 
-    def _plug_prompt(self, histories: Sequence[Any], queries: Sequence[str]) -> Tensor:
+    def _plug_prompt(self, histories: Sequence[History], queries: Sequence[str]) -> Tensor:
         """Return the plug's soft prompts [n, P, H] on the CPU."""
         model = self.resources.plug(self.plug)
         return model.soft_prompt(list(histories), query=list(queries)).float().cpu()
@@ -242,13 +243,7 @@ def _settings(job: FitJob) -> AdapterFit:
         stop_below=o.stop_below,
         max_answer_length=o.max_answer_length,
     )
-    own: dict[str, Any] = {}
-    if job.method != "user-tokens":
-        own["lora"] = LoraShape(rank=o.rank, alpha=o.alpha, dropout=o.dropout, modules=o.modules)
-    if job.method == "oppu":
-        task = {"epochs": o.task_epochs, "learning_rate": o.task_learning_rate, "batch_size": o.task_pairs_per_step}
-        own["shared"] = replace(private, **task, stop_below=0.0)
-    return AdapterFit(
+    fit = AdapterFit(
         kind=job.method,  # type: ignore[arg-type]
         items=o.items,
         max_items=o.items_per_user,
@@ -256,8 +251,13 @@ def _settings(job: FitJob) -> AdapterFit:
         private=private,
         max_length=job.resources.decoding.max_length,
         seed=job.seed,
-        **own,
     )
+    if job.method != "user-tokens":
+        fit = replace(fit, lora=LoraShape(rank=o.rank, alpha=o.alpha, dropout=o.dropout, modules=o.modules))
+    if job.method == "oppu":
+        task = {"epochs": o.task_epochs, "learning_rate": o.task_learning_rate, "batch_size": o.task_pairs_per_step}
+        fit = replace(fit, shared=replace(private, **task, stop_below=0.0))
+    return fit
 
 
 def _retrieval(name: str) -> Retrieval:

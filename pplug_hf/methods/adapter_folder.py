@@ -63,7 +63,7 @@ def open_weights(folder: Path, kind: str, resources: Resources, facts: Mapping[s
         yield stack.enter_context(Lora(model, processor, shape))
 
 
-def save_folder(place: Path, weights: PrivateWeights, record: Mapping[str, Any], seconds: float) -> None:
+def save_folder(place: Path, weights: PrivateWeights, record: Mapping[str, object], seconds: float) -> None:
     """Write weights with their settings and the record of their training; the folder appears as a whole.
 
     The seconds are in a hidden file, which does not count: equal trainings make equal artefacts.
@@ -94,7 +94,7 @@ def delete_user(folder: str | Path, user: str) -> bool:
     return len(left) < len(artefact.files)
 
 
-def cost(folder: Path) -> dict[str, Any]:
+def cost(folder: Path) -> dict[str, object]:
     """Return what the weights cost: in memory, in time, and in passes of the language model."""
     paths = sorted(folder.glob(f"{USERS}/[!.]*/{TRAINING}"))
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from safetensors.torch import load_file
 from tqdm import tqdm
@@ -72,7 +72,7 @@ class UserAdapters(Trained):
                 "and max_items)."
             )
 
-    def key(self, resources: Resources) -> dict[str, Any]:
+    def key(self, resources: Resources) -> dict[str, object]:
         self._check_language_model(resources)
         return super().key(resources)
 
@@ -112,7 +112,7 @@ class UserAdapters(Trained):
         counts = {**inputs.counts, "without_own_weights": len(rows_of.get(None, ()))}
         return Answers([texts[row] for row in range(len(examples))], counts)
 
-    def about(self, resources: Resources) -> dict[str, Any]:
+    def about(self, resources: Resources) -> dict[str, object]:
         artefact = resources.artefact(self.folder)
         cost = {name: value for name, value in artefact.about.items() if name in COSTS}
         cost["language_model_passes"] = artefact.about["trained_examples"]

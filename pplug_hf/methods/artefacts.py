@@ -188,11 +188,11 @@ class Draft:
 
     folder: Path
     kind: str
-    run: Mapping[str, Any]
+    run: Mapping[str, object]
     finished: Artefact | None = None
 
     @classmethod
-    def open(cls, folder: str | Path, kind: str, run: Mapping[str, Any], resume: bool = True) -> Draft:
+    def open(cls, folder: str | Path, kind: str, run: Mapping[str, object], resume: bool = True) -> Draft:
         """Make a folder for an artefact, or go on with one of the same run.
 
         Args:
@@ -212,7 +212,7 @@ class Draft:
         there = None
         if (folder / FILE).is_file():
             there = read_artefact(folder)
-            before: Mapping[str, Any] = {"kind": there.kind, "run": there.run}
+            before: Mapping[str, object] = {"kind": there.kind, "run": there.run}
         elif (folder / UNFINISHED).is_file():
             before = read_json_object(folder / UNFINISHED, f"The {UNFINISHED} of {str(folder)!r}", "remove the folder")
         elif folder.is_dir() and any(folder.iterdir()):
@@ -220,7 +220,7 @@ class Draft:
         else:
             resume, before = False, {}
         now = {"kind": kind, "run": run}
-        differing = differences(dict(before), now)
+        differing = differences(before, now)
         if differing and there is None and not any(path.name != UNFINISHED for path in folder.glob("*")):
             resume = False  # nothing was made there yet
         if resume:
@@ -236,7 +236,7 @@ class Draft:
         write_text(folder / UNFINISHED, json.dumps(now, indent=2) + "\n")
         return cls(folder, kind, run)
 
-    def finish(self, settings: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> Artefact:
+    def finish(self, settings: Mapping[str, object], about: Mapping[str, object] | None = None) -> Artefact:
         """Declare the artefact complete with all files that are in its folder, hidden ones apart; return it.
 
         Args:

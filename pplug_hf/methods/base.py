@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from tqdm import tqdm
 
@@ -89,7 +89,7 @@ class Method:
         """
         return resources.generate(self.inputs(examples, resources))
 
-    def key(self, resources: Resources) -> dict[str, Any]:
+    def key(self, resources: Resources) -> dict[str, object]:
         """Return what else than data, language model and decoding determines the answers, as JSON takes it.
 
         Args:
@@ -97,7 +97,7 @@ class Method:
         """
         return {}
 
-    def about(self, resources: Resources) -> dict[str, Any]:
+    def about(self, resources: Resources) -> dict[str, object]:
         """Return facts to keep with the answers, as JSON takes them. `cost` holds what a table of costs shows, by COSTS.
 
         Args:
@@ -192,10 +192,10 @@ class Retrieval(Method):
         places = persona_positions(processor, prompts, budget) if positions else None
         return ModelInputs([prompt.text for prompt in prompts], positions=places, counts=counts)
 
-    def about(self, resources: Resources) -> dict[str, Any]:
+    def about(self, resources: Resources) -> dict[str, object]:
         return {"cost": resources.artefact(self.folder).about.get("cost", {})} if self.folder else {}
 
-    def key(self, resources: Resources) -> dict[str, Any]:
+    def key(self, resources: Resources) -> dict[str, object]:
         key = resources.ranker_key(self.retriever, self.folder)
         return key | {"seed": resources.seed + self.draw} if self.wrong_user or self.draw else key
 
@@ -236,8 +236,8 @@ class Trained(Method):
         if self.retrieval:
             self.retrieval.check(examples, resources)
 
-    def key(self, resources: Resources) -> dict[str, Any]:
-        key: dict[str, Any] = {"artefact": resources.artefact(self.folder).digest}
+    def key(self, resources: Resources) -> dict[str, object]:
+        key: dict[str, object] = {"artefact": resources.artefact(self.folder).digest}
         if self.change == "wrong-user":
             key["seed"] = resources.seed
         return key | (self.retrieval.key(resources) if self.retrieval else {})

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def only_labels(
-    model: Any, processor: PPlugProcessor, labels: Sequence[str], input_ids: Tensor, num_beams: int = 1
+    model: object, processor: PPlugProcessor, labels: Sequence[str], input_ids: Tensor, num_beams: int = 1
 ) -> dict[str, Any]:
     """Return the options of `generate` for answers that are labels; for one batch.
 

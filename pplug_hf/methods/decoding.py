@@ -57,7 +57,7 @@ def answer(
     processor: PPlugProcessor,
     prompts: Sequence[str],
     *,
-    personas: Sequence[Any] | None = None,
+    personas: Sequence[object] | None = None,
     queries: Sequence[str] | Tensor | None = None,
     persona_positions: Tensor | None = None,
     persona_strength: float | None = None,
@@ -225,17 +225,17 @@ def batches_by_length(texts: Sequence[str], batch_size: int, description: str) -
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: object) -> Iterator[None]:
     """Switch off gradients and drop-out; a model that was training goes back to it. Anything else is left alone.
 
     Not `inference_mode`: a model may keep tensors made there (rotary tables), and could not be trained on.
     """
-    training = isinstance(model, nn.Module) and model.training
-    if training:
-        model.eval()
+    trained = model if isinstance(model, nn.Module) and model.training else None
+    if trained is not None:
+        trained.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        if training:
-            model.train()
+        if trained is not None:
+            trained.train()

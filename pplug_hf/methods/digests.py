@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
 
 
-def json_digest(value: Any) -> str:
+def json_digest(value: object) -> str:
     """Return a fingerprint of anything that JSON takes; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], inside: str = "") -> list[str]:
+def differences(old: Mapping[str, object], new: Mapping[str, object], inside: str = "") -> list[str]:
     """Return the names of the entries in which two mappings differ, such as "decoding.num_beams"."""
     names = []
     for name in sorted(old.keys() | new.keys()):

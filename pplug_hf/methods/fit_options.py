@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ..errors import ConfigurationError
 from ..storage.layout import ANSWERS_FOLDER, REWARDS_FOLDER
 
+T = TypeVar("T")
 
-def option(default: Any, help: str) -> Any:
+
+def option(default: T, help: str) -> T:
     """Return an option with its default; the help is the one of the command line and of the docs."""
     return field(default=default, metadata={"help": help})
 

@@ -53,12 +53,12 @@ class FitJob:
     split: Mapping[str, Any]
     resume: bool = True
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return what every artefact keeps in its settings: the method, and the task that it belongs to."""
         return {"method": self.method, "task": {"name": self.task.name, "digest": self.task.digest}}
 
     @cached_property
-    def run(self) -> dict[str, Any]:
+    def run(self) -> dict[str, object]:
         """Everything that determines the training: data, language model, decoding, options and seed, without places."""
         resources, task = self.resources, self.task
         decoding = replace(resources.decoding, max_new_tokens=resources.decoding.max_new_tokens or task.max_new_tokens)
@@ -75,7 +75,7 @@ class FitJob:
             "seed": self.seed,
         }
 
-    def draft(self, kind: str, **digests: Any) -> Draft:
+    def draft(self, kind: str, **digests: object) -> Draft:
         """Open the output folder.
 
         Args:

@@ -34,7 +34,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeAlias, get_args
+from typing import TypeAlias, get_args
 
 from ..errors import ConfigurationError
 from ..tasks.task import Task
@@ -377,7 +377,7 @@ def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str] 
 def canonical(names: Collection[str]) -> list[str]:
     """Sort names of rows as `default_rows` has them, where the order of the request is unknown."""
 
-    def place(name: str) -> tuple[Any, ...]:
+    def place(name: str) -> tuple[object, ...]:
         method = read_name(name)
         plug = method if isinstance(method, Plug) else None
         retrieval = plug.retrieval if plug else method if isinstance(method, Retrieval) else None

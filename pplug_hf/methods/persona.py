@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -154,19 +154,19 @@ class Plug(Method):
     def _needs_query(self, resources: Resources) -> bool:
         return resources.plug(self.folder).plug.aggregator.needs_query
 
-    def key(self, resources: Resources) -> dict[str, Any]:
+    def key(self, resources: Resources) -> dict[str, object]:
         def digest() -> str:
             return plug_digest(self.folder, resources.config(self.folder))
 
-        key: dict[str, Any] = {"plug": resources.once(("digest", self.folder), digest)}
+        key: dict[str, object] = {"plug": resources.once(("digest", self.folder), digest)}
         if self.history == "wrong-user":
             key["seed"] = resources.seed
         return key | (self.retrieval.key(resources) if self.retrieval else {})
 
-    def about(self, resources: Resources) -> dict[str, Any]:
+    def about(self, resources: Resources) -> dict[str, object]:
         config = resources.config(self.folder)
         weights = sum(map(math.prod, files.weight_shapes(self.folder).values()))
-        about: dict[str, Any] = {"plug": {name: getattr(config, name) for name in choices()}}
+        about: dict[str, object] = {"plug": {name: getattr(config, name) for name in choices()}}
         about["cost"] = {"trained_weights": weights}
         seed = _training_seed(self.folder)
         return about if seed is None else about | {"training_seed": seed}

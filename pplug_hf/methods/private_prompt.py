@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration import PPlugConfig
 from ..modeling import PPlugForConditionalGeneration
@@ -37,7 +38,13 @@ class PrivatePrompt(PrivateWeights):
 
     file = "prompt.safetensors"
 
-    def __init__(self, language_model: Any, tokenizer: Any, plug: Mapping[str, Any], shape: Sequence[int]):
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        plug: Mapping[str, Any],
+        shape: Sequence[int],
+    ):
         P, H = shape
         config = PPlugConfig(
             **plug,
@@ -51,7 +58,7 @@ class PrivatePrompt(PrivateWeights):
         self.processor = PPlugProcessor.from_model(self.model)
 
     @staticmethod
-    def of_plug(config: PPlugConfig) -> dict[str, Any]:
+    def of_plug(config: PPlugConfig) -> dict[str, object]:
         """Return the fields of a plug's configuration that its soft prompt needs without it."""
         return {name: getattr(config, name) for name in ("placement", "chat", "system", "embedding_norm")}
 
@@ -100,7 +107,7 @@ class _PromptModel(PPlugForConditionalGeneration):
     rate means the same for every language model.
     """
 
-    def __init__(self, config: PPlugConfig, language_model: Any, tokenizer: Any):
+    def __init__(self, config: PPlugConfig, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__(config)
         self._reading = check_backbone(language_model)
         self.backbone, self._position_limit = language_model, position_limit(language_model)
@@ -112,7 +119,7 @@ class _PromptModel(PPlugForConditionalGeneration):
     def _personalizer(self, name: str | None = None) -> Any:
         return self._of_batch
 
-    def _of_batch(self, users: Sequence[Any], *rest: Any) -> SoftPrompt:
+    def _of_batch(self, users: Sequence[object], *rest: object) -> SoftPrompt:
         """Return the soft prompt for each row of a batch, in the place of what a plug computes."""
         embeddings = (self.scale * self.prompt).expand(len(users), -1, -1)
         mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)

@@ -19,11 +19,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from ..errors import ConfigurationError, MismatchError
 from ..modeling.prefix import position_ids
@@ -63,7 +64,7 @@ class PrivateWeights(ABC):
     file: ClassVar[str]  # of the weights, in a user's folder
 
     @abstractmethod
-    def __enter__(self) -> Any: ...
+    def __enter__(self) -> Self: ...
 
     @abstractmethod
     def __exit__(self, *error: object) -> None: ...
@@ -104,7 +105,7 @@ class PrivateWeights(ABC):
     def training(self, mode: bool) -> None:  # noqa: B027 - most have no dropout
         """Switch dropout."""
 
-    def config(self) -> dict[str, Any] | None:
+    def config(self) -> dict[str, object] | None:
         """Return settings that are kept beside the weights for other programs."""
         return None
 
@@ -124,7 +125,7 @@ class Lora(PrivateWeights):
 
     file = "adapter_model.safetensors"
 
-    def __init__(self, language_model: Any, processor: PPlugProcessor, shape: LoraShape):
+    def __init__(self, language_model: PreTrainedModel, processor: PPlugProcessor, shape: LoraShape):
         self.peft = require("peft", "rivals", "A LoRA per user")
         self.language_model, self.processor, self.shape = language_model, processor, shape
         self.wrapped: Any = None
@@ -205,7 +206,7 @@ class Lora(PrivateWeights):
             if ".lora_dropout." in name:
                 module.train(mode)  # a frozen language model leaves its modules in eval mode
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         settings = self.wrapped.peft_config[ADAPTER].to_dict()
         settings |= {"base_model_name_or_path": None, "inference_mode": True}  # a path of this machine tells nobody
         return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
@@ -216,9 +217,7 @@ class Lora(PrivateWeights):
         Returns:
             The touched weights as they were before, to be copied back: subtracting would not be exact.
         """
-        layers = [
-            module for module in self.language_model.modules() if isinstance(module, self.peft.tuners.lora.LoraLayer)
-        ]
+        layers = [each for each in self.wrapped.modules() if isinstance(each, self.peft.tuners.lora.LoraLayer)]
         before = {layer.get_base_layer().weight: layer.get_base_layer().weight.detach().clone() for layer in layers}
         self.wrapped.merge_adapter([ADAPTER])
         return before
@@ -232,7 +231,7 @@ class Lora(PrivateWeights):
 
 @contextmanager
 def merged(
-    language_model: Any, processor: PPlugProcessor, shape: LoraShape, state: Mapping[str, Tensor]
+    language_model: PreTrainedModel, processor: PPlugProcessor, shape: LoraShape, state: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Add a LoRA to the weights of a language model within the block; then they are what they were, to the bit.
 
@@ -260,7 +259,7 @@ def merged(
                 weight.copy_(values)
 
 
-def layers_of(language_model: Any, modules: Modules) -> list[str] | None:
+def layers_of(language_model: PreTrainedModel, modules: Modules) -> list[str] | None:
     """Return the names of the layers that get a LoRA; None leaves the choice to peft."""
     names = {name.rpartition(".")[2] for name, module in language_model.named_modules() if hasattr(module, "weight")}
     for layers in _LAYERS:

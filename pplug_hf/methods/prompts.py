@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -170,7 +170,9 @@ def _limits(lengths: list[int], costs: list[int], share: int) -> list[int]:
     return limits
 
 
-def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_length: int) -> int:
+def _item_cost(
+    tokenizer: PreTrainedTokenizerBase, form: PromptFormat, item: Mapping[str, str], max_length: int
+) -> int:
     """Count the tokens of an item without the text that is cut: a space stands in for it, and counts, as in the benchmark."""
     if isinstance(form.item_tokens, int):
         return form.item_tokens
@@ -178,12 +180,12 @@ def _item_cost(tokenizer: Any, form: PromptFormat, item: Mapping[str, str], max_
     return _length(tokenizer, label, max_length) if label == _start(label, max_length) else max_length + 1
 
 
-def _length(tokenizer: Any, text: str, most: int) -> int:
+def _length(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> int:
     """Count the tokens of a text, special ones included; exact up to `most`."""
     return len(tokenizer(_start(text, most), verbose=False)["input_ids"])
 
 
-def _tokens(tokenizer: Any, text: str, most: int) -> list[int]:
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> list[int]:
     """Return the first `most` tokens of a text, or all; without special ones."""
     return tokenizer(_start(text, most), add_special_tokens=False, verbose=False)["input_ids"][:most]
 

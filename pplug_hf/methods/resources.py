@@ -10,14 +10,16 @@ n examples, N items of one user, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
+from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
 from ..data.records import Example
@@ -74,7 +76,7 @@ class Resources:
     task: Task
     plugs: dict[str, list[str]] = field(default_factory=dict)
     trained: dict[str, list[str]] = field(default_factory=dict, kw_only=True)
-    backbone: Any = None
+    backbone: str | PreTrainedModel | None = None
     backbone_dtype: str = "auto"
     device: str | None = None
     chat: str = "auto"
@@ -88,8 +90,8 @@ class Resources:
 
     def __post_init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
-        self._encoders: dict[str, Any] = {}
-        self._loaded: tuple[str, Any] = ("", None)
+        self._encoders: dict[str, SentenceTransformer] = {}
+        self._loaded: tuple[str, PPlugForConditionalGeneration] | None = None
 
     def check(self) -> None:
         """Raise for what would fail later, before anything is loaded.
@@ -127,7 +129,7 @@ class Resources:
         return self.once(("config", place), lambda: files.load_config(place))
 
     @cached_property
-    def language_model(self) -> Any:
+    def language_model(self) -> PreTrainedModel:
         """The frozen backbone, on its device."""
         source: Any = self.backbone
         kwargs: dict[str, Any] = {"dtype": self.backbone_dtype}
@@ -139,7 +141,7 @@ class Resources:
         if isinstance(source, str):
             source = backbone.load_backbone(source, **kwargs)
             available = torch.accelerator.is_available()
-            device: Any = self.device or (torch.accelerator.current_accelerator() if available else None)
+            device = self.device or (torch.accelerator.current_accelerator() if available else None)
             source = source.to(device) if device else source
         backbone.freeze_backbone(source)
         return source.eval()
@@ -173,8 +175,8 @@ class Resources:
 
     def plug(self, place: str) -> PPlugForConditionalGeneration:
         """Return a plug on the shared language model and encoder. One is kept in memory at a time."""
-        if self._loaded[0] != place:
-            self._loaded = ("", None)
+        if self._loaded is None or self._loaded[0] != place:
+            self._loaded = None
             model = PPlugModel.from_pretrained(place, backbone=self.language_model, encoder=self.encoder(place))
             # On an accelerator, reading a prompt may cost less than copying its states there; nobody has measured it.
             on_cpu = self.language_model.device.type == "cpu"
@@ -184,7 +186,7 @@ class Resources:
 
     # ---- encoders --------------------------------------------------------------------------------------------
 
-    def encoder(self, place: str | None) -> Any:
+    def encoder(self, place: str | None) -> SentenceTransformer:
         """Return the sentence encoder of a plug, or the one of dense retrieval; each is loaded once."""
         config = None if place is None else self.config(place)
         name, revision, digest = self.retriever, None, None
@@ -198,7 +200,7 @@ class Resources:
             raise ConfigurationError(f"The plug {place!r} does not say where its encoder is.")
         return self._load_encoder(name, revision)
 
-    def encoder_with(self, digest: str, name: str | None, revision: str | None = None) -> Any:
+    def encoder_with(self, digest: str, name: str | None, revision: str | None = None) -> SentenceTransformer:
         """Return the sentence encoder with a digest: one that is loaded, a plug's, the retriever, or the one of that name.
 
         Raises:
@@ -221,13 +223,13 @@ class Resources:
             )
         return self._encoders[digest]
 
-    def _load_encoder(self, name: str, revision: str | None) -> Any:
+    def _load_encoder(self, name: str, revision: str | None) -> SentenceTransformer:
         encoder = encoders.freeze_encoder(encoders.load_encoder(name, revision=revision))
         encoder = encoder.to(self.language_model.device)
         self._encoders[name] = self._encoders.setdefault(encoders.fingerprint(encoder)["digest"], encoder)
         return self._encoders[name]
 
-    def store(self, encoder: Any, prompt: str, task: str = "document") -> VectorStore:
+    def store(self, encoder: SentenceTransformer, prompt: str, task: str = "document") -> VectorStore:
         """Return the vectors of an encoder with a prompt, of its side for a task ("document", "query")."""
         return self.once(
             ("store", id(encoder), prompt, task if encoders.has_routes(encoder) else ""),
@@ -268,7 +270,7 @@ class Resources:
             artefact = self.artefact(folder)
             load = getattr(class_of(artefact.kind), "load")  # noqa: B009 - the class is known by its kind alone
             return self.once(("ranker", folder), lambda: load(artefact, self))
-        options: dict[str, Any] = {}
+        options: dict[str, object] = {}
         if name == "random":
             options = {"seed": self.seed + draw}
         elif name == "rrf":
@@ -290,7 +292,7 @@ class Resources:
         elif not (self.retriever or self.plugs):
             raise ConfigurationError("The ranker dense needs a sentence encoder: pass retriever, or a plug.")
 
-    def ranker_key(self, name: str, folder: str = "") -> dict[str, Any]:
+    def ranker_key(self, name: str, folder: str = "") -> dict[str, object]:
         """Return what determines a ranker's orders besides its name, as JSON takes it. Arguments as in `ranking`."""
         if folder:
             return {"retriever": {"artefact": self.artefact(folder).digest}}
@@ -313,12 +315,12 @@ class Resources:
                 raise ConfigurationError(f"fuse names {name!r}; choose among {', '.join((*known, *self.trained))}.")
         return {name: self.trained.get(name, [""])[0] for name in names}
 
-    def dense_key(self) -> dict[str, Any]:
+    def dense_key(self) -> dict[str, object]:
         """Return what determines the order of dense retrieval, as JSON takes it."""
         encoder, template, *prompts = self._dense()
         return {"encoder": encoders.fingerprint(encoder)["digest"], "template": template, "prompts": prompts}
 
-    def _dense(self) -> tuple[Any, str | None, str, str]:
+    def _dense(self) -> tuple[SentenceTransformer, str | None, str, str]:
         """Return encoder, item template, and the prompts of items and of queries for dense retrieval."""
         if self.retriever is None:
             config = self.config(self._places[0])
@@ -329,16 +331,18 @@ class Resources:
 
     # ---- answers ---------------------------------------------------------------------------------------------
 
-    def answers(self, row: str, method: Any, examples: Sequence[Example], make: Callable[[], list[str]]) -> list[str]:
+    def answers(
+        self, row: str, key: Mapping[str, object], examples: Sequence[Example], make: Callable[[], list[str]]
+    ) -> list[str]:
         """Return the answers of a row's method, those that are there or what `make` returns.
 
         Args:
             row: its name.
-            method: whose key says if answers are the same.
+            key: of its method, which says if answers are the same.
             examples: n of them.
             make: makes the answers.
         """
-        return self.once(("answers", row, json_digest(method.key(self))), make, examples)
+        return self.once(("answers", row, json_digest(key)), make, examples)
 
     def generate(
         self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"
@@ -351,8 +355,9 @@ class Resources:
             description: title of the progress bar; "" shows none.
         """
         decoding, task = self.decoding, self.task
+        asked: Any = model or self.language_model  # no type of transformers says that a model generates
         texts = answer(
-            (model or self.language_model).generate,
+            asked.generate,
             PPlugProcessor.from_model(model) if model else self.processor,
             inputs.prompts,
             personas=inputs.personas,

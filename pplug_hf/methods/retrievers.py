@@ -25,9 +25,9 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -184,7 +184,7 @@ class DenseRanker(Ranker):
         texts = [self.task.retrieval_query(example.prompt) for example in examples]
         return list(zip(examples, items, self.queries.rows(texts, show_progress=show_progress), strict=True))
 
-    def _texts(self, items: Sequence[Any]) -> list[str]:
+    def _texts(self, items: Sequence[Mapping[str, str]]) -> list[str]:
         if self.item_template is None:
             return [self.task.retrieval_text(item) for item in items]
         return item_texts(items, self.item_template)
@@ -236,7 +236,7 @@ RANKERS: dict[str, Callable[..., Ranker]] = {
 }
 
 
-def get_ranker(name: str, task: Task | str, **options: Any) -> Ranker:
+def get_ranker(name: str, task: Task | str, **options: object) -> Ranker:
     """Return the ranker of that name.
 
     Args:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class RewardTable(TextTable):
     def __init__(self, resources: Resources, reward: Reward, folder: str | Path):
         self.resources, self.reward = resources, reward
         decoding, processor = resources.decoding, resources.processor
-        self.key: dict[str, Any] = {
+        self.key: dict[str, object] = {
             "reward": reward,
             "task": resources.task.digest,
             "backbone": resources.backbone_digest,

@@ -27,7 +27,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..data.histories import history_examples
@@ -180,7 +182,7 @@ class Policy(nn.Module):
 
     def __init__(
         self,
-        encoder: Any,
+        encoder: SentenceTransformer,
         item_vectors: tuple[Tensor, Tensor] | None,
         prompts: tuple[str, str],
         temperature: float,
@@ -260,7 +262,7 @@ def _check(job: FitJob) -> None:
         )
 
 
-def _questions(job: FitJob) -> tuple[Questions, Questions, dict[str, Any]]:
+def _questions(job: FitJob) -> tuple[Questions, Questions, dict[str, object]]:
     """Return the questions to train on and those held out, and facts about their rewards."""
     options, task = job.options, job.task
     examples = list(job.users.fit)
@@ -301,7 +303,7 @@ def _train(job: FitJob, policy: Policy, fit: Questions, held: Questions, folder:
     groups = [{"params": weights, "lr": rate}, {"params": [policy.log_temperature], "lr": _TEMPERATURE_RATE}]
     optimizer = torch.optim.Adam(groups)
     steps = options.epochs * math.ceil(len(fit.users) / options.questions_per_step)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, steps, options.warmup))
+    schedule = LambdaLR(optimizer, lambda step: _share(step, steps, options.warmup))
     curve = _load(folder, policy, optimizer, schedule)
     if not curve:
         curve = [{"epoch": 0, **_judge(job, policy, held)}]
@@ -383,7 +385,9 @@ def _write(path: Path, tensors: dict[str, Tensor], curve: Sequence[dict[str, flo
         save_file(contents, staging, {"curve": json.dumps(list(curve))})
 
 
-def _load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, schedule: Any) -> list[dict[str, float]]:
+def _load(
+    folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, schedule: LambdaLR
+) -> list[dict[str, float]]:
     """Put everything back to where the last epoch ended; return the curve so far, empty if there is no such epoch."""
     path = folder / _CHECKPOINT
     if not path.is_file():
@@ -405,7 +409,7 @@ def _load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, schedu
     return curve
 
 
-def _save(job: FitJob, draft: Draft, policy: Policy, base: Any, about: dict[str, Any]) -> Artefact:
+def _save(job: FitJob, draft: Draft, policy: Policy, base: SentenceTransformer, about: dict[str, Any]) -> Artefact:
     options, folder = job.options, draft.folder / "encoder"
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted save
     policy.encoder.save_pretrained(str(folder), create_model_card=False)

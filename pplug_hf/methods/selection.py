@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -106,7 +106,9 @@ class SelectionModel(nn.Module):
         return cls(trainable_copy(encoder), form, ways)
 
     @classmethod
-    def load(cls, encoder: str | Path, head: str | Path, form: TextForm, device: Any = None) -> SelectionModel:
+    def load(
+        cls, encoder: str | Path, head: str | Path, form: TextForm, device: str | torch.device | None = None
+    ) -> SelectionModel:
         """Return a trained model.
 
         Args:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ..data.records import Example
 from ..errors import ConfigurationError, MismatchError
@@ -111,7 +110,7 @@ class Selector(Trained):
                 method.fit(resources.once(("training", self.folder), list), resources)
             return method.answer(examples, resources).texts
 
-        return resources.answers(row, method, examples, make)
+        return resources.answers(row, method.key(resources), examples, make)
 
     def _model(self, resources: Resources) -> SelectionModel:
         def load() -> SelectionModel:
@@ -121,11 +120,11 @@ class Selector(Trained):
 
         return resources.once(("selector", self.folder), load)
 
-    def key(self, resources: Resources) -> dict[str, Any]:
+    def key(self, resources: Resources) -> dict[str, object]:
         pool = {row: method.key(resources) for row, method in self.members(resources).items()}
         return {**super().key(resources), "pool": pool}
 
-    def about(self, resources: Resources) -> dict[str, Any]:
+    def about(self, resources: Resources) -> dict[str, object]:
         artefact, R = resources.artefact(self.folder), len(_pool(self.folder))
         cost = {"generations_per_question": R if artefact.settings["reads"] == "answers" else 1}
         return {
@@ -161,7 +160,7 @@ def pool_methods(
     return methods
 
 
-def pool_key(method: Method, resources: Resources) -> dict[str, Any]:
+def pool_key(method: Method, resources: Resources) -> dict[str, object]:
     """Return what a row of a pool is known by: its key without the seed of random draws."""
     return {name: value for name, value in method.key(resources).items() if name != "seed"}
 

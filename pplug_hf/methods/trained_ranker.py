@@ -41,18 +41,19 @@ class TrainedRanker(DenseRanker):
         trained = freeze_encoder(load_encoder(str(artefact.folder_of("encoder"))))
         trained = trained.to(resources.language_model.device)
         own = Path(resources.vectors) / "rankers" / artefact.digest
-        options: dict[str, Any] = {"dated": settings["dated_items"], "query_prompt": queries}
+        dated = settings["dated_items"]
         if settings["trained_side"] == "both":
-            return TrainedRanker(resources.task, VectorStore(trained, items, own), **options)
+            store = VectorStore(trained, items, own)
+            return TrainedRanker(resources.task, store, query_prompt=queries, dated=dated)
         base = resources.encoder_with(settings["encoder"], about.get("name"), about.get("revision"))
-        options["query_store"] = VectorStore(trained, queries, own, task="query")
-        return TrainedRanker(resources.task, resources.store(base, items), **options)
+        store, query_store = resources.store(base, items), VectorStore(trained, queries, own, task="query")
+        return TrainedRanker(resources.task, store, query_prompt=queries, query_store=query_store, dated=dated)
 
-    def _texts(self, items: Sequence[Any]) -> list[str]:
+    def _texts(self, items: Sequence[Mapping[str, str]]) -> list[str]:
         return [ranking_text(self.task, item, self.dated) for item in items]
 
 
-def ranking_text(task: Task, item: Mapping[str, Any], dated: bool) -> str:
+def ranking_text(task: Task, item: Mapping[str, object], dated: bool) -> str:
     """Return the text of an item for the encoder of a ranker, with its date if it has one and that is asked for."""
     date = item.get("date") if dated else None
     return task.retrieval_text(item) + (f" date: {date}" if date else "")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ..data.records import Example
 from ..errors import ConfigurationError
@@ -95,7 +95,7 @@ def user_pairs(
     return [made[place] for place in sorted(newest)]
 
 
-def _question(task: Task, item: Mapping[str, Any], like: str) -> tuple[str, str, str]:
+def _question(task: Task, item: Mapping[str, object], like: str) -> tuple[str, str, str]:
     """Return prompt, query and answer of an item as an example."""
     prompt, query = task.question(item, like)
     if task.own_answer:

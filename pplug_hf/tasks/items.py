@@ -19,7 +19,6 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from string import Formatter
-from typing import Any
 
 import numpy as np
 
@@ -38,7 +37,7 @@ _FIRST = (1, 1, 1, 0, 0, 0, 0)
 _MIDDLE = {1: (7, 1), 2: (15,), 3: ()}  # of a year and of a month
 
 
-def item_text(item: Mapping[str, Any], template: str, name: str = "The item") -> str:
+def item_text(item: Mapping[str, object], template: str, name: str = "The item") -> str:
     """Return a template filled with the fields of an item; a null field is empty.
 
     Args:
@@ -59,7 +58,7 @@ def item_text(item: Mapping[str, Any], template: str, name: str = "The item") ->
     return template.format_map(values)
 
 
-def field_text(item: Mapping[str, Any], field: str | None) -> str:
+def field_text(item: Mapping[str, object], field: str | None) -> str:
     """Return one field without white space around it; empty if it is null or the item lacks it."""
     return text_of(item.get(field)).strip() if field else ""
 
@@ -70,7 +69,7 @@ def fields_of(template: str) -> frozenset[str]:
     return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """Return a JSON value as text; null is empty.
 
     Equal numbers are equal texts: 5.0, which is what pandas makes of a 5 next to a missing one, is "5"; and a stream's
@@ -83,7 +82,7 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def is_null(value: Any) -> bool:
+def is_null(value: object) -> bool:
     """Return true for None, and for NaN, which is what pandas makes of a missing text."""
     return value is None or (isinstance(value, float | np.floating) and bool(value != value))
 
@@ -102,12 +101,12 @@ def normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def item_id(item: Mapping[str, Any]) -> str:
+def item_id(item: Mapping[str, object]) -> str:
     """Return the item's id, or a fingerprint of its fields if the data has none."""
     return text_of(item.get("id")) or hashlib.sha256(repr(sorted(item.items())).encode()).hexdigest()[:16]
 
 
-def parse_date(value: Any) -> tuple[int, ...]:
+def parse_date(value: object) -> tuple[int, ...]:
     """Return the numbers of a time from the year down, as far as they are given; they compare as the times do.
 
     Args:
@@ -141,7 +140,7 @@ def day_number(numbers: tuple[int, ...]) -> int:
     return date(*numbers[:3], *_MIDDLE[min(3, len(numbers))]).toordinal()
 
 
-def newest_first(history: Sequence[Mapping[str, Any]]) -> list[int]:
+def newest_first(history: Sequence[Mapping[str, object]]) -> list[int]:
     """Return all positions of a history, newest item first: by date if every item has one, else the last item first."""
     dates = [parse_date(item.get("date")) for item in history]
     order = list(range(len(dates)))

@@ -16,16 +16,14 @@ import math
 import re
 import warnings
 from collections import Counter
-from typing import Any, Literal, get_args
+from typing import Protocol, Unpack, get_args
 
 import numpy as np
 
 from ..errors import ConfigurationError, MismatchError
 from ..optional import require
 from .metrics import METRICS as METRICS
-from .metrics import Judged, Metric, Texts, register_metric
-
-Fallback = Literal["farthest", "first-digit"]
+from .metrics import Fallback, Judged, Metric, Options, Texts, register_metric
 
 
 def score_labels(predictions: Texts, golds: Texts, labels: Texts = (), *, name: str = "this task") -> dict[str, float]:
@@ -156,7 +154,13 @@ def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name
     return np.array(errors)
 
 
-def rouge_scores(predictions: Texts, golds: Texts, tokenizer: Any = None) -> np.ndarray:
+class Tokenizer(Protocol):
+    """Splitting of texts as rouge-score wants it."""
+
+    def tokenize(self, text: str) -> list[str]: ...
+
+
+def rouge_scores(predictions: Texts, golds: Texts, tokenizer: Tokenizer | None = None) -> np.ndarray:
     """Return ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
     scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(
         ["rouge1", "rougeL"], use_stemmer=False, tokenizer=tokenizer
@@ -172,10 +176,10 @@ class Accuracy(Metric):
     titles = (("accuracy", "accuracy", "accuracy"), ("f1", "macro-F1", "f1"))
     is_free_text = False
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
         return score_labels(predictions, golds, task.labels, name=task.name)
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         _labels(task.labels, golds, task.name)
         return np.array([p == gold for p, gold in zip(predictions, golds, strict=True)], dtype=np.float64)
 
@@ -189,10 +193,11 @@ class AbsoluteError(Metric):
     needs_numbers = True
     fallbacks = get_args(Fallback)
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
-        return score_ratings(predictions, golds, task.labels, name=task.name, **options)
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
+        fallback = options.get("fallback", "farthest")
+        return score_ratings(predictions, golds, task.labels, fallback=fallback, name=task.name)
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         return _errors(predictions, golds, task.labels, options.get("fallback", "farthest"), task.name)
 
     def best_labels(self, log_probs: np.ndarray, labels: Texts) -> np.ndarray:
@@ -215,7 +220,7 @@ class Rouge(Metric):
 
     name, main = "rouge", "rouge-1"
     titles = (("rouge-1", "ROUGE-1", "rouge"), ("rouge-L", "ROUGE-L", "rouge"))
-    tokenizer: Any = None  # rouge-score's own, which is the benchmark's
+    tokenizer: Tokenizer | None = None  # rouge-score's own, which is the benchmark's
 
     def is_readable(self, text: str) -> bool:
         """Return true if a text has a token."""
@@ -227,10 +232,10 @@ class Rouge(Metric):
         scores = {name: float(mean) for (name, _, _), mean in zip(self.titles[-2:], means, strict=True)}
         return scores | {"unparsed": sum(not self.is_readable(text) for text in predictions)}
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
         return self.means(predictions, golds)
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         return rouge_scores(predictions, golds, self.tokenizer)[:, 0]
 
     def notes(self, golds: Texts) -> list[str]:

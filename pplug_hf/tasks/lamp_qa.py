@@ -15,12 +15,12 @@ nothing can be trained on these rows, and a judge of yours, usually a language m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from ..errors import ConfigurationError
-from .metrics import Judged, Metric, Texts, register_metric
+from .metrics import Judged, Metric, Options, Texts, register_metric
 from .task import PromptFormat, Task
 
 
@@ -32,7 +32,7 @@ class RubricJudge(Metric):
     fields = ("question", "narrative", "category", "rubric_aspects")
     needs_golds = False
 
-    def judge(self, answer: str, aspect: Mapping[str, Any], extra: Mapping[str, Any]) -> float:
+    def judge(self, answer: str, aspect: Mapping[str, object], extra: Mapping[str, object]) -> float:
         """Return how well an answer covers one aspect.
 
         Args:
@@ -53,16 +53,16 @@ class RubricJudge(Metric):
                 "and register_metric(YourJudge(), exist_ok=True) before you score."
             )
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         self.check()
         scores = []
-        for answer, extra in zip(predictions, options["extra"], strict=True):
+        for answer, extra in zip(predictions, options.get("extra", ()), strict=True):
             aspects = _aspects(extra.get("rubric_aspects"))
             scores.append(np.mean([self.judge(answer, aspect, extra) for aspect in aspects]) if aspects else 0.0)
         return np.array(scores, dtype=np.float64)
 
 
-def _aspects(value: Any) -> list[Mapping[str, Any]]:
+def _aspects(value: Any) -> list[Mapping[str, object]]:
     """Return aspects as a list; `datasets` may hand them over as a dict of columns."""
     if isinstance(value, Mapping):
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]

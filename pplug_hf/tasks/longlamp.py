@@ -13,13 +13,13 @@ The e-mail task follows that code alone: its data cannot be had to try it.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 from .task import PromptFormat, Task
 
-_ANY: dict[str, Any] = {"metric": "meteor", "max_new_tokens": 1024}
+_task = partial(Task, metric="meteor", max_new_tokens=1024)
 
-ABSTRACT = Task(
+ABSTRACT = _task(
     name="LongLaMP-abstract",
     user_field="name",
     query_marker='abstract for the title "',
@@ -39,9 +39,8 @@ ABSTRACT = Task(
     ),
     # A profile has no keywords, and those of another paper would be wrong: the title is all that is known.
     history_prompt_template='Generate an abstract for the title "{title}" using the following items: {title}',
-    **_ANY,
 )
-REVIEW = Task(
+REVIEW = _task(
     name="LongLaMP-review",
     user_field="reviewerId",
     query_marker='product with description "',
@@ -62,9 +61,8 @@ REVIEW = Task(
     ),
     history_prompt_template="Generate the review text written by a reviewer who has a given an overall rating of "  # sic
     '"{overall}" for a product with description "{description}". The summary of the review text is "{summary}".',
-    **_ANY,
 )
-TOPIC = Task(
+TOPIC = _task(
     name="LongLaMP-topic",
     user_field="author",
     query_marker="reddit post",
@@ -80,9 +78,8 @@ TOPIC = Task(
         reserved="Following the given patterns,",
         frame_tokens=3,
     ),
-    **_ANY,
 )
-EMAIL = Task(
+EMAIL = _task(
     name="LongLaMP-email",
     query_marker=":",
     query_field="title",
@@ -91,6 +88,5 @@ EMAIL = Task(
     item_template_unlabelled="{title}: {text}",
     retrieval_template="{text}",
     prompt=PromptFormat(item='"{title}" is the title for "{text}" ', cut="text"),
-    **_ANY,
 )
 TASKS = (ABSTRACT, REVIEW, TOPIC, EMAIL)

@@ -13,14 +13,15 @@ task = Task(metric="length", ...)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
 from ..errors import ConfigurationError
 
 Texts: TypeAlias = Sequence[str]
+Fallback = Literal["farthest", "first-digit"]
 
 
 class Judged(Protocol):
@@ -31,6 +32,13 @@ class Judged(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]: ...
+
+
+class Options(TypedDict, total=False):
+    """What a metric takes besides answers, golds and their task; see `Metric`."""
+
+    fallback: Fallback
+    extra: Sequence[Mapping[str, object]]
 
 
 class Metric(ABC):
@@ -62,7 +70,7 @@ class Metric(ABC):
         """Raise a `ConfigurationError` if it cannot judge, before anything is answered."""
 
     @abstractmethod
-    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         """Return the main score of each answer.
 
         Args:
@@ -76,7 +84,7 @@ class Metric(ABC):
             [n] in fp64.
         """
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
         """Return all scores of a set of answers, and `unparsed`, how many could not be read.
 
         Args:

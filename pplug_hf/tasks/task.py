@@ -18,14 +18,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from string import Formatter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from ..errors import ConfigurationError
 from .items import field_text, fields_of, item_text, text_of
-from .lamp_metrics import Fallback, clean, warn_notes
-from .metrics import Texts, get_metric
+from .lamp_metrics import clean, warn_notes
+from .metrics import Fallback, Metric, Options, Texts, get_metric
 from .recipes import Recipe, register_recipe, spelled
 from .text_metrics import METRICS  # with all of this package's in it
 
@@ -243,7 +243,7 @@ class Task:
         """True if history items carry a label of their own."""
         return self.answer_field is not None and (bool(self.labels) or not self.is_free_text)
 
-    def label_of(self, answer: Any) -> str:
+    def label_of(self, answer: object) -> str:
         """Return an answer as a label: a number equal to a label's number is that label, so 5.0 is "5".
 
         Args:
@@ -255,7 +255,7 @@ class Task:
         text = text_of(answer).strip()
         return text if text in self.labels else _by_number(self.labels).get(_number(text), text)
 
-    def item_label(self, item: Mapping[str, Any]) -> str:
+    def item_label(self, item: Mapping[str, object]) -> str:
         """Return the answer in a history item by the same rule; empty if it has none, or one that is not a label.
 
         Args:
@@ -297,7 +297,7 @@ class Task:
         found = re.search(self.retrieval_query_pattern, input_text) if self.retrieval_query_pattern else None
         return " ".join(group or "" for group in found.groups()) if found else self.query(input_text)
 
-    def retrieval_text(self, item: Mapping[str, Any]) -> str:
+    def retrieval_text(self, item: Mapping[str, object]) -> str:
         """Return the text of an item for rankers of words, which see no tags and scores in the benchmark.
 
         Args:
@@ -311,11 +311,11 @@ class Task:
         """
         return item_text(item, self.retrieval_template or self.item_template_unlabelled)
 
-    def prompt_for(self, item: Mapping[str, Any], like: str) -> str:
+    def prompt_for(self, item: Mapping[str, object], like: str) -> str:
         """Return an input that asks for the answer of a history item; arguments and errors as in `question`."""
         return self.question(item, like)[0]
 
-    def question(self, item: Mapping[str, Any], like: str) -> tuple[str, str]:
+    def question(self, item: Mapping[str, object], like: str) -> tuple[str, str]:
         """Return a history item as a question, to train on histories.
 
         Args:
@@ -336,7 +336,7 @@ class Task:
         query = field_text(item, self.query_field)
         return before + query + after, query
 
-    def own_question(self, item: Mapping[str, Any]) -> tuple[str, str]:
+    def own_question(self, item: Mapping[str, object]) -> tuple[str, str]:
         """Return what a history item answers by itself, where it carries no answer of the task.
 
         Args:
@@ -349,7 +349,7 @@ class Task:
         values = {name: _Divided(field_text(item, name)) for name in fields_of(self.own_prompt + self.own_answer)}
         return self.own_prompt.format_map(values), self.own_answer.format_map(values)
 
-    def item_text(self, item: Mapping[str, Any], labelled: bool = True) -> str:
+    def item_text(self, item: Mapping[str, object], labelled: bool = True) -> str:
         """Return the text of an item for the history encoder.
 
         Args:
@@ -444,7 +444,7 @@ def get_task(name: str | Task) -> Task:
     )
 
 
-Extra: TypeAlias = Sequence[Mapping[str, Any]] | None
+Extra: TypeAlias = Sequence[Mapping[str, object]] | None
 
 
 def score(
@@ -468,7 +468,9 @@ def score(
         MismatchError: predictions and golds differ in number, there are none, or a gold is impossible.
         ConfigurationError: no such task or fallback, or the metric needs `extra`.
     """
-    return _judge("score", task, predictions, golds, fallback, extra)
+    metric, task, predictions, golds, options = _judged(task, predictions, golds, fallback, extra)
+    warn_notes(metric, golds)
+    return metric.score(predictions, golds, task, **options)
 
 
 def per_example(
@@ -479,7 +481,8 @@ def per_example(
     Returns:
         For LaMP correctness (0 or 1), absolute error, or ROUGE-1, [n]. Its mean is `score(...)[main_metric(task)]`.
     """
-    return _judge("per_example", task, predictions, golds, fallback, extra)
+    metric, task, predictions, golds, options = _judged(task, predictions, golds, fallback, extra)
+    return metric.per_example(predictions, golds, task, **options)
 
 
 def main_metric(task: Task | str) -> str:
@@ -492,10 +495,13 @@ def higher_is_better(task: Task | str) -> bool:
     return get_metric(get_task(task).metric).higher_is_better
 
 
-def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fallback: str, extra: Extra) -> Any:
+def _judged(
+    task: Task | str, predictions: Texts, golds: Texts, fallback: Fallback, extra: Extra
+) -> tuple[Metric, Task, Texts, Texts, Options]:
+    """Return the metric, the task, clean answers and golds, and what this metric takes of the rest."""
     task = get_task(task)
     metric = get_metric(task.metric)
-    options: dict[str, Any] = {"fallback": fallback} if metric.fallbacks else {}
+    options: Options = {"fallback": fallback} if metric.fallbacks else {}
     if metric.fields:
         if extra is None:
             raise ConfigurationError(
@@ -504,7 +510,4 @@ def _judge(method: str, task: Task | str, predictions: Texts, golds: Texts, fall
             )
         options["extra"] = extra
     predictions, golds = clean(predictions, golds)
-    golds = [task.label_of(gold) for gold in golds]
-    if method == "score":
-        warn_notes(metric, golds)
-    return getattr(metric, method)(predictions, golds, task, **options)
+    return metric, task, predictions, [task.label_of(gold) for gold in golds], options

@@ -13,10 +13,12 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import DataError, MissingFileError
 from .task import PromptFormat, Task, get_task
+
+T = TypeVar("T", Task, PromptFormat)
 
 
 def find_task(task: Task | str | None) -> Task | None:
@@ -52,7 +54,7 @@ def read_task(path: str | Path) -> Task:
     return _build(Task, content, f"The task file {str(path)!r}")
 
 
-def _build(kind: type, content: Any, where: str) -> Any:
+def _build(kind: type[T], content: object, where: str) -> T:
     """Return a dataclass made of a JSON object, its fields checked by name and type."""
     if not isinstance(content, Mapping):
         raise DataError(f"{where} must hold a JSON object, not {_json_type(content)}.")
@@ -73,7 +75,7 @@ def _build(kind: type, content: Any, where: str) -> Any:
     return kind(**{name: _value(hints[name], value, f"{where}, field {name!r},") for name, value in content.items()})
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: object, value: object, where: str) -> Any:
     """Return a JSON value as the type of a field; lists become tuples."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -93,6 +95,6 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number"}
+def _json_type(value: object) -> str:
+    names: dict[type, str] = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number"}
     return names.get(type(value), "null" if value is None else "a number")

@@ -16,14 +16,14 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from ..optional import require
 from .lamp_metrics import Rouge
 from .metrics import METRICS as METRICS
-from .metrics import Judged, Texts, register_metric
+from .metrics import Judged, Options, Texts, register_metric
 
 _BY_CHARACTER = "".join(
     rf"\p{{scx={script}}}" for script in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
@@ -37,13 +37,13 @@ class UnicodeTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words of a text, compared without case and compatibility forms."""
-        return _token_pattern().findall(unicodedata.normalize("NFKC", text).casefold())
+        return _word_finder()(unicodedata.normalize("NFKC", text).casefold())
 
 
 @cache
-def _token_pattern() -> Any:
+def _word_finder() -> Callable[[str], list[str]]:
     regex = require("regex", "eval", "The metric rouge-unicode")
-    return regex.compile(_TOKEN, regex.V1)
+    return regex.compile(_TOKEN, regex.V1).findall
 
 
 class UnicodeRouge(Rouge):
@@ -54,7 +54,7 @@ class UnicodeRouge(Rouge):
     tokenizer = UnicodeTokenizer()
 
     def is_readable(self, text: str) -> bool:
-        return bool(self.tokenizer.tokenize(text))
+        return bool(UnicodeTokenizer().tokenize(text))
 
 
 class Meteor(Rouge):
@@ -63,11 +63,11 @@ class Meteor(Rouge):
     name, main = "meteor", "meteor"
     titles = (("meteor", "METEOR", "meteor"), *Rouge.titles)
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> dict[str, float]:
+    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
         mean = float(self.per_example(predictions, golds, task).mean())
         return {"meteor": mean, **self.means(predictions, golds)}
 
-    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Any) -> np.ndarray:
+    def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         return np.array([meteor(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)])
 
 
@@ -84,7 +84,7 @@ def meteor(prediction: str, gold: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    tokenize = _nltk("tokenize", "NLTKWordTokenizer").tokenize
+    tokenize = _word_tokenizer()
     return [word.lower() for sentence in re.split(r"(?<=[.!?])\s+", text) for word in tokenize(sentence)]
 
 
@@ -107,12 +107,17 @@ def _alignment(given: Sequence[str], right: Sequence[str]) -> list[tuple[int, in
 
 @cache
 def _stem(word: str) -> str:
-    return _nltk("stem", "PorterStemmer").stem(word)
+    return _stemmer()(word)
 
 
 @cache
-def _nltk(module: str, name: str) -> Any:
-    return getattr(require(f"nltk.{module}", "eval", "METEOR"), name)()
+def _word_tokenizer() -> Callable[[str], list[str]]:
+    return require("nltk.tokenize", "eval", "METEOR").NLTKWordTokenizer().tokenize
+
+
+@cache
+def _stemmer() -> Callable[[str], str]:
+    return require("nltk.stem", "eval", "METEOR").PorterStemmer().stem
 
 
 for _metric in (UnicodeRouge(), Meteor()):

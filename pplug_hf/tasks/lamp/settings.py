@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from ..recipes import Recipe, spelled
 from ..task import Task
@@ -29,7 +29,7 @@ _NOT_REPRODUCED = (
     "be what made their table; here a batch has 64.",
 )
 
-Changes: TypeAlias = Mapping[str, tuple[Any, str]]
+Changes: TypeAlias = Mapping[str, tuple[object, str]]
 
 _SHARED = {"backbone_dtype": "bfloat16", "max_length": 256, "max_items": 512}
 _PAPER_TRAINING = {
@@ -96,8 +96,8 @@ MANY_EXAMPLES = "Every item is an example, so a pass is long."
 
 def paper_recipe(
     task: Task,
-    training: dict[str, Any] | None = None,
-    answering: dict[str, Any] | None = None,
+    training: dict[str, object] | None = None,
+    answering: dict[str, object] | None = None,
     not_reproduced: tuple[str, ...] = (),
     item_template: str = "",
 ) -> Recipe:
@@ -153,6 +153,6 @@ def our_recipe(task: Task, paper: Recipe, training: Changes | None = None, plug:
     )
 
 
-def _changed(settings: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+def _changed(settings: Mapping[str, object], changes: Changes) -> dict[str, object]:
     changed = {**settings, **{name: value for name, (value, _) in changes.items()}}
     return {name: value for name, value in changed.items() if value is not None or name not in changes}
