@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
 from ..modeling import PPlugForConditionalGeneration
-from ..modeling.persona import Persona
+from ..modeling.persona import Persona, PersonaLike
 from .constrained import only_labels
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def answer(
     processor: PPlugProcessor,
     prompts: Sequence[str],
     *,
-    personas: Sequence[object] | None = None,
+    personas: Sequence[PersonaLike] | None = None,
     queries: Sequence[str] | Tensor | None = None,
     persona_positions: Tensor | None = None,
     persona_strength: float | None = None,
