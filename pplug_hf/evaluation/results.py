@@ -81,10 +81,14 @@ def _checked(content: dict[str, Any]) -> dict[str, Any]:
     if not metrics:
         raise KeyError(f"one of the metrics {', '.join(titles)} in every row")
     return {
-        **{"task": _name(content["task"]), "split": _name(settings["split"])},
-        **{"examples": _number(content["examples"]), "users": _number(content["users"])},
+        "task": _name(content["task"]),
+        "split": _name(settings["split"]),
+        "examples": _number(content["examples"]),
+        "users": _number(content["users"]),
         **{key: _number(settings.get(key) or 0) for key in _DECODING},
-        **{"reference": _name(content["reference"]), "metrics": metrics, "rows": rows},
+        "reference": _name(content["reference"]),
+        "metrics": metrics,
+        "rows": rows,
         "style_of_golds": _numbers(content.get("style_of_golds")),
     }
 

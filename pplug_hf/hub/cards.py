@@ -108,9 +108,16 @@ def write_card(
         metadata.setdefault("model-index", index)
     template = config.item_template or ""
     text = _TEMPLATE.render(
-        **{"repo": repo_id, "subfolder": subfolder if re.fullmatch(_SUBFOLDER, subfolder) else "", "data": data},
-        **{"config": config, "backbone": backbone, "encoder": encoder, "weights": weights},
-        **{"results": bench, "mark": mark, "known": known},
+        repo=repo_id,
+        subfolder=subfolder if re.fullmatch(_SUBFOLDER, subfolder) else "",
+        data=data,
+        config=config,
+        backbone=backbone,
+        encoder=encoder,
+        weights=weights,
+        results=bench,
+        mark=mark,
+        known=known,
         fields=sorted(filter(str.isidentifier, fields_of(template)), key=lambda name: template.index(f"{{{name}}}")),
         trainable=sum(map(math.prod, weight_shapes(folder).values())) if trainable is None else trainable,
         **_training(Path(folder, TRAIN_SETTINGS), config),
