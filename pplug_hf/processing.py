@@ -202,6 +202,23 @@ class PPlugProcessor(ProcessorMixin):
         rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
         return self._batch(rows, answers is not None, given, positions=self.chat or persona_offset is not None)
 
+    def length_notes(self, prompts: Sequence[str], max_length: int) -> list[str]:
+        """Return a sentence about prompts that are longer than the budget: the middle of their text is lost.
+
+        Args:
+            prompts: n of them.
+            max_length: tokens of a prompt, the template of a chat included.
+        """
+        special = len(self.rows(["?"])[0].ids) - len(self.tokenizer("?", add_special_tokens=False)["input_ids"])
+        limit = max_length - special
+        given = {"add_special_tokens": False, "truncation": True, "max_length": max(limit, 0) + 1}
+        if not (cut := sum(len(ids) > limit for ids in self.tokenizer(list(prompts), **given)["input_ids"])):
+            return []
+        return [
+            f"{cut} of {len(prompts)} prompts have more than max_length={max_length} tokens and lose the middle of their "
+            "text."
+        ]
+
     def rows(
         self,
         prompts: Sequence[str],

@@ -19,6 +19,7 @@ from pplug_hf import PPlugForConditionalGeneration, PPlugModel
 from pplug_hf.cli import _COMMANDS, main
 from pplug_hf.configuration.pplug import choices
 from pplug_hf.errors import ConfigurationError, MissingPackageError
+from pplug_hf.evaluation import plots
 from pplug_hf.optional import require
 from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.version import __version__
@@ -433,6 +434,7 @@ def test_a_missing_package(place, tmp_path, capsys, monkeypatch, package, messag
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
+    plots._matplotlib.cache_clear()
     fails(capsys, 1, message, *arguments[package])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.examples import Source, has_split, read_examples
 from ..data.histories import newest, split_users
-from ..data.records import Example, data_digest, some
+from ..data.records import Example, data_digest, history_notes, some
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison, save_results, to_json
@@ -36,7 +36,6 @@ from ..modeling.plug_folder import load_config
 from ..storage.files import write_text
 from ..tasks.task import Task, main_metric
 from ..version import __version__
-from .data_warnings import warn_short_histories, warn_truncated_prompts
 from .options import AnsweringSettings, BenchSettings
 
 _TRAINED = {"plug", "training", "artefact"}  # in the keys of rows that training made
@@ -165,8 +164,10 @@ def answer_rows(
         Comparison(task, examples, "")  # raises if an example has no gold
     print(f"{task.name}, {settings.split}: {len(examples)} questions of {len({e.user for e in examples})} users")
     asked = [part for method, *_ in methods.values() for part in (method, getattr(method, "retrieval", None))]
-    warn_short_histories(examples, max((part.k for part in asked if isinstance(part, Retrieval)), default=1))
-    warn_truncated_prompts(resources.processor, examples, settings.max_length)
+    most = max((part.k for part in asked if isinstance(part, Retrieval)), default=1)
+    prompts = [e.prompt for e in examples]
+    for note in [*history_notes(examples, most), *resources.processor.length_notes(prompts, settings.max_length)]:
+        print(note)
     return resources, runner.run(methods)
 
 

@@ -9,11 +9,10 @@ from ..data.item_log import find_files
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling import Personalizer
-from ..modeling.encoders import freeze_encoder, load_encoder
+from ..modeling.encoders import freeze_encoder, length_notes, load_encoder
 from ..serving.bulk import encode_items
 from ..serving.open_store import open_store
 from ..tasks.task import Task
-from .data_warnings import warn_truncated_items
 from .generate import read_history
 from .options import EncodeSettings
 
@@ -50,7 +49,8 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
             texts.update(dict.fromkeys(found.item_text(item, settings.labelled_items) for item in example.history))
     encoder = freeze_encoder(load_encoder(settings.encoder, device=settings.device))
     prompt = encoder.prompts.get("document") or "" if settings.history_prompt is None else settings.history_prompt
-    warn_truncated_items(encoder, texts, prompt)
+    for note in length_notes(encoder, texts, prompt):
+        print(note)
     store = VectorStore(encoder, prompt, settings.vectors)
     store(list(texts), batch_size=settings.batch_size)
     print(f"{len(texts)} distinct items: {store.encoded} encoded now, {len(texts) - store.encoded} were in the store.")

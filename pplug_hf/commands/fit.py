@@ -9,14 +9,13 @@ from dataclasses import fields
 
 from ..data.examples import Source, read_examples, read_others
 from ..data.histories import UserSplit, newest, split_users, three_way_split
-from ..data.records import Example
+from ..data.records import Example, history_notes
 from ..errors import ConfigurationError, DataError
 from ..methods.artefacts import Artefact
 from ..methods.fit_options import FIT, options_of
 from ..methods.fitting import FitJob
 from ..methods.resources import Decoding, Resources
 from ..tasks.task import Task
-from .data_warnings import warn_short_histories
 from .options import FitSettings
 
 
@@ -64,7 +63,8 @@ def fit(
         resume=settings.resume,
     )
     print(f"{task.name}: {', '.join(f'{_counted(part)} to {use}' for part, use in zip(users, _USES, strict=True))}")
-    warn_short_histories(users.fit)
+    for note in history_notes(users.fit):
+        print(note)
     function = FIT[settings.method][1]
     if isinstance(function, str):
         module, _, name = function.partition(":")

@@ -10,11 +10,10 @@ from ..data.examples import Source, stream
 from ..data.records import Example
 from ..data.report import HistoryReport, describe
 from ..errors import DataError
-from ..modeling.encoders import load_encoder
+from ..modeling.encoders import length_notes, load_encoder
 from ..storage.files import write_text
 from ..tasks.task import Task
 from ..tasks.task_files import find_task
-from .data_warnings import warn_truncated_items
 from .options import ReportSettings
 
 
@@ -42,7 +41,8 @@ def report(settings: ReportSettings, task: Task | None = None, data: Source | No
     print(found)
     if settings.encoder is not None:
         encoder = load_encoder(settings.encoder)
-        warn_truncated_items(encoder, items, encoder.prompts.get("document") or "")
+        for note in length_notes(encoder, items, encoder.prompts.get("document") or ""):
+            print(note)
     if settings.output:
         write_text(Path(settings.output), json.dumps(found.to_dict(), indent=2) + "\n")
     return found

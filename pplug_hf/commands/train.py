@@ -31,14 +31,14 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.dataset import PersonaDataset
 from ..data.examples import Source, has_split, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
-from ..data.records import Example, data_digest
+from ..data.records import Example, data_digest, history_notes, label_notes
 from ..data.synthetic import synthetic_examples
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError, DataError
 from ..evaluation.compare import to_json
 from ..modeling import PPlugForConditionalGeneration
 from ..modeling.device import checked_device
-from ..modeling.encoders import item_texts
+from ..modeling.encoders import item_texts, length_notes
 from ..modeling.prompt_cache import PromptCache, size_in_bytes
 from ..optional import require
 from ..processing import PPlugProcessor
@@ -47,7 +47,6 @@ from ..storage.layout import HIDDEN, PROMPTS, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
 from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
-from .data_warnings import warn_foreign_labels, warn_short_histories, warn_truncated_items, warn_truncated_prompts
 from .options import TrainSettings
 from .progress import TrainingProgress, learned, saved
 
@@ -135,7 +134,8 @@ def _train(
         ):  # or the Trainer would keep the later steps of that run
             shutil.rmtree(old.parent)
     checkpoint = checkpoint if settings.resume else None
-    warn_truncated_prompts(processor, [*examples, *validation], settings.max_length)
+    for note in processor.length_notes([e.prompt for e in (*examples, *validation)], settings.max_length):
+        print(note)
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
@@ -311,8 +311,8 @@ def choose_examples(
             f"Only {validating} held-out users choose the best checkpoint, which leaves much to chance: raise "
             f"validation_users (now {settings.validation_users}), or train on more users."
         )
-    warn_foreign_labels(task, examples)
-    warn_short_histories(examples)
+    for note in [*label_notes(task, examples), *history_notes(examples)]:
+        print(note)
     return task, examples, validation
 
 
@@ -332,7 +332,8 @@ def make_datasets(
     if settings.use_history:
         distinct = {id(item): item for example in (*train, *validation) for item in example.history}
         texts = dict.fromkeys(item_texts(list(distinct.values()), config.item_template))
-        warn_truncated_items(model.history_encoder, texts, config.history_prompt)
+        for note in length_notes(model.history_encoder, texts, config.history_prompt):
+            print(note)
     made = [
         PersonaDataset(
             examples,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.tasks.items import fields_of, is_null, item_text, parse_date, text_of
+from pplug_hf.tasks.items import field_text, fields_of, is_null, item_text, parse_date, text_of
 from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
 
@@ -378,6 +378,25 @@ def _note_nulls_and_dates(
     repairs.add("year_only", id_, years)
     repairs.add("odd_date", id_, odd)
     repairs.add("unordered", id_, not ordered)
+
+
+def history_notes(examples: Sequence[Example], k: int = 1) -> list[str]:
+    """Return sentences about histories that are empty, or have fewer than the k items that are asked for."""
+    lengths, notes = [len(e.history) for e in examples], []
+    if empty := lengths.count(0):
+        notes.append(f"{empty} of {len(examples)} histories are empty: these users are answered as new ones.")
+    if short := sum(0 < length < k for length in lengths):
+        notes.append(f"{short} of {len(examples)} histories have fewer than {k} items and are shown whole.")
+    return notes
+
+
+def label_notes(task: Task, examples: Sequence[Example]) -> list[str]:
+    """Return a sentence about history items whose answer is not a label: they are never trained on."""
+    items = {id(item): item for e in examples for item in e.history}.values()
+    foreign = sum(bool(field_text(item, task.answer_field)) and not task.item_label(item) for item in items)
+    if not foreign:
+        return []
+    return [f"{foreign} of {len(items)} history items have an answer that is not a label of {task.name}."]
 
 
 def data_digest(task: Task, examples: Sequence[Example], *, answers: bool) -> str:

@@ -41,7 +41,7 @@ from ..configuration.pplug import DTYPES
 from ..errors import ConfigurationError, PPlugError
 from ..optional import require
 from ..storage.location import Location, cached_commit, split_gguf
-from .prefix import word_embeddings
+from .prefix import make_contiguous, word_embeddings
 
 CHAT_CHOICES = ("auto", "always", "never")
 
@@ -209,8 +209,8 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
     backbone.requires_grad_(False)
     output = backbone.get_output_embeddings()
     # Once, however many plugs freeze the backbone.
-    if output is not None and _make_contiguous not in output._forward_pre_hooks.values():
-        output.register_forward_pre_hook(_make_contiguous)
+    if output is not None and make_contiguous not in output._forward_pre_hooks.values():
+        output.register_forward_pre_hook(make_contiguous)
     for module in backbone.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -222,15 +222,6 @@ def freeze_backbone(backbone: PreTrainedModel) -> None:
                 module.config = _Quiet(config)  # type: ignore[assignment]
     vars(backbone)["train"] = partial(_train, backbone)
     backbone.train(backbone.training)
-
-
-def _make_contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
-
-    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
-    it copies the frozen weight, the whole vocabulary, once per row.
-    """
-    return tuple(map(Tensor.contiguous, inputs))
 
 
 def _train(backbone: PreTrainedModel, mode: bool = True) -> PreTrainedModel:

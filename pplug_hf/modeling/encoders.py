@@ -142,6 +142,21 @@ def encoder_size(encoder: SentenceTransformer) -> int:
     return _digest_and_dim(encoder)[1]
 
 
+def length_notes(encoder: SentenceTransformer, texts: Iterable[str], prompt: str = "") -> list[str]:
+    """Return a sentence about items that are longer than the encoder reads."""
+    limit, texts = encoder.max_seq_length, list(texts)
+    if limit is None:
+        return []
+    # A token is at least one byte; most items are too short to be worth counting.
+    long = [prompt + text for text in texts if len((prompt + text).encode("utf-8", "replace")) > limit - 2]
+    tokens = encoder.tokenizer(long, truncation=True, max_length=limit + 1)["input_ids"] if long else []
+    if not (cut := sum(len(ids) > limit for ids in tokens)):
+        return []
+    return [
+        f"{cut} of {len(texts)} items are longer than the {limit} tokens that the encoder reads and lose their end."
+    ]
+
+
 def item_texts(history: Iterable[object], template: str | None) -> list[str]:
     """Return the text of every item, as the encoder reads it.
 

@@ -198,6 +198,15 @@ def check_positions(limit: int | None, attention_mask: Tensor, prefix_length: in
         )
 
 
+def make_contiguous(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy a slice of the hidden states, [B, L, H] of `logits_to_keep`, before the output layer multiplies it.
+
+    torch folds a batch into one matrix product only if the input is contiguous or the weight needs a gradient. Otherwise
+    it copies the frozen weight, the whole vocabulary, once per row.
+    """
+    return tuple(map(Tensor.contiguous, inputs))
+
+
 def checked_ids(input_ids: object, attention_mask: Tensor | None, labels: Tensor | None, aligned: bool) -> Tensor:
     """Return a batch of token ids, if its mask has its shape and its labels have rows and places for them.
 
