@@ -207,7 +207,7 @@ def possible(task: str, kind: str) -> bool:
     return task in SYNTHETIC_USERS if kind == "real" else True
 
 
-SHORT_RATES = {"instruction-only-mlp": (3e-2, 1e-1, 2e-1, 3e-1), "pplug": (1e-2, 3e-2, 6e-2, 1e-1)}
+SHORT_RATES = dict.fromkeys(("instruction-only-mlp", "pplug"), (3e-2, 1e-1, 2e-1, 3e-1))
 SHORT = (replace(INSTRUCTIONS[2], greedy=True), PPLUG)
 SHORT_OF = {"LaMP_2": (*SHORT, replace(MAIN[4], family="pplug"))}  # where eight tokens were much better than four
 RATES_OF = {"LaMP_5": "LaMP_4"}  # tasks that are not tuned, and whose rates they take
