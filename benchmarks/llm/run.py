@@ -308,7 +308,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, help="tokens of one pass with gradients (default: 5000, on a CPU 1500)")
     parser.add_argument("--new-tokens", type=int, default=24, help="of an answer in free text")
     parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--short", type=int, nargs="+", default=[], metavar="SEED", help="the short plan, for a CPU: these seeds in step")
+    parser.add_argument(
+        "--short",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="SEED",
+        help="the short plan, for a CPU: these seeds in step",
+    )
     parser.add_argument("--bf16", action="store_true", help="on a CPU, too")
     parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
