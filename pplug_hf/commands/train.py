@@ -209,7 +209,7 @@ def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, object]:
 
 
 class _Run(TypedDict):
-    """What a training is determined by."""
+    """Everything that determines a training; a run resumes only if it is the same."""
 
     settings: dict[str, object]
     plug: dict[str, object]

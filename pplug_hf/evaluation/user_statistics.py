@@ -1,4 +1,4 @@
-"""What paired scores say about users: intervals, tests, and means in which each user counts once.
+"""Intervals, tests and means over users from paired scores; in some of the means each user counts once.
 
 Answers to one user's questions resemble each other, so examples are not independent draws, but users are. Drawing
 examples instead would give intervals that are too narrow, above all if a few users ask many questions. And a mean over

@@ -35,7 +35,7 @@ class Judged(Protocol):
 
 
 class Options(TypedDict, total=False):
-    """What a metric takes besides answers, golds and their task; see `Metric`."""
+    """Options of a metric besides answers, golds and their task; see `Metric`."""
 
     fallback: Fallback
     extra: Sequence[Mapping[str, object]]
