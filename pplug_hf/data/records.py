@@ -145,7 +145,7 @@ def examples(
     for position, each in enumerate(raw):
         row = _checked_row(each, keys, where, position)
         id_ = _row_id(row, position, keys, where, repairs)
-        _check_text(row, ("output", *(fields_of(task.input_template) or ("input",))), id_, where)
+        _check_text(row, ("output", *(sorted(fields_of(task.input_template)) or ("input",))), id_, where)
         if id_ in seen:
             repeated[id_] = None
         seen.add(id_)
