@@ -47,7 +47,10 @@ def make_rows(task, seed, users=USERS):
     for user in range(users):
         history = []
         for number in range(2 * user):
-            item = {name: words(rng, 6) for name in sorted(task.fields)} | {"id": f"{user}-{number}", "date": f"20{number:02}"}
+            item = {name: words(rng, 6) for name in sorted(task.fields)} | {
+                "id": f"{user}-{number}",
+                "date": f"20{number:02}",
+            }
             if task.answer_field:
                 item[task.answer_field] = answer()
             history.append(item)

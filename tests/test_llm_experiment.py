@@ -16,7 +16,7 @@ from corpus import SPLITS, Corpus, Sizes
 from lockstep import Reader
 from plan import Group, Setting, groups, instruction, tuned
 from run import Board
-from training import Schedule, batches_of, run
+from training import Schedule, Trained, batches_of, run, train
 
 BEFORE = [[7, 8, 9, 10], [11, 12], [13, 14, 15]]
 AFTER = [[5, 6], [5, 16, 6], [6]]
@@ -159,6 +159,40 @@ def test_a_small_run(data, tokenizer, tmp_path):
         assert abs(loss.item() * len(prompt.answers[i]) - rows["pplug"]["nll"][i]) < 1e-3
 
 
+def test_a_stopped_training_goes_on(data, tokenizer, tmp_path, monkeypatch):
+    corpus = Corpus(data, "LaMP_4", tiny.shared_encoder(), tokenizer, tmp_path / "work", Sizes(30, 4, 6))
+    reader = Reader(tiny.backbone("qwen3").requires_grad_(False), pad=0)
+    settings = Setting("pplug", "pplug", {"projector_size": 8}), instruction("instruction-only", projector_size=8)
+    group, kept = Group("LaMP_4", "short", 0, settings, seeds=(0, 1)), tmp_path / "unfinished" / "x.safetensors"
+
+    def trained(steps=12, kept=None):
+        schedule = Schedule(steps=steps, batch_size=8, validations=3)
+        return train(group, corpus, reader, tiny.shared_encoder(), lambda setting: 3e-2, schedule, kept)
+
+    expected, steps, step = trained(), [], Trained.step
+
+    def stopped(self, done, warmup):
+        if len(steps) == 4 * 10:
+            raise InterruptedError
+        steps.append(done)
+        step(self, done, warmup)
+
+    monkeypatch.setattr(Trained, "step", stopped)
+    with pytest.raises(InterruptedError):
+        trained(kept=kept)
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+    steps.clear()
+    found = trained(kept=kept)
+    assert len(steps) == 4 * 4  # of four plugs, from the eighth step on
+    for one, other in zip(found, expected, strict=True):
+        assert one.curve == other.curve and one.best == pytest.approx(other.best, abs=1e-5)
+        for name, weight in other.plug.state_dict().items():
+            assert torch.equal(one.plug.state_dict()[name], weight), name
+    steps.clear()
+    trained(steps=6, kept=kept)  # another training begins anew
+    assert len(steps) == 4 * 6
+
+
 def test_prompts_are_the_processors(data, tokenizer, tmp_path):
     corpus = Corpus(data, "LaMP_4", tiny.shared_encoder(), tokenizer, tmp_path, Sizes(30, 4, 6))
     model = tiny.model("qwen3", placement="answer", chat="never")
@@ -199,6 +233,13 @@ def test_groups_wait_for_their_learning_rates(tmp_path):
     assert again.claim(tune.key) is False
     again.claim("ready-LaMP_2")
     assert {again.next("LaMP_2").name for _ in range(2)} == {"untrained-plain", "main"}
+
+
+def test_what_others_have_taken_in_the_same_folder_does_not_count(tmp_path):
+    board, other = Board(tmp_path, ("LaMP_1",), seeds=(0,)), Board(tmp_path, ("LaMP_3",), seeds=(0,))
+    for name in ("ready-LaMP_3", *(group.key for group in other.groups)):
+        board.claim(name)
+    assert other.is_taken() and not board.is_taken()
 
 
 def test_families_have_as_many_trials():

@@ -5,8 +5,8 @@
     python benchmarks/llm/tables.py --data ../shared/lamp --output runs/llm    # tables and prediction files, on a CPU
 
 Several processes share the device. Each takes the next group of plugs (plan.py), trains it in step (training.py) and
-asks it; a finished group is one file, which a later run keeps. At the deadline they are stopped, and `results.tar` in
-the output folder holds what there is.
+asks it; a finished group is one file, which a later run keeps, and a training that was stopped goes on from its last
+validation. At the deadline they are stopped, and `results.tar` in the output folder holds what there is.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False, seeds: tuple[int, ...] = ()):
-        self.folder, self.short = folder, bool(seeds)
+        self.folder, self.tasks, self.short = folder, tasks, bool(seeds)
         self.groups = list(short(tasks, seeds) if seeds else groups(tasks))
         self.prepared = {
             "ready": Corpus.encode,
@@ -109,6 +109,11 @@ class Board:
                 return group
         return None
 
+    def is_taken(self) -> bool:
+        """Return true if nothing is left to take: each group, and what comes before it, is done or somebody does it."""
+        prepared = (f"{name}-{task}" for name in self.prepared for task in self.tasks)
+        return all((self.claims / key).exists() for key in (*(group.key for group in self.groups), *prepared))
+
     def count(self) -> int:
         """Return how many groups are finished."""
         return sum(self.path(group.key).is_file() for group in self.groups)
@@ -151,7 +156,7 @@ def work(args: argparse.Namespace) -> None:
     if args.smoke:
         schedule = replace(schedule, steps=4, batch_size=8, validations=2, validate_on=16)
     prefer = args.tasks[args.worker % len(args.tasks)]
-    while len(list(board.claims.iterdir())) < len(board.groups) + len(board.prepared) * len(args.tasks):
+    while not board.is_taken():
         group = board.next(prefer)
         if group is None:
             if not prepare(args, board, corpus):
@@ -211,9 +216,10 @@ def finish(
     def rate_of(setting: Any) -> float:
         return setting.rate or board.rate(group.task, setting.family)
 
+    kept = args.output / "work" / "unfinished" / f"{group.key}.safetensors"
     for _ in range(3):
         try:
-            results = run(group, corpus, reader, encoder, rate_of, schedule, args.new_tokens, keep)
+            results = run(group, corpus, reader, encoder, rate_of, schedule, args.new_tokens, keep, kept)
             break
         except torch.OutOfMemoryError:  # others fill the device: smaller passes
             reader.budget = reader.budget // 2
@@ -224,6 +230,7 @@ def finish(
     for result in reversed(results):  # the file of the first seed says that the group is finished
         with atomic_write(board.path(result["group"])) as staging:
             staging.write_bytes(gzip.compress(json.dumps(result).encode(), 6))
+    kept.unlink(missing_ok=True)
     return results[0]
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import unfinished
 from corpus import Corpus, Rows
 from lockstep import Reader
 from plan import ABLATIONS, OURS, Group, Setting
@@ -101,6 +103,7 @@ class Trained:
         for name, p in named:
             decay = 0.0 if name.endswith("bias") or "norm" in name.lower() else setting.decay
             kinds.setdefault((rate / 20 if id(p) in encoder else rate, decay), []).append(p)
+        self.device = self.parameters[0].device
         fused = self.parameters[0].is_cuda
         self.optimizer: Any = torch.optim.AdamW(
             [{"params": ps, "lr": lr, "base": lr, "weight_decay": decay} for (lr, decay), ps in kinds.items()],
@@ -183,7 +186,13 @@ class Asked:
 
 
 def train(
-    group: Group, corpus: Corpus, reader: Reader, encoder: Any, rate_of: Any, schedule: Schedule
+    group: Group,
+    corpus: Corpus,
+    reader: Reader,
+    encoder: Any,
+    rate_of: Any,
+    schedule: Schedule,
+    kept: Path | None = None,
 ) -> list[Trained]:
     """Train the plugs of a group in step, and leave them at their best weights by held-out training users.
 
@@ -194,6 +203,7 @@ def train(
         encoder: the frozen sentence encoder.
         rate_of: a setting's learning rate.
         schedule: how long.
+        kept: file for the state at each validation, from which a stopped training goes on.
     """
     plugs = []
     for seed in group.seeds or (group.seed,):
@@ -210,7 +220,9 @@ def train(
     lengths = [len(b) + len(a) for b, a in zip(rows.before, rows.after, strict=True)]
     batches = batches_of(lengths, schedule, np.random.default_rng(group.seed))
     every = max(1, schedule.steps // schedule.validations)
-    for step, batch in enumerate(batches, 1):
+    what = [asdict(schedule), [[p.setting.name, repr(p.setting), p.rate, p.seed] for p in plugs]]
+    begun = unfinished.restore(kept, what, plugs) if kept else 0
+    for step, batch in enumerate(batches[begun:], begun + 1):
         histories: dict[Any, Any] = {}
         softs = []
         for trained in plugs:
@@ -234,6 +246,8 @@ def train(
             for trained, loss in zip(plugs, validate(plugs, reader, *checks, schedule.validate_on), strict=True):
                 trained.validated(loss)
                 trained.plug.train()
+            if kept:
+                unfinished.save(kept, what, plugs, step)
     for trained in plugs:
         trained.restore()
         trained.plug.eval()
@@ -393,17 +407,18 @@ def run(
     schedule: Schedule,
     new_tokens: int,
     keep: Any,
+    kept: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Train and ask a group, and return all of it as JSON takes it, for each of its seeds.
 
     Args:
-        group, corpus, reader, encoder, rate_of, schedule: as of `train`.
+        group, corpus, reader, encoder, rate_of, schedule, kept: as of `train`.
         new_tokens: of an answer.
         keep: called with each trained plug.
     """
     start = time.monotonic()
     schedule = replace(schedule, steps=group.steps or schedule.steps)
-    plugs = train(group, corpus, reader, encoder, rate_of, schedule) if group.settings else []
+    plugs = train(group, corpus, reader, encoder, rate_of, schedule, kept) if group.settings else []
     trained = time.monotonic()
     for plug in plugs:
         keep(plug)
