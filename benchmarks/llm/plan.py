@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from corpus import SYNTHETIC_USERS, TASKS
@@ -20,9 +21,9 @@ OURS: dict[str, Any] = {
     "learn_temperature": True,
     "train_input_encoder": False,
 }
-# Four trials for every family. An instruction alone takes larger steps: nothing but its own numbers moves.
-RATES = {"instruction-only": (3e-3, 1e-2, 3e-2, 1e-1)}
-PLUG_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+# Four trials for every family. Bare numbers need larger steps than a projector, which moves all of them at once.
+PLUG_RATES = (3e-2, 1e-1, 2e-1, 3e-1)
+RATES = {"instruction-only-mlp": PLUG_RATES, "instruction-only": (1e-1, 3e-1, 1.0, 3.0)}
 SEEDS = (0, 1, 2)
 ABLATIONS = ("wrong-user", "nearest-user", "no-history", "top-4", "last-4")
 
@@ -109,12 +110,12 @@ def rates(family: str) -> tuple[float, ...]:
     return next((found for name, found in RATES.items() if family.startswith(name)), PLUG_RATES)
 
 
-def tuned(settings: tuple[Setting, ...], trials: Mapping[str, tuple[float, ...]] | None = None) -> tuple[Setting, ...]:
-    """Return each setting once per learning rate of its family, which `trials` may name."""
+def tuned(settings: tuple[Setting, ...]) -> tuple[Setting, ...]:
+    """Return each setting once per learning rate of its family."""
     return tuple(
         replace(s, name=f"{s.family}/{rate:g}", rate=rate, ablations=False, greedy=False)
         for s in settings
-        for rate in (trials[s.family] if trials else rates(s.family))
+        for rate in rates(s.family)
     )
 
 
@@ -127,7 +128,8 @@ PPLUG = Setting("pplug", "pplug", ablations=True, greedy=True)
 INSTRUCTIONS = (
     instruction("instruction-only"),
     instruction("instruction-only-k8", greedy=False, num_persona_tokens=8),
-    Setting("instruction-only-mlp", "instruction-only-mlp", persona="everybody", items="main"),
+    Setting("instruction-only-mlp", "instruction-only-mlp", persona="everybody", greedy=True),
+    Setting("instruction-only-mlp-k8", "instruction-only-mlp-k8", {"num_persona_tokens": 8}, persona="everybody"),
 )
 MAIN = (
     *INSTRUCTIONS,
@@ -135,6 +137,7 @@ MAIN = (
     Setting("pplug-k8", "pplug-k8", {"num_persona_tokens": 8}),
     Setting("pplug-mean", "pplug-mean", {"aggregator": "mean"}, greedy=True),
 )
+SHORT = (INSTRUCTIONS[2], PPLUG)
 # One change each, most of them towards the paper.
 CHANGES = (
     instruction("instruction-only-k1", "instruction-only", greedy=False, num_persona_tokens=1),
@@ -164,40 +167,37 @@ PAPER = Setting(
 
 def with_retrieval(form: str) -> tuple[Setting, ...]:
     """Return the settings that train with retrieved items in their prompts."""
-    return (
-        instruction(f"instruction-only+{form}"),
-        replace(PPLUG, name=f"pplug+{form}", family=f"pplug+{form}", ablations=False),
+    return tuple(
+        replace(setting, name=f"{setting.name}+{form}", family=f"{setting.name}+{form}", ablations=False)
+        for setting in SHORT
     )
 
 
 IN_FRONT = (replace(PPLUG, name="pplug-in-front", family="pplug-in-front", ablations=False),)
 UNTRAINED = ("bm25@1", "bm25@4", "dense@1", "dense@4", "bm25@4:turns")
-RETRIEVED = ("bm25@1", "bm25@4")
+RETRIEVED = ("bm25@4", "bm25@4:turns")
 PARTS = ("questions", "quarter", "half", "real")
 
 
 def groups(tasks: tuple[str, ...] = TASKS) -> Iterator[Group]:
-    """Yield all groups; `level` says in which order they matter."""
+    """Yield all groups; `level` says in which order they matter. All seeds of a group train in step."""
     for task in tasks:
         yield Group(task, "tune", settings=tuned(MAIN), tuning=True, level=1)
+        yield Group(task, "main", settings=(*MAIN, *CHANGES), seeds=SEEDS, level=2)
         yield Group(task, "untrained-plain", level=2)
-        yield from (Group(task, f"untrained-{form}", form=form, level=3) for form in UNTRAINED if possible(task, form))
-        for form in RETRIEVED:
+        yield from (
+            Group(task, f"untrained-{form}", form=form, level=3) for form in filter(partial(possible, task), UNTRAINED)
+        )
+        for form in filter(partial(possible, task), RETRIEVED):
             yield Group(task, f"tune-{form}", settings=tuned(with_retrieval(form)), form=form, tuning=True, level=3)
-        yield Group(task, "tune-in-front", settings=tuned(IN_FRONT), placement="prompt", tuning=True, level=6)
-        for seed in SEEDS:
-            later = 5 if seed else 0
-            yield Group(task, "main", seed, (*MAIN, *CHANGES), level=2 if not seed else 4 + seed)
-            for form in RETRIEVED:
-                yield Group(task, form, seed, with_retrieval(form), form=form, level=4 + later)
-            yield Group(task, "in-front", seed, IN_FRONT, placement="prompt", level=7 + later)
-            yield Group(task, "query-encoder", seed, (QUERY_ENCODER,), level=8 + later)
-            yield Group(task, "paper", seed, (PAPER,), placement="prompt", examples="questions", level=8 + later)
-            for part in PARTS:
-                if possible(task, part):
-                    plug = replace(PPLUG, name=f"pplug-{part}", ablations=False, greedy=False)
-                    bare = instruction(f"instruction-only-{part}", "instruction-only", greedy=False)
-                    yield Group(task, part, seed, (plug, bare), examples=part, level=10 + later)
+            yield Group(task, form, settings=with_retrieval(form), form=form, seeds=SEEDS, level=4)
+        yield Group(task, "tune-in-front", settings=tuned(IN_FRONT), placement="prompt", tuning=True, level=5)
+        yield Group(task, "in-front", settings=IN_FRONT, placement="prompt", seeds=SEEDS, level=6)
+        for part in filter(partial(possible, task), PARTS):
+            settings = (replace(s, name=f"{s.name}-{part}", ablations=False, greedy=False) for s in SHORT)
+            yield Group(task, part, settings=tuple(settings), examples=part, seeds=SEEDS, level=7)
+        yield Group(task, "query-encoder", settings=(QUERY_ENCODER,), seeds=SEEDS, level=8)
+        yield Group(task, "paper", settings=(PAPER,), placement="prompt", examples="questions", seeds=SEEDS, level=8)
 
 
 def possible(task: str, kind: str) -> bool:
@@ -207,9 +207,9 @@ def possible(task: str, kind: str) -> bool:
     return task in SYNTHETIC_USERS if kind == "real" else True
 
 
-SHORT_RATES = dict.fromkeys(("instruction-only-mlp", "pplug"), (3e-2, 1e-1, 2e-1, 3e-1))
-SHORT = (replace(INSTRUCTIONS[2], greedy=True), PPLUG)
-SHORT_OF = {"LaMP_2": (*SHORT, replace(MAIN[4], family="pplug"))}  # where eight tokens were much better than four
+SHORT_OF = {
+    "LaMP_2": (*SHORT, Setting("pplug-k8", "pplug", {"num_persona_tokens": 8}))
+}  # where eight tokens were much better than four
 RATES_OF = {"LaMP_5": "LaMP_4"}  # tasks that are not tuned, and whose rates they take
 
 
@@ -220,6 +220,5 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
     """
     for task in tasks:
         if task not in RATES_OF:
-            trials = tuned(SHORT, SHORT_RATES)
-            yield Group(task, "rates", settings=trials, tuning=True, steps=150)
+            yield Group(task, "rates", settings=tuned(SHORT), tuning=True, steps=150)
         yield Group(task, "short", seeds[0], SHORT_OF.get(task, SHORT), seeds=seeds, written=("test",), level=1)

@@ -44,6 +44,7 @@ from pplug_hf.tasks.task import Task, higher_is_better, main_metric, per_example
 MIXED = {
     "frequencies": "no-persona",
     "instruction-only x frequencies": "instruction-only",
+    "instruction-only-mlp x frequencies": "instruction-only-mlp",
     "pplug x frequencies": "pplug",
 }
 
