@@ -38,7 +38,7 @@ from pplug_hf.evaluation.predictions import git_commit
 from pplug_hf.modeling.encoders import freeze_encoder, load_encoder
 from pplug_hf.storage.files import atomic_write, write_text
 
-KEPT = ("pplug",)  # plugs of the first seed that are saved
+KEPT = ("pplug",)  # plugs that are saved
 
 
 class Board:
@@ -210,8 +210,8 @@ def finish(
     """Run a group and write its results."""
 
     def keep(plug: Any) -> None:
-        if plug.setting.name in KEPT and group.name in ("main", "short") and not plug.seed:
-            plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{plug.setting.name}")
+        if plug.setting.name in KEPT and group.name in ("main", "short"):
+            plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{plug.setting.name}-{plug.seed}")
 
     def rate_of(setting: Any) -> float:
         return setting.rate or board.rate(group.task, setting.family)
