@@ -95,8 +95,11 @@ def write_card(
     metadata = _metadata(card, other, backbone["id"], stated, tags)
 
     # What a card said of the same weights stays unless it is made anew.
-    weights = file.read_bytes() if (file := Path(folder, WEIGHTS)).is_file() else None
-    mark = f"<!-- weights {'none' if weights is None else hashlib.sha256(weights).hexdigest()[:12]} -->"
+    size, digest = None, "none"
+    if (weights := Path(folder, WEIGHTS)).is_file():
+        with weights.open("rb") as file:
+            size, digest = weights.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    mark = f"<!-- weights {digest} -->"
     known = {
         part: next((text for text in (card, other) if mark in text.parts.get(part, "")), CardText(b""))
         for part in ("results", "training")
@@ -114,7 +117,7 @@ def write_card(
         config=config,
         backbone=backbone,
         encoder=encoder,
-        weights=weights,
+        size=size,
         results=bench,
         mark=mark,
         known=known,
