@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -122,6 +123,13 @@ def test_settings_that_cannot_be_meant_are_one_line(plug, tmp_path, capsys, opti
     assert cli.main(["serve", "--plug", plug, "--store", str(tmp_path), *options]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded(tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert cli.main(["serve", "--plug", "nowhere", "--store", str(tmp_path), "--port", str(port)]) == 1
+    assert f"Cannot listen on 127.0.0.1:{port}: " in capsys.readouterr().err
 
 
 def test_an_engine_that_is_not_installed_says_what_to_install(plug, tmp_path, capsys, monkeypatch):

@@ -29,6 +29,7 @@ def app(settings: AppSettings) -> None:
     load_gradio()
     uvicorn = require("uvicorn", "app", "The page")
     device = checked_device(settings.device)
+    listen(settings.host, settings.port).close()  # a port that is taken is said before models are loaded
     samples = []
     if settings.plug is None:
         model, samples = load_demo()

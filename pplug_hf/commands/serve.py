@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..modeling.prompt_cache import size_in_bytes
 from ..serving.engine import Engine
+from ..serving.listening import listen
 from ..serving.open_store import open_store
 from .options import ServeSettings
 
@@ -23,6 +24,7 @@ def serve(settings: ServeSettings) -> None:
     size_in_bytes(settings.prompt_cache)  # raises before anything is loaded
     keys = None if settings.keys is None else ApiKeys.from_file(settings.keys)
     app.check_host(settings.host, keys)
+    listen(settings.host, settings.port).close()  # a port that is taken is said before models are loaded
     engine = _engine(settings)
     store = open_store(settings.store, next(iter(engine.personalizers.values())).spec)
     chosen = limits.Limits(
