@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "llm"))
 
 from corpus import SPLITS, Corpus, Sizes
 from lockstep import Reader
-from plan import Group, Setting, groups, instruction, tuned
+from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
 from training import Schedule, Trained, batches_of, run, train
 
@@ -235,18 +235,28 @@ def test_groups_wait_for_their_learning_rates(tmp_path):
     assert {again.next("LaMP_2").name for _ in range(2)} == {"untrained-plain", "main"}
 
 
-def test_what_others_have_taken_in_the_same_folder_does_not_count(tmp_path):
-    board, other = Board(tmp_path, ("LaMP_1",), seeds=(0,)), Board(tmp_path, ("LaMP_3",), seeds=(0,))
-    for name in ("ready-LaMP_3", *(group.key for group in other.groups)):
-        board.claim(name)
-    assert other.is_taken() and not board.is_taken()
+def test_a_process_waits_for_what_others_do_and_for_nothing_else(tmp_path):
+    board = Board(tmp_path, ("LaMP_5",), seeds=(0,))  # takes the learning rates of LaMP-4
+    assert not board.is_busy() and board.next("LaMP_5") is None
+    board.claim("ready-LaMP_5-begun")
+    assert board.is_busy()
+    (board.claims / "ready-LaMP_5-begun").unlink()
+    board.claim("ready-LaMP_5")
+    assert board.next("LaMP_5") is None and not board.is_busy()
+    rates = Group("LaMP_4", "rates", tuning=True)
+    finished(board, rates, [(family, 0.1, 1.0) for family in ("pplug", "instruction-only-mlp")])
+    taken = board.next("LaMP_5")
+    assert taken.name == "short" and board.is_busy()
+    finished(board, taken, [])
+    assert not board.is_busy()
 
 
 def test_families_have_as_many_trials():
-    for group in groups():
+    for group in (*groups(), *short()):
         if group.tuning:
             counts = [sum(s.family == family for s in group.settings) for family in {s.family for s in group.settings}]
             assert set(counts) == {4}
     assert len(tuned((Setting("a", "a"),))) == 4
-    keys = [group.key for group in groups()]
-    assert len(keys) == len(set(keys))
+    for plan in (groups, short):
+        keys = [group.key for group in plan()]
+        assert len(keys) == len(set(keys))

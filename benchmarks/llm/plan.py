@@ -23,7 +23,7 @@ OURS: dict[str, Any] = {
 }
 # Four trials for every family. Bare numbers need larger steps than a projector, which moves all of them at once.
 PLUG_RATES = (3e-2, 1e-1, 2e-1, 3e-1)
-RATES = {"instruction-only-mlp": PLUG_RATES, "instruction-only": (1e-1, 3e-1, 1.0, 3.0)}
+RATES = {"instruction-only-mlp": PLUG_RATES, "instruction-only": (1e-1, 1.0, 3.0, 10.0)}
 SEEDS = (0, 1, 2)
 ABLATIONS = ("wrong-user", "nearest-user", "no-history", "top-4", "last-4")
 
@@ -207,18 +207,29 @@ def possible(task: str, kind: str) -> bool:
     return task in SYNTHETIC_USERS if kind == "real" else True
 
 
-SHORT_OF = {
-    "LaMP_2": (*SHORT, Setting("pplug-k8", "pplug", {"num_persona_tokens": 8}))
-}  # where eight tokens were much better than four
+# Where eight tokens are much better than four.
+SHORT_OF = {"LaMP_2": (*SHORT, Setting("pplug-k8", "pplug", {"num_persona_tokens": 8}))}
 RATES_OF = {"LaMP_5": "LaMP_4"}  # tasks that are not tuned, and whose rates they take
+CONTROLS = (INSTRUCTIONS[0], replace(INSTRUCTIONS[3], family="instruction-only-mlp"))
+FORMS = (
+    Setting("pplug-k1", "pplug", {"num_persona_tokens": 1}),
+    Setting("pplug-mean", "pplug", {"aggregator": "mean"}),
+)
 
 
 def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Iterator[Group]:
-    """Yield the groups that a CPU has time for: an instruction in the plug's parametrisation, and the plug with its ablations.
+    """Yield groups that a CPU can finish in about an hour each.
 
-    All seeds of a task train in step.
+    First an instruction in the plug's parametrisation, and the plug with its ablations; then the other controls, forms of
+    the plug, and one change at a time. All seeds of a group train in step.
     """
     for task in tasks:
         if task not in RATES_OF:
             yield Group(task, "rates", settings=tuned(SHORT), tuning=True, steps=150)
-        yield Group(task, "short", seeds[0], SHORT_OF.get(task, SHORT), seeds=seeds, written=("test",), level=1)
+            yield Group(task, "rates-bare", settings=tuned(CONTROLS[:1]), tuning=True, steps=150, level=2)
+        main, parts = SHORT_OF.get(task, SHORT), {"controls": CONTROLS, "forms": FORMS, "changes": CHANGES}
+        yield Group(task, "short", seeds[0], main, seeds=seeds, written=("test",), level=1)
+        for level, (name, settings) in enumerate(parts.items(), 3):
+            known = {s.name for s in (*main, *FORMS * (name == "changes"))}
+            rest = tuple(s for s in settings if s.name not in known)
+            yield Group(task, name, seeds[0], rest, seeds=seeds, written=("test",), level=level)

@@ -109,10 +109,12 @@ class Board:
                 return group
         return None
 
-    def is_taken(self) -> bool:
-        """Return true if nothing is left to take: each group, and what comes before it, is done or somebody does it."""
-        prepared = (f"{name}-{task}" for name in self.prepared for task in self.tasks)
-        return all((self.claims / key).exists() for key in (*(group.key for group in self.groups), *prepared))
+    def is_busy(self) -> bool:
+        """Return true if somebody is at work on a group, or on what comes before one."""
+        done = {path.stem for path in (self.folder / "failed").glob("*.txt")}
+        keys = [group.key for group in self.groups if group.key not in done and not self.path(group.key).is_file()]
+        keys += [f"{name}-{task}-begun" for name in self.prepared for task in self.tasks]
+        return any((self.claims / key).exists() for key in keys)
 
     def count(self) -> int:
         """Return how many groups are finished."""
@@ -156,10 +158,13 @@ def work(args: argparse.Namespace) -> None:
     if args.smoke:
         schedule = replace(schedule, steps=4, batch_size=8, validations=2, validate_on=16)
     prefer = args.tasks[args.worker % len(args.tasks)]
-    while not board.is_taken():
+    while True:
+        busy = board.is_busy()  # asked first: what others finish in between may make a group ready
         group = board.next(prefer)
         if group is None:
             if not prepare(args, board, corpus):
+                if not busy:
+                    break
                 time.sleep(0.5)
             continue
         prefer, start = group.task, time.monotonic()
