@@ -202,6 +202,12 @@ class PPlugProcessor(ProcessorMixin):
         rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
         return self._batch(rows, answers is not None, given, positions=self.chat or persona_offset is not None)
 
+    def room(self, max_length: int) -> int:
+        """Return how many tokens of a text a prompt has room for, besides special tokens and the template of a chat."""
+        return (
+            max_length - len(self.rows(["?"])[0].ids) + len(self.tokenizer("?", add_special_tokens=False)["input_ids"])
+        )
+
     def length_notes(self, prompts: Sequence[str], max_length: int) -> list[str]:
         """Return a sentence about prompts that are longer than the budget: the middle of their text is lost.
 
@@ -209,8 +215,7 @@ class PPlugProcessor(ProcessorMixin):
             prompts: n of them.
             max_length: tokens of a prompt, the template of a chat included.
         """
-        special = len(self.rows(["?"])[0].ids) - len(self.tokenizer("?", add_special_tokens=False)["input_ids"])
-        limit = max_length - special
+        limit = self.room(max_length)
         given = {"add_special_tokens": False, "truncation": True, "max_length": max(limit, 0) + 1}
         if not (cut := sum(len(ids) > limit for ids in self.tokenizer(list(prompts), **given)["input_ids"])):
             return []

@@ -1,6 +1,7 @@
 """Prompts as turns of a chat: what a language model reads, where the persona stands, what is cut, what is kept."""
 
 import logging
+import random
 
 import bench_data
 import pytest
@@ -12,7 +13,12 @@ from pplug_hf.chats import ChatTemplate
 from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.generate import GenerateSettings, generate
 from pplug_hf.commands.train import TrainSettings, train
+from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
+from pplug_hf.methods.base import Plain, Retrieval
+from pplug_hf.methods.resources import Decoding, Resources
+from pplug_hf.methods.selection import SelectionModel, TextForm
+from pplug_hf.methods.selector import texts_of
 
 BOT, USER, SYSTEM = "<bot>", "<user>", "<system>"
 PLAIN = (
@@ -238,3 +244,29 @@ def test_every_command_asks_as_training_did(chat, chat_backbone, places, tmp_pat
     seen.clear()
     generate(asked)
     assert all(("<bot>" in text) == (chat == "auto") for text in seen["answer"])
+
+
+@pytest.mark.parametrize("template", [PLAIN, DEFAULT_SYSTEM])
+@pytest.mark.parametrize("length", [40, 60])
+def test_a_prompt_with_retrieved_items_fits_into_the_template(chat_backbone, length, template):
+    """Nothing of it is cut by the processor."""
+    task, rng = bench_data.SHELVES, random.Random(0)
+    history = [{"id": str(i), "tag": "sea", "text": bench_data.words(rng, 60), "date": ""} for i in range(2)]
+    asked = [Example("1", "u", "what is best for the book: moon", "moon", "sea", history)]
+    resources = Resources(task, backbone=str(chat_backbone), decoding=Decoding(max_length=length), system=None)
+    resources.processor.tokenizer.chat_template = resources.processor.chat_template = template
+    for k in (1, 2):  # one item, as the rewards of a retriever are asked for
+        inputs = Retrieval("recency", k).inputs(asked, resources)
+        assert inputs.counts["shown_items"] == k
+        (row,) = resources.processor.rows(inputs.prompts, max_length=length)
+        words = resources.processor.tokenizer(inputs.prompts[0], add_special_tokens=False)["input_ids"]
+        assert words == row.ids[row.ids.index(ids("<user>")[0]) + 1 : -2]
+
+
+def test_a_selector_reads_earlier_turns(chat_backbone, places):
+    examples = [Example("1", "u", "the book: moon", "moon", "sea", [{"tag": "sea", "text": "the sun"}])]
+    resources = Resources(bench_data.SHELVES, backbone=str(chat_backbone), system=None)
+    model = SelectionModel.from_encoder(tiny.encoder(), TextForm(), 2)
+    rows = {"no-persona": Plain(), "recency@1:turns": Retrieval("recency", 1, turns=True)}
+    ((plain, turns),) = texts_of(model, rows, examples, resources)
+    assert "the sun" in turns and "the sun" not in plain

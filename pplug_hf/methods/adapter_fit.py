@@ -35,18 +35,15 @@ from .artefacts import Artefact
 from .base import Retrieval
 from .fitting import FitJob
 from .pair_training import PairTraining, eager_attention, train_on_pairs
+from .persona import plug_digest
 from .private_prompt import PROMPT, PrivatePrompt
 from .private_weights import Lora, LoraShape, PrivateWeights
-from .prompts import retrieval_prompt
+from .prompts import retrieval_prompt, text_budget
 from .resources import Resources
 from .retrievers import get_ranker
 from .user_pairs import Asked, ItemsRule, Pair, check_pairs, questions_by_user, user_pairs
 
 AdapterKind = Literal["ftp", "oppu", "user-tokens"]
-_POSITIVE = (
-    *("epochs", "learning_rate", "clip", "pairs_per_step", "items_per_user", "max_answer_length", "rank", "alpha"),
-    *("task_epochs", "task_learning_rate", "task_pairs_per_step"),
-)
 _RANKERS = ("recency", "bm25", "bm25s")
 
 
@@ -111,7 +108,7 @@ def train(job: FitJob) -> Artefact | None:
         fit.kind,
         asked=data_digest(task, asked, answers=False),
         own=[task.own_prompt, task.own_answer],
-        plug=resources.config(plug).to_dict() if plug else None,
+        plug=plug_digest(plug, resources.config(plug)) if plug else None,
     )
     if draft.finished:
         return draft.finished
@@ -221,17 +218,14 @@ class _Fitting:
         if retrieval is None or not example.history:
             return example.prompt
         order = get_ranker(retrieval.retriever, task).rank(example)[: retrieval.k]
-        items, tokenizer = [example.history[i] for i in order], self.resources.processor.tokenizer
-        return retrieval_prompt(task, example.prompt, items, tokenizer, self.fit.max_length).text
+        items, processor = [example.history[i] for i in order], self.resources.processor
+        room = text_budget(processor, self.fit.max_length)
+        return retrieval_prompt(task, example.prompt, items, processor.tokenizer, room).text
 
 
 def _settings(job: FitJob) -> AdapterFit:
     """Return the settings that the options of a method say."""
     o = job.options
-    for name in _POSITIVE:
-        value = getattr(o, name, 1)
-        if value is not None and value <= 0:
-            raise ConfigurationError(f"{name} is {value}; give more than 0.")
     private = PairTraining(
         epochs=o.epochs,
         learning_rate=o.learning_rate,

@@ -23,7 +23,7 @@ from ..data.records import Example
 from ..errors import ConfigurationError
 from ..processing import PPlugProcessor
 from .decoding import Answers, ModelInputs, check_two_users, shuffle_histories
-from .prompts import persona_positions, retrieval_prompt, turns_of
+from .prompts import persona_positions, retrieval_prompt, text_budget, turns_of
 from .resources import Resources
 
 # "training": examples of the train split, which `fit` gets; "labels": a task whose history items carry one of a list of
@@ -178,17 +178,14 @@ class Retrieval(Method):
                 turns_of(resources.task, e.prompt, items, processor, budget)
                 for e, items in zip(tqdm(examples, desc="Writing turns"), found, strict=True)
             ]
-            counts = {"retrieved_items": sum(map(len, found)), "shown_items": sum(map(len, turns))}
+            counts = _counts(found, list(map(len, turns)))
             return ModelInputs([e.prompt for e in examples], turns=turns, counts=counts)
+        room = text_budget(processor, budget)
         prompts = [
-            retrieval_prompt(resources.task, e.prompt, items, processor.tokenizer, budget)
+            retrieval_prompt(resources.task, e.prompt, items, processor.tokenizer, room)
             for e, items in zip(tqdm(examples, desc="Writing prompts"), found, strict=True)
         ]
-        counts = {
-            "retrieved_items": sum(map(len, found)),
-            "shown_items": sum(prompt.items for prompt in prompts),
-            "prompts_without_items": sum(prompt.items == 0 for prompt in prompts),
-        }
+        counts = _counts(found, [prompt.items for prompt in prompts])
         places = persona_positions(processor, prompts, budget) if positions else None
         return ModelInputs([prompt.text for prompt in prompts], positions=places, counts=counts)
 
@@ -197,7 +194,18 @@ class Retrieval(Method):
 
     def key(self, resources: Resources) -> dict[str, object]:
         key = resources.ranker_key(self.retriever, self.folder)
+        if resources.processor.chat and not self.turns:
+            key["text_budget"] = text_budget(resources.processor, resources.decoding.max_length)
         return key | {"seed": resources.seed + self.draw} if self.wrong_user or self.draw else key
+
+
+def _counts(found: Sequence[Sequence[object]], shown: Sequence[int]) -> dict[str, int]:
+    """Return how many items were found and shown, and how many prompts show none."""
+    return {
+        "retrieved_items": sum(map(len, found)),
+        "shown_items": sum(shown),
+        "prompts_without_items": sum(n == 0 for n in shown),
+    }
 
 
 def _swapped(examples: Sequence[Example], seed: int) -> list[Example]:

@@ -113,6 +113,14 @@ def retrieval_prompt(
     return RetrievalPrompt(before + rest + after, len(items), len(before))
 
 
+def text_budget(processor: PPlugProcessor, max_length: int) -> int:
+    """Return the tokens that a retrieval prompt may have, so that the processor cuts nothing of it.
+
+    The template of a chat takes its part of `max_length`; other special tokens are counted by `retrieval_prompt` itself.
+    """
+    return max(1, processor.room(max_length)) if processor.chat else max_length
+
+
 def persona_positions(
     processor: PPlugProcessor, prompts: Sequence[RetrievalPrompt], max_length: int | None = None
 ) -> Tensor:

@@ -33,7 +33,7 @@ from ..tasks.task import Task, per_example
 from .decoding import ModelInputs
 from .digests import json_digest
 from .likelihood import target_log_probs
-from .prompts import retrieval_prompt
+from .prompts import retrieval_prompt, text_budget
 from .resources import Resources
 
 Reward = Literal["log_prob", "metric"]
@@ -58,6 +58,7 @@ class RewardTable(TextTable):
             "backbone": resources.backbone_digest,
             "chat": [processor.tokenizer.chat_template, processor.system] if processor.chat else None,
             "max_length": decoding.max_length,
+            **({"text_budget": text_budget(processor, decoding.max_length)} if processor.chat else {}),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         if reward == "metric":
@@ -123,8 +124,8 @@ class Rewards:
             kind: see above.
             folder: of the tables.
         """
-        task, length = resources.task, resources.decoding.max_length
-        tokenizer = resources.processor.tokenizer
+        task, tokenizer = resources.task, resources.processor.tokenizer
+        length = text_budget(resources.processor, resources.decoding.max_length)
         pairs = [(e, i) for e, positions in zip(examples, candidates, strict=True) for i in positions]
         prompts = [retrieval_prompt(task, e.prompt, [e.history[i]], tokenizer, length).text for e, i in pairs]
         table = RewardTable(resources, kind, folder)
