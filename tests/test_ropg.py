@@ -541,6 +541,8 @@ def test_users_without_items_and_short_histories(world, places, tmp_path):
         ({"candidates": 1}, {}, ConfigurationError, "candidates is 1; give at least 2"),
         ({"candidates_by": "bm26"}, {}, ConfigurationError, "no ranker 'bm26'"),
         ({"nonsense": 1}, {}, ConfigurationError, "cannot be trained with these options: .*nonsense"),
+        *(({name: 0}, {}, ConfigurationError, f"{name} is 0; give more than 0") for name in ("epochs", "temperature")),
+        ({"questions_per_step": 0}, {}, ConfigurationError, "questions_per_step is 0; give more than 0"),
         ({}, {"held_users": 0.0}, ConfigurationError, "held_users is 0"),
         ({}, {"max_items": 0}, ConfigurationError, "keep at least 1 item"),
     ],

@@ -354,21 +354,24 @@ def test_selectors_find_what_can_be_found(world, selectors, tmp_path):
     assert table["one"]["trained weights"] == ""
 
 
-def test_post_asks_nobody_if_answers_are_there_and_pre_once_per_question(world, selectors, tmp_path):
+def test_nobody_is_asked_if_answers_are_there_else_pre_once_per_question(world, selectors, tmp_path):
     compare(world, tmp_path, *TOLD, trained=selectors)
     Told.asked.clear()
     compare(world, tmp_path, "rspg-post", *TOLD, trained=selectors)
     assert Told.asked == [], "though the selector's row comes first"
     compare(world, tmp_path, "rspg-pre", *TOLD, trained=selectors)
-    assert sum(n for _, n in Told.asked) == 60 and len({m for m, _ in Told.asked}) == len(Told.asked) <= 3
+    assert Told.asked == []
     there = predictions(tmp_path)
+    compare(world, tmp_path / "pre", "rspg-pre", trained=selectors)
+    assert sum(n for _, n in Told.asked) == 60 and len({m for m, _ in Told.asked}) == len(Told.asked) <= 3
+    assert predictions(tmp_path / "pre")["rspg-pre,0.json"]["golds"] == there["rspg-pre,0.json"]["golds"]
     Told.asked.clear()
     compare(world, tmp_path / "alone", "rspg-post", trained=selectors)
     assert sorted(Told.asked) == [(0, 60), (1, 60), (2, 60)], "the rows of its pool are not in this comparison"
     assert predictions(tmp_path / "alone")["rspg-post,0.json"]["golds"] == there["rspg-post,0.json"]["golds"]
 
 
-def test_pre_reads_no_answers(world, selectors, tmp_path):
+def test_pre_chooses_without_reading_answers(world, selectors, tmp_path):
     compare(world, tmp_path, *TOLD, "rspg-pre", "rspg-post", trained=selectors)
     before = predictions(tmp_path)
     for name in TOLD:
@@ -380,8 +383,10 @@ def test_pre_reads_no_answers(world, selectors, tmp_path):
         (tmp_path / "predictions" / f"{row},0.json").unlink()
     compare(world, tmp_path, *TOLD, "rspg-pre", "rspg-post", trained=selectors)
     after = predictions(tmp_path)
-    assert after["rspg-pre,0.json"]["golds"] == before["rspg-pre,0.json"]["golds"]
-    assert {gold["output"] for gold in after["rspg-post,0.json"]["golds"]} == {"poison"}
+    chosen = [of["rspg-pre,0.json"]["about"]["prompts"] for of in (before, after)]
+    assert chosen[0] == chosen[1] and any(name.startswith("chosen ") for name in chosen[0])
+    for row in ("rspg-pre", "rspg-post"):
+        assert {gold["output"] for gold in after[f"{row},0.json"]["golds"]} == {"poison"}
 
 
 def test_rows_that_answer_alike_are_one(world, tmp_path):
@@ -469,6 +474,8 @@ def test_what_cannot_be_chosen_from_is_refused(world, selectors, tmp_path):
         ({"encoder": None}, ConfigurationError, "pass encoder, or plugs"),
         ({"select_users": 0.0}, DataError, "0 questions to learn to choose from"),
         ({"text_length": 65}, ConfigurationError, "text_length is 65"),
+        ({"questions_per_step": 0}, ConfigurationError, "questions_per_step is 0; give more than 0"),
+        ({"target_temperature": 0.0}, ConfigurationError, "target_temperature is 0.0; give more than 0"),
         ({"pool": ["one", "copy"]}, DataError, "every row of the pool is equally good"),
         (
             {"trained": selectors[:1], "split_seed": 7},
@@ -490,6 +497,8 @@ def test_a_selector_that_does_not_belong_here_is_refused(world, selectors, tmp_p
             world, tmp_path / "bench", "rspg-pre", trained=selectors, plugs=None, backbone=str(world / "t5")
         )
         quietly(asked, task=replace(SHELVES, name="racks"))
+    with pytest.raises(MismatchError, match=r"decoded otherwise; these differ: decoding\.num_beams"):
+        compare(world, tmp_path / "bench", "rspg-pre", trained=selectors, num_beams=2)
     shutil.copytree(world / "rspg-pre", tmp_path / "copy")
     (tmp_path / "copy" / "head.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"'head.safetensors' of the artefact .* is damaged"):

@@ -81,7 +81,7 @@ class Runner:
             "training": bool(self.training),
             "encoder": bool(self.resources.retriever or plugs),
         }
-        for row, (method, *_) in methods.items():
+        for row, method in ((row, method) for row, seeds in methods.items() for method in seeds):
             if missing := [need for need in needs if need in method.needs and not needs[need]]:
                 raise ConfigurationError(f"The row {row} {_MISSING[missing[0]].format(task=task.name)}")
             if type(method).inputs is Method.inputs and type(method).answer is Method.answer:
@@ -131,7 +131,7 @@ class Runner:
     def _remember(self, method: Method, made: Prediction) -> None:
         """Keep answers for methods that read them."""
         texts = [made.answers[e.id] for e in self.examples]
-        self.resources.answers(made.row, method.key(self.resources), self.examples, lambda: texts)
+        self.resources.answers(made.row, method.key(self.resources), self.examples, lambda _: texts)
 
     def _answer(self, row: str, number: int, method: Method, key: dict[str, object]) -> Prediction:
         start = time.monotonic()

@@ -192,6 +192,12 @@ FIT: dict[str, tuple[type, str | Callable[[Any], Any]]] = {
     "oppu": (OppuOptions, "pplug_hf.methods.adapter_fit:train"),
     "user-tokens": (UserTokensOptions, "pplug_hf.methods.adapter_fit:train"),
 }
+# Options that must be greater than 0, or None.
+POSITIVE = (
+    *("epochs", "patience", "learning_rate", "head_learning_rate", "questions_per_step", "temperature"),
+    *("target_temperature", "text_length", "clip", "pairs_per_step", "items_per_user", "max_answer_length", "rank"),
+    *("alpha", "task_epochs", "task_learning_rate", "task_pairs_per_step"),
+)
 # Options that say where something is or who does it, and not what.
 PLACES = ("encoder", "rewards", "device", "plug", "plugs", "trained", "answers", "shard")
 

@@ -1,6 +1,6 @@
 """`FitJob`: what `pplug-hf fit` gives to the function that trains a method.
 
-    def train(job: FitJob, options: MyOptions) -> Artefact:
+    def train(job: FitJob) -> Artefact:
         draft = job.draft("ranker", encoder="1f...")         # new, or continued after a kill
         if draft.finished:
             return draft.finished
@@ -13,15 +13,16 @@ A method is one line of `FIT` in `fit_options.py`: its name, its options, and th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from ..data.histories import UserSplit
 from ..data.records import Example, data_digest
+from ..errors import ConfigurationError
 from ..tasks.task import Task
 from .artefacts import Draft
-from .fit_options import PLACES
+from .fit_options import PLACES, POSITIVE
 from .resources import Resources
 
 
@@ -40,6 +41,9 @@ class FitJob:
         seed: of the training.
         split: how the users were divided.
         resume: go on where a killed training stopped.
+
+    Raises:
+        ConfigurationError: an option that must be greater than 0 is not.
     """
 
     method: str
@@ -53,6 +57,12 @@ class FitJob:
     split: Mapping[str, Any]
     resume: bool = True
 
+    def __post_init__(self) -> None:
+        for name in POSITIVE:
+            value = getattr(self.options, name, None)
+            if value is not None and value <= 0:
+                raise ConfigurationError(f"{name} is {value}; give more than 0.")
+
     def settings(self) -> dict[str, object]:
         """Return what every artefact keeps in its settings: the method, and the task that it belongs to."""
         return {"method": self.method, "task": {"name": self.task.name, "digest": self.task.digest}}
@@ -61,7 +71,6 @@ class FitJob:
     def run(self) -> dict[str, object]:
         """Everything that determines the training: data, language model, decoding, options and seed, without places."""
         resources, task = self.resources, self.task
-        decoding = replace(resources.decoding, max_new_tokens=resources.decoding.max_new_tokens or task.max_new_tokens)
         examples = [*self.users.fit, *self.users.select, *self.users.held]
         return {
             "method": self.method,
@@ -69,8 +78,7 @@ class FitJob:
             "data": data_digest(task, examples, answers=True),
             "split": dict(self.split),
             "backbone": resources.backbone_digest,
-            "chat": resources.processor.chat and [resources.processor.tokenizer.chat_template, resources.system],
-            "decoding": asdict(decoding),
+            **resources.asking,
             "options": {name: value for name, value in asdict(self.options).items() if name not in PLACES},
             "seed": self.seed,
         }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -245,6 +245,13 @@ class Resources:
         """A fingerprint of the language model, as it was before anything wrapped it."""
         return backbone_digest(self.language_model, self.processor.tokenizer)
 
+    @property
+    def asking(self) -> dict[str, object]:
+        """How the language model is asked: the form of its prompts, and the decoding; as JSON takes it."""
+        decoding = replace(self.decoding, max_new_tokens=self.decoding.max_new_tokens or self.task.max_new_tokens)
+        chat = self.processor.chat and [self.processor.tokenizer.chat_template, self.system]
+        return {"chat": chat, "decoding": asdict(decoding)}
+
     # ---- rankers -----------------------------------------------------------------------------------------------
 
     def ranking(self, name: str, examples: Sequence[Example], folder: str = "", draw: int = 0) -> list[list[int]]:
@@ -332,7 +339,12 @@ class Resources:
     # ---- answers ---------------------------------------------------------------------------------------------
 
     def answers(
-        self, row: str, key: Mapping[str, object], examples: Sequence[Example], make: Callable[[], list[str]]
+        self,
+        row: str,
+        key: Mapping[str, object],
+        examples: Sequence[Example],
+        make: Callable[[Sequence[Example]], list[str]],
+        chosen: Sequence[int] | None = None,
     ) -> list[str]:
         """Return the answers of a row's method, those that are there or what `make` returns.
 
@@ -340,9 +352,14 @@ class Resources:
             row: its name.
             key: of its method, which says if answers are the same.
             examples: n of them.
-            make: makes the answers.
+            make: makes the answers to some examples.
+            chosen: answer only these examples (default: all).
         """
-        return self.once(("answers", row, json_digest(key)), make, examples)
+        name = ("answers", row, json_digest(key))
+        if chosen is not None and (name, id(examples)) not in self._made:
+            return make([examples[i] for i in chosen])
+        answers = self.once(name, lambda: make(examples), examples)
+        return answers if chosen is None else [answers[i] for i in chosen]
 
     def generate(
         self, inputs: ModelInputs, model: PPlugForConditionalGeneration | None = None, description: str = "Answering"

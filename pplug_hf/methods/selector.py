@@ -60,7 +60,7 @@ class Selector(Trained):
             if answers is not None:
                 own = [answers[m][i] for i in places]
             else:
-                own = self._answers(row, method, [examples[i] for i in places], resources) if places else []
+                own = self._answers(row, method, examples, resources, places) if places else []
             for i, text in zip(places, own, strict=True):
                 chosen[i] = text
         counts = {f"chosen {row}": n for row, n in Counter(list(members)[m] for m in choices).items()}
@@ -80,6 +80,13 @@ class Selector(Trained):
         if artefact.settings["backbone"] != resources.backbone_digest:
             raise MismatchError(
                 f"The selector {self.name} has learned from the answers of another language model: train one for this one."
+            )
+        learned = {name: artefact.run[name] for name in resources.asking if name in artefact.run}
+        asking = {name: resources.asking[name] for name in learned}
+        if learned != asking:
+            raise MismatchError(
+                f"The selector {self.name} has learned from answers to prompts of another form, or decoded otherwise; these "
+                f"differ: {', '.join(differences(learned, asking))}. Pass the same here, or train one for these."
             )
         members = {}
         for (row, seeds), known in zip(rows.items(), artefact.settings["pool"].values(), strict=True):
@@ -102,15 +109,22 @@ class Selector(Trained):
                 f"all of them: {error}"
             ) from error
 
-    def _answers(self, row: str, method: Method, examples: Sequence[Example], resources: Resources) -> list[str]:
-        """Return the answers of a row, by the language model unless they are there."""
+    def _answers(
+        self,
+        row: str,
+        method: Method,
+        examples: Sequence[Example],
+        resources: Resources,
+        chosen: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Return the answers of a row to all or to chosen examples, by the language model unless they are there."""
 
-        def make() -> list[str]:
+        def make(asked: Sequence[Example]) -> list[str]:
             if "training" in method.needs:
                 method.fit(resources.once(("training", self.folder), list), resources)
-            return method.answer(examples, resources).texts
+            return method.answer(asked, resources).texts
 
-        return resources.answers(row, method.key(resources), examples, make)
+        return resources.answers(row, method.key(resources), examples, make, chosen)
 
     def _model(self, resources: Resources) -> SelectionModel:
         def load() -> SelectionModel:
@@ -186,10 +200,15 @@ def texts_of(
 
 
 def _prompts(method: Method, examples: Sequence[Example], resources: Resources) -> list[str]:
-    """Return the prompts of a method; the inputs alone for one that asks otherwise."""
+    """Return the prompts of a method with their turns; the inputs alone for one that asks otherwise."""
     if type(method).inputs is Method.inputs:
         return [e.prompt for e in examples]
-    return method.inputs(examples, resources).prompts
+    inputs = method.inputs(examples, resources)
+    turns = inputs.turns or [()] * len(examples)
+    return [
+        "\n".join([*(text for turn in past for text in turn), prompt])
+        for past, prompt in zip(turns, inputs.prompts, strict=True)
+    ]
 
 
 def _pool(folder: str) -> list[str]:
