@@ -196,11 +196,13 @@ def test_a_killed_training_goes_on_with_the_next_user(places, ftp, tmp_path, mon
         train(places, tmp_path / "killed")
     there = digests(tmp_path / "killed")
     assert len(there) == 1
-    (tmp_path / "killed" / "users" / ".torn-1f").mkdir()  # as a kill while writing leaves it
+    torn = tmp_path / "killed" / "users" / ".torn-1f"  # as a kill while writing leaves it
+    torn.mkdir()
+    (torn / "adapter_model.safetensors").write_bytes(b"half")
     train(places, tmp_path / "killed")
     assert len(calls) == 4 and len(set(calls)) == 3  # the second one twice
     assert digests(tmp_path / "killed") == digests(folder)
-    assert read_artefact(tmp_path / "killed").digest == read_artefact(folder).digest
+    assert read_artefact(tmp_path / "killed").digest == read_artefact(folder).digest and not torn.exists()
     train(places, tmp_path / "killed")
     assert len(calls) == 4  # complete
     with pytest.raises(ConfigurationError, match=r"another training; these differ: options.epochs"):
@@ -251,12 +253,13 @@ def test_nothing_of_the_users_but_weights_is_kept(ftp):
 
 def test_a_user_can_be_deleted(places, ftp, tmp_path):
     folder = shutil.copytree(ftp[0], tmp_path / "ftp")
-    before = read_artefact(folder).digest
+    before, torn = read_artefact(folder).digest, folder / "users" / f".{user_hash('u2')}-1f"
+    torn.mkdir()  # half written
     assert delete_user(folder, "u2") and not delete_user(folder, "u2") and not delete_user(folder, "nobody")
     assert set(digests(folder)) == {user_hash("u1"), user_hash("u3")} and read_artefact(folder).digest != before
     shared = resources(places, ftp=folder)
     bare, own = rows_of(shared, "no-persona", "ftp")
-    assert own[4:6] == bare[4:6] and own[2:4] != bare[2:4]
+    assert own[4:6] == bare[4:6] and own[2:4] != bare[2:4] and not torn.exists()
 
 
 def refused(places, name, error, match, examples=EXAMPLES, task=SHELVES, backbone="llama", **trained):
@@ -278,6 +281,9 @@ def test_what_does_not_belong_together_is_refused(places, ftp, tmp_path, monkeyp
     refused(places, "ftp", MismatchError, "was trained on the task 'shelves'", task=renamed, ftp=folder)
     fewer = [replace(e, history=e.history[:1]) for e in EXAMPLES]
     refused(places, "ftp", DataError, r"items that these questions do not have.*'u10'", examples=fewer, ftp=folder)
+    strangers = [replace(e, user=f"new {e.user}") for e in EXAMPLES]
+    for row in ("ftp", "ftp:wrong-user"):
+        refused(places, row, DataError, "weights for none of the 4 users", examples=strangers, ftp=folder)
     with pytest.raises(ConfigurationError, match="a ftp takes wrong-user, no-history here"):
         methods_of(["ftp:top-4"], {}, {"ftp": [str(folder)]})
 
@@ -430,6 +436,11 @@ def test_soft_tokens_start_as_the_plugs_and_become_the_users(places, tmp_path):
     (start,) = rows_of(shared, "start:no-history")
     assert start == nobody
 
+    kept = shutil.copytree(plug, tmp_path / "kept")
+    save_plug(places, plug, seed=1, family="llama", item_template="{tag} {text}", num_persona_tokens=2)
+    with pytest.raises(ConfigurationError, match="another training; these differ: plug"):
+        train(places, tmp_path / "start", "user-tokens", **options)  # other weights, the same settings
+    shutil.copytree(kept, plug, dirs_exist_ok=True)
     train(places, tmp_path / "tokens", "user-tokens", **options | {"epochs": 5, "learning_rate": 0.3})
     shutil.rmtree(plug)  # not needed any more
     shared = resources(places, tokens=tmp_path / "tokens", start=tmp_path / "start")
@@ -443,6 +454,17 @@ def test_soft_tokens_start_as_the_plugs_and_become_the_users(places, tmp_path):
 # ---- in a bench -----------------------------------------------------------------------------------------------------
 
 
+def test_a_bench_checks_every_seed(places, ftp, tmp_path):
+    other = shutil.copytree(ftp[0], tmp_path / "other")
+    content = json.loads((other / "method.json").read_text())
+    content["settings"]["task"]["digest"] = "of another task"
+    (other / "method.json").write_text(json.dumps(content))
+    for folders in (f"{ftp[0]},{other}", f"{other},{ftp[0]}"):
+        given = {"backbone": str(places / "llama"), "trained": [f"ftp={folders}"], "rows": ["no-persona", "ftp"]}
+        with pytest.raises(MismatchError, match="other' was trained on the task"):
+            quietly(BenchSettings(data="", output=str(tmp_path / "bench"), **given), task=SHELVES, data=DATA)
+
+
 def test_a_bench_has_their_rows(places, ftp, tmp_path):
     folder, _ = ftp
     settings = BenchSettings(
@@ -451,6 +473,7 @@ def test_a_bench_has_their_rows(places, ftp, tmp_path):
     )  # fmt: skip
     comparison, printed = quietly(settings, task=SHELVES, data=DATA)
     assert [record["row"] for record in comparison.rows()] == settings.rows and "| ftp:wrong-user " in printed
+    assert "Questions of users who have no weights of their own: ftp 2 of 8." in printed
     saved = predictions(tmp_path / "bench")["ftp,0.json"]
     assert saved["about"]["adapters"]["users"] == 3 and saved["about"]["prompts"]["without_own_weights"] == 2
     assert saved["key"]["artefact"] == read_artefact(folder).digest

@@ -104,6 +104,8 @@ def report(comparison: Comparison, results: Mapping[str, Any], split: str) -> st
             f"Questions asked without the items that were found, for lack of room: {', '.join(short)}. A larger max_length "
             "or fewer items would help.",
         ]
+    if short := _short(comparison, results["runs"], "without_own_weights"):
+        lines += ["", f"Questions of users who have no weights of their own: {', '.join(short)}."]
     lines += _per_user(comparison, results["per_user"]["rows"], results["users"])
     for pool in results.get("pools", []):
         lines += _pool(pool)
@@ -195,11 +197,15 @@ def _parts(title: str, parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _without_room(comparison: Comparison, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     """Return the rows whose retrieved items did not fit into all prompts, with the number of those prompts."""
-    nothing_found = sum(not e.history for e in comparison.examples)
-    counts = {row: found[0]["about"].get("prompts", {}).get("prompts_without_items", 0) for row, found in runs.items()}
-    return [
-        f"{row} {n - nothing_found} of {len(comparison.examples)}" for row, n in counts.items() if n > nothing_found
-    ]
+    return _short(comparison, runs, "prompts_without_items", sum(not e.history for e in comparison.examples))
+
+
+def _short(
+    comparison: Comparison, runs: Mapping[str, Sequence[Mapping[str, Any]]], name: str, usual: int = 0
+) -> list[str]:
+    """Return the rows that count more than the usual number of questions under a name, with the number above it."""
+    counts = {row: found[0]["about"].get("prompts", {}).get(name, 0) - usual for row, found in runs.items()}
+    return [f"{row} {n} of {len(comparison.examples)}" for row, n in counts.items() if n > 0]
 
 
 def save_pictures(results: Mapping[str, Any], metric: str, folder: Path) -> None:

@@ -90,7 +90,8 @@ def delete_user(folder: str | Path, user: str) -> bool:
     left = {name: digest for name, digest in artefact.files.items() if not name.startswith(f"{place}/")}
     # From now on the weights do not count, even if deleting them is interrupted.
     write_text(artefact.folder / FILE, json.dumps(content | {"files": left}, indent=2) + "\n")
-    shutil.rmtree(artefact.folder / place, ignore_errors=True)
+    for path in (artefact.folder / place, *artefact.folder.glob(f"{USERS}/.{user_hash(user)}-*")):
+        shutil.rmtree(path, ignore_errors=True)  # also what a killed training had half written
     return len(left) < len(artefact.files)
 
 

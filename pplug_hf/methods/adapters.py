@@ -52,6 +52,11 @@ class UserAdapters(Trained):
             )
         if artefact.settings["items"] == "common":
             self._check_items(examples, resources)
+        if self.change != "no-history" and not any(self._places(examples, resources)):
+            raise DataError(
+                f"{str(artefact.folder)!r} has weights for none of the {len({e.user for e in examples})} users who are asked: "
+                "train weights for the users of this split (--split)."
+            )
 
     def _check_items(self, examples: Sequence[Example], resources: Resources) -> None:
         """Refuse weights that have seen an item which a question's history does not have."""
@@ -91,10 +96,13 @@ class UserAdapters(Trained):
                 f"asked with {chat}: pass the same chat and system."
             )
 
+    def inputs(self, examples: Sequence[Example], resources: Resources) -> ModelInputs:
+        return (self.retrieval or Plain()).inputs(examples, resources)
+
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         self._check_language_model(resources)
         artefact = resources.artefact(self.folder)
-        inputs = (self.retrieval or Plain()).inputs(examples, resources)
+        inputs = self.inputs(examples, resources)
         rows_of: dict[str | None, list[int]] = {}
         for row, place in enumerate(self._places(examples, resources)):
             rows_of.setdefault(place, []).append(row)
@@ -109,7 +117,9 @@ class UserAdapters(Trained):
                 else:
                     weights.load(load_file(artefact.file(f"{place}/{weights.file}")))
                 texts |= zip(rows, weights.generate(_of_rows(inputs, rows), resources).texts, strict=True)
-        counts = {**inputs.counts, "without_own_weights": len(rows_of.get(None, ()))}
+        counts = dict(inputs.counts)
+        if self.change != "no-history":
+            counts["without_own_weights"] = len(rows_of.get(None, ()))
         return Answers([texts[row] for row in range(len(examples))], counts)
 
     def about(self, resources: Resources) -> dict[str, object]:

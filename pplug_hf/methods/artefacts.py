@@ -243,12 +243,14 @@ class Draft:
             settings: what determines its answers besides the files, and what it belongs to, as JSON takes it.
             about: what else to keep, such as learning curves.
         """
+        for folder in [path for path in self.folder.rglob(".*") if path.is_dir()]:
+            shutil.rmtree(folder, ignore_errors=True)  # half-written, by a process that was killed
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != UNFINISHED)
         names = {path.relative_to(self.folder): path for path in paths}
         files = {
             name.as_posix(): _sha256(path)
             for name, path in names.items()
-            if name.as_posix() != FILE and not any(part.startswith(".") for part in name.parts)
+            if name.as_posix() != FILE and not _is_hidden(name)
         }
         content = {"format": FORMAT, "kind": self.kind, "settings": settings, "run": self.run}
         content |= {"about": about or {}, "files": files}
@@ -264,13 +266,17 @@ def _clear(folder: Path, there: Artefact | None) -> None:
             shutil.rmtree(folder)
         return
     own = {folder / name for name in (FILE, *there.files)}
-    found = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
     if others := [path.name for path in found if path not in own]:
         raise ConfigurationError(
             f"{str(folder)!r} holds other files besides the artefact ({others[0]!r}): choose another folder."
         )
     (folder / FILE).unlink()  # first: from then on it does not count
     shutil.rmtree(folder)
+
+
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _is_plug(folder: Path) -> bool:
