@@ -34,7 +34,7 @@ RATES = {
 }
 RETRIEVED = ("bm25@1", "bm25@4", "bm25@4:turns", "bm25@4:wrong-user", "dense@1", "dense@4", "dense@4:turns")
 TASKS = ("LaMP_2", "LaMP_3", "LaMP_4")
-SELECT_QUESTIONS = 500
+SELECT_QUESTIONS, MAX_LENGTH = 500, 512
 
 
 def main() -> None:
@@ -77,7 +77,11 @@ class Rivals:
         args, name = self.args, self.task.replace("_", "-")
         self.place: Path = args.output / self.task
         self.shared: dict[str, Any] = {"data": str(args.data / self.task), "task": name, "backbone": args.backbone}
-        self.shared |= {"backbone_dtype": args.dtype, "vectors": str(args.output / "vectors")}
+        self.shared |= {
+            "backbone_dtype": args.dtype,
+            "vectors": str(args.output / "vectors"),
+            "max_length": MAX_LENGTH,
+        }
         self.shared["constrained"] = bool(get_task(name).labels)  # an untrained model writes no label by itself
         self.turns = get_task(name).answer_field is not None  # retrieved items can be turns of a chat
         self.trained: dict[str, list[str]] = {}
@@ -89,14 +93,17 @@ class Rivals:
         if method.startswith("ropg"):
             own |= {"encoder": args.encoder, "rewards": str(args.output / "rewards")}
         elif method.startswith("rspg"):
-            pool, end = ["bm25@4", "recency@4", "dense@4"], ":turns" if self.turns else ""
-            pool += [f"{name}@4" for name in self.trained if name.startswith("ropg")]
             own |= {"encoder": args.encoder, "answers": str(args.output / "answers")}
-            own |= {"pool": ["no-persona", *(row + end for row in pool)], "trained": self.named("ropg", first=True)}
+            own |= {"pool": self.pool(), "trained": self.named("ropg", first=True)}
         if args.smoke:
             own |= {"epochs": 1} | ({"candidates": 2} if method.startswith("ropg") else {})
             own |= {"items_per_user": 2} if method in ("ftp", "oppu") else {}
         return own
+
+    def pool(self) -> list[str]:
+        """Return the rows that selectors choose among."""
+        names = ["bm25", "recency", "dense", *(name for name in self.trained if name.startswith("ropg"))]
+        return ["no-persona", *(f"{name}@4" + ":turns" * self.turns for name in names)]
 
     def named(self, kind: str = "", first: bool = False) -> list[str]:
         """Return what is trained as NAME=FOLDER,FOLDER."""
@@ -120,15 +127,18 @@ class Rivals:
 
     def tune(self, method: str) -> dict[str, Any]:
         """Return the learning rate, and the passes of user weights, that are best for held-out users."""
-        path = self.place / f"{method}-tuned.json"
-        if not path.is_file():
-            trials = []
+        path, trials = self.place / f"{method}-tuned.json", []
+        settings = {**self.shared, "questions": self.args.questions, "smoke": self.args.smoke}
+        if path.is_file():
+            known = json.loads(path.read_text())
+            trials = known["trials"] if known["settings"] == settings else []
+        if not trials:
             for rate in RATES[method][: 2 if self.args.smoke else None]:
                 held = {"split": "held"} if method in ("ftp", "oppu") else {}
                 about = self.fit(method, f"{method}-rate-{rate:g}", 0, learning_rate=rate, **held).about
                 trials.append({"learning_rate": rate, **judged(about)})
-            write_text(path, json.dumps(trials, indent=1) + "\n")
-        best = dict(min(json.loads(path.read_text()), key=lambda trial: trial["loss"]))
+            write_text(path, json.dumps({"settings": settings, "trials": trials}, indent=1) + "\n")
+        best = dict(min(trials, key=lambda trial: trial["loss"]))
         print(f"{self.task}, {method}: {best}")
         del best["loss"]
         return best
@@ -140,8 +150,8 @@ def judged(about: dict[str, Any]) -> dict[str, float]:
     if losses := found.get("held_loss_by_pass"):
         passes = min(range(1, len(losses)), key=lambda i: losses[i])
         return {"loss": losses[passes], "epochs": passes}
-    rewards = [epoch[name] for epoch in about["curve"] for name in ("reward", "held_reward") if name in epoch]
-    return {"loss": -max(rewards)}
+    trained = [epoch for epoch in about["curve"] if epoch.get("epoch") != 0]  # without the encoder as it was before
+    return {"loss": -max(epoch[name] for epoch in trained for name in ("reward", "held_reward") if name in epoch)}
 
 
 def run(rivals: Rivals) -> None:
@@ -154,6 +164,8 @@ def run(rivals: Rivals) -> None:
             rivals.fit(method, f"{method}-{seed}", seed, **best, **own)
             rivals.trained.setdefault(method, []).append(str(rivals.place / f"{method}-{seed}"))
     rows = ["no-persona", *(row for row in RETRIEVED if rivals.turns or ":turns" not in row), "rrf@4"]
+    if any(name.startswith("rspg") for name in rivals.trained):
+        rows += [row for row in rivals.pool() if row not in rows and not row.startswith("ropg")]
     for name in rivals.trained:
         if name.startswith("ropg"):
             rows += [f"{name}@1", f"{name}@4", *[f"{name}@4:turns"] * rivals.turns]
@@ -166,6 +178,7 @@ def run(rivals: Rivals) -> None:
     plugs = [plug.partition("=")[0] for plug in args.plugs]
     rows += [row for plug in plugs for row in (f"{plug}:wrong-user", plug)]
     given: dict[str, Any] = {"rows": rows, "trained": rivals.named(), "plugs": args.plugs or None, "split": args.split}
+    given |= {"oracle": ["pool=" + ",".join(rivals.pool())]} if "rspg-pre" in rivals.trained else {}
     given |= {"retriever": args.encoder, "reference": plugs[0] if plugs else "dense@4"}
     settings = BenchSettings(output=str(rivals.place / "bench"), **given, **rivals.shared)
     if args.smoke:

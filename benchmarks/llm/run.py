@@ -252,6 +252,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "git_commit": os.environ.get("GIT_COMMIT") or git_commit(),
         "schedule": asdict(Schedule(args.steps, args.batch_size)),
         "backbone": Path(args.backbone).name,
+        "dtype": "bfloat16" if cuda or args.bf16 else "float32",
         "smoke": args.smoke,
     }
 
@@ -274,8 +275,12 @@ def pack(folder: Path, to: Path) -> None:
 def lead(args: argparse.Namespace) -> None:
     """Start the processes, and stop them at the deadline."""
     board = Board(args.output, args.tasks, args.smoke, tuple(args.short))
+    now, path = about(args), args.output / "about.json"
+    before = json.loads(path.read_text()) if path.is_file() else now
+    if other := [name for name in ("schedule", "backbone", "dtype", "smoke") if before.get(name) != now[name]]:
+        sys.exit(f"{args.output} has results of another {', '.join(other)}: choose another --output.")
     board.clear()
-    write_text(args.output / "about.json", json.dumps(about(args), indent=1) + "\n")
+    write_text(path, json.dumps(now, indent=1) + "\n")
     command = [sys.executable, *sys.argv, "--start", str(args.start)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}
