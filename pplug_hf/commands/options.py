@@ -221,7 +221,9 @@ class FitSettings:
     method: str = required(
         "Method to train: ropg-kd, ropg-rl, rspg-pre, rspg-post, ftp, oppu or user-tokens; those that plug-ins add, too."
     )
-    data: str = required("Data set with a train split, as for `train`. Of other splits no question and no answer is learned.")
+    data: str = required(
+        "Data set with a train split, as for `train`. Of other splits no question and no answer is learned."
+    )
     output: str = required("Folder for what is learned, which `bench` takes as --trained NAME=FOLDER.")
     backbone: str = required("Frozen language model: Hub id or local folder.")
     task: str | None = option(None, TASK)
