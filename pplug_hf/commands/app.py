@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack
 
@@ -37,6 +39,7 @@ def app(settings: AppSettings) -> None:
         model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
     if model.device.type != device.type or device.index is not None:
         model.to(device)
+    _end_on_signals()
     with ExitStack() as stack:
         place = settings.store or stack.enter_context(tempfile.TemporaryDirectory(prefix="pplug-app-"))
         store = stack.enter_context(open_store(place, model.personalizer.spec))
@@ -49,3 +52,10 @@ def app(settings: AppSettings) -> None:
         print(f"The page is at {url(settings.host, listening)} (Ctrl+C ends it).", flush=True)
         config = uvicorn.Config(web_app(page), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM, and a terminal that is closed, end the page as Ctrl+C does: what it has opened is closed and deleted."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays so
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
