@@ -565,6 +565,39 @@ def test_compacting_gives_space_back(folder, monkeypatch):
         assert store.stats().size < before / 2 and check(store.get("ben")) == ["a"]
 
 
+def _drop(place, name):
+    with place.open() as store:
+        store.drop_namespace(name)
+
+
+@pytest.mark.parametrize("seen", ["by a new process", "by an open store"])
+def test_a_killed_drop_leaves_nothing_behind_a_receipt(place, seen, monkeypatch):
+    def kill(*args, **kwargs):
+        os._exit(1)
+
+    with place.open() as store, place.open(OTHER, namespace="second") as second:
+        store.append("ben", items("b"))
+        second.append("anna", items("a", spec=OTHER))
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_store.shutil, "rmtree", kill)
+            if place.kind == "server":
+                patch.setattr(type(store._place._client), "hdel", kill)
+                patch.setattr(type(store._place._client), "unlink", kill)
+            child = FORK.Process(target=_drop, args=(place, "second"))
+            child.start()
+            child.join()
+            assert child.exitcode == 1
+        bytes_of_anna = vector("a", 8).numpy().tobytes()
+        assert bytes_of_anna in place.bytes()
+        if seen == "by an open store":
+            store.delete_user("anna")
+    with place.open() as store:
+        store.delete_user("anna")
+        if place.kind == "server":
+            store.compact()
+        assert bytes_of_anna not in place.bytes() and check(store.get("ben")) == ["b"]
+
+
 # ---- other encoders, secrets and types ------------------------------------------------------------------------------
 
 

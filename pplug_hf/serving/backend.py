@@ -103,7 +103,7 @@ class Place(ABC):
 
     @abstractmethod
     def headers(self) -> dict[str, Header]:
-        """Return the headers of all namespaces by name, sorted."""
+        """Return the headers of all namespaces by name, sorted. Vectors that are in none of them are gone by then."""
 
     @abstractmethod
     def create(self, name: str, header: Header) -> None:

@@ -267,9 +267,10 @@ class Server(Place):
     def drop(self, name: str) -> None:
         self._open.pop(name, None)
         with _as_store_errors():
-            self._client.hdel(STORE, f"namespace:{name}")
             for key in self._client.scan_iter(f"pplug:*:{name}:[mv]", count=1000):
                 self._client.unlink(key)
+            # Last: what a killed process leaves is in a namespace that deletions reach and that can be dropped again.
+            self._client.hdel(STORE, f"namespace:{name}")
 
     def close(self) -> None:
         self._client.close()

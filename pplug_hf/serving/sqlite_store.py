@@ -323,6 +323,9 @@ class Folder(Place):
         return str(self._load()["active"])
 
     def headers(self) -> dict[str, Header]:
+        if self._leftovers():  # or the work of a process that is alive and holds the lock
+            with locked(self._folder):
+                self._remove_leftovers()
         paths = sorted(self._folder.glob(f"[!.]*/{NAMESPACE}"))
         return {path.parent.name: Header.from_dict(read_json_object(path, str(path)), str(path)) for path in paths}
 
@@ -349,9 +352,18 @@ class Folder(Place):
     def drop(self, name: str) -> None:
         if name in self._open:
             self._open.pop(name).close()
-        gone = self._folder / f".{name}-{uuid.uuid4().hex}"
-        os.rename(self._folder / name, gone)
-        shutil.rmtree(gone)
+        with locked(self._folder):
+            os.rename(self._folder / name, self._folder / f".{name}-{uuid.uuid4().hex}")
+            self._remove_leftovers()
+
+    def _leftovers(self) -> list[Path]:
+        """Return the folders of namespaces that are being made or dropped, or were when a process was killed."""
+        return [path for path in self._folder.glob(f".*-{'[0-9a-f]' * 32}") if path.is_dir()]
+
+    def _remove_leftovers(self) -> None:
+        """Delete them; the folder is locked, so none is of a process that is alive."""
+        for path in self._leftovers():
+            shutil.rmtree(path)
 
     def close(self) -> None:
         for shards in self._open.values():
