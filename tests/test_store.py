@@ -598,6 +598,37 @@ def test_a_killed_drop_leaves_nothing_behind_a_receipt(place, seen, monkeypatch)
         assert bytes_of_anna not in place.bytes() and check(store.get("ben")) == ["b"]
 
 
+@pytest.mark.parametrize("spec", [SPEC, OTHER], ids=["same encoder", "another encoder"])
+def test_a_deletion_reaches_a_namespace_that_was_made_again(place, spec):
+    with place.open() as store, place.open(OTHER, namespace="second") as stale, place.open() as another:
+        stale.append("anna", items("a", spec=OTHER))
+        assert store.delete_user("ben").items == 0  # this store has a connection to it now, too
+        another.drop_namespace("second")
+        with place.open(spec, namespace="second") as again:
+            again.append("anna", items("b", "c", spec=spec))
+            store.delete_items("anna", ["b"])
+            assert again.get("anna").item_ids == ("c",)
+            if place.kind == "folder":
+                for call in (stale.get, stale.version, lambda user: stale.append(user, items("d", spec=OTHER))):
+                    with pytest.raises(StoreError, match="namespace 'second' was dropped"):
+                        call("anna")
+            stale.delete_user("anna")
+            assert again.get("anna") is None
+
+
+def test_a_namespace_that_is_dropped_meanwhile_is_passed_over(place, monkeypatch):
+    with place.open() as store, place.open(OTHER, namespace="second") as stale, place.open() as another:
+        store.append("anna", items("a"))
+        stale.append("anna", items("a", spec=OTHER))
+        headers = store._place.headers()
+        another.drop_namespace("second")
+        monkeypatch.setattr(type(store._place), "headers", lambda self: headers)
+        assert store.delete_user("anna").items == 1 and store.get("anna") is None
+        if place.kind == "folder":
+            with pytest.raises(StoreError, match="namespace 'second' was dropped"):
+                stale.append("anna", items("b", spec=OTHER))
+
+
 # ---- other encoders, secrets and types ------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError, MismatchError
+from ..errors import DataError, MismatchError, StoreError
 from ..modeling import EncoderSpec
 from .keys import Key
 from .packing import Packing, Rows
@@ -40,6 +40,15 @@ class Header:
             return cls(EncoderSpec.from_dict(values["spec"]), str(values["dtype"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{name} is damaged (no spec and dtype): restore it from a backup.") from error
+
+
+class GoneError(StoreError):
+    """A namespace is not there any more, or another one has its name."""
+
+    def __init__(self, name: str):
+        super().__init__(
+            f"The namespace {name!r} was dropped or replaced by another process: open the store again. Nothing was written."
+        )
 
 
 class Backend(ABC):
@@ -111,7 +120,11 @@ class Place(ABC):
 
     @abstractmethod
     def open(self, name: str) -> Backend:
-        """Return the backend of a namespace that exists; always the same one."""
+        """Return the backend of a namespace; the same one as long as the namespace is there.
+
+        Raises:
+            GoneError: there is none of this name.
+        """
 
     @abstractmethod
     def activate(self, name: str) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, DataError, StoreError
 from ..optional import require
-from .backend import Backend, Header, Place, check_version, next_version
+from .backend import Backend, GoneError, Header, Place, check_version, next_version
 from .keys import Key
 from .packing import Packing, Rows
 
@@ -191,6 +191,10 @@ def _items(facts: bytes) -> list[tuple[str, float | None]]:
     return json.loads(b"[" + facts[8:-1] + b"]")
 
 
+def _header(field: str, value: bytes) -> Header:
+    return Header.from_dict(json.loads(value), f"{field!r} of {STORE!r}")
+
+
 class Server(Place):
     """Namespaces of a server.
 
@@ -245,18 +249,20 @@ class Server(Place):
         with _as_store_errors():
             fields = {name.decode(): value for name, value in self._client.hgetall(STORE).items()}
         names = sorted(name for name in fields if name.startswith("namespace:"))
-        return {
-            name.partition(":")[2]: Header.from_dict(json.loads(fields[name]), f"{name!r} of {STORE!r}")
-            for name in names
-        }
+        return {name.partition(":")[2]: _header(name, fields[name]) for name in names}
 
     def create(self, name: str, header: Header) -> None:
         with _as_store_errors():
             self._client.hsetnx(STORE, f"namespace:{name}", json.dumps(header.to_dict()))
 
     def open(self, name: str) -> Values:
-        if name not in self._open:
-            header = self.headers()[name]
+        with _as_store_errors():
+            found = self._client.hget(STORE, f"namespace:{name}")
+        if found is None:
+            raise GoneError(name)
+        header = _header(f"namespace:{name}", found)
+        known = self._open.get(name)
+        if known is None or (known.packing.spec, known.packing.dtype) != (header.spec, header.dtype):
             self._open[name] = Values(self._client, name, Packing(header.spec, header.dtype))
         return self._open[name]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
@@ -36,10 +36,11 @@ class Pool:
 
     Args:
         path: of a file that exists.
+        check: raises if the file at `path` is not the one that was meant any more. It is called with every connection.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, check: Callable[[], None]):
+        self.path, self._check = path, check
         self._idle: list[sqlite3.Connection] = []
         self._lent = 0
         self._lock = threading.Lock()
@@ -66,9 +67,11 @@ class Pool:
         is_sound = False
         try:
             connection = connection or self._open()
+            self._check()  # afterwards: what is open now is what was checked
             yield connection
             is_sound = True
         except sqlite3.DatabaseError as error:
+            self._check()
             raise self._error(error, user) from error
         finally:
             with self._lock:

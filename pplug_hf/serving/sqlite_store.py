@@ -22,7 +22,7 @@ import sqlite3
 import uuid
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import numpy as np
 
 from ..errors import DataError, StoreError
 from ..storage.files import locked, new_folder, read_json_object, write_text
-from .backend import Backend, Header, Place, check_version, next_version
+from .backend import Backend, GoneError, Header, Place, check_version, next_version
 from .keys import Key
 from .packing import Packing, Rows
 from .sqlite_pool import PAGE_SIZE, Pool
@@ -72,13 +72,25 @@ class Shards(Backend):
 
     Args:
         folder: of the namespace.
-        packing: of its vectors.
+
+    Raises:
+        GoneError: there is no such folder.
     """
 
-    def __init__(self, folder: Path, packing: Packing):
-        self.packing = packing
-        number = read_json_object(folder / NAMESPACE, str(folder / NAMESPACE)).get("shards", SHARDS)
-        self._pools = [Pool(folder / _file(i)) for i in range(number)]
+    def __init__(self, folder: Path):
+        self._folder, self._identity = (
+            folder,
+            _identity(folder),
+        )  # first: what is read next is of this or of a later one
+        values = _header(folder)
+        header = Header.from_dict(values, str(folder / NAMESPACE))
+        self.packing = Packing(header.spec, header.dtype)
+        self._pools = [Pool(folder / _file(i), self.check) for i in range(values.get("shards", SHARDS))]
+
+    def check(self) -> None:
+        """Raise a `GoneError` if the namespace was dropped, even if there is another one of its name."""
+        if _identity(self._folder) != self._identity:
+            raise GoneError(self._folder.name)
 
     def _pool(self, key: Key) -> Pool:
         return self._pools[int.from_bytes(key.user[:4], "big") % len(self._pools)]
@@ -210,6 +222,22 @@ class Shards(Backend):
             pool.close()
 
 
+def _header(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(folder / NAMESPACE, str(folder / NAMESPACE))
+    except FileNotFoundError:
+        raise GoneError(folder.name) from None
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what tells a namespace from a later one of the same name: a file that is written once."""
+    try:
+        facts = (folder / NAMESPACE).stat()
+    except FileNotFoundError:
+        raise GoneError(folder.name) from None
+    return facts.st_ino, facts.st_mtime_ns
+
+
 def _file(shard: int) -> str:
     return f"{shard:02}.sqlite"
 
@@ -326,8 +354,11 @@ class Folder(Place):
         if self._leftovers():  # or the work of a process that is alive and holds the lock
             with locked(self._folder):
                 self._remove_leftovers()
-        paths = sorted(self._folder.glob(f"[!.]*/{NAMESPACE}"))
-        return {path.parent.name: Header.from_dict(read_json_object(path, str(path)), str(path)) for path in paths}
+        headers = {}
+        for path in sorted(self._folder.glob(f"[!.]*/{NAMESPACE}")):
+            with suppress(GoneError):
+                headers[path.parent.name] = Header.from_dict(_header(path.parent), str(path))
+        return headers
 
     def create(self, name: str, header: Header) -> None:
         with locked(self._folder):
@@ -340,9 +371,12 @@ class Folder(Place):
                 write_text(staging / NAMESPACE, json.dumps(header.to_dict() | {"shards": SHARDS}, indent=1) + "\n")
 
     def open(self, name: str) -> Shards:
-        if name not in self._open:
-            header = self.headers()[name]
-            self._open[name] = Shards(self._folder / name, Packing(header.spec, header.dtype))
+        if name in self._open:
+            with suppress(GoneError):
+                self._open[name].check()
+                return self._open[name]
+            self._open.pop(name).close()
+        self._open[name] = Shards(self._folder / name)
         return self._open[name]
 
     def activate(self, name: str) -> None:
