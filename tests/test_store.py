@@ -7,6 +7,7 @@ import random
 import re
 import resource
 import signal
+import sqlite3
 import stat
 import threading
 from contextlib import ExitStack, suppress
@@ -551,7 +552,65 @@ def test_a_receipt_needs_readers_to_let_go(folder, monkeypatch):
             with pytest.raises(StoreError, match="a reader holds the log"):
                 store.delete_user("anna")
             connection.execute("COMMIT")
-        assert store.delete_user("anna").items == 0 and vector("a").numpy().tobytes() not in folder.bytes()
+        assert store.delete_items("anna", ["a"]).items == 0
+        assert store.delete_user("anna").items == 1 and vector("a").numpy().tobytes() not in folder.bytes()
+        assert store.delete_user("anna").items == 0
+
+
+def test_a_deletion_whose_log_cannot_be_written_back_does_not_say_that_nothing_was_written(folder, monkeypatch):
+    class Broken(sqlite3.Connection):
+        def execute(self, sql, *args):
+            if "wal_checkpoint" in sql:
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().execute(sql, *args)
+
+    connect = sqlite3.connect
+    with folder.open() as store:
+        store.append("anna", items("a", "b"))
+    with folder.open() as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Broken, **options))
+            with pytest.raises(StoreError, match=r"disk I/O error\. What was deleted stays deleted") as failed:
+                store.delete_items("anna", ["a"])
+        assert "Nothing was written" not in str(failed.value)
+    with folder.open() as store:
+        assert check(store.get("anna")) == ["b"]
+
+
+def test_a_deletion_whose_answer_is_lost_is_confirmed_by_the_next(server, monkeypatch):
+    import redis
+
+    def lost(work, is_done):
+        def call(*args):
+            if is_done:
+                work(*args)
+            raise redis.TimeoutError("Timeout reading from socket")
+
+        return call
+
+    with server.open() as store:
+        backend = store._backend
+        for is_done in (True, False):
+            store.append("anna", items("a", "b"))
+            for delete, count in (
+                (lambda: store.delete_items("anna", ["a"]), 1),
+                (lambda: store.delete_user("anna"), 1),
+            ):
+                with monkeypatch.context() as patch:
+                    patch.setattr(backend, "_script", lost(backend._script, is_done))
+                    with pytest.raises(StoreError, match="may have been written or not"):
+                        delete()
+                assert delete().items == count and delete().items == 0
+
+
+def test_a_deletion_counts_what_only_another_namespace_holds(place):
+    with place.open() as store, place.open(OTHER, namespace="second") as new:  # which is being filled
+        store.append("anna", items("a", "b", "c"))
+        new.append("ben", items("a", spec=OTHER))
+        store.append("ben", items("a", "b"))
+        assert new.delete_items("anna", ["a"]).items == 1
+        assert new.delete_user("anna").items == 2 and store.get("anna") is None
+        assert new.delete_user("ben").items == 2 and new.delete_user("ben").items == 0
 
 
 def test_compacting_gives_space_back(folder, monkeypatch):

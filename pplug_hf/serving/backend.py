@@ -56,6 +56,9 @@ class Backend(ABC):
 
     packing: Packing
 
+    def __init__(self) -> None:
+        self._unconfirmed: dict[tuple[Key, frozenset[str] | None], int] = {}
+
     @abstractmethod
     def read(self, keys: Sequence[Key]) -> Iterator[Rows | None]:
         """Yield the rows of users, in their order."""
@@ -75,9 +78,20 @@ class Backend(ABC):
             keep: append.
         """
 
-    @abstractmethod
     def delete(self, key: Key, ids: Collection[str] | None) -> int:
-        """Delete rows by their ids, or all, and return how many were deleted."""
+        """Delete rows by their ids, or all, and return how many were deleted, now or by a call that ended with an error."""
+        call = key, None if ids is None else frozenset(ids)
+        deleted = earlier = self._unconfirmed.get(call, 0)
+        for now in self._delete(key, ids):
+            deleted = now or earlier
+            if deleted:
+                self._unconfirmed[call] = deleted
+        self._unconfirmed.pop(call, None)
+        return deleted
+
+    @abstractmethod
+    def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
+        """Yield the number of rows as soon as they may be deleted, and end when their bytes are gone; the last one counts."""
 
     @abstractmethod
     def users(self, tenant: bytes) -> Iterator[bytes]:

@@ -180,11 +180,11 @@ class KeyedStore(PersonaStore):
     def _delete(self, user: str, ids: set[str] | None) -> DeletionReceipt:
         key = self._keys.user(self._tenant, user)
         self._recent.forget(key)
-        deleted = {self.namespace: 0}
+        deleted = 0
         for name in self._place.headers():
             with suppress(GoneError):  # dropped meanwhile, with everything in it
-                deleted[name] = self._place.open(name).delete(key, ids)
-        return DeletionReceipt(key.user.hex(), deleted[self.namespace], time.time())
+                deleted = max(deleted, self._place.open(name).delete(key, ids))
+        return DeletionReceipt(key.user.hex(), deleted, time.time())
 
     def users(self) -> Iterator[str]:
         return (key.hex() for key in self._backend.users(self._keys.tenant(self._tenant)))

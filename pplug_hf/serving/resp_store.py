@@ -61,7 +61,10 @@ def _as_store_errors() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
-        raise StoreError(f"The server of the store does not do its work: {error}. Nothing was written.") from error
+        # A server that answers has refused; one whose answer is lost may have done its work.
+        is_refused = isinstance(error, redis.ResponseError)
+        outcome = "Nothing was written." if is_refused else "A change may have been written or not: repeat it."
+        raise StoreError(f"The server of the store does not do its work: {error}. {outcome}") from error
 
 
 class Values(Backend):
@@ -74,6 +77,7 @@ class Values(Backend):
     """
 
     def __init__(self, client: Any, namespace: str, packing: Packing):
+        super().__init__()
         self.packing = packing
         self._client, self._namespace = client, namespace
         self._is_cluster = not hasattr(client, "connection_pool")
@@ -133,20 +137,22 @@ class Values(Backend):
         with _as_store_errors():
             return version if self._script(self._names(key), values) else None
 
-    def delete(self, key: Key, ids: Collection[str] | None) -> int:
-        while True:
+    def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
+        is_done = False
+        while not is_done:
             with _as_store_errors():
                 facts, data = self._client.mget(self._names(key))
             if facts is None:
-                return 0
+                yield 0
+                return
             if ids is None:
                 deleted, how, left = len(data or b"") // self.packing.row_size, "delete", _NONE
             else:
                 rows = self._decode(key, facts, data)
                 left = rows.without(ids)
                 deleted, how = len(rows) - len(left), "replace" if len(left) else "delete"
-            if (ids is not None and not deleted) or self._write(key, facts[:8], how, left) is not None:
-                return deleted
+            yield deleted
+            is_done = (ids is not None and not deleted) or self._write(key, facts[:8], how, left) is not None
 
     def users(self, tenant: bytes) -> Iterator[bytes]:
         seen = set()  # a scan may give a key twice

@@ -49,14 +49,15 @@ class Pool:
         _POOLS.add(self)
 
     @contextmanager
-    def lent(self, user: str = "") -> Iterator[sqlite3.Connection]:
+    def lent(self, user: str = "", outcome: str = "Nothing was written.") -> Iterator[sqlite3.Connection]:
         """Lend a connection.
 
         Args:
             user: key of a user, for messages.
+            outcome: what a `StoreError` says of the changes.
 
         Raises:
-            StoreError: the disk is full, or another process holds the file for too long; nothing was written.
+            StoreError: the disk is full, or another process holds the file for too long.
             DataError: the file is damaged or missing.
         """
         with self._lock:
@@ -72,7 +73,7 @@ class Pool:
             is_sound = True
         except sqlite3.DatabaseError as error:
             self._check()
-            raise self._error(error, user) from error
+            raise self._error(error, user, outcome) from error
         finally:
             with self._lock:
                 if connection is not None:
@@ -103,12 +104,12 @@ class Pool:
         connection.executescript(_SETTINGS)
         return connection
 
-    def _error(self, error: sqlite3.DatabaseError, user: str) -> Exception:
+    def _error(self, error: sqlite3.DatabaseError, user: str, outcome: str) -> Exception:
         whose = f" (user {user})" if user else ""
         if isinstance(error, sqlite3.OperationalError) and self.path.is_file():
             return StoreError(
-                f"{str(self.path)!r} cannot be used now{whose}: {error}. Nothing was written. Look for a full disk, missing "
-                "rights, or a process that holds the file."
+                f"{str(self.path)!r} cannot be used now{whose}: {error}. {outcome} Look for a full disk, missing rights, or a "
+                "process that holds the file."
             )
         return DataError(
             f"{str(self.path)!r} is damaged or missing{whose}: {error}. Other files of the store are not affected: restore "

@@ -42,6 +42,9 @@ SHARDS = 16
 OVERFLOW = PAGE_SIZE - 4  # bytes of a row in a page of its own
 LOCAL = (PAGE_SIZE - 12) * 32 // 255 - 23  # bytes of a row in a page of the table, at least
 CHUNK = 8 * OVERFLOW  # bytes a row, at most: with more of them, appending one item rewrites too much
+_UNERASED = (
+    "What was deleted stays deleted, but its bytes may be in the log: delete it again for a receipt, or compact again."
+)
 _INT64 = (1 << 63) - 1
 CHUNKS = 1 << 20  # rows a user can have; their numbers are user * CHUNKS and following
 
@@ -78,10 +81,9 @@ class Shards(Backend):
     """
 
     def __init__(self, folder: Path):
-        self._folder, self._identity = (
-            folder,
-            _identity(folder),
-        )  # first: what is read next is of this or of a later one
+        super().__init__()
+        self._folder = folder
+        self._identity = _identity(folder)  # first: what is read next is of this namespace or of a later one
         values = _header(folder)
         header = Header.from_dict(values, str(folder / NAMESPACE))
         self.packing = Packing(header.spec, header.dtype)
@@ -152,7 +154,7 @@ class Shards(Backend):
         found = connection.execute("SELECT ids, times, checksum, data FROM chunks WHERE id = ?", (at,)).fetchall()
         return self._decode(found, user)
 
-    def delete(self, key: Key, ids: Collection[str] | None) -> int:
+    def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
         name = key.user.hex()
         with self._pool(key).transaction(name) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
@@ -174,17 +176,14 @@ class Shards(Backend):
                     _write(connection, at, left)
                 if deleted:
                     _update(connection, user, next_version(version))
+        yield deleted
         self._erase_log(self._pool(key), name)
-        return deleted
 
-    def _erase_log(self, pool: Pool, user: str) -> None:
+    def _erase_log(self, pool: Pool, user: str = "") -> None:
         """Bring all changes into the file itself and empty its log, where deleted bytes would stay."""
-        with pool.lent(user) as connection:
+        with pool.lent(user, _UNERASED) as connection:
             if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise StoreError(
-                    f"The items of user {user} are deleted, but a reader holds the log of {str(pool.path)!r}, where their "
-                    "bytes remain: delete them again for a receipt."
-                )
+                raise StoreError(f"No receipt yet: a reader holds the log of {str(pool.path)!r}. {_UNERASED}")
 
     def users(self, tenant: bytes) -> Iterator[bytes]:
         for pool in self._pools:
@@ -214,7 +213,7 @@ class Shards(Backend):
         for pool in self._pools:
             with pool.lent() as connection:
                 connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after one page
-            self._erase_log(pool, "")
+            self._erase_log(pool)
 
     def close(self) -> None:
         """Close all connections."""
