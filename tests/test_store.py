@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from resp_server import resp_server
 
 from pplug_hf import EncoderSpec, Persona, cli, open_store
-from pplug_hf.errors import ConfigurationError, DataError, MismatchError, StoreError
+from pplug_hf.errors import ConfigurationError, DamagedPersonaError, DataError, MismatchError, StoreError
 from pplug_hf.serving import sqlite_store
 from pplug_hf.serving.keys import Key, Keys
 from pplug_hf.serving.packing import Packing
@@ -917,6 +917,13 @@ def test_a_damaged_value_costs_one_user(server):
         assert check(store.get("ben")) == ["b"]
         store.delete_user("anna")
         assert store.get("anna") is None
+        for facts in (b"[3],", b'["a","b"],', b"x"):
+            store.append("anna", items("a"))
+            store._place._client.setrange(names[0], 8, facts.ljust(30))
+            for call in (store.get, lambda user: store.append(user, items("b"))):
+                with pytest.raises(DamagedPersonaError, match=r"items of user .* are damaged"):
+                    call("anna")
+            store.delete_user("anna")
 
 
 def test_a_server_that_is_gone_is_a_clear_error(server, caplog):

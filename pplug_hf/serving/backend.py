@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError, MismatchError, StoreError
+from ..errors import DamagedPersonaError, DamagedStoreError, MismatchError, StoreError
 from ..modeling import EncoderSpec
 from .keys import Key
 from .packing import Packing, Rows
@@ -34,12 +34,12 @@ class Header:
             name: of what they were read from, for messages.
 
         Raises:
-            DataError: they are no header.
+            DamagedStoreError: they are no header.
         """
         try:
             return cls(EncoderSpec.from_dict(values["spec"]), str(values["dtype"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{name} is damaged (no spec and dtype): restore it from a backup.") from error
+            raise DamagedStoreError(f"{name} is damaged (no spec and dtype): restore it from a backup.") from error
 
 
 class GoneError(StoreError):
@@ -151,6 +151,13 @@ class Place(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close all connections."""
+
+
+def damaged(key: Key) -> DamagedPersonaError:
+    """Return the error for a user whose rows cannot be read."""
+    return DamagedPersonaError(
+        f"The items of user {key.user.hex()} are damaged: delete the user or replace the items. No other user is affected."
+    )
 
 
 def check_version(key: Key, version: int, expected: int | None) -> None:

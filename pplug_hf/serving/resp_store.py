@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, DataError, StoreError
+from ..errors import ConfigurationError, StoreError
 from ..optional import require
-from .backend import Backend, GoneError, Header, Place, check_version, next_version
+from .backend import Backend, GoneError, Header, Place, check_version, damaged, next_version
 from .keys import Key
 from .packing import Packing, Rows
 
@@ -99,16 +99,12 @@ class Values(Backend):
             yield None if facts is None else self._decode(key, facts, data)
 
     def _decode(self, key: Key, facts: bytes, data: bytes | None) -> Rows:
+        names, times = _items(key, facts)
         try:
-            pairs = _items(facts)
-            matrix = np.frombuffer(bytearray(data or b""), np.uint8).reshape(len(pairs), self.packing.row_size)
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"The items of user {key.user.hex()} are damaged: delete the user or replace the items. No other user is "
-                "affected."
-            ) from error
-        times = np.array([np.nan if when is None else when for _, when in pairs], np.float64)
-        return Rows([name for name, _ in pairs], times, matrix)
+            matrix = np.frombuffer(bytearray(data or b""), np.uint8).reshape(len(names), self.packing.row_size)
+        except ValueError as error:
+            raise damaged(key) from error
+        return Rows(names, times, matrix)
 
     def version(self, key: Key) -> int:
         with _as_store_errors():
@@ -120,7 +116,7 @@ class Values(Backend):
                 facts = self._client.get(self._names(key)[0]) or b""
             version = int.from_bytes(facts[:8], "big")
             check_version(key, version, expected)
-            new = rows.without(name for name, _ in _items(facts)) if keep else rows
+            new = rows.without(_items(key, facts)[0]) if keep else rows
             if not len(new) and (keep or not facts):
                 return version
             how = "append" if keep and facts else "replace"
@@ -192,13 +188,22 @@ class Values(Backend):
                     time.sleep(0.05)
 
 
-def _items(facts: bytes) -> list[tuple[str, float | None]]:
-    """Return id and time of each item of the first value, behind the version."""
-    return json.loads(b"[" + facts[8:-1] + b"]")
+def _items(key: Key, facts: bytes) -> tuple[list[str], np.ndarray]:
+    """Return the ids and times of the first value, behind the version."""
+    try:
+        pairs = json.loads(b"[" + facts[8:-1] + b"]")
+        times = np.array([np.nan if when is None else when for _, when in pairs], np.float64)
+    except (ValueError, TypeError) as error:
+        raise damaged(key) from error
+    return [name for name, _ in pairs], times
 
 
 def _header(field: str, value: bytes) -> Header:
-    return Header.from_dict(json.loads(value), f"{field!r} of {STORE!r}")
+    try:
+        values = json.loads(value)
+    except ValueError:
+        values = None
+    return Header.from_dict(values, f"{field!r} of {STORE!r}")
 
 
 class Server(Place):

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
 
-from ..errors import DataError, StoreError
+from ..errors import DamagedStoreError, StoreError
 
 BUSY_SECONDS = 30
 KEPT = 4  # idle connections of one file
@@ -58,7 +58,7 @@ class Pool:
 
         Raises:
             StoreError: the disk is full, or another process holds the file for too long.
-            DataError: the file is damaged or missing.
+            DamagedStoreError: the file is damaged or missing.
         """
         with self._lock:
             if self._is_closed:
@@ -111,7 +111,7 @@ class Pool:
                 f"{str(self.path)!r} cannot be used now{whose}: {error}. {outcome} Look for a full disk, missing rights, or a "
                 "process that holds the file."
             )
-        return DataError(
+        return DamagedStoreError(
             f"{str(self.path)!r} is damaged or missing{whose}: {error}. Other files of the store are not affected: restore "
             "this one from a backup."
         )

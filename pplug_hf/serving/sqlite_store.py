@@ -29,9 +29,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, StoreError
+from ..errors import DamagedStoreError, DataError, StoreError
 from ..storage.files import locked, new_folder, read_json_object, write_text
-from .backend import Backend, GoneError, Header, Place, check_version, next_version
+from .backend import Backend, GoneError, Header, Place, check_version, damaged, next_version
 from .keys import Key
 from .packing import Packing, Rows
 from .sqlite_pool import PAGE_SIZE, Pool
@@ -99,23 +99,21 @@ class Shards(Backend):
 
     def read(self, keys: Sequence[Key]) -> Iterator[Rows | None]:
         for key in keys:
-            name = key.user.hex()
-            with self._pool(key).lent(name) as connection:
+            with self._pool(key).lent(key.user.hex()) as connection:
                 chunks = connection.execute(_READ, key).fetchall()
-            yield self._decode(chunks, name) if chunks else None
+            yield self._decode(chunks, key) if chunks else None
 
-    def _decode(self, chunks: list[tuple[Any, ...]], user: str) -> Rows:
-        names, times, checksums, parts = zip(*chunks, strict=True)
-        ids: list[list[str]] = []
-        data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
+    def _decode(self, chunks: list[tuple[Any, ...]], key: Key) -> Rows:
         try:
-            ids = json.loads(b"[" + b",".join(names) + b"]")
+            names, times, checksums, parts = zip(*chunks, strict=True)
+            data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
+            ids: list[list[str]] = json.loads(b"[" + b",".join(names) + b"]")
             ends = list(accumulate(map(len, ids)))
             found = _checksums(data, [0, *ends[:-1]], names, times)
-        except (ValueError, IndexError):
-            found = None
+        except (ValueError, IndexError, TypeError) as error:
+            raise damaged(key) from error
         if found != list(checksums):
-            raise _damaged(user)
+            raise damaged(key)
         if None in times:
             times = [b"\xff" * 8 * len(some) if when is None else when for some, when in zip(ids, times, strict=True)]
         return Rows([*chain(*ids)], np.frombuffer(bytearray().join(times)), data)
@@ -126,18 +124,17 @@ class Shards(Backend):
         return found[1] if found else 0
 
     def write(self, key: Key, rows: Rows, expected: int | None, *, keep: bool) -> int:
-        name = key.user.hex()
-        with self._pool(key).transaction(name) as connection:
+        with self._pool(key).transaction(key.user.hex()) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
             check_version(key, version, expected)
             at = (user or 0) * CHUNKS
             if keep and user is not None:
                 known = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE} ORDER BY id", (user, user))
                 for at, ids in known:  # noqa: B007
-                    rows = rows.without(_ids(ids, name))
+                    rows = rows.without(_ids(ids, key))
                 if not len(rows):
                     return version
-                rows = self._chunk(connection, at, name) + rows
+                rows = self._chunk(connection, at, key) + rows
             elif not len(rows) and user is None:
                 return version
             version = next_version(version)
@@ -150,13 +147,12 @@ class Shards(Backend):
             _write(connection, at, rows)
             return version if _update(connection, user, version) else 0
 
-    def _chunk(self, connection: sqlite3.Connection, at: int, user: str) -> Rows:
+    def _chunk(self, connection: sqlite3.Connection, at: int, key: Key) -> Rows:
         found = connection.execute("SELECT ids, times, checksum, data FROM chunks WHERE id = ?", (at,)).fetchall()
-        return self._decode(found, user)
+        return self._decode(found, key)
 
     def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
-        name = key.user.hex()
-        with self._pool(key).transaction(name) as connection:
+        with self._pool(key).transaction(key.user.hex()) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
             deleted = 0
             if user is not None and ids is None:
@@ -167,9 +163,9 @@ class Shards(Backend):
                 gone = set(ids or ())
                 chunks = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE}", (user, user)).fetchall()
                 for at, names in chunks:
-                    if gone.isdisjoint(_ids(names, name)):
+                    if gone.isdisjoint(_ids(names, key)):
                         continue
-                    rows = self._chunk(connection, at, name)
+                    rows = self._chunk(connection, at, key)
                     left = rows.without(gone)
                     deleted += len(rows) - len(left)
                     connection.execute("DELETE FROM chunks WHERE id = ?", (at,))
@@ -177,7 +173,7 @@ class Shards(Backend):
                 if deleted:
                     _update(connection, user, next_version(version))
         yield deleted
-        self._erase_log(self._pool(key), name)
+        self._erase_log(self._pool(key), key.user.hex())
 
     def _erase_log(self, pool: Pool, user: str = "") -> None:
         """Bring all changes into the file itself and empty its log, where deleted bytes would stay."""
@@ -223,9 +219,16 @@ class Shards(Backend):
 
 def _header(folder: Path) -> dict[str, Any]:
     try:
-        return read_json_object(folder / NAMESPACE, str(folder / NAMESPACE))
+        return _settings(folder / NAMESPACE)
     except FileNotFoundError:
         raise GoneError(folder.name) from None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path, str(path), "restore it from a backup")
+    except DataError as error:
+        raise DamagedStoreError(str(error)) from error
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -241,18 +244,12 @@ def _file(shard: int) -> str:
     return f"{shard:02}.sqlite"
 
 
-def _ids(names: bytes, user: str) -> list[str]:
+def _ids(names: bytes, key: Key) -> list[str]:
     """Return the ids of a chunk."""
     try:
-        return json.loads(names)
-    except ValueError:
-        raise _damaged(user) from None
-
-
-def _damaged(user: str) -> DataError:
-    return DataError(
-        f"The items of user {user} are damaged: delete the user or replace the items. No other user is affected."
-    )
+        return [*json.loads(names)]
+    except (ValueError, TypeError):
+        raise damaged(key) from None
 
 
 def _checksums(
@@ -336,10 +333,12 @@ class Folder(Place):
         self.check = str(self._load().get("check"))
 
     def _load(self) -> dict[str, object]:
-        path = str(self._folder / STORE)
-        values = read_json_object(path, path, "restore it from a backup")
+        path = self._folder / STORE
+        values = _settings(path)
         if values.get("format") != FORMAT:
-            raise DataError(f"{path!r} has format {values.get('format')}, and this version reads format {FORMAT}.")
+            raise DataError(
+                f"{str(path)!r} has format {values.get('format')}, and this version reads format {FORMAT}."
+            )
         return values
 
     def _save(self, values: Mapping[str, object]) -> None:
