@@ -16,6 +16,11 @@ logger = logging.getLogger("pplug_hf.server")
 
 INVALID = "invalid_request_error"
 _NO_ROUTE = "There is no such route. Ids in a path are percent-encoded: a/b is a%2Fb."
+_NO_STORE = (
+    "The store cannot do its work now: its disk is full, a file is damaged, or its server is away. Send the request again "
+    "later; what was done already is not done twice."
+)
+_DAMAGED = "The persona of this user is damaged, and nothing was sent to the language model: replace or delete it."
 
 
 class ApiError(Exception):
@@ -56,17 +61,8 @@ _FAILURES: dict[type[PPlugError], _Failure] = {  # the first that fits
     EngineBusyError: _Failure(429, "engine_overloaded"),
     TimeLimitError: _Failure(503, "timeout"),
     EngineError: _Failure(503, "engine_unavailable"),
-    StoreError: _Failure(
-        503,
-        "store_unavailable",
-        "The store cannot do its work now: its disk is full, a file is damaged, or its server is away. Send the request "
-        "again later; what was done already is not done twice.",
-    ),
-    DamagedPersonaError: _Failure(
-        500,
-        "persona_damaged",
-        "The persona of this user is damaged, and nothing was sent to the language model: replace or delete it.",
-    ),
+    StoreError: _Failure(503, "store_unavailable", _NO_STORE),
+    DamagedPersonaError: _Failure(500, "persona_damaged", _DAMAGED),
     PPlugError: _Failure(422, "invalid_value"),  # data and settings of the request
 }
 
