@@ -22,7 +22,7 @@ from resp_server import resp_server
 
 from pplug_hf import EncoderSpec, Persona, cli, open_store
 from pplug_hf.errors import ConfigurationError, DamagedPersonaError, DataError, MismatchError, StoreError
-from pplug_hf.serving import sqlite_store
+from pplug_hf.serving import resp_store, sqlite_store
 from pplug_hf.serving.keys import Key, Keys
 from pplug_hf.serving.packing import Packing
 from pplug_hf.serving.recent import Recent
@@ -937,6 +937,26 @@ def test_a_server_that_is_gone_is_a_clear_error(server, caplog):
     with pytest.raises(StoreError) as failed:
         open_store(server.place.replace("//", "//:password@"), SPEC, secret=SECRET)
     assert "password" not in str(failed.value)
+
+
+@pytest.mark.parametrize("password", ["hunter/2", "hunter?2", "[hunter", "12:34/hunter"])
+def test_a_password_that_breaks_the_url_is_in_no_message(password):
+    with pytest.raises(ConfigurationError, match="percent-encoded") as failed:
+        open_store(f"redis://:{password}@127.0.0.1:6379/0", SPEC, secret=SECRET)
+    assert "hunter" not in str(failed.value) and failed.value.__suppress_context__
+
+
+def test_many_users_are_counted_in_parts(server, monkeypatch):
+    monkeypatch.setattr(resp_store, "COUNTED", 2)
+    sizes = []
+    with server.open() as store:
+        for i in range(5):
+            store.append(f"user {i}", items("a", "b"))
+        pipeline = type(store._place._client.pipeline())
+        execute = pipeline.execute
+        monkeypatch.setattr(pipeline, "execute", lambda self: [sizes.append(len(self)), execute(self)][1])
+        assert (store.stats().users, store.stats().items) == (5, 10)
+    assert sizes == [2, 2, 1] * 2
 
 
 def test_a_server_that_forgets_is_warned_of(server, caplog):

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from .packing import Packing, Rows
 
 STORE = "pplug:store"
 TIMEOUT = 30
+COUNTED = 1000  # users asked for at once when all are counted
 
 _NONE = Rows([], np.zeros(0), np.zeros((0, 0), np.uint8))
 # What the server writes its memory into: the setting that says whether it does, command, and whether it runs.
@@ -163,12 +165,14 @@ class Values(Backend):
             yield from self._client.scan_iter(pattern, count=1000)
 
     def count(self, tenant: bytes) -> tuple[int, int]:
-        users = list(self.users(tenant))
-        with _as_store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            for user in users:
-                pipeline.strlen(self._names(Key(tenant, user))[1])
-            sizes = pipeline.execute()
-        return len(users), sum(sizes) // self.packing.row_size
+        number, size, remaining = 0, 0, self.users(tenant)
+        while users := list(islice(remaining, COUNTED)):
+            with _as_store_errors(), self._client.pipeline(transaction=False) as pipeline:
+                for user in users:
+                    pipeline.strlen(self._names(Key(tenant, user))[1])
+                size += sum(pipeline.execute())
+            number += len(users)
+        return number, size // self.packing.row_size
 
     def size(self) -> int:
         with _as_store_errors():
@@ -224,8 +228,11 @@ class Server(Place):
         options = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
         try:
             self._client = redis.Redis.from_url(url, **options)
-        except ValueError as error:
-            raise ConfigurationError(f"This URL of a server cannot be used: {error}.") from error
+        except ValueError:  # its text may hold a part of the password
+            raise ConfigurationError(
+                "This URL of a server cannot be used: write redis://:PASSWORD@HOST:PORT/0, with special characters of the "
+                "password percent-encoded (/ is %2F)."
+            ) from None
         with _as_store_errors():
             if self._client.info("cluster").get("cluster_enabled"):
                 self._client.close()
