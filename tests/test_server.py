@@ -645,7 +645,7 @@ def test_figures_hold_no_user(server, client, monkeypatch):
     assert float(figures['pplug_personas_total{state="unknown"}']) >= 1
     assert float(figures['pplug_tokens_total{kind="completion"}']) > 6
     assert 0 < float(figures["pplug_persona_entropy"]) <= 1 and 0 < float(figures["pplug_persona_empty"]) < 1
-    assert float(figures["pplug_persona_norm"]) > 0 and 0 < float(figures["pplug_persona_drift"]) < 2
+    assert float(figures["pplug_persona_norm"]) > 0 and 0 < float(figures["pplug_history_drift"]) < 2
     assert "pplug_queue" in figures and float(figures["pplug_requests_running"]) == 1
     assert "anna" not in text and "nobody" not in text
     server("DELETE", "/v1/personas/anna-2")
