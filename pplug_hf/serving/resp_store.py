@@ -206,7 +206,7 @@ def _header(field: str, value: bytes) -> Header:
     try:
         values = json.loads(value)
     except ValueError:
-        values = None
+        values = {}
     return Header.from_dict(values, f"{field!r} of {STORE!r}")
 
 
