@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from contextlib import ExitStack
+from types import FrameType
 
 from ..apps.assistant import Assistant, load_demo
 from ..apps.page import build, load_gradio, web_app
@@ -16,6 +17,7 @@ from ..serving.listening import listen, url
 from ..serving.open_store import open_store
 from .options import AppSettings
 
+ENDING = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -56,6 +58,13 @@ def app(settings: AppSettings) -> None:
 
 def _end_on_signals() -> None:
     """Let SIGTERM, and a terminal that is closed, end the page as Ctrl+C does: what it has opened is closed and deleted."""
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and that stays so
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    # nohup ignores SIGHUP, and that stays so.
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in ours:  # a closed terminal may send several, which must not interrupt the deletion
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in ours:
+        signal.signal(number, end)
