@@ -25,6 +25,14 @@ class StoreError(PPlugError, OSError):
     """A store cannot do its work now: its disk is full, it is busy, or its server does not answer."""
 
 
+class DamagedStoreError(DataError, StoreError):
+    """A file of a store is damaged or missing."""
+
+
+class DamagedPersonaError(DataError):
+    """The stored items of one user are damaged; all others are not affected."""
+
+
 class ConfigurationError(PPlugError, ValueError):
     """A setting has a value that cannot work."""
 

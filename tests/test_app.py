@@ -1,5 +1,6 @@
 """The page: its work alone, and the whole of it in a real browser that may not reach anything else."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -89,24 +90,42 @@ def test_a_causal_model_answers_without_the_prompt(tmp_path):
 # ---- in a browser -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def address(tmp_path):
-    """The page of `pplug-hf app` in a process of its own, offline."""
+@contextlib.contextmanager
+def running(*options, **environment):
+    """Start `pplug-hf app` in a process of its own, offline, and give the process and the address of the page."""
     pytest.importorskip("gradio")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pplug_hf", "app", "--port", str(port), "--max_new_tokens", str(NEW)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [*command, "--store", str(tmp_path / "store")], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    said = next((line for line in process.stdout if line.startswith("The page is at")), "")
-    assert f"http://127.0.0.1:{port}" in said
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) in (0, 130)
+    command = [sys.executable, "-m", "pplug_hf", "app", "--port", str(port), "--max_new_tokens", str(NEW), *options]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if line.startswith("The page is at")), "")
+        assert f"http://127.0.0.1:{port}" in said
+        try:
+            yield process, f"http://127.0.0.1:{port}"
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(60) in (0, 130)
+
+
+@pytest.fixture
+def address(tmp_path):
+    with running("--store", str(tmp_path / "store")) as (_, address):
+        yield address
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_page_that_is_told_to_end_leaves_no_user(tmp_path, number):
+    with running(TMPDIR=str(tmp_path)) as (process, _):
+        (store,) = tmp_path.glob("pplug-app-*")
+        assert (store / "secret").exists()
+        for _ in range(2):  # as a terminal does
+            process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    assert not store.exists()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (apt-get install chromium)")

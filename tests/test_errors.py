@@ -32,7 +32,7 @@ def call(request, gpt2):
 
 def test_every_error_is_also_the_built_in_one():
     errors = [e for e in vars(pplug_hf.errors).values() if isinstance(e, type) and issubclass(e, PPlugError)]
-    assert len(errors) == 11
+    assert len(errors) == 13
     of_engines = {e for e in errors if issubclass(e, EngineError)}
     others = {PPlugError, HubError, StoreError, *of_engines}
     assert all(issubclass(e, ValueError) for e in errors if e not in others)

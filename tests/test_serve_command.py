@@ -116,6 +116,8 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_kill(plug, tmp_path):
         (["--keys", "nowhere.json"], "no file of API keys 'nowhere.json'"),
         (["--plugs", "second"], "NAME=FOLDER"),
         (["--prompt_cache", "much"], "'4GB'"),
+        (["--engine", "vllm", "--prompt_cache", "256MB"], "--engine vllm has no --prompt_cache: leave it out"),
+        (["--engine", "vllm", "--max_prompt_tokens", "9"], "--engine vllm has no --max_prompt_tokens: leave it out"),
         (["--time_limit", "0"], "--time_limit must be greater than 0"),
     ],
 )

@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from pplug_hf import PPlugForConditionalGeneration
 from pplug_hf.commands.options import ServeSettings
 from pplug_hf.serving.server.limits import Limits
 from pplug_hf.serving.server.monitoring import Monitoring
+from pplug_hf.serving.transformers_engine import TransformersEngine
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
@@ -86,11 +89,12 @@ def test_the_examples_of_clients_run(server, name, says):
 
 def test_the_page_says_what_the_limits_are():
     limits, settings = Limits(), ServeSettings(plug="", store="")
+    engine = signature(TransformersEngine).parameters
+    prompt_tokens, cache = engine["max_prompt_tokens"].default, engine["prompt_cache"].default
+    helps = {field.name: field.metadata["help"] for field in fields(ServeSettings)}
+    assert f"default: {prompt_tokens};" in helps["max_prompt_tokens"] and f"default: {cache};" in helps["prompt_cache"]
     assert f"{limits.items:,}; {limits.user_items:,}; {limits.item_characters:,}" in PAGE
-    assert (
-        f"{settings.max_prompt_tokens:,}; {limits.new_tokens}" in PAGE
-        and limits.body == settings.max_body == 4 * 2**20
-    )
+    assert f"{prompt_tokens:,}; {limits.new_tokens}" in PAGE and limits.body == settings.max_body == 4 * 2**20
     assert f"| {settings.max_batch}; {settings.max_queue} |" in PAGE and f"| {limits.choices} |" in PAGE
     assert f"| {settings.time_limit:g} |" in PAGE and f"| {limits.client_seconds:g} |" in PAGE
     assert (limits.user_items, limits.new_tokens) == (settings.max_items, settings.max_new_tokens)

@@ -4,7 +4,10 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import re
 import socket
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -567,6 +570,43 @@ def test_a_corrupt_shard_costs_one_user_at_most(tmp_path):
         assert server("POST", "/v1/chat/completions", body)[2]["x-persona"] == "applied"
 
 
+@pytest.mark.parametrize("damage", ["file", "row", "length", "kind"])
+def test_damage_of_the_store_is_an_error_of_the_server_that_shows_nothing_of_it(tmp_path, caplog, damage):
+    """A row that is damaged, cut, or a number instead of bytes costs one user, and a damaged file all that are in it."""
+    with served(tmp_path) as server:
+        assert server("PUT", "/v1/personas/anna/items", {"items": ITEMS})[0] == 200
+    (path,) = [path for path in tmp_path.rglob("*.sqlite") if _users(path)]
+    if damage == "file":
+        path.write_bytes(os.urandom(8192))
+    else:
+        vectors = {"row": "zeroblob(length(data))", "length": "substr(data, 2)", "kind": "7"}[damage]
+        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(f"UPDATE chunks SET data = {vectors}")
+    expected = (503, "store_unavailable") if damage == "file" else (500, "persona_damaged")
+    more = {"items": [{"id": "new", "text": "the sea"}]}
+    body = {"messages": CHAT, "max_tokens": 2, "persona": {"user": "anna"}}
+    calls = [
+        ("GET", "/v1/personas/anna", None),
+        ("POST", "/v1/chat/completions", body),
+        ("POST", "/v1/personas/anna/items", more),
+        ("DELETE", f"/v1/personas/anna/items/{ITEMS[0]['id']}", None),
+    ]
+    healing = [("PUT", "/v1/personas/anna/items", more), ("DELETE", "/v1/personas/anna", None)]
+    with served(tmp_path) as server:
+        for call in [*calls, *(healing if damage == "file" else [])]:
+            status, answer, _ = server(*call)
+            assert (status, answer["error"]["code"]) == expected
+            assert not re.search(r"sqlite|[0-9a-f]{16}", answer["error"]["message"])
+        assert ("sqlite" if damage == "file" else "items of user") in caplog.text  # for whoever runs the server
+        if damage != "file":
+            assert [server(*call)[0] for call in healing] == [200, 200]
+
+
+def _users(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT count(*) FROM users").fetchone()[0]
+
+
 def test_a_full_store_loses_nothing(server, monkeypatch):
     def full(*args, **kwargs):
         raise StoreError("The disk of the store is full.")
@@ -605,7 +645,7 @@ def test_figures_hold_no_user(server, client, monkeypatch):
     assert float(figures['pplug_personas_total{state="unknown"}']) >= 1
     assert float(figures['pplug_tokens_total{kind="completion"}']) > 6
     assert 0 < float(figures["pplug_persona_entropy"]) <= 1 and 0 < float(figures["pplug_persona_empty"]) < 1
-    assert float(figures["pplug_persona_norm"]) > 0 and 0 < float(figures["pplug_persona_drift"]) < 2
+    assert float(figures["pplug_persona_norm"]) > 0 and 0 < float(figures["pplug_history_drift"]) < 2
     assert "pplug_queue" in figures and float(figures["pplug_requests_running"]) == 1
     assert "anna" not in text and "nobody" not in text
     server("DELETE", "/v1/personas/anna-2")

@@ -7,6 +7,7 @@ import random
 import re
 import resource
 import signal
+import sqlite3
 import stat
 import threading
 from contextlib import ExitStack, suppress
@@ -20,8 +21,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from resp_server import resp_server
 
 from pplug_hf import EncoderSpec, Persona, cli, open_store
-from pplug_hf.errors import ConfigurationError, DataError, MismatchError, StoreError
-from pplug_hf.serving import sqlite_store
+from pplug_hf.errors import (
+    ConfigurationError,
+    DamagedPersonaError,
+    DamagedStoreError,
+    DataError,
+    MismatchError,
+    StoreError,
+)
+from pplug_hf.serving import resp_store, sqlite_store
 from pplug_hf.serving.keys import Key, Keys
 from pplug_hf.serving.packing import Packing
 from pplug_hf.serving.recent import Recent
@@ -551,7 +559,65 @@ def test_a_receipt_needs_readers_to_let_go(folder, monkeypatch):
             with pytest.raises(StoreError, match="a reader holds the log"):
                 store.delete_user("anna")
             connection.execute("COMMIT")
-        assert store.delete_user("anna").items == 0 and vector("a").numpy().tobytes() not in folder.bytes()
+        assert store.delete_items("anna", ["a"]).items == 0
+        assert store.delete_user("anna").items == 1 and vector("a").numpy().tobytes() not in folder.bytes()
+        assert store.delete_user("anna").items == 0
+
+
+def test_a_deletion_whose_log_cannot_be_written_back_does_not_say_that_nothing_was_written(folder, monkeypatch):
+    class Broken(sqlite3.Connection):
+        def execute(self, sql, *args):
+            if "wal_checkpoint" in sql:
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().execute(sql, *args)
+
+    connect = sqlite3.connect
+    with folder.open() as store:
+        store.append("anna", items("a", "b"))
+    with folder.open() as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Broken, **options))
+            with pytest.raises(StoreError, match=r"disk I/O error\. What was deleted stays deleted") as failed:
+                store.delete_items("anna", ["a"])
+        assert "Nothing was written" not in str(failed.value)
+    with folder.open() as store:
+        assert check(store.get("anna")) == ["b"]
+
+
+def test_a_deletion_whose_answer_is_lost_is_confirmed_by_the_next(server, monkeypatch):
+    import redis
+
+    def lost(work, is_done):
+        def call(*args):
+            if is_done:
+                work(*args)
+            raise redis.TimeoutError("Timeout reading from socket")
+
+        return call
+
+    with server.open() as store:
+        backend = store._backend
+        for is_done in (True, False):
+            store.append("anna", items("a", "b"))
+            for delete, count in (
+                (lambda: store.delete_items("anna", ["a"]), 1),
+                (lambda: store.delete_user("anna"), 1),
+            ):
+                with monkeypatch.context() as patch:
+                    patch.setattr(backend, "_script", lost(backend._script, is_done))
+                    with pytest.raises(StoreError, match="may have been written or not"):
+                        delete()
+                assert delete().items == count and delete().items == 0
+
+
+def test_a_deletion_counts_what_only_another_namespace_holds(place):
+    with place.open() as store, place.open(OTHER, namespace="second") as new:  # which is being filled
+        store.append("anna", items("a", "b", "c"))
+        new.append("ben", items("a", spec=OTHER))
+        store.append("ben", items("a", "b"))
+        assert new.delete_items("anna", ["a"]).items == 1
+        assert new.delete_user("anna").items == 2 and store.get("anna") is None
+        assert new.delete_user("ben").items == 2 and new.delete_user("ben").items == 0
 
 
 def test_compacting_gives_space_back(folder, monkeypatch):
@@ -563,6 +629,69 @@ def test_compacting_gives_space_back(folder, monkeypatch):
         store.delete_user("anna")
         store.compact()
         assert store.stats().size < before / 2 and check(store.get("ben")) == ["a"]
+
+
+def _drop(place, name):
+    with place.open() as store:
+        store.drop_namespace(name)
+
+
+@pytest.mark.parametrize("seen", ["by a new process", "by an open store"])
+def test_a_killed_drop_leaves_nothing_behind_a_receipt(place, seen, monkeypatch):
+    def kill(*args, **kwargs):
+        os._exit(1)
+
+    with place.open() as store, place.open(OTHER, namespace="second") as second:
+        store.append("ben", items("b"))
+        second.append("anna", items("a", spec=OTHER))
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite_store.shutil, "rmtree", kill)
+            if place.kind == "server":
+                patch.setattr(type(store._place._client), "unlink", kill)
+            child = FORK.Process(target=_drop, args=(place, "second"))
+            child.start()
+            child.join()
+            assert child.exitcode == 1
+        bytes_of_anna = vector("a", 8).numpy().tobytes()
+        assert bytes_of_anna in place.bytes()
+        if seen == "by an open store":
+            store.delete_user("anna")
+    with place.open() as store:
+        store.delete_user("anna")
+        if place.kind == "server":
+            store.compact()
+        assert bytes_of_anna not in place.bytes() and check(store.get("ben")) == ["b"]
+
+
+@pytest.mark.parametrize("spec", [OTHER, SPEC], ids=["same encoder", "another encoder"])
+def test_a_deletion_reaches_a_namespace_that_was_made_again(place, spec):
+    with place.open() as store, place.open(OTHER, namespace="second") as stale, place.open() as another:
+        stale.append("anna", items("a", spec=OTHER))
+        assert store.delete_user("ben").items == 0  # this store has a connection to it now, too
+        another.drop_namespace("second")
+        with place.open(spec, namespace="second") as again:
+            again.append("anna", items("b", "c", spec=spec))
+            store.delete_items("anna", ["b"])
+            assert again.get("anna").item_ids == ("c",)
+            if place.kind == "folder":
+                for call in (stale.get, stale.version, lambda user: stale.append(user, items("d", spec=OTHER))):
+                    with pytest.raises(StoreError, match="namespace 'second' was dropped"):
+                        call("anna")
+            stale.delete_user("anna")
+            assert again.get("anna") is None
+
+
+def test_a_namespace_that_is_dropped_meanwhile_is_passed_over(place, monkeypatch):
+    with place.open() as store, place.open(OTHER, namespace="second") as stale, place.open() as another:
+        store.append("anna", items("a"))
+        stale.append("anna", items("a", spec=OTHER))
+        headers = store._place.headers()
+        another.drop_namespace("second")
+        monkeypatch.setattr(type(store._place), "headers", lambda self: headers)
+        assert store.delete_user("anna").items == 1 and store.get("anna") is None
+        if place.kind == "folder":
+            with pytest.raises(StoreError, match="namespace 'second' was dropped"):
+                stale.append("anna", items("b", spec=OTHER))
 
 
 # ---- other encoders, secrets and types ------------------------------------------------------------------------------
@@ -776,8 +905,9 @@ def test_a_store_of_something_else_is_refused(tmp_path, folder):
     header = folder.folder / "default" / "namespace.json"
     for text in ("{", "[]", "{}", '{"spec": 3, "dtype": "float16"}'):
         header.write_text(text)
-        with pytest.raises(DataError, match="damaged"):
+        with pytest.raises(DataError, match="damaged") as failed:
             folder.open()
+        assert isinstance(failed.value, DamagedStoreError)
     (folder.folder / "store.json").write_text('{"format": 99}')
     with pytest.raises(DataError, match="format 99"):
         folder.open()
@@ -794,6 +924,17 @@ def test_a_damaged_value_costs_one_user(server):
         assert check(store.get("ben")) == ["b"]
         store.delete_user("anna")
         assert store.get("anna") is None
+        for facts in (b"[3],", b'["a","b"],', b"x"):
+            store.append("anna", items("a"))
+            store._place._client.setrange(names[0], 8, facts.ljust(30))
+            for call in (store.get, lambda user: store.append(user, items("b"))):
+                with pytest.raises(DamagedPersonaError, match=r"items of user .* are damaged"):
+                    call("anna")
+            store.delete_user("anna")
+        for header in ("x", "{}"):
+            store._place._client.hset("pplug:store", "namespace:default", header)
+            with pytest.raises(DamagedStoreError, match="'namespace:default' of 'pplug:store' is damaged"):
+                store.delete_user("anna")
 
 
 def test_a_server_that_is_gone_is_a_clear_error(server, caplog):
@@ -807,6 +948,26 @@ def test_a_server_that_is_gone_is_a_clear_error(server, caplog):
     with pytest.raises(StoreError) as failed:
         open_store(server.place.replace("//", "//:password@"), SPEC, secret=SECRET)
     assert "password" not in str(failed.value)
+
+
+@pytest.mark.parametrize("password", ["hunter/2", "hunter?2", "[hunter", "12:34/hunter"])
+def test_a_password_that_breaks_the_url_is_in_no_message(password):
+    with pytest.raises(ConfigurationError, match="percent-encoded") as failed:
+        open_store(f"redis://:{password}@127.0.0.1:6379/0", SPEC, secret=SECRET)
+    assert "hunter" not in str(failed.value) and failed.value.__suppress_context__
+
+
+def test_many_users_are_counted_in_parts(server, monkeypatch):
+    monkeypatch.setattr(resp_store, "COUNTED", 2)
+    sizes = []
+    with server.open() as store:
+        for i in range(5):
+            store.append(f"user {i}", items("a", "b"))
+        pipeline = type(store._place._client.pipeline())
+        execute = pipeline.execute
+        monkeypatch.setattr(pipeline, "execute", lambda self: [sizes.append(len(self)), execute(self)][1])
+        assert (store.stats().users, store.stats().items) == (5, 10)
+    assert sizes == [2, 2, 1] * 2
 
 
 def test_a_server_that_forgets_is_warned_of(server, caplog):

@@ -4,14 +4,16 @@ tests/test_vllm.py runs the same engine on vLLM.
 """
 
 import threading
+from queue import Empty, SimpleQueue
 
 import pytest
 import tiny
 import torch
 
 from pplug_hf import ConfigurationError, DataError, MismatchError, Persona, PPlugProcessor
-from pplug_hf.errors import EngineBusyError, EngineError, MissingPackageError
+from pplug_hf.errors import EngineBusyError, EngineError, MissingPackageError, TimeLimitError
 from pplug_hf.processing import Row
+from pplug_hf.serving import vllm_core
 from pplug_hf.serving.engine import Request, Sampling
 from pplug_hf.serving.vllm_core import Piece, VllmCore
 from pplug_hf.serving.vllm_engine import LoadedPlug, VllmEngine, _is_sound
@@ -213,6 +215,24 @@ def test_threads_ask_at_once(engine, llama):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     assert [got[i] for i in range(9)] == expected
+
+
+def test_the_time_limit_is_one_for_all_answers_of_a_request(monkeypatch):
+    """The second answer is waited for only as long as the first one has left."""
+    waits = []
+
+    class Never(SimpleQueue):
+        def get(self, block=True, timeout=None):
+            waits.append(timeout)
+            raise Empty
+
+    clock = [100.0]
+    monkeypatch.setattr("pplug_hf.serving.vllm_core.time.monotonic", lambda: clock[0])
+    second = vllm_core.Work(None, Never())
+    clock[0] += 45  # which the first one took
+    with pytest.raises(TimeLimitError, match="within 60 seconds"):
+        list(second(60.0))
+    assert waits == [15.0]
 
 
 # ---- what is sent -----------------------------------------------------------------------------------------------

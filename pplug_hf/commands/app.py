@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 from contextlib import ExitStack
+from types import FrameType
 
 from ..apps.assistant import Assistant, load_demo
 from ..apps.page import build, load_gradio, web_app
@@ -14,6 +17,7 @@ from ..serving.listening import listen, url
 from ..serving.open_store import open_store
 from .options import AppSettings
 
+ENDING = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -37,6 +41,7 @@ def app(settings: AppSettings) -> None:
         model = PPlugModel.from_pretrained(settings.plug, backbone=settings.backbone, encoder=settings.encoder)
     if model.device.type != device.type or device.index is not None:
         model.to(device)
+    _end_on_signals()
     with ExitStack() as stack:
         place = settings.store or stack.enter_context(tempfile.TemporaryDirectory(prefix="pplug-app-"))
         store = stack.enter_context(open_store(place, model.personalizer.spec))
@@ -49,3 +54,17 @@ def app(settings: AppSettings) -> None:
         print(f"The page is at {url(settings.host, listening)} (Ctrl+C ends it).", flush=True)
         config = uvicorn.Config(web_app(page), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _end_on_signals() -> None:
+    """Let SIGTERM, and a terminal that is closed, end the page as Ctrl+C does: what it has opened is closed and deleted."""
+    # nohup ignores SIGHUP, and that stays so.
+    ours = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in ours:  # a closed terminal may send several, which must not interrupt the deletion
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in ours:
+        signal.signal(number, end)

@@ -312,12 +312,19 @@ class ServeSettings:
     temperature: float | None = option(
         None, "Temperature of requests that name none (default: take the likeliest token)."
     )
-    prompt_cache: str = option("256MB", "Memory for the states of prompts, for plugs with placement answer; 0: none.")
+    prompt_cache: str | None = option(
+        None,
+        "Memory for the states of prompts, for plugs with placement answer; 0: none (default: 256MB; not with vllm, which has "
+        "a cache of its own).",
+    )
     host: str = option("127.0.0.1", "Address to listen on; another than this machine's own needs --keys.")
     port: int = option(8000, "Port; 0 takes a free one.")
     keys: str | None = option(None, "JSON file with the tenant of each API key's SHA-256 (default: no keys).")
     max_new_tokens: int = option(512, "Maximum answer length in tokens.")
-    max_prompt_tokens: int = option(2048, "Maximum prompt length in tokens.")
+    max_prompt_tokens: int | None = option(
+        None,
+        "Maximum prompt length in tokens (default: 2048; not with vllm, which takes what the language model reads).",
+    )
     max_batch: int = option(32, "Requests that are answered at once.")
     max_queue: int = option(256, "Requests that may wait; more get 429.")
     max_items: int = option(10_000, "Maximum number of items of a user.")

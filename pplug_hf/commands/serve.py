@@ -21,7 +21,7 @@ def serve(settings: ServeSettings) -> None:
     from ..serving.server import app, limits
     from ..serving.server.api_keys import ApiKeys
 
-    size_in_bytes(settings.prompt_cache)  # raises before anything is loaded
+    size_in_bytes(settings.prompt_cache or 0)  # raises before anything is loaded
     keys = None if settings.keys is None else ApiKeys.from_file(settings.keys)
     app.check_host(settings.host, keys)
     listen(settings.host, settings.port).close()  # a port that is taken is said before models are loaded
@@ -50,14 +50,18 @@ def _engine(settings: ServeSettings) -> Engine:
         plugs[name] = place
     options: dict[str, Any] = {"plugs": plugs, "time_limit": settings.time_limit}
     options |= {name: getattr(settings, name) for name in ("backbone", "encoder", "device")}
+    own = {name: getattr(settings, name) for name in ("max_prompt_tokens", "prompt_cache")}  # of TransformersEngine
+    own = {name: value for name, value in own.items() if value is not None}
     if settings.engine == "vllm":
+        if own:
+            raise ConfigurationError(
+                f"--engine vllm has no {' and no '.join(f'--{name}' for name in own)}: leave it out."
+            )
         from ..serving.vllm_engine import VllmEngine
 
         options |= {"max_num_seqs": settings.max_batch, "max_queue": settings.max_queue}
         return VllmEngine.from_pretrained(settings.plug, **options)
     from ..serving.transformers_engine import TransformersEngine
 
-    options |= {
-        name: getattr(settings, name) for name in ("max_batch", "max_queue", "max_prompt_tokens", "prompt_cache")
-    }
+    options |= {"max_batch": settings.max_batch, "max_queue": settings.max_queue, **own}
     return TransformersEngine.from_pretrained(settings.plug, **options)

@@ -11,7 +11,10 @@ from ..serving.open_store import open_store
 from ..serving.store import PersonaStore
 from .options import StoreSettings
 
-_NOTHING = "Nothing was deleted: this tenant's store holds no such items. Check --user, --items and --tenant."
+_NOTHING = (
+    "Nothing was deleted: this tenant's store holds no such items. Check --user, --items and --tenant, unless this repeats a "
+    "deletion that ended with an error: then its bytes are gone now."
+)
 
 
 def store(settings: StoreSettings) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError, MismatchError
+from ..errors import DamagedPersonaError, DamagedStoreError, MismatchError, StoreError
 from ..modeling import EncoderSpec
 from .keys import Key
 from .packing import Packing, Rows
@@ -34,18 +34,30 @@ class Header:
             name: of what they were read from, for messages.
 
         Raises:
-            DataError: they are no header.
+            DamagedStoreError: they are no header.
         """
         try:
             return cls(EncoderSpec.from_dict(values["spec"]), str(values["dtype"]))
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{name} is damaged (no spec and dtype): restore it from a backup.") from error
+            raise DamagedStoreError(f"{name} is damaged (no spec and dtype): restore it from a backup.") from error
+
+
+class GoneError(StoreError):
+    """A namespace is not there any more, or another one has its name."""
+
+    def __init__(self, name: str):
+        super().__init__(
+            f"The namespace {name!r} was dropped or replaced by another process: open the store again. Nothing was written."
+        )
 
 
 class Backend(ABC):
     """Rows of one namespace. See `PersonaStore` for what the methods promise."""
 
     packing: Packing
+
+    def __init__(self) -> None:
+        self._unconfirmed: dict[tuple[Key, frozenset[str] | None], int] = {}
 
     @abstractmethod
     def read(self, keys: Sequence[Key]) -> Iterator[Rows | None]:
@@ -66,9 +78,20 @@ class Backend(ABC):
             keep: append.
         """
 
-    @abstractmethod
     def delete(self, key: Key, ids: Collection[str] | None) -> int:
-        """Delete rows by their ids, or all, and return how many were deleted."""
+        """Delete rows by their ids, or all, and return how many were deleted, now or by a call that ended with an error."""
+        call = key, None if ids is None else frozenset(ids)
+        deleted = earlier = self._unconfirmed.get(call, 0)
+        for now in self._delete(key, ids):
+            deleted = now or earlier
+            if deleted:
+                self._unconfirmed[call] = deleted
+        self._unconfirmed.pop(call, None)
+        return deleted
+
+    @abstractmethod
+    def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
+        """Yield the number of rows as soon as they may be deleted, and end when their bytes are gone; the last one counts."""
 
     @abstractmethod
     def users(self, tenant: bytes) -> Iterator[bytes]:
@@ -103,7 +126,7 @@ class Place(ABC):
 
     @abstractmethod
     def headers(self) -> dict[str, Header]:
-        """Return the headers of all namespaces by name, sorted."""
+        """Return the headers of all namespaces by name, sorted. Vectors that are in none of them are gone by then."""
 
     @abstractmethod
     def create(self, name: str, header: Header) -> None:
@@ -111,7 +134,11 @@ class Place(ABC):
 
     @abstractmethod
     def open(self, name: str) -> Backend:
-        """Return the backend of a namespace that exists; always the same one."""
+        """Return the backend of a namespace; the same one as long as the namespace is there.
+
+        Raises:
+            GoneError: there is none of this name.
+        """
 
     @abstractmethod
     def activate(self, name: str) -> None:
@@ -124,6 +151,13 @@ class Place(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close all connections."""
+
+
+def damaged(key: Key) -> DamagedPersonaError:
+    """Return the error for a user whose rows cannot be read."""
+    return DamagedPersonaError(
+        f"The items of user {key.user.hex()} are damaged: delete the user or replace the items. No other user is affected."
+    )
 
 
 def check_version(key: Key, version: int, expected: int | None) -> None:

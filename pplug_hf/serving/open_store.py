@@ -8,13 +8,14 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from ..errors import ConfigurationError, MismatchError, MissingFileError
 from ..modeling import EncoderSpec, Persona
 from ..storage.files import locked
-from .backend import Header, Place
+from .backend import GoneError, Header, Place
 from .keys import Keys, check_id, secret_from_environment
 from .packing import Packing
 from .recent import Recent
@@ -179,8 +180,11 @@ class KeyedStore(PersonaStore):
     def _delete(self, user: str, ids: set[str] | None) -> DeletionReceipt:
         key = self._keys.user(self._tenant, user)
         self._recent.forget(key)
-        deleted = {name: self._place.open(name).delete(key, ids) for name in self._place.headers()}
-        return DeletionReceipt(key.user.hex(), deleted[self.namespace], time.time())
+        deleted = 0
+        for name in self._place.headers():
+            with suppress(GoneError):  # dropped meanwhile, with everything in it
+                deleted = max(deleted, self._place.open(name).delete(key, ids))
+        return DeletionReceipt(key.user.hex(), deleted, time.time())
 
     def users(self) -> Iterator[str]:
         return (key.hex() for key in self._backend.users(self._keys.tenant(self._tenant)))

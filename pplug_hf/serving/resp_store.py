@@ -17,18 +17,20 @@ import re
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, DataError, StoreError
+from ..errors import ConfigurationError, StoreError
 from ..optional import require
-from .backend import Backend, Header, Place, check_version, next_version
+from .backend import Backend, GoneError, Header, Place, check_version, damaged, next_version
 from .keys import Key
 from .packing import Packing, Rows
 
 STORE = "pplug:store"
 TIMEOUT = 30
+COUNTED = 1000  # users asked for at once when all are counted
 
 _NONE = Rows([], np.zeros(0), np.zeros((0, 0), np.uint8))
 # What the server writes its memory into: the setting that says whether it does, command, and whether it runs.
@@ -61,7 +63,10 @@ def _as_store_errors() -> Iterator[None]:
     try:
         yield
     except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
-        raise StoreError(f"The server of the store does not do its work: {error}. Nothing was written.") from error
+        # A server that answers has refused; one whose answer is lost may have done its work.
+        is_refused = isinstance(error, redis.ResponseError)
+        outcome = "Nothing was written." if is_refused else "A change may have been written or not: repeat it."
+        raise StoreError(f"The server of the store does not do its work: {error}. {outcome}") from error
 
 
 class Values(Backend):
@@ -74,6 +79,7 @@ class Values(Backend):
     """
 
     def __init__(self, client: Any, namespace: str, packing: Packing):
+        super().__init__()
         self.packing = packing
         self._client, self._namespace = client, namespace
         self._is_cluster = not hasattr(client, "connection_pool")
@@ -95,16 +101,12 @@ class Values(Backend):
             yield None if facts is None else self._decode(key, facts, data)
 
     def _decode(self, key: Key, facts: bytes, data: bytes | None) -> Rows:
+        names, times = _items(key, facts)
         try:
-            pairs = _items(facts)
-            matrix = np.frombuffer(bytearray(data or b""), np.uint8).reshape(len(pairs), self.packing.row_size)
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"The items of user {key.user.hex()} are damaged: delete the user or replace the items. No other user is "
-                "affected."
-            ) from error
-        times = np.array([np.nan if when is None else when for _, when in pairs], np.float64)
-        return Rows([name for name, _ in pairs], times, matrix)
+            matrix = np.frombuffer(bytearray(data or b""), np.uint8).reshape(len(names), self.packing.row_size)
+        except ValueError as error:
+            raise damaged(key) from error
+        return Rows(names, times, matrix)
 
     def version(self, key: Key) -> int:
         with _as_store_errors():
@@ -116,7 +118,7 @@ class Values(Backend):
                 facts = self._client.get(self._names(key)[0]) or b""
             version = int.from_bytes(facts[:8], "big")
             check_version(key, version, expected)
-            new = rows.without(name for name, _ in _items(facts)) if keep else rows
+            new = rows.without(_items(key, facts)[0]) if keep else rows
             if not len(new) and (keep or not facts):
                 return version
             how = "append" if keep and facts else "replace"
@@ -133,20 +135,22 @@ class Values(Backend):
         with _as_store_errors():
             return version if self._script(self._names(key), values) else None
 
-    def delete(self, key: Key, ids: Collection[str] | None) -> int:
-        while True:
+    def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
+        is_done = False
+        while not is_done:
             with _as_store_errors():
                 facts, data = self._client.mget(self._names(key))
             if facts is None:
-                return 0
+                yield 0
+                return
             if ids is None:
                 deleted, how, left = len(data or b"") // self.packing.row_size, "delete", _NONE
             else:
                 rows = self._decode(key, facts, data)
                 left = rows.without(ids)
                 deleted, how = len(rows) - len(left), "replace" if len(left) else "delete"
-            if (ids is not None and not deleted) or self._write(key, facts[:8], how, left) is not None:
-                return deleted
+            yield deleted
+            is_done = (ids is not None and not deleted) or self._write(key, facts[:8], how, left) is not None
 
     def users(self, tenant: bytes) -> Iterator[bytes]:
         seen = set()  # a scan may give a key twice
@@ -161,12 +165,14 @@ class Values(Backend):
             yield from self._client.scan_iter(pattern, count=1000)
 
     def count(self, tenant: bytes) -> tuple[int, int]:
-        users = list(self.users(tenant))
-        with _as_store_errors(), self._client.pipeline(transaction=False) as pipeline:
-            for user in users:
-                pipeline.strlen(self._names(Key(tenant, user))[1])
-            sizes = pipeline.execute()
-        return len(users), sum(sizes) // self.packing.row_size
+        number, size, remaining = 0, 0, self.users(tenant)
+        while users := list(islice(remaining, COUNTED)):
+            with _as_store_errors(), self._client.pipeline(transaction=False) as pipeline:
+                for user in users:
+                    pipeline.strlen(self._names(Key(tenant, user))[1])
+                size += sum(pipeline.execute())
+            number += len(users)
+        return number, size // self.packing.row_size
 
     def size(self) -> int:
         with _as_store_errors():
@@ -186,9 +192,22 @@ class Values(Backend):
                     time.sleep(0.05)
 
 
-def _items(facts: bytes) -> list[tuple[str, float | None]]:
-    """Return id and time of each item of the first value, behind the version."""
-    return json.loads(b"[" + facts[8:-1] + b"]")
+def _items(key: Key, facts: bytes) -> tuple[list[str], np.ndarray]:
+    """Return the ids and times of the first value, behind the version."""
+    try:
+        pairs = json.loads(b"[" + facts[8:-1] + b"]")
+        times = np.array([np.nan if when is None else when for _, when in pairs], np.float64)
+    except (ValueError, TypeError) as error:
+        raise damaged(key) from error
+    return [name for name, _ in pairs], times
+
+
+def _header(field: str, value: bytes) -> Header:
+    try:
+        values = json.loads(value)
+    except ValueError:
+        values = {}
+    return Header.from_dict(values, f"{field!r} of {STORE!r}")
 
 
 class Server(Place):
@@ -209,8 +228,11 @@ class Server(Place):
         options = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
         try:
             self._client = redis.Redis.from_url(url, **options)
-        except ValueError as error:
-            raise ConfigurationError(f"This URL of a server cannot be used: {error}.") from error
+        except ValueError:  # its text may hold a part of the password
+            raise ConfigurationError(
+                "This URL of a server cannot be used: write redis://:PASSWORD@HOST:PORT/0, with special characters of the "
+                "password percent-encoded (/ is %2F)."
+            ) from None
         with _as_store_errors():
             if self._client.info("cluster").get("cluster_enabled"):
                 self._client.close()
@@ -245,18 +267,20 @@ class Server(Place):
         with _as_store_errors():
             fields = {name.decode(): value for name, value in self._client.hgetall(STORE).items()}
         names = sorted(name for name in fields if name.startswith("namespace:"))
-        return {
-            name.partition(":")[2]: Header.from_dict(json.loads(fields[name]), f"{name!r} of {STORE!r}")
-            for name in names
-        }
+        return {name.partition(":")[2]: _header(name, fields[name]) for name in names}
 
     def create(self, name: str, header: Header) -> None:
         with _as_store_errors():
             self._client.hsetnx(STORE, f"namespace:{name}", json.dumps(header.to_dict()))
 
     def open(self, name: str) -> Values:
-        if name not in self._open:
-            header = self.headers()[name]
+        with _as_store_errors():
+            found = self._client.hget(STORE, f"namespace:{name}")
+        if found is None:
+            raise GoneError(name)
+        header = _header(f"namespace:{name}", found)
+        known = self._open.get(name)
+        if known is None or (known.packing.spec, known.packing.dtype) != (header.spec, header.dtype):
             self._open[name] = Values(self._client, name, Packing(header.spec, header.dtype))
         return self._open[name]
 
@@ -267,9 +291,10 @@ class Server(Place):
     def drop(self, name: str) -> None:
         self._open.pop(name, None)
         with _as_store_errors():
-            self._client.hdel(STORE, f"namespace:{name}")
             for key in self._client.scan_iter(f"pplug:*:{name}:[mv]", count=1000):
                 self._client.unlink(key)
+            # Last: what a killed process leaves is in a namespace that deletions reach and that can be dropped again.
+            self._client.hdel(STORE, f"namespace:{name}")
 
     def close(self) -> None:
         self._client.close()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from weakref import WeakSet
 
-from ..errors import DataError, StoreError
+from ..errors import DamagedStoreError, StoreError
 
 BUSY_SECONDS = 30
 KEPT = 4  # idle connections of one file
@@ -36,10 +36,11 @@ class Pool:
 
     Args:
         path: of a file that exists.
+        check: raises if the file at `path` is not the one that was meant any more. It is called with every connection.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, check: Callable[[], None]):
+        self.path, self._check = path, check
         self._idle: list[sqlite3.Connection] = []
         self._lent = 0
         self._lock = threading.Lock()
@@ -48,15 +49,16 @@ class Pool:
         _POOLS.add(self)
 
     @contextmanager
-    def lent(self, user: str = "") -> Iterator[sqlite3.Connection]:
+    def lent(self, user: str = "", outcome: str = "Nothing was written.") -> Iterator[sqlite3.Connection]:
         """Lend a connection.
 
         Args:
             user: key of a user, for messages.
+            outcome: what a `StoreError` says of the changes.
 
         Raises:
-            StoreError: the disk is full, or another process holds the file for too long; nothing was written.
-            DataError: the file is damaged or missing.
+            StoreError: the disk is full, or another process holds the file for too long.
+            DamagedStoreError: the file is damaged or missing.
         """
         with self._lock:
             if self._is_closed:
@@ -66,10 +68,12 @@ class Pool:
         is_sound = False
         try:
             connection = connection or self._open()
+            self._check()  # afterwards: what is open now is what was checked
             yield connection
             is_sound = True
         except sqlite3.DatabaseError as error:
-            raise self._error(error, user) from error
+            self._check()
+            raise self._error(error, user, outcome) from error
         finally:
             with self._lock:
                 if connection is not None:
@@ -100,14 +104,14 @@ class Pool:
         connection.executescript(_SETTINGS)
         return connection
 
-    def _error(self, error: sqlite3.DatabaseError, user: str) -> Exception:
+    def _error(self, error: sqlite3.DatabaseError, user: str, outcome: str) -> Exception:
         whose = f" (user {user})" if user else ""
         if isinstance(error, sqlite3.OperationalError) and self.path.is_file():
             return StoreError(
-                f"{str(self.path)!r} cannot be used now{whose}: {error}. Nothing was written. Look for a full disk, missing "
-                "rights, or a process that holds the file."
+                f"{str(self.path)!r} cannot be used now{whose}: {error}. {outcome} Look for a full disk, missing rights, or a "
+                "process that holds the file."
             )
-        return DataError(
+        return DamagedStoreError(
             f"{str(self.path)!r} is damaged or missing{whose}: {error}. Other files of the store are not affected: restore "
             "this one from a backup."
         )

@@ -22,16 +22,16 @@ import sqlite3
 import uuid
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, StoreError
+from ..errors import DamagedStoreError, DataError, StoreError
 from ..storage.files import locked, new_folder, read_json_object, write_text
-from .backend import Backend, Header, Place, check_version, next_version
+from .backend import Backend, GoneError, Header, Place, check_version, damaged, next_version
 from .keys import Key
 from .packing import Packing, Rows
 from .sqlite_pool import PAGE_SIZE, Pool
@@ -42,6 +42,9 @@ SHARDS = 16
 OVERFLOW = PAGE_SIZE - 4  # bytes of a row in a page of its own
 LOCAL = (PAGE_SIZE - 12) * 32 // 255 - 23  # bytes of a row in a page of the table, at least
 CHUNK = 8 * OVERFLOW  # bytes a row, at most: with more of them, appending one item rewrites too much
+_UNERASED = (
+    "What was deleted stays deleted, but its bytes may be in the log: delete it again for a receipt, or compact again."
+)
 _INT64 = (1 << 63) - 1
 CHUNKS = 1 << 20  # rows a user can have; their numbers are user * CHUNKS and following
 
@@ -72,36 +75,45 @@ class Shards(Backend):
 
     Args:
         folder: of the namespace.
-        packing: of its vectors.
+
+    Raises:
+        GoneError: there is no such folder.
     """
 
-    def __init__(self, folder: Path, packing: Packing):
-        self.packing = packing
-        number = read_json_object(folder / NAMESPACE, str(folder / NAMESPACE)).get("shards", SHARDS)
-        self._pools = [Pool(folder / _file(i)) for i in range(number)]
+    def __init__(self, folder: Path):
+        super().__init__()
+        self._folder = folder
+        self._identity = _identity(folder)  # first: what is read next is of this namespace or of a later one
+        values = _header(folder)
+        header = Header.from_dict(values, str(folder / NAMESPACE))
+        self.packing = Packing(header.spec, header.dtype)
+        self._pools = [Pool(folder / _file(i), self.check) for i in range(values.get("shards", SHARDS))]
+
+    def check(self) -> None:
+        """Raise a `GoneError` if the namespace was dropped, even if there is another one of its name."""
+        if _identity(self._folder) != self._identity:
+            raise GoneError(self._folder.name)
 
     def _pool(self, key: Key) -> Pool:
         return self._pools[int.from_bytes(key.user[:4], "big") % len(self._pools)]
 
     def read(self, keys: Sequence[Key]) -> Iterator[Rows | None]:
         for key in keys:
-            name = key.user.hex()
-            with self._pool(key).lent(name) as connection:
+            with self._pool(key).lent(key.user.hex()) as connection:
                 chunks = connection.execute(_READ, key).fetchall()
-            yield self._decode(chunks, name) if chunks else None
+            yield self._decode(chunks, key) if chunks else None
 
-    def _decode(self, chunks: list[tuple[Any, ...]], user: str) -> Rows:
-        names, times, checksums, parts = zip(*chunks, strict=True)
-        ids: list[list[str]] = []
-        data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
+    def _decode(self, chunks: list[tuple[Any, ...]], key: Key) -> Rows:
         try:
-            ids = json.loads(b"[" + b",".join(names) + b"]")
+            names, times, checksums, parts = zip(*chunks, strict=True)
+            data = np.frombuffer(bytearray().join(parts), np.uint8).reshape(-1, self.packing.row_size)
+            ids: list[list[str]] = json.loads(b"[" + b",".join(names) + b"]")
             ends = list(accumulate(map(len, ids)))
             found = _checksums(data, [0, *ends[:-1]], names, times)
-        except (ValueError, IndexError):
-            found = None
+        except (ValueError, IndexError, TypeError) as error:
+            raise damaged(key) from error
         if found != list(checksums):
-            raise _damaged(user)
+            raise damaged(key)
         if None in times:
             times = [b"\xff" * 8 * len(some) if when is None else when for some, when in zip(ids, times, strict=True)]
         return Rows([*chain(*ids)], np.frombuffer(bytearray().join(times)), data)
@@ -112,18 +124,17 @@ class Shards(Backend):
         return found[1] if found else 0
 
     def write(self, key: Key, rows: Rows, expected: int | None, *, keep: bool) -> int:
-        name = key.user.hex()
-        with self._pool(key).transaction(name) as connection:
+        with self._pool(key).transaction(key.user.hex()) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
             check_version(key, version, expected)
             at = (user or 0) * CHUNKS
             if keep and user is not None:
                 known = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE} ORDER BY id", (user, user))
                 for at, ids in known:  # noqa: B007
-                    rows = rows.without(_ids(ids, name))
+                    rows = rows.without(_ids(ids, key))
                 if not len(rows):
                     return version
-                rows = self._chunk(connection, at, name) + rows
+                rows = self._chunk(connection, at, key) + rows
             elif not len(rows) and user is None:
                 return version
             version = next_version(version)
@@ -136,13 +147,12 @@ class Shards(Backend):
             _write(connection, at, rows)
             return version if _update(connection, user, version) else 0
 
-    def _chunk(self, connection: sqlite3.Connection, at: int, user: str) -> Rows:
+    def _chunk(self, connection: sqlite3.Connection, at: int, key: Key) -> Rows:
         found = connection.execute("SELECT ids, times, checksum, data FROM chunks WHERE id = ?", (at,)).fetchall()
-        return self._decode(found, user)
+        return self._decode(found, key)
 
-    def delete(self, key: Key, ids: Collection[str] | None) -> int:
-        name = key.user.hex()
-        with self._pool(key).transaction(name) as connection:
+    def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
+        with self._pool(key).transaction(key.user.hex()) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
             deleted = 0
             if user is not None and ids is None:
@@ -153,26 +163,23 @@ class Shards(Backend):
                 gone = set(ids or ())
                 chunks = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE}", (user, user)).fetchall()
                 for at, names in chunks:
-                    if gone.isdisjoint(_ids(names, name)):
+                    if gone.isdisjoint(_ids(names, key)):
                         continue
-                    rows = self._chunk(connection, at, name)
+                    rows = self._chunk(connection, at, key)
                     left = rows.without(gone)
                     deleted += len(rows) - len(left)
                     connection.execute("DELETE FROM chunks WHERE id = ?", (at,))
                     _write(connection, at, left)
                 if deleted:
                     _update(connection, user, next_version(version))
-        self._erase_log(self._pool(key), name)
-        return deleted
+        yield deleted
+        self._erase_log(self._pool(key), key.user.hex())
 
-    def _erase_log(self, pool: Pool, user: str) -> None:
+    def _erase_log(self, pool: Pool, user: str = "") -> None:
         """Bring all changes into the file itself and empty its log, where deleted bytes would stay."""
-        with pool.lent(user) as connection:
+        with pool.lent(user, _UNERASED) as connection:
             if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise StoreError(
-                    f"The items of user {user} are deleted, but a reader holds the log of {str(pool.path)!r}, where their "
-                    "bytes remain: delete them again for a receipt."
-                )
+                raise StoreError(f"No receipt yet: a reader holds the log of {str(pool.path)!r}. {_UNERASED}")
 
     def users(self, tenant: bytes) -> Iterator[bytes]:
         for pool in self._pools:
@@ -202,7 +209,7 @@ class Shards(Backend):
         for pool in self._pools:
             with pool.lent() as connection:
                 connection.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after one page
-            self._erase_log(pool, "")
+            self._erase_log(pool)
 
     def close(self) -> None:
         """Close all connections."""
@@ -210,22 +217,39 @@ class Shards(Backend):
             pool.close()
 
 
+def _header(folder: Path) -> dict[str, Any]:
+    try:
+        return _settings(folder / NAMESPACE)
+    except FileNotFoundError:
+        raise GoneError(folder.name) from None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path, str(path), "restore it from a backup")
+    except DataError as error:
+        raise DamagedStoreError(str(error)) from error
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Return what tells a namespace from a later one of the same name: a file that is written once."""
+    try:
+        facts = (folder / NAMESPACE).stat()
+    except FileNotFoundError:
+        raise GoneError(folder.name) from None
+    return facts.st_ino, facts.st_mtime_ns
+
+
 def _file(shard: int) -> str:
     return f"{shard:02}.sqlite"
 
 
-def _ids(names: bytes, user: str) -> list[str]:
+def _ids(names: bytes, key: Key) -> list[str]:
     """Return the ids of a chunk."""
     try:
-        return json.loads(names)
-    except ValueError:
-        raise _damaged(user) from None
-
-
-def _damaged(user: str) -> DataError:
-    return DataError(
-        f"The items of user {user} are damaged: delete the user or replace the items. No other user is affected."
-    )
+        return [*json.loads(names)]
+    except (ValueError, TypeError):
+        raise damaged(key) from None
 
 
 def _checksums(
@@ -309,10 +333,12 @@ class Folder(Place):
         self.check = str(self._load().get("check"))
 
     def _load(self) -> dict[str, object]:
-        path = str(self._folder / STORE)
-        values = read_json_object(path, path, "restore it from a backup")
+        path = self._folder / STORE
+        values = _settings(path)
         if values.get("format") != FORMAT:
-            raise DataError(f"{path!r} has format {values.get('format')}, and this version reads format {FORMAT}.")
+            raise DataError(
+                f"{str(path)!r} has format {values.get('format')}, and this version reads format {FORMAT}."
+            )
         return values
 
     def _save(self, values: Mapping[str, object]) -> None:
@@ -323,8 +349,14 @@ class Folder(Place):
         return str(self._load()["active"])
 
     def headers(self) -> dict[str, Header]:
-        paths = sorted(self._folder.glob(f"[!.]*/{NAMESPACE}"))
-        return {path.parent.name: Header.from_dict(read_json_object(path, str(path)), str(path)) for path in paths}
+        if self._leftovers():  # or the work of a process that is alive and holds the lock
+            with locked(self._folder):
+                self._remove_leftovers()
+        headers = {}
+        for path in sorted(self._folder.glob(f"[!.]*/{NAMESPACE}")):
+            with suppress(GoneError):
+                headers[path.parent.name] = Header.from_dict(_header(path.parent), str(path))
+        return headers
 
     def create(self, name: str, header: Header) -> None:
         with locked(self._folder):
@@ -337,9 +369,12 @@ class Folder(Place):
                 write_text(staging / NAMESPACE, json.dumps(header.to_dict() | {"shards": SHARDS}, indent=1) + "\n")
 
     def open(self, name: str) -> Shards:
-        if name not in self._open:
-            header = self.headers()[name]
-            self._open[name] = Shards(self._folder / name, Packing(header.spec, header.dtype))
+        if name in self._open:
+            with suppress(GoneError):
+                self._open[name].check()
+                return self._open[name]
+            self._open.pop(name).close()
+        self._open[name] = Shards(self._folder / name)
         return self._open[name]
 
     def activate(self, name: str) -> None:
@@ -349,9 +384,18 @@ class Folder(Place):
     def drop(self, name: str) -> None:
         if name in self._open:
             self._open.pop(name).close()
-        gone = self._folder / f".{name}-{uuid.uuid4().hex}"
-        os.rename(self._folder / name, gone)
-        shutil.rmtree(gone)
+        with locked(self._folder):
+            os.rename(self._folder / name, self._folder / f".{name}-{uuid.uuid4().hex}")
+            self._remove_leftovers()
+
+    def _leftovers(self) -> list[Path]:
+        """Return the folders of namespaces that are being made or dropped, or were when a process was killed."""
+        return [path for path in self._folder.glob(f".*-{'[0-9a-f]' * 32}") if path.is_dir()]
+
+    def _remove_leftovers(self) -> None:
+        """Delete them; the folder is locked, so none is of a process that is alive."""
+        for path in self._leftovers():
+            shutil.rmtree(path)
 
     def close(self) -> None:
         for shards in self._open.values():

@@ -27,7 +27,7 @@ class DeletionReceipt:
 
     Args:
         key: of the user, as the store knows them: a digest, not the id.
-        items: number of deleted items.
+        items: number of deleted items; of several namespaces, in the one that had most of them.
         time: seconds since 1970 (UTC).
     """
 
@@ -123,25 +123,26 @@ class PersonaStore(ABC):
 
     @abstractmethod
     def delete_items(self, user: str, item_ids: Collection[str]) -> DeletionReceipt:
-        """Forget some items of a user; ids that are not there are no error.
+        """Forget some items of a user, in all namespaces; ids that are not there are no error.
 
         Args:
             user: id.
             item_ids: of the items.
 
         Returns:
-            The receipt, once the bytes are gone.
+            The receipt, once the bytes are gone. It counts what an earlier call of this process deleted that ended with a
+            `StoreError`.
         """
 
     @abstractmethod
     def delete_user(self, user: str) -> DeletionReceipt:
-        """Forget a user with all items; the receipt of an unknown user counts none.
+        """Forget a user with all items, in all namespaces; the receipt of an unknown user counts none.
 
         Args:
             user: id.
 
         Returns:
-            The receipt, once the bytes are gone.
+            The receipt, as of `delete_items`.
         """
 
     @abstractmethod

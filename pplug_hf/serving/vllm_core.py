@@ -43,19 +43,19 @@ class Work:
     """
 
     def __init__(self, task: Future[None], pieces: SimpleQueue[Piece | Exception | None]):
-        self.task, self.pieces = task, pieces
+        self.task, self.pieces, self._began = task, pieces, time.monotonic()
 
     def __call__(self, seconds: float | None = None) -> Iterator[Piece]:
         """Yield the pieces.
 
         Args:
-            seconds: that all may take together.
+            seconds: that all may take together since the request was sent, however late they are asked for.
 
         Raises:
             EngineError: the engine failed.
             TimeLimitError: it was too slow.
         """
-        end = None if seconds is None else time.monotonic() + seconds
+        end = None if seconds is None else self._began + seconds
         while True:
             try:
                 piece = self.pieces.get(timeout=None if end is None else max(0.0, end - time.monotonic()))

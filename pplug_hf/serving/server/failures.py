@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from fastapi import FastAPI, Request
@@ -9,10 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ...errors import EngineBusyError, EngineError, PPlugError, StoreError, TimeLimitError
+from ...errors import DamagedPersonaError, EngineBusyError, EngineError, PPlugError, StoreError, TimeLimitError
+
+logger = logging.getLogger("pplug_hf.server")
 
 INVALID = "invalid_request_error"
 _NO_ROUTE = "There is no such route. Ids in a path are percent-encoded: a/b is a%2Fb."
+_NO_STORE = (
+    "The store cannot do its work now: its disk is full, a file is damaged, or its server is away. Send the request again "
+    "later; what was done already is not done twice."
+)
+_DAMAGED = "The persona of this user is damaged, and nothing was sent to the language model: replace or delete it."
 
 
 class ApiError(Exception):
@@ -44,13 +52,17 @@ class ApiError(Exception):
 class _Failure(NamedTuple):
     status: int
     code: str
+    message: str | None = (
+        None  # instead of the error's own, which is for whoever runs the server and goes into the log
+    )
 
 
 _FAILURES: dict[type[PPlugError], _Failure] = {  # the first that fits
     EngineBusyError: _Failure(429, "engine_overloaded"),
     TimeLimitError: _Failure(503, "timeout"),
     EngineError: _Failure(503, "engine_unavailable"),
-    StoreError: _Failure(503, "store_unavailable"),
+    StoreError: _Failure(503, "store_unavailable", _NO_STORE),
+    DamagedPersonaError: _Failure(500, "persona_damaged", _DAMAGED),
     PPlugError: _Failure(422, "invalid_value"),  # data and settings of the request
 }
 
@@ -59,9 +71,11 @@ def api_error(error: BaseException) -> ApiError:
     """Return any error as one of the API. An unforeseen one keeps its text to itself, which may hold a user's."""
     if isinstance(error, ApiError):
         return error
-    for kind, (status, code) in _FAILURES.items():
+    for kind, (status, code, message) in _FAILURES.items():
         if isinstance(error, kind):
-            return ApiError(status, code, str(error))
+            if message is not None:
+                logger.error(str(error), extra={"fields": {"code": code}})
+            return ApiError(status, code, message or str(error))
     return ApiError(500, "internal_error", f"The server failed ({type(error).__name__}).")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from ...modeling import Persona, Personalizer
+from ..monitoring import persona_norm, weight_entropy
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -38,14 +40,17 @@ class Monitoring:
         queue = Gauge("pplug_queue", "Requests that wait for the language model.", registry=registry)
         queue.set_function(waiting)
         for name, what in (
-            ("entropy", "Mean entropy of the weights over its maximum: 0 one item decides, 1 all count alike."),
-            ("norm", "Mean norm of P over the norm of a token embedding."),
-            ("empty", "Share of requests for a user whose history is empty or unknown."),
-            ("drift", "Mean cosine distance between a user's mean item before and after an append."),
+            (
+                "persona_entropy",
+                "Mean entropy of the weights over its maximum: 0 one item decides, 1 all count alike.",
+            ),
+            ("persona_norm", "Mean norm of P over the norm of a token embedding."),
+            ("persona_empty", "Share of requests for a user whose history is empty or unknown."),
+            ("history_drift", "Mean cosine distance between a user's mean item before and after an append."),
         ):
             values: deque[float] = deque(maxlen=last)
-            setattr(self, name, values)
-            Gauge(f"pplug_persona_{name}", what, registry=registry).set_function(lambda v=values: _mean(v))
+            setattr(self, name.rpartition("_")[2], values)
+            Gauge(f"pplug_{name}", what, registry=registry).set_function(lambda v=values: _mean(v))
         self.every, self._seen = every, 0
 
     entropy: deque[float]
@@ -60,12 +65,11 @@ class Monitoring:
 
     def look_at(self, personalizer: Personalizer, persona: Persona, query: str) -> None:
         """Take in how a persona was used."""
-        weights = personalizer.weights(persona, query)[0].double()
-        if len(weights) > 1:
-            entropy = torch.special.entr(weights).sum() / torch.tensor(len(weights), dtype=torch.double).log()
-            self.entropy.append(float(entropy))
-        norms = personalizer.embedding(persona, query).norm(dim=-1)
-        self.norm.append(float(norms.mean()) / personalizer.config.embedding_norm)
+        if len(persona) > 1:
+            entropy = weight_entropy(personalizer.weights(persona, query))
+            self.entropy.append(entropy.item() / math.log(len(persona)))
+        norm = persona_norm(personalizer.embedding(persona, query), personalizer.config.embedding_norm)
+        self.norm.append(norm.item())
 
     def appended(self, before: Persona | None, newer: Persona) -> None:
         """Take in how far new items move a user."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from ...errors import DataError, EngineError, MismatchError, PPlugError
+from ...errors import DamagedPersonaError, DataError, EngineError, MismatchError, PPlugError
 from ...modeling import Persona, Personalizer
 from ...modeling.encoders import check_finite
 from ..engine import Engine
@@ -119,23 +119,23 @@ class Service:
         """Return a user's persona; None for an unknown user.
 
         Raises:
-            ApiError: it is damaged.
+            DamagedPersonaError: it is damaged.
             StoreError: the store cannot be read now.
         """
-        try:
-            persona = self.of_tenant(tenant).get(user)
-            if persona is not None:
+        persona = self.of_tenant(tenant).get(user)
+        if persona is not None:
+            try:
                 check_finite(persona.vectors)
-        except DataError as error:
-            text = "The persona of this user is damaged, and nothing was sent to the language model: replace or delete it."
-            raise ApiError(500, "persona_damaged", text, "persona.user") from error
+            except DataError as error:
+                raise DamagedPersonaError(f"A stored persona is damaged: {error}") from error
         return persona
 
     def find(self, tenant: str, user: str | None, required: bool = False) -> Found:
         """Return the persona for a request.
 
         Raises:
-            ApiError: it is damaged, or unknown and required.
+            ApiError: it is unknown and required.
+            DamagedPersonaError: it is damaged.
         """
         if user is None:
             return Found(None, "none")
