@@ -315,6 +315,9 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
         (Request("sea", sampling=Sampling(0)), ConfigurationError, "max_new_tokens"),
         (Request("sea", sampling=Sampling(temperature=float("nan"))), ConfigurationError, "temperature"),
         (Request("sea", sampling=Sampling(top_p=0)), ConfigurationError, "top_p"),
+        (Request("sea", strength=-1.0), DataError, "at least 0"),
+        (Request("sea", strength=float("nan")), DataError, "finite"),
+        (Request("sea", strength=None), DataError, "a number"),
         (Request("sea", sampling=Sampling(stop=("",))), ConfigurationError, "stop"),
     ],
 )
@@ -322,6 +325,7 @@ def test_a_request_that_cannot_be_answered_says_why(llama, monkeypatch, request_
     monkeypatch.setattr(llama, "max_prompt_tokens", 30)
     if request_.prompt == "":
         monkeypatch.setattr("pplug_hf.serving.transformers_engine.prompt_row", lambda *_: type("Row", (), {"ids": []}))
+    monkeypatch.setattr(llama, "_enter", lambda rows: pytest.fail("it would share a batch with others"))
     with pytest.raises(error, match=message):
         llama.generate([request_])
 

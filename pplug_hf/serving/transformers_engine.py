@@ -25,6 +25,7 @@ from ..errors import ConfigurationError, DataError, EngineBusyError, EngineError
 from ..modeling import Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
 from ..modeling.prefix import position_limit
 from ..modeling.prompt_cache import PromptCache, TenantsPromptCache, size_in_bytes
+from ..modeling.strength import checked_strength
 from ..processing import PPlugProcessor
 from .engine import Answer, Engine, Request, Sampling
 from .prompts import check_persona, check_sampling, prompt_row, query_of
@@ -221,6 +222,7 @@ class TransformersEngine(Engine):
             raise ConfigurationError(f"There is no plug {name!r}; there are {', '.join(self.plugs)}.")
         if persona is not None:
             check_persona(request, plug)
+        checked_strength([request.strength], rows=1)  # without a persona, too: a batch is checked as a whole
         check_sampling(sampling)
         with self._tokenising:
             processor = self._processor_of(plug)

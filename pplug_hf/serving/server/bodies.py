@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from .failures import ApiError
 
 UserId = Annotated[str, Field(min_length=1, max_length=256)]
-Strength = Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=4, allow_inf_nan=False)]
 
 # Would change the answer and are not done here, so they are refused rather than ignored.
 _REFUSED = [
