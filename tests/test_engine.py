@@ -247,6 +247,12 @@ def test_a_chat_for_a_model_without_a_template_is_its_texts(llama):
     assert a == b
 
 
+@pytest.mark.parametrize("prompt", ["sea \ud800", [{"role": "user", "content": "sea \ud800"}]])
+def test_half_a_surrogate_pair_is_a_replacement_character(llama, prompt):
+    a, b = llama.generate([Request(prompt, sampling=SIX), Request("sea \ufffd", sampling=SIX)])
+    assert a == b
+
+
 # ---- bad input and faults
 
 

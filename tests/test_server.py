@@ -240,6 +240,7 @@ def test_bodies_that_are_no_json_or_too_deep_or_hold_half_a_character_are_refuse
     assert (status, reply["error"]["code"]) == (422, "invalid_value")
     half = b'{"messages": [{"role": "user", "content": "sea \\ud800"}], "max_tokens": 2}'
     assert server("POST", path, half)[0] == 200
+    assert server("POST", "/v1/completions", b'{"prompt": "sea \\ud800", "max_tokens": 2}')[0] == 200
     status, reply, _ = server("POST", path, {"messages": CHAT}, Content_Type="text/plain")
     assert status == 422 and "application/json" in reply["error"]["message"]
     status, reply, _ = server("POST", path, {"messages": "a secret text"})
