@@ -195,6 +195,8 @@ def test_many_clients_at_once_get_what_each_would_alone(server, client):
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter"),
         ({"extra_body": {"prompt_embeds": "AAAA"}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"repetition_penalty": 1.2}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"min_p": 0.1}}, 400, "unsupported_parameter"),
         ({"max_tokens": 65}, 422, "too_many_tokens"),
         ({"max_tokens": 0}, 422, "invalid_value"),
         ({"n": 17}, 422, "too_many_choices"),
@@ -223,6 +225,17 @@ def test_what_cannot_be_answered_is_a_clear_error(client, options, status, code,
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, stream=stream, **options)
     assert (caught.value.status_code, caught.value.code) == (status, code), caught.value.message
+
+
+def test_parameters_at_values_that_change_nothing_are_taken(client):
+    neutral = {
+        "repetition_penalty": 1.0,
+        "min_p": 0.0,
+        "best_of": 1,
+        "ignore_eos": False,
+        "response_format": {"type": "text"},
+    }
+    assert ask(client, extra_body={**ANNA, **neutral})[0].choices == ask(client)[0].choices
 
 
 def test_penalties_go_without_a_persona(client):
