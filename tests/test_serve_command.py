@@ -117,6 +117,10 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_kill(plug, tmp_path):
         (["--plugs", "second"], "NAME=FOLDER"),
         (["--prompt_cache", "much"], "'4GB'"),
         (["--time_limit", "0"], "--time_limit must be greater than 0"),
+        (["--time_limit", "inf"], "--time_limit must be a finite number, got inf"),
+        (["--temperature", "nan"], "--temperature must be a finite number, got nan"),
+        (["--temperature", "-1"], "--temperature must be greater than 0"),
+        (["--max_queue", "-50"], "--max_queue must be greater than 0"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_line(plug, tmp_path, capsys, options, message):
