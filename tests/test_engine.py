@@ -319,6 +319,9 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
     [
         (Request("", sampling=SIX), DataError, None),
         (Request("sea " * 40), DataError, "at most 30"),
+        (Request("sea" * 400), DataError, "characters"),
+        (Request([{"role": "user", "content": "sea" * 400}]), DataError, "characters"),
+        (Request([{"role": "user", "content": ""}] * 40), DataError, "characters"),
         (Request("sea", plug="nobody"), ConfigurationError, "default, late"),
         (Request("sea", sampling=Sampling(0)), ConfigurationError, "max_new_tokens"),
         (Request("sea", sampling=Sampling(temperature=float("nan"))), ConfigurationError, "temperature"),
@@ -331,6 +334,8 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
 )
 def test_a_request_that_cannot_be_answered_says_why(llama, monkeypatch, request_, error, message):
     monkeypatch.setattr(llama, "max_prompt_tokens", 30)
+    if message == "characters":
+        monkeypatch.setattr(llama, "_processor_of", lambda plug: pytest.fail("it was read"))
     if request_.prompt == "":
         monkeypatch.setattr("pplug_hf.serving.transformers_engine.prompt_row", lambda *_: type("Row", (), {"ids": []}))
     monkeypatch.setattr(llama, "_enter", lambda rows: pytest.fail("it would share a batch with others"))

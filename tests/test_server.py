@@ -212,6 +212,7 @@ def test_many_clients_at_once_get_what_each_would_alone(server, client):
         ({"extra_body": {"persona": {"user": "\ud800"}}}, 422, "invalid_value"),
         ({"extra_body": {"persona": {"user": "anna", "vectors": [[1.0]]}}}, 422, "invalid_value"),
         ({"extra_body": {"persona": {"user": "anna", "query": " "}}}, 422, "invalid_value"),
+        ({"extra_body": {"persona": {"user": "anna", "query": "sea " * 51}}}, 422, "invalid_value"),
         ({"extra_body": {"persona": {"user": "anna", "strength": -0.5}}}, 422, "invalid_value"),
         ({"extra_body": {"persona_strength": -0.5}}, 422, "invalid_value"),
     ],

@@ -35,6 +35,7 @@ from .running import Running
 logger = logging.getLogger(__name__)
 
 _CANARY = "What is good today?"
+_CHARACTERS = 32  # of a token at most; what has more for each token that may be is refused before it is read
 
 
 class TransformersEngine(Engine):
@@ -44,7 +45,7 @@ class TransformersEngine(Engine):
         model: with its plugs; those that are loaded later can be asked for, too.
         max_batch: requests that are answered at once.
         max_queue: requests that may wait; more are refused.
-        max_prompt_tokens: of a prompt.
+        max_prompt_tokens: of a prompt; a prompt with over 32 times as many characters is refused, too.
         time_limit: seconds from asking to the end of an answer.
         gather: seconds that a batch waits at least for those who asked during the last one (a twentieth of the time that
             this one took, if that is more).
@@ -224,6 +225,8 @@ class TransformersEngine(Engine):
             check_persona(request, plug)
         checked_strength([request.strength], rows=1)  # without a persona, too: a batch is checked as a whole
         check_sampling(sampling)
+        if (size := len(str(request.prompt))) > _CHARACTERS * self.max_prompt_tokens:
+            raise DataError(f"The prompt has {size} characters, and at most {self.max_prompt_tokens} tokens are taken.")
         with self._tokenising:
             processor = self._processor_of(plug)
             row = prompt_row(processor, self.model.backbone.config, request.prompt)

@@ -75,9 +75,12 @@ async def _answer(
         raise ApiError(
             400, "unsupported_parameter", text, "presence_penalty" if body.presence_penalty else "frequency_penalty"
         )
+    query = body.persona.query if body.persona else None
+    if len(query or "") > service.limits.item_characters:
+        text = f"The query has at most {service.limits.item_characters} characters, as an item."
+        raise ApiError(422, "invalid_value", text, "persona.query")
     found = await service.run(service.find, tenant, user, bool(body.persona and body.persona.required))
     service.monitoring.personas.labels(found.state).inc()
-    query = body.persona.query if body.persona else None
     question = Question(prompts[0], found.persona, query, plug, body.strength, sampling, tenant)
     questions = [
         replace(question, prompt=prompt, sampling=_seeded(sampling, i)) for prompt in prompts for i in range(n)
