@@ -374,6 +374,13 @@ def test_a_user_has_a_limit_of_items(server):
     assert server("DELETE", "/v1/personas/full")[1]["items"] == 20
 
 
+@pytest.fixture(scope="module")
+def template_server(tmp_path_factory):
+    model = tiny.model("llama", item_template="{tag} is {text}")
+    with served(tmp_path_factory.mktemp("store"), model) as server:
+        yield server
+
+
 def test_an_item_template_makes_texts_of_fields(tmp_path):
     model = tiny.model("llama", item_template="{tag} is {text}")
     with served(tmp_path, model) as server:
@@ -383,6 +390,31 @@ def test_an_item_template_makes_texts_of_fields(tmp_path):
         assert torch.cosine_similarity(server.store.get("anna").vectors.float(), vectors).item() > 0.999
         status, reply, _ = server("PUT", path, {"items": [{"id": "1", "text": "a secret"}]})
         assert status == 422 and "'tag'" in reply["error"]["message"] and "secret" not in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"tag": "a secret"}, "Item 1 cannot be used: no field 'text'"),
+        ({"tag": "a secret", "txt": "a secret"}, "no field 'text'"),
+        ({"tag": "", "text": " "}, "no text"),
+        ({"tag": None, "text": None}, "no text"),
+        ({"tag": {"a": ["a secret"]}, "text": "rain"}, "the field 'tag' is a dict"),
+        ({"tag": ["a secret"], "text": "rain"}, "the field 'tag' is a list"),
+    ],
+)
+def test_fields_that_make_no_text_are_refused(template_server, fields, message):
+    path, good = "/v1/personas/anna/items", {"id": "0", "text": "rain", "tag": "cold"}
+    status, reply, _ = template_server("POST", path, {"items": [good, {"id": "1", **fields}]})
+    assert (status, reply["error"]["code"]) == (422, "invalid_value")
+    assert message in reply["error"]["message"] and "secret" not in json.dumps(reply)
+    assert template_server("GET", "/v1/personas/anna")[0] == 404
+
+
+def test_a_field_may_be_empty_a_number_or_half_a_character(template_server):
+    path = "/v1/personas/ben/items"
+    items = b'{"items": [{"id": "1", "tag": null, "text": "rain"}, {"id": "2", "tag": 5, "text": "a \\ud800"}]}'
+    assert template_server("PUT", path, items)[1]["items"] == 2
 
 
 # ---- keys

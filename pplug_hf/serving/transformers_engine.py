@@ -226,7 +226,9 @@ class TransformersEngine(Engine):
         checked_strength([request.strength], rows=1)  # without a persona, too: a batch is checked as a whole
         check_sampling(sampling)
         if (size := len(str(request.prompt))) > _CHARACTERS * self.max_prompt_tokens:
-            raise DataError(f"The prompt has {size} characters, and at most {self.max_prompt_tokens} tokens are taken.")
+            raise DataError(
+                f"The prompt has {size} characters, and at most {self.max_prompt_tokens} tokens are taken."
+            )
         with self._tokenising:
             processor = self._processor_of(plug)
             row = prompt_row(processor, self.model.backbone.config, request.prompt)

@@ -7,9 +7,9 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Request
 
+from ...errors import DataError
 from ...modeling import Persona
-from ...modeling.encoders import item_texts
-from ...tasks.items import parse_date, seconds
+from ...tasks.items import history_text, parse_date, seconds
 from .bodies import ItemBody, ItemsBody
 from .failures import ApiError
 from .monitoring import now
@@ -146,8 +146,13 @@ def _write(service: Service, tenant: str, user: str, body: ItemsBody, keep: bool
 def _texts(service: Service, items: list[ItemBody]) -> list[str]:
     """Return the texts of items, as the encoder reads them."""
     template = service.personalizer.config.item_template
-    fields = [{**(item.model_extra or {}), "id": item.id, "text": item.text} for item in items]
-    texts = item_texts([one["text"] for one in fields] if template is None else fields, template)
+    texts = []
+    for i, item in enumerate(items):
+        try:
+            texts.append(history_text(item.model_dump(exclude_unset=True), template))
+        except DataError as error:
+            needed = "" if template is None else f"; the plug's item template is {template!r}"
+            raise ApiError(422, "invalid_value", f"Item {i} cannot be used: {error}{needed}.", "items") from None
     if any(len(text) > service.limits.item_characters for text in texts):
         text = f"An item has at most {service.limits.item_characters} characters."
         raise ApiError(422, "item_too_long", text, "items")
