@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -372,6 +373,27 @@ def test_a_user_has_a_limit_of_items(server):
     assert server("PUT", "/v1/personas/full/items", {"items": items})[0] == 200
     assert server("POST", "/v1/personas/full/items", {"items": [{**i, "id": "y" + i["id"]} for i in items]})[0] == 422
     assert server("DELETE", "/v1/personas/full")[1]["items"] == 20
+
+
+def test_the_limit_of_items_holds_for_requests_at_once(server, monkeypatch):
+    encode, all_have_counted, encoded = server.service.encode, threading.Barrier(6), []
+
+    def waits(texts, *rest):
+        encoded.extend(texts)
+        all_have_counted.wait(60)  # each has read that the user has no items
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(server.service, "encode", waits)
+
+    def append(i):
+        items = [{"id": f"{i}-{n}", "text": "rain"} for n in range(7)]  # 30 at most
+        return server("POST", "/v1/personas/many/items", {"items": items})
+
+    with ThreadPoolExecutor(6) as pool:
+        replies = [*pool.map(append, range(6))]
+    assert sorted(status for status, _, _ in replies) == [200] * 4 + [422] * 2
+    assert {reply["error"]["code"] for status, reply, _ in replies if status == 422} == {"too_many_items"}
+    assert len(encoded) == 6 * 7 and server("DELETE", "/v1/personas/many")[1]["items"] == 28
 
 
 @pytest.fixture(scope="module")
