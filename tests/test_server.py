@@ -490,6 +490,38 @@ def test_without_keys_nobody_else_gets_in(tmp_path):
             ApiKeys.from_file(file)
 
 
+REBOUND = [
+    "evil.example:8000",
+    "127.0.0.1.evil.example",
+    "evil.example",
+    "",
+    "[::1",
+    "10.0.0.1",
+    "localhost@evil.example:1",
+]
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_without_keys_no_page_of_another_name_gets_in(server, host):
+    for method, path in (
+        ("GET", "/v1/personas/anna"),
+        ("PUT", "/v1/personas/anna/items"),
+        ("DELETE", "/v1/personas/anna"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/metrics"),
+    ):
+        status, reply, _ = server(method, path, {"items": []} if method in ("PUT", "POST") else None, Host=host)
+        assert (status, reply["error"]["code"]) == (421, "misdirected_request")
+    assert server("GET", "/v1/personas/anna")[1]["items"] == 4
+
+
+def test_the_names_of_loopback_get_in_and_with_keys_every_name(server, tmp_path):
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"):
+        assert server("GET", "/v1/personas/anna", Host=host)[0] == 200
+    with served(tmp_path, keys={hashlib.sha256(b"key-a").hexdigest(): "acme"}) as locked:
+        assert locked("GET", "/v1/models", key="key-a", Host="api.example")[0] == 200
+
+
 # ---- limits
 
 
@@ -507,7 +539,7 @@ def test_a_large_body_is_refused_and_a_slow_one_ends(server):
     large = json.dumps({"items": [{"id": "1", "text": "x" * 10_000_000}]}).encode()
     status, reply, _ = server("PUT", "/v1/personas/anna/items", large)
     assert (status, reply["error"]["code"]) == (413, "body_too_large")
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     answer = raw(server, head + b"Content-Length: 1000\r\n\r\n{")  # and never the rest
     assert answer.startswith("HTTP/1.1 408") and "request_timeout" in answer
     answer = raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")

@@ -10,6 +10,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..rebinding import is_rebound
 from .api_keys import ApiKeys
 from .failures import ApiError, api_error
 from .limits import Limits
@@ -58,7 +59,10 @@ class Guard:
         return None
 
     def _admit(self, scope: Scope) -> None:
-        """Find the tenant of a request."""
+        """Find the tenant of a request. Without keys a browser is the only lock: pages of other names are kept out."""
+        if self.keys is None and is_rebound(scope):
+            text = "Without keys this server answers to the names of loopback alone: call it http://127.0.0.1 or localhost."
+            raise ApiError(421, "misdirected_request", text)
         tenant = "" if self.keys is None else self.keys.tenant(Headers(scope=scope).get("authorization"))
         if tenant is None:
             raise ApiError(
