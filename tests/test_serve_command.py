@@ -61,7 +61,10 @@ def test_it_serves_and_ends_when_it_is_told_to(plug, tmp_path):
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({hashlib.sha256(b"key").hexdigest(): "acme"}))
     options = ["--keys", str(keys), "--plugs", f"second={plug}", "--max_new_tokens", "5"]
-    with running(plug, tmp_path / "store", *options) as (process, ask):
+    options += ["--max_batch", "1", "--max_queue", "1"]
+    with running(plug, tmp_path / "store", *options) as (process, ask), contextlib.ExitStack() as stack:
+        for _ in range(8):  # who sends nothing keeps nobody out
+            stack.enter_context(socket.create_connection(("127.0.0.1", ask.port)))
         assert ask("GET", "/ready")[0] == 200 and ask("GET", "/v1/models")[0] == 401
         names = [model["id"] for model in ask("GET", "/v1/models", key="key")[1]["data"]]
         assert names == ["default", "second"]

@@ -547,6 +547,18 @@ def test_a_large_body_is_refused_and_a_slow_one_ends(server):
     assert server("GET", "/v1/personas/anna")[1]["items"] == 4
 
 
+def test_requests_that_need_no_key_take_no_room(tmp_path):
+    """Those that send nothing, a part of their head, or a body for ever to a route that needs no key."""
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with served(tmp_path, limits=Limits(concurrency=1)) as server, contextlib.ExitStack() as stack:
+        for sent in (b"", head, head + b"Content-Length: 9\r\n\r\n{") * 3:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            connection.sendall(sent)
+            if sent.endswith(b"{"):
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert server("GET", "/health")[0] == server("GET", "/v1/models")[0] == 200
+
+
 def test_more_requests_than_there_is_room_for_are_told_to_come_again(tmp_path, monkeypatch):
     with served(tmp_path, limits=Limits(concurrency=2)) as server:
         slow(server.engine, monkeypatch, 0.05)

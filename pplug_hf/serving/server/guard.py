@@ -41,22 +41,26 @@ class Guard:
             return await self.app(scope, receive, send)
         request = _Passing(scope, receive, send, self.limits)
         is_open = scope["path"] in OPEN
-        self._running += 1
-        self.monitoring.running.set(self._running)
+        self._count(0 if is_open else 1)
         try:
-            if not is_open:
+            if (
+                not is_open
+            ):  # nobody needs a key for the others: they take no room, and their bodies are not waited for
                 if self._running > self.limits.concurrency:
                     raise ApiError(429, "too_many_requests", f"{self.limits.concurrency} requests are in progress.")
                 self._admit(scope)
-            await request.read_body()
+                await request.read_body()
             await self.app(scope, request.receive, request.send)
         except Exception as error:
             await self._failed(request, error)
         finally:
-            self._running -= 1
-            self.monitoring.running.set(self._running)
+            self._count(0 if is_open else -1)
             self._note(request)
         return None
+
+    def _count(self, change: int) -> None:
+        self._running += change
+        self.monitoring.running.set(self._running)
 
     def _admit(self, scope: Scope) -> None:
         """Find the tenant of a request. Without keys a browser is the only lock: pages of other names are kept out."""
