@@ -24,6 +24,7 @@ from pplug_hf.serving.server.api_keys import ApiKeys
 from pplug_hf.serving.server.app import check_host, create_app
 from pplug_hf.serving.server.limits import Limits
 from pplug_hf.serving.server.monitoring import JsonLines
+from pplug_hf.serving.server.service import Service
 
 PROMPT = tiny.PROMPTS[0]
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -633,6 +634,24 @@ def test_an_engine_that_dies_in_a_stream_is_an_error_and_not_ready(server, tmp_p
         assert status == 503 and "secret" not in json.dumps(reply)
         assert broken("GET", "/health")[0] == 200
         assert broken("PUT", "/v1/personas/anna/items", {"items": ITEMS})[0] == 200  # what needs no engine goes on
+
+
+def test_readiness_does_not_wait_behind_a_batch_and_finds_a_changed_model(tmp_path, monkeypatch):
+    with served(tmp_path) as server:
+        monkeypatch.setattr(Service, "patience", 0.1)
+        slow(server.engine, monkeypatch, 0.05)
+        with ThreadPoolExecutor(1) as pool:
+            body = {"messages": CHAT, "max_tokens": 400, "stop": "nothing like it"}
+            answer = pool.submit(server, "POST", "/v1/chat/completions", body)
+            while not server.engine._batch:
+                time.sleep(0.01)
+            assert server("GET", "/ready")[0] == 200 and not answer.done()
+            monkeypatch.setattr(server.engine, "_known", ("another", [0]))
+            server.engine._batch[0].cancelled = True
+        while server("GET", "/ready")[0] == 200:
+            time.sleep(0.05)
+        status, reply, _ = server("GET", "/ready")
+        assert (status, reply["error"]["code"]) == (503, "engine_unavailable")
 
 
 def test_a_client_that_leaves_a_stream_ends_the_work_on_it(server, client, monkeypatch):
