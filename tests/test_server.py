@@ -665,6 +665,34 @@ def test_a_client_that_leaves_a_stream_ends_the_work_on_it(server, client, monke
     assert len(row.tokens) < 60
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_client_that_leaves_before_the_answer_ends_the_work_on_it(tmp_path, monkeypatch, stream, waits):
+    with served(tmp_path, max_batch=1) as server, ThreadPoolExecutor(1) as pool:
+        slow(server.engine, monkeypatch, 0.05)
+        if waits:  # in the queue, behind another's
+            other = {"messages": CHAT, "max_tokens": 40, "stop": "nothing like it"}
+            pool.submit(server, "POST", "/v1/chat/completions", other)
+        monkeypatch.setattr("pplug_hf.serving.running._certain", lambda text, stops: "")  # no piece before the end
+        while waits and not server.engine._batch:
+            time.sleep(0.01)
+        body = {"messages": CHAT, "max_tokens": 400, "stop": "nothing like it", "stream": stream}
+        data = json.dumps(body).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+            while not (rows := server.engine._waiting if waits else server.engine._batch):
+                time.sleep(0.01)
+            (row,) = rows
+        while not row.ended:
+            time.sleep(0.01)
+        assert len(row.tokens) < 60
+        wanted = 'pplug_requests_total{route="/v1/chat/completions",status="499"} 1.0'
+        while wanted not in (text := server("GET", "/metrics")[1].decode()):
+            assert 'status="503"' not in text
+            time.sleep(0.01)
+
+
 def test_a_damaged_persona_is_named_and_nothing_is_asked_of_the_engine(server, client, monkeypatch):
     persona = server.store.get_many(["anna"])[0]  # one of its own
     persona.vectors[0, 0] = torch.nan

@@ -135,12 +135,14 @@ class _Passing:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return await self._receive()
+        message = await self._receive()
+        self.is_gone |= self.status is None and message["type"] == "http.disconnect"
+        return message
 
     async def send(self, message: Message) -> None:
         """Pass a piece of the answer on."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status = None if self.is_gone else message["status"]
             MutableHeaders(scope=message)["X-Request-ID"] = self.id
         try:
             async with asyncio.timeout(self.limits.client_seconds):
