@@ -9,6 +9,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import fields, make_dataclass
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,6 +277,8 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
 def _check_numbers(values: Mapping[str, Any]) -> None:
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
         value = values.get(name)
+        if value is not None and (value != value or value == inf):
+            raise ConfigurationError(f"--{name} must be a finite number, got {value}.")
         if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
             bound = "greater than 0" if name in _POSITIVE else "at least 0"
             raise ConfigurationError(f"--{name} must be {bound}, got {value}.")

@@ -15,6 +15,7 @@ from browser import BROWSER, Browser
 
 from pplug_hf import cli
 from pplug_hf.apps.assistant import Assistant, items_of, load_demo
+from pplug_hf.apps.page import build, web_app
 from pplug_hf.errors import DataError
 from pplug_hf.optional import require
 from pplug_hf.serving.open_store import open_store
@@ -85,6 +86,14 @@ def test_a_causal_model_answers_without_the_prompt(tmp_path):
     with open_store(tmp_path, model.personalizer.spec) as store:
         made = Assistant(model, store, max_new_tokens=4).ask("what is a good film", "", tiny.HISTORY, [], 1.0)
     assert not made.own.startswith("what") and len(made.weights) == len(tiny.HISTORY)
+
+
+@pytest.mark.parametrize("host, status", [("localhost:7860", 200), ("127.0.0.1", 200), ("evil.example:7860", 421)])
+def test_a_page_of_another_name_does_not_get_in(assistant, host, status):
+    pytest.importorskip("gradio")
+    client = pytest.importorskip("fastapi.testclient").TestClient(web_app(build(assistant, "t")), "http://127.0.0.1")
+    for path in ("/", "/config"):
+        assert client.get(path, headers={"Host": host}).status_code == status
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------------

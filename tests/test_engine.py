@@ -157,7 +157,8 @@ def test_draws_depend_on_the_seed_and_on_nobody_else(llama):
     answers = llama.generate(others)
     assert answers[2] == first and answers[0] != first and answers[3] != answers[4]
     assert answers[1].text.strip() == alone(llama.model, others[1])  # greedy in the same batch
-    assert llama.generate([ask(1, temperature=1e-4)])[0].text.strip() == alone(llama.model, ask(1))
+    for lowest in (1e-4, 1e-6, 1e-40):  # float32 has no number between 0 and the last one
+        assert llama.generate([ask(1, temperature=lowest)])[0].text.strip() == alone(llama.model, ask(1))
 
 
 def test_a_token_is_drawn_among_the_likeliest():
@@ -169,6 +170,7 @@ def test_a_token_is_drawn_among_the_likeliest():
         Sampling(temperature=1, top_p=0.1),
         Sampling(temperature=0.01),
     ]
+    assert draw(logits[:1], [Sampling(temperature=1, top_k=10**400)], [0.999]).tolist() == [1]
     assert draw(logits, settings, [0.999] * 5).tolist() == [1, 2, 2, 0, 0]
     assert draw(logits, settings, [0.0] * 5).tolist() == [0] * 5
     numbers = [(i + 0.5) / 1000 for i in range(1000)]
@@ -247,6 +249,12 @@ def test_a_chat_for_a_model_without_a_template_is_its_texts(llama):
     assert a == b
 
 
+@pytest.mark.parametrize("prompt", ["sea \ud800", [{"role": "user", "content": "sea \ud800"}]])
+def test_half_a_surrogate_pair_is_a_replacement_character(llama, prompt):
+    a, b = llama.generate([Request(prompt, sampling=SIX), Request("sea \ufffd", sampling=SIX)])
+    assert a == b
+
+
 # ---- bad input and faults
 
 
@@ -311,17 +319,26 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
     [
         (Request("", sampling=SIX), DataError, None),
         (Request("sea " * 40), DataError, "at most 30"),
+        (Request("sea" * 400), DataError, "characters"),
+        (Request([{"role": "user", "content": "sea" * 400}]), DataError, "characters"),
+        (Request([{"role": "user", "content": ""}] * 40), DataError, "characters"),
         (Request("sea", plug="nobody"), ConfigurationError, "default, late"),
         (Request("sea", sampling=Sampling(0)), ConfigurationError, "max_new_tokens"),
         (Request("sea", sampling=Sampling(temperature=float("nan"))), ConfigurationError, "temperature"),
         (Request("sea", sampling=Sampling(top_p=0)), ConfigurationError, "top_p"),
+        (Request("sea", strength=-1.0), DataError, "at least 0"),
+        (Request("sea", strength=float("nan")), DataError, "finite"),
+        (Request("sea", strength=None), DataError, "a number"),
         (Request("sea", sampling=Sampling(stop=("",))), ConfigurationError, "stop"),
     ],
 )
 def test_a_request_that_cannot_be_answered_says_why(llama, monkeypatch, request_, error, message):
     monkeypatch.setattr(llama, "max_prompt_tokens", 30)
+    if message == "characters":
+        monkeypatch.setattr(llama, "_processor_of", lambda plug: pytest.fail("it was read"))
     if request_.prompt == "":
         monkeypatch.setattr("pplug_hf.serving.transformers_engine.prompt_row", lambda *_: type("Row", (), {"ids": []}))
+    monkeypatch.setattr(llama, "_enter", lambda rows: pytest.fail("it would share a batch with others"))
     with pytest.raises(error, match=message):
         llama.generate([request_])
 

@@ -61,7 +61,10 @@ def test_it_serves_and_ends_when_it_is_told_to(plug, tmp_path):
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({hashlib.sha256(b"key").hexdigest(): "acme"}))
     options = ["--keys", str(keys), "--plugs", f"second={plug}", "--max_new_tokens", "5"]
-    with running(plug, tmp_path / "store", *options) as (process, ask):
+    options += ["--max_batch", "1", "--max_queue", "1"]
+    with running(plug, tmp_path / "store", *options) as (process, ask), contextlib.ExitStack() as stack:
+        for _ in range(8):  # who sends nothing keeps nobody out
+            stack.enter_context(socket.create_connection(("127.0.0.1", ask.port)))
         assert ask("GET", "/ready")[0] == 200 and ask("GET", "/v1/models")[0] == 401
         names = [model["id"] for model in ask("GET", "/v1/models", key="key")[1]["data"]]
         assert names == ["default", "second"]
@@ -119,6 +122,10 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_kill(plug, tmp_path):
         (["--engine", "vllm", "--prompt_cache", "256MB"], "--engine vllm has no --prompt_cache: leave it out"),
         (["--engine", "vllm", "--max_prompt_tokens", "9"], "--engine vllm has no --max_prompt_tokens: leave it out"),
         (["--time_limit", "0"], "--time_limit must be greater than 0"),
+        (["--time_limit", "inf"], "--time_limit must be a finite number, got inf"),
+        (["--temperature", "nan"], "--temperature must be a finite number, got nan"),
+        (["--temperature", "-1"], "--temperature must be greater than 0"),
+        (["--max_queue", "-50"], "--max_queue must be greater than 0"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_one_line(plug, tmp_path, capsys, options, message):

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -26,6 +27,7 @@ from pplug_hf.serving.server.api_keys import ApiKeys
 from pplug_hf.serving.server.app import check_host, create_app
 from pplug_hf.serving.server.limits import Limits
 from pplug_hf.serving.server.monitoring import JsonLines
+from pplug_hf.serving.server.service import Service
 
 PROMPT = tiny.PROMPTS[0]
 CHAT = [{"role": "user", "content": PROMPT}]
@@ -198,6 +200,8 @@ def test_many_clients_at_once_get_what_each_would_alone(server, client):
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter"),
         ({"extra_body": {"prompt_embeds": "AAAA"}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"repetition_penalty": 1.2}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"min_p": 0.1}}, 400, "unsupported_parameter"),
         ({"max_tokens": 65}, 422, "too_many_tokens"),
         ({"max_tokens": 0}, 422, "invalid_value"),
         ({"n": 17}, 422, "too_many_choices"),
@@ -213,6 +217,9 @@ def test_many_clients_at_once_get_what_each_would_alone(server, client):
         ({"extra_body": {"persona": {"user": "\ud800"}}}, 422, "invalid_value"),
         ({"extra_body": {"persona": {"user": "anna", "vectors": [[1.0]]}}}, 422, "invalid_value"),
         ({"extra_body": {"persona": {"user": "anna", "query": " "}}}, 422, "invalid_value"),
+        ({"extra_body": {"persona": {"user": "anna", "query": "sea " * 51}}}, 422, "invalid_value"),
+        ({"extra_body": {"persona": {"user": "anna", "strength": -0.5}}}, 422, "invalid_value"),
+        ({"extra_body": {"persona_strength": -0.5}}, 422, "invalid_value"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -224,6 +231,17 @@ def test_what_cannot_be_answered_is_a_clear_error(client, options, status, code,
     with pytest.raises(openai.APIStatusError) as caught:
         ask(client, stream=stream, **options)
     assert (caught.value.status_code, caught.value.code) == (status, code), caught.value.message
+
+
+def test_parameters_at_values_that_change_nothing_are_taken(client):
+    neutral = {
+        "repetition_penalty": 1.0,
+        "min_p": 0.0,
+        "best_of": 1,
+        "ignore_eos": False,
+        "response_format": {"type": "text"},
+    }
+    assert ask(client, extra_body={**ANNA, **neutral})[0].choices == ask(client)[0].choices
 
 
 def test_penalties_go_without_a_persona(client):
@@ -241,6 +259,7 @@ def test_bodies_that_are_no_json_or_too_deep_or_hold_half_a_character_are_refuse
     assert (status, reply["error"]["code"]) == (422, "invalid_value")
     half = b'{"messages": [{"role": "user", "content": "sea \\ud800"}], "max_tokens": 2}'
     assert server("POST", path, half)[0] == 200
+    assert server("POST", "/v1/completions", b'{"prompt": "sea \\ud800", "max_tokens": 2}')[0] == 200
     status, reply, _ = server("POST", path, {"messages": CHAT}, Content_Type="text/plain")
     assert status == 422 and "application/json" in reply["error"]["message"]
     status, reply, _ = server("POST", path, {"messages": "a secret text"})
@@ -360,6 +379,34 @@ def test_a_user_has_a_limit_of_items(server):
     assert server("DELETE", "/v1/personas/full")[1]["items"] == 20
 
 
+def test_the_limit_of_items_holds_for_requests_at_once(server, monkeypatch):
+    encode, all_have_counted, encoded = server.service.encode, threading.Barrier(6), []
+
+    def waits(texts, *rest):
+        encoded.extend(texts)
+        all_have_counted.wait(60)  # each has read that the user has no items
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(server.service, "encode", waits)
+
+    def append(i):
+        items = [{"id": f"{i}-{n}", "text": "rain"} for n in range(7)]  # 30 at most
+        return server("POST", "/v1/personas/many/items", {"items": items})
+
+    with ThreadPoolExecutor(6) as pool:
+        replies = [*pool.map(append, range(6))]
+    assert sorted(status for status, _, _ in replies) == [200] * 4 + [422] * 2
+    assert {reply["error"]["code"] for status, reply, _ in replies if status == 422} == {"too_many_items"}
+    assert len(encoded) == 6 * 7 and server("DELETE", "/v1/personas/many")[1]["items"] == 28
+
+
+@pytest.fixture(scope="module")
+def template_server(tmp_path_factory):
+    model = tiny.model("llama", item_template="{tag} is {text}")
+    with served(tmp_path_factory.mktemp("store"), model) as server:
+        yield server
+
+
 def test_an_item_template_makes_texts_of_fields(tmp_path):
     model = tiny.model("llama", item_template="{tag} is {text}")
     with served(tmp_path, model) as server:
@@ -369,6 +416,31 @@ def test_an_item_template_makes_texts_of_fields(tmp_path):
         assert torch.cosine_similarity(server.store.get("anna").vectors.float(), vectors).item() > 0.999
         status, reply, _ = server("PUT", path, {"items": [{"id": "1", "text": "a secret"}]})
         assert status == 422 and "'tag'" in reply["error"]["message"] and "secret" not in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"tag": "a secret"}, "Item 1 cannot be used: no field 'text'"),
+        ({"tag": "a secret", "txt": "a secret"}, "no field 'text'"),
+        ({"tag": "", "text": " "}, "no text"),
+        ({"tag": None, "text": None}, "no text"),
+        ({"tag": {"a": ["a secret"]}, "text": "rain"}, "the field 'tag' is a dict"),
+        ({"tag": ["a secret"], "text": "rain"}, "the field 'tag' is a list"),
+    ],
+)
+def test_fields_that_make_no_text_are_refused(template_server, fields, message):
+    path, good = "/v1/personas/anna/items", {"id": "0", "text": "rain", "tag": "cold"}
+    status, reply, _ = template_server("POST", path, {"items": [good, {"id": "1", **fields}]})
+    assert (status, reply["error"]["code"]) == (422, "invalid_value")
+    assert message in reply["error"]["message"] and "secret" not in json.dumps(reply)
+    assert template_server("GET", "/v1/personas/anna")[0] == 404
+
+
+def test_a_field_may_be_empty_a_number_or_half_a_character(template_server):
+    path = "/v1/personas/ben/items"
+    items = b'{"items": [{"id": "1", "tag": null, "text": "rain"}, {"id": "2", "tag": 5, "text": "a \\ud800"}]}'
+    assert template_server("PUT", path, items)[1]["items"] == 2
 
 
 # ---- keys
@@ -422,6 +494,38 @@ def test_without_keys_nobody_else_gets_in(tmp_path):
             ApiKeys.from_file(file)
 
 
+REBOUND = [
+    "evil.example:8000",
+    "127.0.0.1.evil.example",
+    "evil.example",
+    "",
+    "[::1",
+    "10.0.0.1",
+    "localhost@evil.example:1",
+]
+
+
+@pytest.mark.parametrize("host", REBOUND)
+def test_without_keys_no_page_of_another_name_gets_in(server, host):
+    for method, path in (
+        ("GET", "/v1/personas/anna"),
+        ("PUT", "/v1/personas/anna/items"),
+        ("DELETE", "/v1/personas/anna"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/metrics"),
+    ):
+        status, reply, _ = server(method, path, {"items": []} if method in ("PUT", "POST") else None, Host=host)
+        assert (status, reply["error"]["code"]) == (421, "misdirected_request")
+    assert server("GET", "/v1/personas/anna")[1]["items"] == 4
+
+
+def test_the_names_of_loopback_get_in_and_with_keys_every_name(server, tmp_path):
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"):
+        assert server("GET", "/v1/personas/anna", Host=host)[0] == 200
+    with served(tmp_path, keys={hashlib.sha256(b"key-a").hexdigest(): "acme"}) as locked:
+        assert locked("GET", "/v1/models", key="key-a", Host="api.example")[0] == 200
+
+
 # ---- limits
 
 
@@ -439,12 +543,24 @@ def test_a_large_body_is_refused_and_a_slow_one_ends(server):
     large = json.dumps({"items": [{"id": "1", "text": "x" * 10_000_000}]}).encode()
     status, reply, _ = server("PUT", "/v1/personas/anna/items", large)
     assert (status, reply["error"]["code"]) == (413, "body_too_large")
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     answer = raw(server, head + b"Content-Length: 1000\r\n\r\n{")  # and never the rest
     assert answer.startswith("HTTP/1.1 408") and "request_timeout" in answer
     answer = raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
     assert answer.startswith("HTTP/1.1 408")
     assert server("GET", "/v1/personas/anna")[1]["items"] == 4
+
+
+def test_requests_that_need_no_key_take_no_room(tmp_path):
+    """Those that send nothing, a part of their head, or a body for ever to a route that needs no key."""
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    with served(tmp_path, limits=Limits(concurrency=1)) as server, contextlib.ExitStack() as stack:
+        for sent in (b"", head, head + b"Content-Length: 9\r\n\r\n{") * 3:
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            connection.sendall(sent)
+            if sent.endswith(b"{"):
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert server("GET", "/health")[0] == server("GET", "/v1/models")[0] == 200
 
 
 def test_more_requests_than_there_is_room_for_are_told_to_come_again(tmp_path, monkeypatch):
@@ -523,6 +639,24 @@ def test_an_engine_that_dies_in_a_stream_is_an_error_and_not_ready(server, tmp_p
         assert broken("PUT", "/v1/personas/anna/items", {"items": ITEMS})[0] == 200  # what needs no engine goes on
 
 
+def test_readiness_does_not_wait_behind_a_batch_and_finds_a_changed_model(tmp_path, monkeypatch):
+    with served(tmp_path) as server:
+        monkeypatch.setattr(Service, "patience", 0.1)
+        slow(server.engine, monkeypatch, 0.05)
+        with ThreadPoolExecutor(1) as pool:
+            body = {"messages": CHAT, "max_tokens": 400, "stop": "nothing like it"}
+            answer = pool.submit(server, "POST", "/v1/chat/completions", body)
+            while not server.engine._batch:
+                time.sleep(0.01)
+            assert server("GET", "/ready")[0] == 200 and not answer.done()
+            monkeypatch.setattr(server.engine, "_known", ("another", [0]))
+            server.engine._batch[0].cancelled = True
+        while server("GET", "/ready")[0] == 200:
+            time.sleep(0.05)
+        status, reply, _ = server("GET", "/ready")
+        assert (status, reply["error"]["code"]) == (503, "engine_unavailable")
+
+
 def test_a_client_that_leaves_a_stream_ends_the_work_on_it(server, client, monkeypatch):
     slow(server.engine, monkeypatch, 0.05)
     chunks = ask(client, stream=True, max_tokens=64)[0]
@@ -532,6 +666,34 @@ def test_a_client_that_leaves_a_stream_ends_the_work_on_it(server, client, monke
     while not row.ended:
         time.sleep(0.01)
     assert len(row.tokens) < 60
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_client_that_leaves_before_the_answer_ends_the_work_on_it(tmp_path, monkeypatch, stream, waits):
+    with served(tmp_path, max_batch=1) as server, ThreadPoolExecutor(1) as pool:
+        slow(server.engine, monkeypatch, 0.05)
+        if waits:  # in the queue, behind another's
+            other = {"messages": CHAT, "max_tokens": 40, "stop": "nothing like it"}
+            pool.submit(server, "POST", "/v1/chat/completions", other)
+        monkeypatch.setattr("pplug_hf.serving.running._certain", lambda text, stops: "")  # no piece before the end
+        while waits and not server.engine._batch:
+            time.sleep(0.01)
+        body = {"messages": CHAT, "max_tokens": 400, "stop": "nothing like it", "stream": stream}
+        data = json.dumps(body).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+            while not (rows := server.engine._waiting if waits else server.engine._batch):
+                time.sleep(0.01)
+            (row,) = rows
+        while not row.ended:
+            time.sleep(0.01)
+        assert len(row.tokens) < 60
+        wanted = 'pplug_requests_total{route="/v1/chat/completions",status="499"} 1.0'
+        while wanted not in (text := server("GET", "/metrics")[1].decode()):
+            assert 'status="503"' not in text
+            time.sleep(0.01)
 
 
 def test_a_damaged_persona_is_named_and_nothing_is_asked_of_the_engine(server, client, monkeypatch):

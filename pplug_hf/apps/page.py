@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import PPlugError
 from ..optional import require
+from ..serving.rebinding import is_rebound
 from .assistant import Assistant, items_of
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def weights_table(weights: list[tuple[float, str]]) -> str:
 
 
 def web_app(page: Blocks) -> FastAPI:
-    """Return the page as an ASGI application that lets a browser load nothing from elsewhere.
+    """Return the page as an ASGI application that lets a browser load nothing from elsewhere, and no other page in.
 
     Args:
         page: as of `build`.
@@ -187,6 +188,8 @@ def web_app(page: Blocks) -> FastAPI:
 
     @app.middleware("http")
     async def refuse_other_places(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        if is_rebound(request.scope):
+            return fastapi.Response("This page is at http://127.0.0.1 and http://localhost alone.", 421)
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["Referrer-Policy"] = "no-referrer"

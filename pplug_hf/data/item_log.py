@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import DataError, MissingFileError, kind_of
-from ..tasks.items import field_text, fields_of, is_null, item_id, item_text, parse_date, seconds, text_of, whole_texts
+from ..errors import DataError, MissingFileError
+from ..tasks.items import fields_of, history_text, is_null, item_id, parse_date, seconds, text_of, whole_texts
 from . import sources
 
 PART = 4096  # rows
@@ -169,16 +169,11 @@ class _Reader:
         if missing := [column for column in self.fields.values() if column not in values]:
             raise DataError(f"no column {missing[0]!r}")
         item = {name: values[column] for name, column in self.fields.items()}
-        for name, value in item.items():
-            if isinstance(value, list | dict):
-                raise DataError(f"the field {name!r} is {kind_of(value)}, not a text")
-        if not any(field_text(item, name) for name in item):
-            raise DataError("no text")
+        text = history_text(item, self.template)
         date = values.get(self.time) if self.time else None
         time = parse_date(date)
         if self.time and not time:
             raise DataError("no date" if is_null(date) or not text_of(date).strip() else "not a date")
-        (text,) = whole_texts([item_text(item, self.template)])
         name = item_id({**item, "date": date}) if self.item is None else _id(values.get(self.item), "item id")
         return ItemRow(user, name, seconds(time) if time else None, text)
 

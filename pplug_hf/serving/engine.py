@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from types import TracebackType
 from typing import Literal, Self
 
@@ -53,6 +54,8 @@ class Request:
         strength: of the persona: 0 as for nobody, 1 as trained.
         sampling: see the class.
         tenant: whose request it is; what is cached of one tenant's requests is never used for another's.
+        cancelled: set by the caller, from any thread, when nobody wants the answer any more; it is then an error, or is
+            finished all the same by an engine that does not look.
     """
 
     prompt: str | Sequence[Mapping[str, str]]
@@ -62,6 +65,7 @@ class Request:
     strength: float = 1.0
     sampling: Sampling = field(default_factory=Sampling)
     tenant: str = ""
+    cancelled: Event | None = None
 
 
 @dataclass(frozen=True)

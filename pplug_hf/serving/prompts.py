@@ -14,6 +14,7 @@ from ..modeling.encoders import check_finite
 from ..modeling.persona import check_spec
 from ..modeling.prefix import default_position
 from ..processing import PPlugProcessor, Row
+from ..tasks.items import whole_texts
 from .engine import Request, Sampling
 
 
@@ -39,7 +40,7 @@ def prompt_row(
         batch = processor.apply_chat_template(given, add_generation_prompt=True)
         return Row(batch["input_ids"][0].tolist(), int(batch["persona_position"][0]), [])
     text = prompt if isinstance(prompt, str) else "\n".join(map(text_of, prompt))
-    (row,) = processor.rows([text])
+    (row,) = processor.rows(whole_texts([text]))
     if processor.chat or not row.ids:
         return row
     ids = torch.tensor([row.ids])

@@ -12,6 +12,8 @@ from ..errors import EngineError
 from .engine import Sampling
 from .running import Running
 
+_GREEDY = 1e-5  # the likeliest token is certain below, and scores over the temperature may be infinite
+
 
 class RowSampling(LogitsProcessor):
     """Leaves every row one token to choose, so that a greedy `generate` takes it.
@@ -36,7 +38,7 @@ class RowSampling(LogitsProcessor):
         for i, row in active:
             if _penalises(row.request.sampling):
                 scores[i] = self._penalised(scores[i], row)
-        drawn = [(i, row) for i, row in active if row.request.sampling.temperature > 0]
+        drawn = [(i, row) for i, row in active if row.request.sampling.temperature >= _GREEDY]
         if drawn:
             places = [i for i, _ in drawn]
             tokens = draw(
@@ -83,7 +85,7 @@ def draw(scores: Tensor, settings: Sequence[Sampling], numbers: Sequence[float])
     V = scores.shape[1]
     temperature = column([one.temperature for one in settings])
     p, order = (scores.float() / temperature).softmax(dim=1).sort(dim=1, descending=True, stable=True)
-    p = p * (torch.arange(V, device=p.device) < column([one.top_k or V for one in settings]))
+    p = p * (torch.arange(V, device=p.device) < column([min(one.top_k or V, V) for one in settings]))
     likelier = p.cumsum(dim=1) - p
     p = p * (likelier < column([one.top_p for one in settings]) * p.sum(dim=1, keepdim=True))
     reached = p.cumsum(dim=1) > column(numbers) * p.sum(dim=1, keepdim=True)

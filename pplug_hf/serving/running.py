@@ -92,7 +92,8 @@ class Running:
 
     def is_over(self) -> bool:
         """Return whether nothing more is to be done, because it is answered, cancelled or late."""
-        if self.cancelled:
+        asked = self.request.cancelled
+        if self.cancelled or (asked is not None and asked.is_set()):
             self.end(EngineError("The request was cancelled."))
         elif time.monotonic() > self.deadline:
             self.end(self._late())

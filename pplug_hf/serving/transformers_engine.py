@@ -25,6 +25,7 @@ from ..errors import ConfigurationError, DataError, EngineBusyError, EngineError
 from ..modeling import Persona, Personalizer, PPlugForConditionalGeneration, PPlugModel
 from ..modeling.prefix import position_limit
 from ..modeling.prompt_cache import PromptCache, TenantsPromptCache, size_in_bytes
+from ..modeling.strength import checked_strength
 from ..processing import PPlugProcessor
 from .engine import Answer, Engine, Request, Sampling
 from .prompts import check_persona, check_sampling, prompt_row, query_of
@@ -34,6 +35,7 @@ from .running import Running
 logger = logging.getLogger(__name__)
 
 _CANARY = "What is good today?"
+_CHARACTERS = 32  # of a token at most; what has more for each token that may be is refused before it is read
 
 
 class TransformersEngine(Engine):
@@ -43,7 +45,7 @@ class TransformersEngine(Engine):
         model: with its plugs; those that are loaded later can be asked for, too.
         max_batch: requests that are answered at once.
         max_queue: requests that may wait; more are refused.
-        max_prompt_tokens: of a prompt.
+        max_prompt_tokens: of a prompt; a prompt with over 32 times as many characters is refused, too.
         time_limit: seconds from asking to the end of an answer.
         gather: seconds that a batch waits at least for those who asked during the last one (a twentieth of the time that
             this one took, if that is more).
@@ -221,7 +223,12 @@ class TransformersEngine(Engine):
             raise ConfigurationError(f"There is no plug {name!r}; there are {', '.join(self.plugs)}.")
         if persona is not None:
             check_persona(request, plug)
+        checked_strength([request.strength], rows=1)  # without a persona, too: a batch is checked as a whole
         check_sampling(sampling)
+        if (size := len(str(request.prompt))) > _CHARACTERS * self.max_prompt_tokens:
+            raise DataError(
+                f"The prompt has {size} characters, and at most {self.max_prompt_tokens} tokens are taken."
+            )
         with self._tokenising:
             processor = self._processor_of(plug)
             row = prompt_row(processor, self.model.backbone.config, request.prompt)

@@ -22,7 +22,7 @@ from string import Formatter
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, kind_of
 
 _WHOLE = 2**53  # below it every whole number is a float of its own
 _ZONE = r"\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
@@ -56,6 +56,30 @@ def item_text(item: Mapping[str, object], template: str, name: str = "The item")
             f"{sorted(map(str, item))}."
         ) from None
     return template.format_map(values)
+
+
+def history_text(item: Mapping[str, object], template: str | None) -> str:
+    """Return the text of an item that is to be encoded and stored.
+
+    Args:
+        item: fields and their values.
+        template: as of `item_text`; None for the field "text" as it is.
+
+    Raises:
+        DataError: a field is missing, or is not a text or a number, or all of them are empty. The message is a few words,
+            for the caller to say which item.
+    """
+    template = "{text}" if template is None else template
+    fields = sorted(fields_of(template))
+    for name in fields:
+        if name not in item:
+            raise DataError(f"no field {name!r}")
+        if isinstance(item[name], list | dict):
+            raise DataError(f"the field {name!r} is {kind_of(item[name])}, not a text")
+    if not any(field_text(item, name) for name in fields):
+        raise DataError("no text")
+    (text,) = whole_texts([item_text(item, template)])
+    return text
 
 
 def field_text(item: Mapping[str, object], field: str | None) -> str:

@@ -6,8 +6,9 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -22,6 +23,8 @@ from .personas import Services, Tenant, decoded
 from .service import Found, Service
 
 router = APIRouter(prefix="/v1")
+
+T = TypeVar("T")
 
 
 @router.get("/models")
@@ -75,19 +78,41 @@ async def _answer(
         raise ApiError(
             400, "unsupported_parameter", text, "presence_penalty" if body.presence_penalty else "frequency_penalty"
         )
+    query = body.persona.query if body.persona else None
+    if len(query or "") > service.limits.item_characters:
+        text = f"The query has at most {service.limits.item_characters} characters, as an item."
+        raise ApiError(422, "invalid_value", text, "persona.query")
     found = await service.run(service.find, tenant, user, bool(body.persona and body.persona.required))
     service.monitoring.personas.labels(found.state).inc()
-    query = body.persona.query if body.persona else None
-    question = Question(prompts[0], found.persona, query, plug, body.strength, sampling, tenant)
+    left = threading.Event()
+    question = Question(prompts[0], found.persona, query, plug, body.strength, sampling, tenant, left)
     questions = [
         replace(question, prompt=prompt, sampling=_seeded(sampling, i)) for prompt in prompts for i in range(n)
     ]
     reply = _Reply(form, body, plug, found, request)
     if body.stream:
-        return await reply.stream(service, questions)
-    answers = await service.run(service.engine.generate, questions)
+        return await reply.stream(service, questions, left)
+    answers = await _unless_left(request, left, service.run(service.engine.generate, questions))
     _watch(service, question)
     return reply.whole(service, answers, n)
+
+
+async def _unless_left(request: Request, left: threading.Event, work: Awaitable[T]) -> T:
+    """Wait for work of the engine, which `left` ends if the client leaves before it is done."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            left.set()
+        return await working
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _plug(service: Service, name: str | None) -> str:
@@ -206,11 +231,11 @@ class _Reply:
         self.facts |= {"prompt_tokens": prompt, "completion_tokens": completion}
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    async def stream(self, service: Service, questions: list[Question]) -> StreamingResponse:
+    async def stream(self, service: Service, questions: list[Question], left: threading.Event) -> StreamingResponse:
         """Return the pieces of all answers as they come. What fails before the first piece is an ordinary error."""
-        pieces = _Pieces(service, questions)
+        pieces = _Pieces(service, questions, left)
         try:
-            first = await pieces.get()
+            first = await _unless_left(self.request, left, pieces.get())
         except BaseException:
             pieces.close()
             raise
@@ -251,8 +276,8 @@ class _Reply:
 class _Pieces:
     """Pieces of several answers in the order in which they are made, each read from the engine by a thread."""
 
-    def __init__(self, service: Service, questions: list[Question]):
-        self.number = len(questions)
+    def __init__(self, service: Service, questions: list[Question], left: threading.Event):
+        self.number, self._left = len(questions), left
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Answer] | Exception]()
         self._closed = threading.Event()
         for i, question in enumerate(questions):
@@ -292,3 +317,4 @@ class _Pieces:
     def close(self) -> None:
         """Let the engine end what nobody waits for."""
         self._closed.set()
+        self._left.set()

@@ -120,7 +120,6 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
         access_log=False,  # would hold the ids of users
         log_config=None,
         log_level="warning",
-        limit_concurrency=2 * app.state.service.limits.concurrency,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=10,
         server_header=False,

@@ -9,26 +9,48 @@ from pydantic import BaseModel, ConfigDict, Field
 from .failures import ApiError
 
 UserId = Annotated[str, Field(min_length=1, max_length=256)]
-Strength = Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0, le=4, allow_inf_nan=False)]
 
 # Would change the answer and are not done here, so they are refused rather than ignored.
 _REFUSED = [
+    "allowed_token_ids",
     "audio",
+    "bad_words",
     "best_of",
+    "chat_template",
+    "chat_template_kwargs",
     "echo",
     "function_call",
     "functions",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
+    "ignore_eos",
+    "length_penalty",
     "logit_bias",
     "logprobs",
+    "min_p",
+    "min_tokens",
     "modalities",
     "prediction",
     "prompt_embeds",
+    "reasoning_effort",
+    "repetition_penalty",
     "response_format",
+    "stop_token_ids",
+    "structured_outputs",
     "suffix",
     "tool_choice",
     "tools",
     "top_logprobs",
+    "typical_p",
+    "use_beam_search",
+    "verbosity",
+    "web_search_options",
 ]
+# Values that some clients send and that change nothing.
+_NEUTRAL = {"best_of": 1, "length_penalty": 1, "repetition_penalty": 1, "typical_p": 1}
 _HARMLESS = (None, False, "none", "auto", [], {}, {"type": "text"}, ["text"])
 
 
@@ -84,7 +106,8 @@ class AnswerBody(BaseModel):
             ApiError: one is given.
         """
         for name in _REFUSED:
-            if (value := (self.model_extra or {}).get(name)) not in _HARMLESS and (name, value) != ("best_of", 1):
+            value = (self.model_extra or {}).get(name)
+            if value not in _HARMLESS and value != _NEUTRAL.get(name):
                 raise ApiError(400, "unsupported_parameter", f"{name} is not supported: leave it out.", name)
 
     @property

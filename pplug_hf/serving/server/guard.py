@@ -10,6 +10,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..rebinding import is_rebound
 from .api_keys import ApiKeys
 from .failures import ApiError, api_error
 from .limits import Limits
@@ -40,25 +41,32 @@ class Guard:
             return await self.app(scope, receive, send)
         request = _Passing(scope, receive, send, self.limits)
         is_open = scope["path"] in OPEN
-        self._running += 1
-        self.monitoring.running.set(self._running)
+        self._count(0 if is_open else 1)
         try:
-            if not is_open:
+            if (
+                not is_open
+            ):  # nobody needs a key for the others: they take no room, and their bodies are not waited for
                 if self._running > self.limits.concurrency:
                     raise ApiError(429, "too_many_requests", f"{self.limits.concurrency} requests are in progress.")
                 self._admit(scope)
-            await request.read_body()
+                await request.read_body()
             await self.app(scope, request.receive, request.send)
         except Exception as error:
             await self._failed(request, error)
         finally:
-            self._running -= 1
-            self.monitoring.running.set(self._running)
+            self._count(0 if is_open else -1)
             self._note(request)
         return None
 
+    def _count(self, change: int) -> None:
+        self._running += change
+        self.monitoring.running.set(self._running)
+
     def _admit(self, scope: Scope) -> None:
-        """Find the tenant of a request."""
+        """Find the tenant of a request. Without keys a browser is the only lock: pages of other names are kept out."""
+        if self.keys is None and is_rebound(scope):
+            text = "Without keys this server answers to the names of loopback alone: call it http://127.0.0.1 or localhost."
+            raise ApiError(421, "misdirected_request", text)
         tenant = "" if self.keys is None else self.keys.tenant(Headers(scope=scope).get("authorization"))
         if tenant is None:
             raise ApiError(
@@ -127,12 +135,14 @@ class _Passing:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        return await self._receive()
+        message = await self._receive()
+        self.is_gone |= self.status is None and message["type"] == "http.disconnect"
+        return message
 
     async def send(self, message: Message) -> None:
         """Pass a piece of the answer on."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status = None if self.is_gone else message["status"]
             MutableHeaders(scope=message)["X-Request-ID"] = self.id
         try:
             async with asyncio.timeout(self.limits.client_seconds):

@@ -7,9 +7,9 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Request
 
+from ...errors import DataError, MismatchError
 from ...modeling import Persona
-from ...modeling.encoders import item_texts
-from ...tasks.items import parse_date, seconds
+from ...tasks.items import history_text, parse_date, seconds
 from .bodies import ItemBody, ItemsBody
 from .failures import ApiError
 from .monitoring import now
@@ -58,13 +58,13 @@ User = Annotated[str, Depends(user_of)]
 @router.put("/{user}/items")
 async def replace(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, object]:
     """Put items in the place of all that a user has."""
-    return await service.run(_write, service, tenant, user, body, False)
+    return await service.run(_replace, service, tenant, user, body.items)
 
 
 @router.post("/{user}/items")
 async def append(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, object]:
     """Add items to a user's history. Items whose ids are there already are left out, so a request may be repeated."""
-    return await service.run(_write, service, tenant, user, body, True)
+    return await service.run(_append, service, tenant, user, body.items)
 
 
 @router.get("/{user}")
@@ -118,36 +118,65 @@ def _description(service: Service, user: str, persona: Persona) -> dict[str, obj
     }
 
 
-def _write(service: Service, tenant: str, user: str, body: ItemsBody, keep: bool) -> dict[str, object]:
-    limits, store = service.limits, service.of_tenant(tenant)
-    if len(body.items) > limits.items:
-        text = f"{len(body.items)} items are more than the {limits.items} of one request: send them in parts."
+def _replace(service: Service, tenant: str, user: str, items: list[ItemBody]) -> dict[str, object]:
+    _check(service, items, len(items))
+    newer = _encoded(service, items)
+    service.of_tenant(tenant).replace(user, newer)
+    service.monitoring.items.labels("written").inc(len(items))
+    return _description(service, user, newer)
+
+
+def _append(service: Service, tenant: str, user: str, items: list[ItemBody]) -> dict[str, object]:
+    """Append what is new. If others change the user meanwhile, count again: encoding takes long, and the limit holds."""
+    store, newer = service.of_tenant(tenant), None
+    while True:
+        version = store.version(user)  # before the items, so that no change is missed
+        before = service.known(tenant, user)
+        known = set(before.item_ids or ()) if before is not None else set()
+        new = [item for item in items if item.id not in known]
+        _check(service, items, len(known) + len(new))
+        if not new:
+            return _show(service, tenant, user)
+        if newer is None:
+            newer = _encoded(service, new)
+        try:
+            store.append(user, newer, expected_version=version)
+        except MismatchError:
+            if store.version(user) == version:
+                raise  # of something else
+        else:
+            service.monitoring.appended(before, newer)
+            service.monitoring.items.labels("written").inc(len(new))
+            return _show(service, tenant, user)
+
+
+def _check(service: Service, items: list[ItemBody], total: int) -> None:
+    """Refuse items of one request that are too many, or leave the user with too many."""
+    limits = service.limits
+    if len(items) > limits.items:
+        text = f"{len(items)} items are more than the {limits.items} of one request: send them in parts."
         raise ApiError(422, "too_many_items", text, "items")
-    ids = [item.id for item in body.items]
-    if len(set(ids)) < len(ids):
+    if len({item.id for item in items}) < len(items):
         raise ApiError(422, "invalid_value", "Two items have the same id.", "items")
-    before = service.known(tenant, user) if keep else None
-    known = set(before.item_ids or ()) if before is not None else set()
-    items = [item for item in body.items if item.id not in known]
-    if len(known) + len(items) > limits.user_items:
+    if total > limits.user_items:
         text = f"A user has at most {limits.user_items} items: delete old ones."
         raise ApiError(422, "too_many_items", text, "items")
-    texts = _texts(service, items)
-    newer = service.encode(texts, [item.id for item in items], [_time(item) for item in items])
-    if keep and items:
-        store.append(user, newer)
-        service.monitoring.appended(before, newer)
-    elif not keep:
-        store.replace(user, newer)
-    service.monitoring.items.labels("written").inc(len(items))
-    return _show(service, tenant, user) if keep else _description(service, user, newer)
+
+
+def _encoded(service: Service, items: list[ItemBody]) -> Persona:
+    return service.encode(_texts(service, items), [item.id for item in items], [_time(item) for item in items])
 
 
 def _texts(service: Service, items: list[ItemBody]) -> list[str]:
     """Return the texts of items, as the encoder reads them."""
     template = service.personalizer.config.item_template
-    fields = [{**(item.model_extra or {}), "id": item.id, "text": item.text} for item in items]
-    texts = item_texts([one["text"] for one in fields] if template is None else fields, template)
+    texts = []
+    for i, item in enumerate(items):
+        try:
+            texts.append(history_text(item.model_dump(exclude_unset=True), template))
+        except DataError as error:
+            needed = "" if template is None else f"; the plug's item template is {template!r}"
+            raise ApiError(422, "invalid_value", f"Item {i} cannot be used: {error}{needed}.", "items") from None
     if any(len(text) > service.limits.item_characters for text in texts):
         text = f"An item has at most {service.limits.item_characters} characters."
         raise ApiError(422, "item_too_long", text, "items")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from ...errors import DamagedPersonaError, DataError, EngineError, MismatchError, PPlugError
 from ...modeling import Persona, Personalizer
@@ -51,6 +51,7 @@ class Service:
     store: PersonaStore
     limits: Limits = field(default_factory=Limits)
     temperature: float = 0.0
+    patience: ClassVar = 1.0  # seconds
 
     def __post_init__(self) -> None:
         for name, personalizer in self.engine.personalizers.items():
@@ -64,7 +65,8 @@ class Service:
         self._pool = ThreadPoolExecutor(self.limits.concurrency + 8, "pplug-request")
         self._watch = ThreadPoolExecutor(1, "pplug-watch")  # never waits for requests
         self._encoding = threading.Lock()
-        self._checked: tuple[float, PPlugError | None] = (-1.0, None)
+        self._checked: tuple[float, PPlugError | None] = (-1.0, None)  # when, and what was wrong
+        self._checking: Future[None] | None = None
 
     @property
     def personalizer(self) -> Personalizer:
@@ -80,16 +82,18 @@ class Service:
         self._pool.submit(function, *arguments)
 
     async def check(self) -> None:
-        """Ask the engine its known question, at most once a second.
+        """Ask the engine its known question, at most once a second. While it waits behind a batch, the last answer counts.
 
         Raises:
-            PPlugError: it does not answer, or otherwise.
+            PPlugError: it did not answer, or otherwise.
         """
-        loop = asyncio.get_running_loop()
-        if error := await loop.run_in_executor(self._watch, self._check):
+        if self._checking is None or self._checking.done():
+            self._checking = self._watch.submit(self._check)
+        await asyncio.wait([asyncio.wrap_future(self._checking)], timeout=self.patience)
+        if error := self._checked[1]:
             raise error
 
-    def _check(self) -> PPlugError | None:
+    def _check(self) -> None:
         at, error = self._checked
         if now() > at:
             try:
@@ -100,7 +104,6 @@ class Service:
             except Exception as failure:
                 error = EngineError(f"The engine failed ({type(failure).__name__}).")
             self._checked = (now(), error)
-        return error
 
     def close(self) -> None:
         """End all threads, the engine and the store."""
