@@ -46,6 +46,7 @@ MIXED = {
     "instruction-only x frequencies": "instruction-only",
     "instruction-only-mlp x frequencies": "instruction-only-mlp",
     "pplug x frequencies": "pplug",
+    "pplug-k8 x frequencies": "pplug-k8",
 }
 
 
