@@ -24,6 +24,7 @@ from bench_data import (
     write_data,
 )
 
+from pplug_hf import read_lamp
 from pplug_hf.cli import main
 from pplug_hf.commands import bench as command
 from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
@@ -34,6 +35,9 @@ from pplug_hf.evaluation.predictions import git_commit
 from pplug_hf.evaluation.runner import Runner
 from pplug_hf.evaluation.style import Style, own_texts
 from pplug_hf.evaluation.user_statistics import bootstrap_mean, paired_bootstrap, user_means
+from pplug_hf.methods.label_frequencies import LabelMixture, history_labels
+from pplug_hf.methods.likelihood import plug_label_log_probs
+from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.resources import Resources
 from pplug_hf.tasks.task import TASKS, per_example, score
 
@@ -383,6 +387,26 @@ def test_a_task_of_ones_own_from_json_lines(world, tmp_path):
     made, _ = quietly(settings_for(world, tmp_path / "out", data=str(tmp_path / "data")), task=SHELVES)
     assert "frequencies" not in made.predictions  # there is no train split to fit them on
     assert made.reference == "pplug" and len(made.examples) == len(lines)
+
+
+def test_label_frequencies_on_top_of_plugs(world, tmp_path):
+    rows = ["frequencies", "instruction-only:frequencies", "pplug:frequencies", "pplug"]
+    made, _ = quietly(settings_for(world, tmp_path, *rows), task=SHELVES)
+    assert [record["row"] for record in made.rows()] == rows and len(made.predictions["pplug:frequencies"]) == 2
+    saved = predictions(tmp_path)
+    keys = [saved[f"{row.replace(':', ',')}"]["key"] for row in ("pplug:frequencies,0.json", "pplug,0.json")]
+    assert (
+        keys[0]["plug"] == keys[1]["plug"] and keys[0]["training"] and "plug" not in saved["frequencies.json"]["key"]
+    )
+    _, examples = read_lamp(world / "shelves", "dev", SHELVES)
+    _, train = read_lamp(world / "shelves", "train", SHELVES)
+    resources = Resources(SHELVES, {"pplug": [str(world / "plug1")]}, vectors=str(tmp_path / "vectors"))
+    model, plug = resources.plug(str(world / "plug1")), Plug("pplug", str(world / "plug1"))
+    parts = [plug.inputs(part, resources) for part in (train, examples)]
+    scores = [plug_label_log_probs(model, inputs, SHELVES.labels) for inputs in parts]
+    labels = [[history_labels(e, SHELVES) for e in part] for part in (train, examples)]
+    mixture = LabelMixture.fit(scores[0], labels[0], [e.target for e in train], SHELVES.labels)
+    assert made.predictions["pplug:frequencies"][1] == mixture.predict(scores[1], labels[1])
 
 
 def test_a_single_user_has_no_interval(world, tmp_path):

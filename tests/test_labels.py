@@ -11,6 +11,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import close
 from test_cli import BACKBONE, ENCODER, fails, write_data
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -18,8 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError, DataError
 from pplug_hf.methods.constrained import LabelsOnly, label_ids, only_labels
-from pplug_hf.methods.decoding import answer
-from pplug_hf.methods.label_frequencies import label_log_probs
+from pplug_hf.methods.decoding import ModelInputs, answer
+from pplug_hf.methods.likelihood import label_log_probs, plug_label_log_probs
+from pplug_hf.modeling.prompt_cache import PromptCache
 from pplug_hf.processing import PPlugProcessor
 from pplug_hf.tasks.task import TASKS
 
@@ -154,6 +156,27 @@ def test_enough_beams_find_a_plugs_most_likely_label(model, processor):
     for prompt, persona, label in zip(PROMPTS, personas, said, strict=True):
         step = step_of(model, prompt, persona)
         assert label == max(LABELS, key=lambda each: log_prob(model, step, each))
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("placement", ["prompt", "answer"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_a_plugs_label_scores_are_those_of_a_loop(family, placement, cache):
+    model = tiny.model(family, placement=placement)
+    model.prompt_cache = PromptCache() if cache and placement == "answer" else None
+    personas = [history or [] for history in PERSONAS]
+    scores = plug_label_log_probs(model, ModelInputs(PROMPTS, personas), LABELS, batch_size=9)
+    processor, model.prompt_cache = PPlugProcessor.from_model(model), None
+    for prompt, persona, row in zip(PROMPTS, personas, scores, strict=True):
+        pairs = [processor(prompt, persona=persona, labels=label) for label in LABELS]
+        losses = [-model(**pair).loss.item() * int((pair["labels"] != -100).sum()) for pair in pairs]
+        assert row.tolist() == pytest.approx(losses, abs=2e-4)
+        if placement == "prompt":
+            step = step_of(model, prompt, persona)
+            assert losses == pytest.approx([log_prob(model, step, label) for label in LABELS], abs=2e-4)
+    nobody = plug_label_log_probs(model, ModelInputs(PROMPTS, personas, strength=0.0), LABELS)
+    close(nobody, plug_label_log_probs(model, ModelInputs(PROMPTS, [[]] * len(PROMPTS)), LABELS))
 
 
 def test_sampling_says_labels(model, processor):

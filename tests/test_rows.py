@@ -1,7 +1,7 @@
 """Names of methods: what each means, and what is said about those that mean nothing."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pplug_hf.errors import ConfigurationError
@@ -46,11 +46,13 @@ def test_what_a_name_means(name):
     st.integers(1, 999),
     st.booleans(),
 )
+@example("instruction-only", ":frequencies", "", 1, False)
+@example("pplug", ":frequencies", "", 1, False)
 def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
     if not plug:
         text = f"{ranker}@{k}" if ranker else "no-persona"
     else:
-        change = "" if plug == "instruction-only" else change
+        change = "" if plug == "instruction-only" and change != ":frequencies" else change
         text = plug + change + (f"+{ranker}@{k}" + ":paper-order" * paper if ranker else "")
     assert name_of(method_of(text, PLUGS)) == text
 
@@ -66,21 +68,22 @@ def test_a_rows_name_is_what_it_was_read_from(plug, change, ranker, k, paper):
         ("bm25@0", "'0': a whole number of at least 1"),
         ("bm25@-1", "'-1': a whole number"),
         ("bm25@4:paper-order", "'paper-order': turns may stand here and, with a plug in front of the"),
+        ("pplug:frequencies+bm25@1", "'bm25@1': pplug takes no retrieved items"),
         ("pplugs", "'pplugs': no plug has this name"),
-        ("pplug:", "'': what changes a persona is one of wrong-user, no-history, top-N, last-N"),
-        ("pplug:whole", "'whole': what changes"),
-        ("pplug:top", "'top': what changes"),
-        ("pplug:tpo-4", "'tpo-4': what changes"),
+        ("pplug:", "'': what stands behind a plug is one of wrong-user, no-history, top-N, last-N"),
+        ("pplug:whole", "'whole': what stands"),
+        ("pplug:top", "'top': what stands"),
+        ("pplug:tpo-4", "'tpo-4': what stands"),
         ("pplug:top-x", "'x': a whole number"),
         ("pplug:top-0", "'0': a whole number"),
-        ("pplug:wrong-user:top-4", "'wrong-user:top-4': what changes"),
+        ("pplug:wrong-user:top-4", "'wrong-user:top-4': what stands"),
         ("pplug+", "'': rankers are"),
         ("pplug+bm25", r"'bm25': say how many items, as in bm25@4"),
         ("pplug+bm25@1:paper", "'paper': turns may stand here and, with a plug"),
         ("pplug+bm25@1+bm25@2", r"'1\+bm25@2': a whole number"),
         ("+bm25@1", "'': no plug has this name"),
         ("instruction-only:nearest-user", "'nearest-user': plugs of this name are asked without history"),
-        ("pplug:nearest-3", "'nearest-3': what changes"),
+        ("pplug:nearest-3", "'nearest-3': what stands"),
         ("instruction-only:wrong-user", "'wrong-user': plugs of this name are asked without history"),
         ("no-persona:top-4", "'no-persona': no plug"),
         ("pplug:top-٤", "a whole number"),

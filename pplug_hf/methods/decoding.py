@@ -19,6 +19,8 @@ from ..modeling.persona import Persona, PersonaLike
 from .constrained import only_labels
 
 if TYPE_CHECKING:
+    from transformers import BatchFeature
+
     from ..processing import PPlugProcessor
 
 
@@ -36,12 +38,36 @@ class ModelInputs(NamedTuple):
     """
 
     prompts: list[str]
-    personas: list[Persona] | None = None
-    queries: list[str] | Tensor | None = None
+    personas: Sequence[PersonaLike] | None = None
+    queries: Sequence[str] | Tensor | None = None
     positions: Tensor | None = None
-    turns: list[list[tuple[str, str]]] | None = None
+    turns: Sequence[Sequence[tuple[str, str]]] | None = None
     counts: dict[str, int] = {}  # noqa: RUF012 - never written to
     strength: float | None = None
+
+    def batch(
+        self,
+        rows: Sequence[int],
+        processor: PPlugProcessor,
+        max_length: int | None,
+        labels: Sequence[str] | None = None,
+    ) -> BatchFeature:
+        """Return some rows as one batch of the processor, with an answer to each if there are labels."""
+        batch = processor(
+            text=[self.prompts[row] for row in rows],
+            persona=None if self.personas is None else [self.personas[row] for row in rows],
+            query=None
+            if self.queries is None or isinstance(self.queries, Tensor)
+            else [self.queries[i] for i in rows],
+            turns=None if self.turns is None else [self.turns[row] for row in rows],
+            labels=labels,
+            max_length=max_length,
+        )
+        if isinstance(self.queries, Tensor):
+            batch["query"] = self.queries[list(rows)]  # the processor takes texts only
+        if self.positions is not None:
+            batch["persona_position"] = self.positions[list(rows)]
+        return batch
 
 
 class Answers(NamedTuple):
@@ -96,6 +122,7 @@ def answer(
         ConfigurationError: `batch_size` is less than 1, or a label cannot be written in `max_new_tokens` or at all.
         DataError: There are no labels, or two are the same.
     """
+    inputs = ModelInputs(list(prompts), personas, queries, persona_positions, turns)
     given = {"personas": personas, "queries": queries, "persona_positions": persona_positions, "turns": turns}
     for name, values in given.items():
         if values is not None and len(values) != len(prompts):
@@ -108,19 +135,9 @@ def answer(
     answers: dict[int, str] = {}
     with evaluating(model):
         for rows in batches_by_length(prompts, batch_size, description):
-            batch = processor(
-                text=[prompts[row] for row in rows],
-                persona=None if personas is None else [personas[row] for row in rows],
-                query=None if queries is None or isinstance(queries, Tensor) else [queries[row] for row in rows],
-                turns=None if turns is None else [turns[row] for row in rows],
-                max_length=max_length,
-            )
+            batch = inputs.batch(rows, processor, max_length)
             if not isinstance(model, PPlugForConditionalGeneration):
                 batch.pop("persona_position", None)  # of a chat; a language model alone has no use for it
-            if isinstance(queries, Tensor):
-                batch["query"] = queries[rows]  # the processor takes texts only
-            if persona_positions is not None:
-                batch["persona_position"] = persona_positions[rows]
             batch = batch.to(device=getattr(model, "device", None))
             if labels is not None:
                 options = only_labels(model, processor, labels, batch["input_ids"], num_beams)

@@ -9,7 +9,7 @@ but its labels, so what a plug gains over it comes from the texts of the items.
     histories = [history_labels(example, task) for example in train]
     mixture = LabelMixture.fit(log_probs, histories, [example.target for example in train], task.labels)
 
-`LabelFrequencies` is the method that does so.
+`LabelFrequencies` is the method that does so, with the language model alone or with a plug in front.
 
 n examples, L labels.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
 from .base import Method, Need
 from .decoding import Answers
-from .likelihood import label_log_probs
+from .likelihood import label_log_probs, plug_label_log_probs
+from .persona import Plug
 
 if TYPE_CHECKING:
     from .resources import Resources
@@ -129,12 +130,18 @@ class LabelMixture:
 
 @dataclass
 class LabelFrequencies(Method):
-    """The language model's label probabilities, mixed with how often the user gave each label.
+    """Label probabilities of the language model, or of a plug, mixed with how often the user gave each label.
 
     Args:
+        name: what the user calls the plug; "" for the language model alone.
+        folder: of the plug.
         mixture: from `fit`.
     """
 
+    takes_retrieval: ClassVar[bool] = False
+
+    name: str = ""
+    folder: str = ""
     mixture: LabelMixture | None = field(default=None, compare=False)
 
     @property
@@ -143,20 +150,29 @@ class LabelFrequencies(Method):
 
     def fit(self, train: Sequence[Example], resources: Resources) -> None:
         golds = [str(e.target) for e in train]
-        self.mixture = LabelMixture.fit(*_log_probs(train, resources), golds, resources.task.labels)
+        self.mixture = LabelMixture.fit(*self._log_probs(train, resources), golds, resources.task.labels)
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         if self.mixture is None:
             raise ConfigurationError("LabelFrequencies has to be fitted first: call fit with training examples.")
-        return Answers(self.mixture.predict(*_log_probs(examples, resources), resources.task.metric))
+        return Answers(self.mixture.predict(*self._log_probs(examples, resources), resources.task.metric))
 
+    def key(self, resources: Resources) -> dict[str, object]:
+        return Plug(self.name, self.folder).key(resources) if self.name else {}
 
-def _log_probs(examples: Sequence[Example], resources: Resources) -> tuple[Tensor, list[list[str]]]:
-    """Return log-probabilities [n, L] of the labels, and the labels in each history."""
-    prompts, options = [e.prompt for e in examples], (resources.batch_size, resources.decoding.max_length)
-    labels = resources.task.labels
-    log_probs = label_log_probs(resources.language_model, resources.processor, prompts, labels, *options)
-    return log_probs, [history_labels(e, resources.task) for e in examples]
+    def about(self, resources: Resources) -> dict[str, object]:
+        return Plug(self.name, self.folder).about(resources) if self.name else {}
+
+    def _log_probs(self, examples: Sequence[Example], resources: Resources) -> tuple[Tensor, list[list[str]]]:
+        """Return log-probabilities [n, L] of the labels, and the labels in each history."""
+        options = resources.task.labels, resources.batch_size, resources.decoding.max_length
+        if self.name:
+            inputs = Plug(self.name, self.folder).inputs(examples, resources)
+            log_probs = plug_label_log_probs(resources.plug(self.folder), inputs, *options)
+        else:
+            prompts = [e.prompt for e in examples]
+            log_probs = label_log_probs(resources.language_model, resources.processor, prompts, *options)
+        return log_probs, [history_labels(e, resources.task) for e in examples]
 
 
 def _features(

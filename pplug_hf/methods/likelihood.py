@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .decoding import batches_by_length, evaluating
+from ..processing import PPlugProcessor
+from .decoding import ModelInputs, batches_by_length, evaluating
 
 if TYPE_CHECKING:
-    from ..processing import PPlugProcessor
+    from ..modeling import PPlugForConditionalGeneration
 
 
 def label_log_probs(
@@ -49,6 +50,37 @@ def label_log_probs(
             batch = [prompts[row] for row in rows]
             nll, _ = score(backbone, processor, batch, list(labels) * len(batch), max_length)  # [B * L]
             log_probs[rows] = -nll.view(len(rows), len(labels)).cpu()
+    return log_probs
+
+
+def plug_label_log_probs(
+    model: PPlugForConditionalGeneration,
+    inputs: ModelInputs,
+    labels: Sequence[str],
+    batch_size: int = 64,
+    max_length: int | None = 256,
+) -> Tensor:
+    """Return how likely a plug finds each label after each prompt; labels, sizes and result as of `label_log_probs`.
+
+    Args:
+        model: with the plug.
+        inputs: n prompts with their personas.
+    """
+    processor, strength = PPlugProcessor.from_model(model), {}
+    if inputs.strength is not None:
+        strength = {"persona_strength": inputs.strength}
+    log_probs = torch.zeros(len(inputs.prompts), len(labels))
+    with evaluating(model):
+        for rows in batches_by_length(inputs.prompts, max(1, batch_size // max(1, len(labels))), "Scoring labels"):
+            every = [row for row in rows for _ in labels]
+            batch = inputs.batch(every, processor, max_length, list(labels) * len(rows)).to(device=model.device)
+            logits, targets = model(**batch, **strength).logits, batch["labels"]
+            if not processor.is_encoder_decoder:
+                # Rows are padded left, so all answers end at the right edge; a cached prompt has no logits.
+                kept = int((targets != -100).sum(dim=1).max())
+                logits = logits[:, :-1] if logits.shape[1] == targets.shape[1] else logits
+                logits, targets = logits[:, -kept:], targets[:, -kept:]
+            log_probs[rows] = -_nll(logits, targets)[0].view(len(rows), len(labels)).cpu()
     return log_probs
 
 

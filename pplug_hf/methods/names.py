@@ -14,6 +14,7 @@
 | `NAME:top-4` | the same with P of the top 4 items by weight |
 | `NAME:last-8` | the same with P of the 8 newest items |
 | `NAME:strength-1.5` | the same with 1.5 times as strong a persona |
+| `NAME:frequencies` | as `NAME`; its label probabilities are mixed with how often the user gave each label |
 | `NAME+bm25@1` | [I; P; retrieved; input] |
 | `NAME+bm25@1:paper-order` | [retrieved; I; P; input] |
 | `RANKER@4` | as `bm25@4`, by the trained rankers that the user calls RANKER; `NAME+RANKER@1` likewise |
@@ -53,7 +54,7 @@ _COUNTED = ("top", "last")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _STRENGTH = "strength"
 _VARIANTS = ", ".join(name if name not in _COUNTED else f"{name}-N" for name in get_args(HistoryVariant)[1:])
-_VARIANTS += f", {_STRENGTH}-NUMBER"
+_VARIANTS += f", {_STRENGTH}-NUMBER, {FREQUENCIES}"
 
 
 def register_method(name: str, factory: Callable[[], Method]) -> None:
@@ -87,6 +88,8 @@ def name_of(method: Method) -> str:
         variant = f":{method.history}" * (method.history != "whole") + f"-{method.items}" * bool(method.items)
         variant += f":{_STRENGTH}-{method.strength:g}" * (method.strength != 1)
         return f"{method.name}{variant}{_behind(method)}" + f":{PAPER_ORDER}" * method.paper_order
+    if isinstance(method, LabelFrequencies) and method.name:
+        return f"{method.name}:{FREQUENCIES}"
     if isinstance(method, Trained):
         return f"{method.name}" + f":{method.change}" * bool(method.change) + _behind(method)
     return next((name for name, factory in METHODS.items() if factory is type(method)), type(method).__name__)
@@ -132,10 +135,10 @@ def _seeds(row: str, method: Method, places: Folders) -> list[Method]:
     """Return the method with each of its folders: of a plug or artefact, and of the trained ranker that it retrieves by."""
     if isinstance(method, Retrieval):
         return [replace(method, folder=folder) for folder in places.get(method.retriever, [""])]
-    if not isinstance(method, Plug | Trained):
+    if not isinstance(method, Plug | Trained | LabelFrequencies):
         return [method]
     own = [replace(method, folder=folder) for folder in places.get(method.name, [""])]
-    if method.retrieval is None:
+    if isinstance(method, LabelFrequencies) or method.retrieval is None:
         return list(own)
     retrievals = _seeds(row, method.retrieval, places)
     count = max(len(own), len(retrievals))
@@ -205,7 +208,9 @@ def _parse(text: str, kinds: Mapping[str, str]) -> Method:
     return replace(own, retrieval=retrieval) if own else retrieval
 
 
-def _parse_own(head: str, kinds: Mapping[str, str], wrong: Callable[[str, str], ConfigurationError]) -> Plug | Trained:
+def _parse_own(
+    head: str, kinds: Mapping[str, str], wrong: Callable[[str, str], ConfigurationError]
+) -> Plug | Trained | LabelFrequencies:
     """Return what stands in front of a +: a plug, or another method that was trained."""
     name, colon, change = head.partition(":")
     kind = kinds.get(name)
@@ -219,12 +224,16 @@ def _parse_own(head: str, kinds: Mapping[str, str], wrong: Callable[[str, str], 
     return made_by(name, change=change)
 
 
-def _parse_plug(head: str, plugs: Collection[str], wrong: Callable[[str, str], ConfigurationError]) -> Plug:
+def _parse_plug(
+    head: str, plugs: Collection[str], wrong: Callable[[str, str], ConfigurationError]
+) -> Plug | LabelFrequencies:
     name, colon, change = head.partition(":")
     if name not in plugs:
         hint = f"; for retrieval write {name}@4" if name in RANKERS else ""
         raise wrong(name, f"no plug has this name (--plugs NAME=FOLDER gives one, --trained what fit made{hint})")
     plug = Plug(name)
+    if change == FREQUENCIES:
+        return LabelFrequencies(name)
     if colon:
         kind, dash, number = change.rpartition("-")
         if kind in _COUNTED and dash:
@@ -234,7 +243,7 @@ def _parse_plug(head: str, plugs: Collection[str], wrong: Callable[[str, str], C
         elif change in get_args(HistoryVariant) and change not in ("whole", *_COUNTED):
             plug = replace(plug, history=change)
         else:
-            raise wrong(change, f"what changes a persona is one of {_VARIANTS}")
+            raise wrong(change, f"what stands behind a plug is one of {_VARIANTS}")
     if name == INSTRUCTION_ONLY and plug.history not in ("whole", "no-history"):
         raise wrong(change, "plugs of this name are asked without history")
     return plug
