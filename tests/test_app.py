@@ -108,7 +108,12 @@ def running(*options, **environment):
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "pplug_hf", "app", "--port", str(port), "--max_new_tokens", str(NEW), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **environment}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+
+    def as_in_a_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
+
+    given = {"env": environment, "stdout": subprocess.PIPE, "text": True, "preexec_fn": as_in_a_terminal}
+    with subprocess.Popen(command, **given) as process:
         assert process.stdout is not None
         said = next((line for line in process.stdout if line.startswith("The page is at")), "")
         assert f"http://127.0.0.1:{port}" in said
