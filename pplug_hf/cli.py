@@ -277,11 +277,10 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
 def _check_numbers(values: Mapping[str, Any]) -> None:
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
         value = values.get(name)
-        if value is not None and (value != value or value == inf):
-            raise ConfigurationError(f"--{name} must be a finite number, got {value}.")
-        if value is not None and (value < 0 or (value == 0 and name in _POSITIVE)):
+        if value is not None and (not 0 <= value < inf or (value == 0 and name in _POSITIVE)):
             bound = "greater than 0" if name in _POSITIVE else "at least 0"
-            raise ConfigurationError(f"--{name} must be {bound}, got {value}.")
+            finite = "" if abs(value) < inf else "finite and "
+            raise ConfigurationError(f"--{name} must be {finite}{bound}, got {value}.")
 
 
 def _check_places(values: Mapping[str, Any]) -> None:

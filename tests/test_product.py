@@ -129,7 +129,7 @@ def test_the_page_shows_what_the_server_says(server):
         ("/elsewhere", "{}", 404, "There is no such route"),
         ("/v1/completions", "no JSON", 400, "not valid JSON"),
         ("/v1/completions", '{"persona": {"user": 1}, "prompt": "x"}', 422, "persona.user"),
-        ("/v1/personas/u/items", '{"items": [{"id": "1", "text": "a secret"}]}', 422, "has no field"),
+        ("/v1/personas/u/items", '{"items": [{"id": "1", "text": "a secret"}]}', 422, "no field 'answer'"),
     ],
 )
 def test_a_bad_request_is_told_so_without_its_text(server, path, body, status, message):

@@ -194,8 +194,6 @@ class Retrieval(Method):
 
     def key(self, resources: Resources) -> dict[str, object]:
         key = resources.ranker_key(self.retriever, self.folder)
-        if resources.processor.chat and not self.turns:
-            key["text_budget"] = text_budget(resources.processor, resources.decoding.max_length)
         return key | {"seed": resources.seed + self.draw} if self.wrong_user or self.draw else key
 
 

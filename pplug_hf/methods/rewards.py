@@ -58,7 +58,6 @@ class RewardTable(TextTable):
             "backbone": resources.backbone_digest,
             "chat": [processor.tokenizer.chat_template, processor.system] if processor.chat else None,
             "max_length": decoding.max_length,
-            **({"text_budget": text_budget(processor, decoding.max_length)} if processor.chat else {}),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
         if reward == "metric":
