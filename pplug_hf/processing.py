@@ -203,7 +203,11 @@ class PPlugProcessor(ProcessorMixin):
         return self._batch(rows, answers is not None, given, positions=self.chat or persona_offset is not None)
 
     def room(self, max_length: int) -> int:
-        """Return how many tokens of a text a prompt has room for, besides special tokens and the template of a chat."""
+        """Return how many tokens of a text a prompt has room for, besides special tokens and the template of a chat.
+
+        Args:
+            max_length: most tokens of the prompt.
+        """
         return (
             max_length - len(self.rows(["?"])[0].ids) + len(self.tokenizer("?", add_special_tokens=False)["input_ids"])
         )
