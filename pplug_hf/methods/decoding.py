@@ -52,7 +52,14 @@ class ModelInputs(NamedTuple):
         max_length: int | None,
         labels: Sequence[str] | None = None,
     ) -> BatchFeature:
-        """Return some rows as one batch of the processor, with an answer to each if there are labels."""
+        """Return some rows as one batch of the processor.
+
+        Args:
+            rows: B of them, in any order and more than once.
+            processor: of the model.
+            max_length: most tokens of a prompt.
+            labels: an answer to each, to learn or to score.
+        """
         batch = processor(
             text=[self.prompts[row] for row in rows],
             persona=None if self.personas is None else [self.personas[row] for row in rows],
