@@ -76,9 +76,8 @@ class Method:
             examples: n of them, with histories.
             resources: shared by all methods.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} has to define inputs or answer."
-        )  # abstract; `Runner.check` refuses before
+        # Abstract: `Runner.check` refuses a method without it before anything is answered.
+        raise NotImplementedError(f"{type(self).__name__} has to define inputs or answer.")
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         """Return an answer to each example, in their order.

@@ -247,7 +247,7 @@ class Resources:
 
     @property
     def asking(self) -> dict[str, object]:
-        """How the language model is asked: the form of its prompts, and the decoding; as JSON takes it."""
+        """Form of the prompts, and decoding, that the language model is asked with, as JSON takes them."""
         decoding = replace(self.decoding, max_new_tokens=self.decoding.max_new_tokens or self.task.max_new_tokens)
         chat = self.processor.chat and [self.processor.tokenizer.chat_template, self.system]
         return {"chat": chat, "decoding": asdict(decoding)}
