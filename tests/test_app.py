@@ -169,7 +169,8 @@ def test_the_page_in_a_browser(address, assistant, tmp_path):
         browser.fill("#strength input[type=number]", "1", "blur")
         ask(f"document.querySelector('#own textarea').value == '{expected.own}'")
 
-        # A history that is pasted is shown as text, never as markup.
+        # A history that is pasted is shown as text, never as markup; what is asked while an answer is written is asked next.
+        browser.click("#ask")
         browser.fill("#items textarea", "<img src=x onerror=alert(1)>")
         ask("[...document.querySelectorAll('#weights .text')].some(e => e.innerText.startsWith('<img'))")
         assert browser.js("document.querySelectorAll('#weights img').length") == 0

@@ -135,8 +135,16 @@ def build(assistant: Assistant, title: str) -> Blocks:
         asked = [source, items, user, other, prompt, query, strength]
         chosen.change(choose, chosen, [items, prompt, query], **private)
         compared.change(lines, compared, other, **private)
-        button.click(_told(gr, ask), asked, [*answers, table], **private)
-        strength.release(_told(gr, ask), asked, [*answers, table], **private)
+        # One event of both: two would answer side by side, and the older answer could be shown last. What is asked while
+        # an answer is written is asked next.
+        gr.on(
+            [button.click, strength.release],
+            _told(gr, ask),
+            asked,
+            [*answers, table],
+            trigger_mode="always_last",
+            **private,
+        )
         store.click(_told(gr, keep), [user, items], status, **private)
         forget.click(_told(gr, assistant.forget), user, status, **private)
     return page
