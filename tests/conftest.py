@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from stores import Place
 
 torch.set_num_threads(1)
 
@@ -54,3 +55,22 @@ def minilm():
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(Path(package.origin).parent / "model"), device="cpu")
+
+
+@pytest.fixture(params=["folder", "server"])
+def store_place(request, tmp_path):
+    place = Place(request.param, tmp_path / "store")
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def store_folder(tmp_path):
+    return Place("folder", tmp_path / "store")
+
+
+@pytest.fixture
+def store_server(tmp_path):
+    place = Place("server", tmp_path / "store")
+    yield place
+    place.close()
