@@ -135,13 +135,18 @@ class Rivals:
         if not trials:
             for rate in RATES[method][: 2 if self.args.smoke else None]:
                 held = {"split": "held"} if method in ("ftp", "oppu") else {}
-                about = self.fit(method, f"{method}-rate-{rate:g}", 0, learning_rate=rate, **held).about
+                about = self.fit(method, trial_of(method, rate), 0, learning_rate=rate, **held).about
                 trials.append({"learning_rate": rate, **judged(about)})
             write_text(path, json.dumps({"settings": settings, "trials": trials}, indent=1) + "\n")
         best = dict(min(trials, key=lambda trial: trial["loss"]))
         print(f"{self.task}, {method}: {best}")
         del best["loss"]
         return best
+
+
+def trial_of(method: str, rate: float) -> str:
+    """Return the folder of a learning rate's trial."""
+    return f"{method}-rate-{rate:g}"
 
 
 def judged(about: dict[str, Any]) -> dict[str, float]:
@@ -161,8 +166,10 @@ def run(rivals: Rivals) -> None:
         best = rivals.tune(method)
         own = {"split": args.split} if method in ("ftp", "oppu") else {}
         for seed in range(1 if args.smoke else args.seeds):
-            rivals.fit(method, f"{method}-{seed}", seed, **best, **own)
-            rivals.trained.setdefault(method, []).append(str(rivals.place / f"{method}-{seed}"))
+            is_trial = not seed and not own  # the best trial is the training of the first seed
+            name = trial_of(method, best["learning_rate"]) if is_trial else f"{method}-{seed}"
+            rivals.fit(method, name, seed, **best, **own)
+            rivals.trained.setdefault(method, []).append(str(rivals.place / name))
     rows = ["no-persona", *(row for row in RETRIEVED if rivals.turns or ":turns" not in row), "rrf@4"]
     if any(name.startswith("rspg") for name in rivals.trained):
         rows += [row for row in rivals.pool() if row not in rows and not row.startswith("ropg")]
