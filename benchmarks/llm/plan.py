@@ -221,15 +221,24 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
     """Yield groups that a CPU can finish in about an hour each.
 
     First an instruction in the plug's parametrisation, and the plug with its ablations; then the other controls, forms of
-    the plug, and one change at a time. All seeds of a group train in step.
+    the plug, one change at a time, retrieved items in the prompts, and the soft prompt in front of them. All seeds of a
+    group train in step.
     """
     for task in tasks:
+        form = next(filter(partial(possible, task), reversed(RETRIEVED)))
+        others = {form: {"settings": with_retrieval(form), "form": form}}
+        others |= {"in-front": {"settings": IN_FRONT, "placement": "prompt"}}
         if task not in RATES_OF:
-            yield Group(task, "rates", settings=tuned(SHORT), tuning=True, steps=150)
-            yield Group(task, "rates-bare", settings=tuned(CONTROLS[:1]), tuning=True, steps=150, level=2)
+            trial = partial(Group, task, tuning=True, steps=150)
+            yield trial("rates", settings=tuned(SHORT))
+            yield trial("rates-bare", settings=tuned(CONTROLS[:1]), level=2)
+            for level, (name, what) in enumerate(others.items()):
+                yield trial(f"rates-{name}", **{**what, "settings": tuned(what["settings"])}, level=6 + 2 * level)
         main, parts = SHORT_OF.get(task, SHORT), {"controls": CONTROLS, "forms": FORMS, "changes": CHANGES}
         yield Group(task, "short", seeds[0], main, seeds=seeds, written=("test",), level=1)
         for level, (name, settings) in enumerate(parts.items(), 3):
             known = {s.name for s in (*main, *FORMS * (name == "changes"))}
             rest = tuple(s for s in settings if s.name not in known)
             yield Group(task, name, seeds[0], rest, seeds=seeds, written=("test",), level=level)
+        for level, (name, what) in enumerate(others.items()):
+            yield Group(task, name, seeds[0], **what, seeds=seeds, written=("test",), level=7 + 2 * level)

@@ -49,15 +49,26 @@ class Board:
         tasks: names of folders.
         smoke: whether this is a trial.
         seeds: instead of the whole plan, the short one with these seeds, in step.
+        names: of groups, instead of all of them.
     """
 
-    def __init__(self, folder: Path, tasks: tuple[str, ...], smoke: bool = False, seeds: tuple[int, ...] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        tasks: tuple[str, ...],
+        smoke: bool = False,
+        seeds: tuple[int, ...] = (),
+        names: tuple[str, ...] = (),
+    ):
         self.folder, self.tasks, self.short = folder, tasks, bool(seeds)
         self.groups = list(short(tasks, seeds) if seeds else groups(tasks))
-        self.prepared = {
-            "ready": Corpus.encode,
-            **({} if seeds else {"ranked": Corpus.rank}),
-        }  # before groups can begin
+        known = sorted({group.name for group in self.groups})
+        if unknown := set(names) - set(known):
+            raise SystemExit(f"There is no group {', '.join(sorted(unknown))}; choose from {', '.join(known)}.")
+        self.groups = [group for group in self.groups if not names or group.name in names]
+        self.prepared = {"ready": Corpus.encode}  # before groups can begin
+        if any(group.form.startswith("bm25") for group in self.groups):
+            self.prepared["ranked"] = Corpus.rank
         if smoke:  # one of each kind
             seen: set[Any] = set()
             self.groups = [g for g in self.groups if (k := (g.task, g.name)) not in seen and not seen.add(k)]
@@ -136,7 +147,7 @@ def work(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     torch.backends.cuda.enable_cudnn_sdp(False)  # it would make a plan for every shape
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    board = Board(args.output, args.tasks, args.smoke, tuple(args.short))
+    board = Board(args.output, args.tasks, args.smoke, tuple(args.short), tuple(args.groups))
     dtype = torch.bfloat16 if device != "cpu" or args.bf16 else torch.float32
     attention = "eager" if device == "cpu" and args.bf16 else None  # torch's fused one is slow there with gradients
     backbone: Any = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=dtype, attn_implementation=attention)
@@ -274,7 +285,7 @@ def pack(folder: Path, to: Path) -> None:
 
 def lead(args: argparse.Namespace) -> None:
     """Start the processes, and stop them at the deadline."""
-    board = Board(args.output, args.tasks, args.smoke, tuple(args.short))
+    board = Board(args.output, args.tasks, args.smoke, tuple(args.short), tuple(args.groups))
     now, path = about(args), args.output / "about.json"
     before = json.loads(path.read_text()) if path.is_file() else now
     if other := [name for name in ("schedule", "backbone", "dtype", "smoke") if before.get(name) != now[name]]:
@@ -333,6 +344,7 @@ def parsed() -> argparse.Namespace:
         metavar="SEED",
         help="the short plan, for a CPU: these seeds in step",
     )
+    parser.add_argument("--groups", nargs="+", default=[], metavar="NAME", help="of the plan (default: all)")
     parser.add_argument("--bf16", action="store_true", help="on a CPU, too")
     parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
