@@ -45,6 +45,7 @@ MIXED = {
     "frequencies": "no-persona",
     "instruction-only x frequencies": "instruction-only",
     "instruction-only-mlp x frequencies": "instruction-only-mlp",
+    "instruction-only-mlp-k8 x frequencies": "instruction-only-mlp-k8",
     "pplug x frequencies": "pplug",
     "pplug-k8 x frequencies": "pplug-k8",
 }
