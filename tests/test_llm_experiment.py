@@ -18,7 +18,6 @@ from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
 from training import Schedule, Trained, batches_of, run, train
 
-BEFORE = [[7, 8, 9, 10], [11, 12], [13, 14, 15]]
 AFTER = [[5, 6], [5, 16, 6], [6]]
 ANSWERS = [[20, 21, 1], [22, 1], [23, 24, 1]]
 
@@ -28,44 +27,53 @@ def reader(request):
     return Reader(tiny.backbone(request.param).requires_grad_(False), pad=0, budget=40)
 
 
+@pytest.fixture(params=["apart", "with a common beginning"])
+def before(request):
+    """Prompts, of which one may be the beginning of the others."""
+    return [[7, 8, 9, 10], [11, 12], [13, 14, 15]] if request.param == "apart" else [[7, 8, 9, 10], [7, 8], [7, 8, 9]]
+
+
 def softs(count):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(3, P, 16, generator=generator) for P in (2, 0, 5, 3)[:count]]
 
 
-def alone(reader, soft, row, answer):
+def alone(reader, before, soft, row, answer):
     """Log-probability of an answer by a pass of its own."""
-    words = reader.embed(torch.tensor([*BEFORE[row], *AFTER[row], *answer]))
-    at = len(BEFORE[row])
+    words = reader.embed(torch.tensor([*before[row], *AFTER[row], *answer]))
+    at = len(before[row])
     embeds = torch.cat([words[:at], soft, words[at:]])[None]
     logits = reader.backbone(inputs_embeds=embeds).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
     return logits[torch.arange(len(answer)), torch.tensor(answer)].sum()
 
 
-def test_plugs_in_step_are_plugs_alone(reader):
+def test_plugs_in_step_are_plugs_alone(reader, before):
     made = [soft.requires_grad_() for soft in softs(4)]
-    context = reader.read(BEFORE)
+    context = reader.read(before)
     nll = torch.cat([reader.nll(context, [made[j] for j in c], AFTER, ANSWERS) for c in reader.chunks(made, AFTER, 3)])
-    expected = torch.stack([torch.stack([-alone(reader, s[b], b, ANSWERS[b]) for b in range(3)]) for s in made])
+    expected = torch.stack(
+        [torch.stack([-alone(reader, before, s[b], b, ANSWERS[b]) for b in range(3)]) for s in made]
+    )
     close(nll, expected)
     found, wanted = torch.autograd.grad(nll.sum(), made[2])[0], torch.autograd.grad(expected.sum(), made[2])[0]
     close(found, wanted)
 
 
-def test_labels_are_scored_as_if_alone(reader):
+def test_labels_are_scored_as_if_alone(reader, before):
     labels = [[20, 21, 1], [20, 1], [25, 1], [30, 31, 32, 1], [1]]
-    scores = reader.label_log_probs(reader.read(BEFORE), softs(3), AFTER, labels)
-    expected = [[[alone(reader, s[b], b, label) for label in labels] for b in range(3)] for s in softs(3)]
+    scores = reader.label_log_probs(reader.read(before), softs(3), AFTER, labels)
+    expected = [[[alone(reader, before, s[b], b, label) for label in labels] for b in range(3)] for s in softs(3)]
     close(scores, torch.tensor(expected))
 
 
-def test_greedy_answers_are_those_of_single_steps(reader):
-    made = reader.greedy(reader.read(BEFORE), softs(1)[0], AFTER, end=1, most=5)
+def test_greedy_answers_are_those_of_single_steps(reader, before):
+    made = reader.greedy(reader.read(before), softs(1)[0], AFTER, end=1, most=5)
     for b in range(3):
         answer: list[int] = []
         for _ in range(5):
             best = max(
-                range(len(tiny.VOCABULARY)), key=lambda t: alone(reader, softs(1)[0][b], b, [*answer, t]).item()
+                range(len(tiny.VOCABULARY)),
+                key=lambda t: alone(reader, before, softs(1)[0][b], b, [*answer, t]).item(),
             )
             if best == 1:
                 break

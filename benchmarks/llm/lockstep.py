@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -63,12 +64,16 @@ class Reader:
 
     @torch.no_grad()
     def read(self, rows: Sequence[Sequence[int]]) -> Context:
-        """Read what stands before the soft prompts, B rows of ids."""
+        """Read what stands before the soft prompts, B rows of ids; what they begin with in common is read once."""
+        B, shared = len(rows), _in_common(rows)
         mask, cache = self._real(rows), DynamicCache()
+        if shared:
+            self.base(input_ids=self.padded([rows[0][:shared]]), past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(B)
         self.base(
-            input_ids=self.padded(rows),
+            input_ids=self.padded([row[shared:] for row in rows]),
             attention_mask=mask.long(),
-            position_ids=torch.arange(mask.shape[1], device=self.device)[None].expand(mask.shape),
+            position_ids=torch.arange(shared, mask.shape[1], device=self.device)[None].expand(B, -1),
             past_key_values=cache,
             use_cache=True,
         )
@@ -232,3 +237,9 @@ class Reader:
             position = position + 1
         rows = torch.stack(made, dim=1).tolist()
         return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def _in_common(rows: Sequence[Sequence[int]]) -> int:
+    """Return with how many ids all rows begin; each has at least one more."""
+    columns = zip(*(row[:-1] for row in rows), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
