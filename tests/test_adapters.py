@@ -63,6 +63,8 @@ DATA_OF_ONE = {**DATA, "dev": [row for row in DATA["dev"] if row["user"] == "u2"
 
 
 def train(places, output, method="ftp", data=DATA, seed=0, resume=True, backbone="llama", **options):
+    if method == "oppu":
+        options = {"task_loras": str(Path(output).parent / "task-loras")} | options
     settings = FitSettings(
         method=method,
         data="",
@@ -413,6 +415,27 @@ def test_private_weights_on_a_task_lora_know_nothing_of_other_users(places, oppu
     options = {"task_learning_rate": 0.02, "retrieval": "recency@1"}
     train(places, tmp_path / "new", "oppu", data=DATA_OF_ONE, **options)
     assert digests(tmp_path / "new") == {name: digests(folder)[name] for name in ("shared", user_hash("u2"))}
+
+
+def test_trainings_share_the_lora_of_the_task(places, oppu, tmp_path, monkeypatch):
+    folder, (task, *_) = oppu
+    seen = []
+
+    def recorded(weights, found, *args, **kwargs):
+        seen.append(list(found))
+        return pair_training.train_on_pairs(weights, found, *args, **kwargs)
+
+    monkeypatch.setattr(adapter_fit, "train_on_pairs", recorded)
+    options = {"task_learning_rate": 0.02, "retrieval": "recency@1", "task_loras": str(folder.parent / "task-loras")}
+    train(places, tmp_path / "rate", "oppu", learning_rate=0.01, **options)
+    assert len(seen) == 3 and task not in seen
+    assert digests(tmp_path / "rate")["shared"] == digests(folder)["shared"]
+    assert digests(tmp_path / "rate")[user_hash("u2")] != digests(folder)[user_hash("u2")]
+    assert json.loads((tmp_path / "rate" / "shared" / "training.json").read_text())["pairs"] == len(task)
+    for name, other in (("seed", {"seed": 1}), ("task", {"task_learning_rate": 0.01}), ("data", {"retrieval": None})):
+        seen.clear()
+        train(places, tmp_path / name, "oppu", **options | other)
+        assert len(seen) == 4 and digests(tmp_path / name)["shared"] != digests(folder)["shared"]
 
 
 # ---- soft tokens ----------------------------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ class Rivals:
         elif method.startswith("rspg"):
             own |= {"encoder": args.encoder, "answers": str(args.output / "answers")}
             own |= {"pool": self.pool(), "trained": self.named("ropg", first=True)}
+        elif method == "oppu":
+            own["task_loras"] = str(args.output / "task-loras")
         if args.smoke:
             own |= {"epochs": 1} | ({"candidates": 2} if method.startswith("ropg") else {})
             own |= {"items_per_user": 2} if method in ("ftp", "oppu") else {}

@@ -11,6 +11,7 @@ n pairs of one user, P soft tokens, H backbone width.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,10 +30,11 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..modeling.backbone import backbone_digest
 from ..modeling.encoders import History
 from ..optional import require
-from ..storage.files import atomic_write, locked
+from ..storage.files import atomic_write, locked, new_folder
 from .adapter_folder import SHARED, USERS, cost, item_hash, open_weights, save_folder, short_hash, user_hash
 from .artefacts import Artefact
 from .base import Retrieval
+from .digests import json_digest
 from .fitting import FitJob
 from .pair_training import PairTraining, eager_attention, train_on_pairs
 from .persona import plug_digest
@@ -115,7 +117,7 @@ def train(job: FitJob) -> Artefact | None:
     known = questions_by_user(asked) if job.options.split == "held" else {}
     fitting = _Fitting(fit, draft.folder, resources, plug, known)
     with eager_attention(resources.language_model):
-        fitting.shared(others)
+        fitting.shared(others, getattr(job.options, "task_loras", ""))
         fitting.users({user: pairs[user] for user in sorted(pairs, key=user_hash)[first::shards]})
     if backbone_digest(resources.language_model, resources.processor.tokenizer) != resources.backbone_digest:
         raise DataError("The language model is not what it was before the training: its weights must stay frozen.")
@@ -146,25 +148,53 @@ class _Fitting:
     ):
         self.fit, self.folder, self.resources, self.plug, self.known = fit, folder, resources, plug, known
 
-    def shared(self, others: Sequence[Example]) -> None:
-        """Write what all users share, unless it is there. Another process that does so is waited for."""
-        place, fit, resources = self.folder / SHARED, self.fit, self.resources
-        if fit.kind == "ftp":
+    def shared(self, others: Sequence[Example], loras: str = "") -> None:
+        """Write what all users share, unless it is there. Another process that does so is waited for.
+
+        Args:
+            others: questions for the LoRA of the task.
+            loras: folder of LoRAs of tasks.
+        """
+        place = self.folder / SHARED
+        if self.fit.kind == "ftp":
             return
         with locked(self.folder):
             if any((place / file).is_file() for file in (Lora.file, PrivatePrompt.file)):
                 return
-            if fit.kind == "user-tokens":
+            if self.fit.kind == "user-tokens":
                 with atomic_write(place / PrivatePrompt.file) as file:
                     save_file({PROMPT: self._plug_prompt([[]], [""])[0]}, file)
                 return
-            pairs = [(self._prompt(e), str(e.target)) for e in tqdm(others, desc="Writing prompts")]
-            with Lora(resources.language_model, resources.processor, fit.lora) as weights:
+            known = self._task_lora(others, Path(loras))
+            with new_folder(place) as staging:
+                shutil.copytree(known, staging, dirs_exist_ok=True)
+
+    def _task_lora(self, others: Sequence[Example], folder: Path) -> Path:
+        """Return the folder of the LoRA that these questions, settings and language model give; train it if there is none."""
+        fit, resources, processor = self.fit, self.resources, self.resources.processor
+        pairs = [(self._prompt(e), str(e.target)) for e in tqdm(others, desc="Writing prompts")]
+        settings = {
+            "lora": asdict(fit.lora),
+            "training": asdict(fit.shared),
+            "seed": fit.seed,
+            "max_length": fit.max_length,
+        }
+        model = {"backbone": resources.backbone_digest, "dtype": str(resources.language_model.dtype)}
+        model |= {"chat": [processor.chat, processor.system]}
+        folder = folder / json_digest({"pairs": pairs, **settings, **model})
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / SHARED
+        with locked(folder):
+            if place.is_dir():
+                print(f"The LoRA of the task is in {str(place)!r} already.")
+                return place
+            with Lora(resources.language_model, processor, fit.lora) as weights:
                 options = {"seed": fit.seed, "max_length": fit.max_length, "description": "LoRA of the task"}
                 start = time.monotonic()
                 trained = train_on_pairs(weights, pairs, fit.shared, **options)
                 record = {"pairs": len(pairs), **trained._asdict()}
                 save_folder(place, weights, record, time.monotonic() - start)
+        return place
 
     def users(self, pairs: Mapping[str, Sequence[Pair]]) -> None:
         """Write the weights of users, except for those who are there."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..errors import ConfigurationError
-from ..storage.layout import ANSWERS_FOLDER, REWARDS_FOLDER
+from ..storage.layout import ANSWERS_FOLDER, REWARDS_FOLDER, TASK_LORAS_FOLDER
 
 T = TypeVar("T")
 
@@ -172,6 +172,10 @@ class OppuOptions(FtpOptions):
     task_epochs: int = option(3, "Passes over the other users' questions.")
     task_learning_rate: float = option(5e-4, "Learning rate of the LoRA of the task.")
     task_pairs_per_step: int = option(16, "Questions per optimiser step of the LoRA of the task.")
+    task_loras: str = option(
+        TASK_LORAS_FOLDER,
+        "Folder of LoRAs of tasks: trainings that need the same one share it, such as those of other users.",
+    )
 
 
 @dataclass(kw_only=True)
@@ -199,7 +203,7 @@ POSITIVE = (
     *("alpha", "task_epochs", "task_learning_rate", "task_pairs_per_step"),
 )
 # Options that say where something is or who does it, and not what.
-PLACES = ("encoder", "rewards", "device", "plug", "plugs", "trained", "answers", "shard")
+PLACES = ("encoder", "rewards", "device", "plug", "plugs", "trained", "answers", "task_loras", "shard")
 
 
 def options_of(method: str) -> type:

@@ -39,4 +39,5 @@ TRAIN_RUN = "train_run.json"
 
 DEFAULT_FOLDER = os.path.join(HF_HOME, "pplug_hf", "vectors")  # of the vector store
 REWARDS_FOLDER = os.path.join(HF_HOME, "pplug_hf", "rewards")  # of the tables of rewards
+TASK_LORAS_FOLDER = os.path.join(HF_HOME, "pplug_hf", "task-loras")  # on which weights of users stand
 ANSWERS_FOLDER = os.path.join(HF_HOME, "pplug_hf", "answers")  # of a selector's pool to questions of the train split
