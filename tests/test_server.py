@@ -581,7 +581,8 @@ def test_more_requests_than_there_is_room_for_are_told_to_come_again(tmp_path, m
 
 
 def test_an_answer_that_takes_too_long_ends(tmp_path, monkeypatch):
-    with served(tmp_path, time_limit=0.3) as server:
+    with served(tmp_path) as server:
+        server.engine.time_limit = 0.3  # only now: the question that an engine asks itself first may take longer
         slow(server.engine, monkeypatch, 0.1)
         body = {"messages": CHAT, "max_tokens": 20, "stop": "nothing like it"}
         status, reply, headers = server("POST", "/v1/chat/completions", body)
@@ -803,7 +804,7 @@ def test_figures_hold_no_user(server, client, monkeypatch):
         time.sleep(0.01)
     text = server("GET", "/metrics")[1].decode()
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(figures['pplug_requests_total{route="/v1/chat/completions",status="200"}']) > 2
+    assert float(figures['pplug_requests_total{route="/v1/chat/completions",status="200"}']) >= 2
     assert float(figures['pplug_personas_total{state="unknown"}']) >= 1
     assert float(figures['pplug_tokens_total{kind="completion"}']) > 6
     assert 0 < float(figures["pplug_persona_entropy"]) <= 1 and 0 < float(figures["pplug_persona_empty"]) < 1
