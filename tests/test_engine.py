@@ -371,7 +371,7 @@ def test_a_full_queue_refuses_and_a_late_answer_ends(llama, monkeypatch):
     monkeypatch.setattr(llama, "max_queue", 1)
     monkeypatch.setattr(llama, "max_batch", 1)
     with ThreadPoolExecutor(2) as pool:
-        request = Request("sea", sampling=Sampling(20, stop=("nothing like it",)))
+        request = Request("sea", sampling=Sampling(100, stop=("nothing like it",)))
         running = pool.submit(llama.generate, [request])
         while not llama._batch:
             time.sleep(0.001)
@@ -380,6 +380,7 @@ def test_a_full_queue_refuses_and_a_late_answer_ends(llama, monkeypatch):
             time.sleep(0.001)
         with pytest.raises(EngineBusyError, match="1 requests are waiting"):
             llama.generate([request])
+        llama._batch[0].limit = 0  # the running answer ends
         assert running.result()[0].text and waiting.result()[0].text
     monkeypatch.setattr(llama, "time_limit", 0.15)
     with pytest.raises(TimeLimitError, match=r"0\.15 seconds"):

@@ -675,7 +675,7 @@ def test_a_client_that_leaves_before_the_answer_ends_the_work_on_it(tmp_path, mo
     with served(tmp_path, max_batch=1) as server, ThreadPoolExecutor(1) as pool:
         slow(server.engine, monkeypatch, 0.05)
         if waits:  # in the queue, behind another's
-            other = {"messages": CHAT, "max_tokens": 40, "stop": "nothing like it"}
+            other = {"messages": CHAT, "max_tokens": 400, "stop": "nothing like it"}
             pool.submit(server, "POST", "/v1/chat/completions", other)
         monkeypatch.setattr("pplug_hf.serving.running._certain", lambda text, stops: "")  # no piece before the end
         while waits and not server.engine._batch:
@@ -688,6 +688,10 @@ def test_a_client_that_leaves_before_the_answer_ends_the_work_on_it(tmp_path, mo
             while not (rows := server.engine._waiting if waits else server.engine._batch):
                 time.sleep(0.01)
             (row,) = rows
+        if waits:
+            while not row.request.cancelled.is_set():
+                time.sleep(0.01)
+            server.engine._batch[0].limit = 0  # the other's answer ends
         while not row.ended:
             time.sleep(0.01)
         assert len(row.tokens) < 60
