@@ -8,12 +8,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import importlib.util
 from pathlib import Path
 
+import hypothesis
 import pytest
 import tiny
 import torch
 from stores import Place
 
 torch.set_num_threads(1)
+hypothesis.settings.load_profile("ci")  # the same examples in every run, and no limit of time for one
 
 
 @pytest.fixture(scope="session", params=tiny.FAMILIES)

@@ -49,7 +49,7 @@ def launch(*arguments, kind=("--multi_gpu",)):
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         cwd=TESTS.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -227,7 +227,8 @@ def test_the_command_trains_the_same_plug_and_speaks_once(arguments, tmp_path, c
     said = capsys.readouterr().out
     for line in ("32 questions", "trainable params", "Plug saved", ": validation loss", "Trained ", "Next: "):
         assert run.stdout.count(line) == said.count(line) == 1, line
-    assert run.stderr.count("Loading weights: 100%") == 2  # backbone and encoder, once each
+    # Backbone and encoder, once each: a bar shows 0% once, but 100% twice where a step took long.
+    assert run.stderr.count("Loading weights:   0%") == 2
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch, tmp_path):

@@ -125,11 +125,15 @@ def test_callers_who_ask_again_and_again_share_batches(llama, monkeypatch):
 
     def ask(i):
         time.sleep(0.1 * (i % 2))
-        return [llama.generate([request])[0] for _ in range(5)]
+        asked = 0
+        while sizes[-5:] != [8] * 5 and len(sizes) < 40:  # on a busy machine, one of them may ask too late for a batch
+            llama.generate([request])
+            asked += 1
+        return asked
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, range(8)))
-    assert sum(sizes) == 40 and sizes.count(8) >= 3
+        asked = sum(pool.map(ask, range(8)))
+    assert sum(sizes) == asked and sizes[-5:] == [8] * 5
 
 
 def test_generate_itself_may_be_called_from_sixteen_threads(gpt2):
@@ -367,7 +371,7 @@ def test_a_full_queue_refuses_and_a_late_answer_ends(llama, monkeypatch):
     monkeypatch.setattr(llama, "max_queue", 1)
     monkeypatch.setattr(llama, "max_batch", 1)
     with ThreadPoolExecutor(2) as pool:
-        request = Request("sea", sampling=Sampling(20, stop=("nothing like it",)))
+        request = Request("sea", sampling=Sampling(100, stop=("nothing like it",)))
         running = pool.submit(llama.generate, [request])
         while not llama._batch:
             time.sleep(0.001)
@@ -376,6 +380,7 @@ def test_a_full_queue_refuses_and_a_late_answer_ends(llama, monkeypatch):
             time.sleep(0.001)
         with pytest.raises(EngineBusyError, match="1 requests are waiting"):
             llama.generate([request])
+        llama._batch[0].limit = 0  # the running answer ends
         assert running.result()[0].text and waiting.result()[0].text
     monkeypatch.setattr(llama, "time_limit", 0.15)
     with pytest.raises(TimeLimitError, match=r"0\.15 seconds"):
