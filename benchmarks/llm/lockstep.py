@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from pplug_hf.modeling.prefix import cache_argument
+
 
 class Context(NamedTuple):
     """Prompts up to their soft prompts, as the language model remembers them."""
@@ -50,6 +52,7 @@ class Reader:
         self.backbone, self.pad, self.budget = backbone, pad, budget
         self.base, self.head = backbone.base_model, backbone.get_output_embeddings()
         self.embed, self.device = backbone.get_input_embeddings(), backbone.device
+        self.cache = cache_argument(backbone)
         assert "logits_to_keep" in inspect.signature(backbone.forward).parameters
 
     def padded(self, rows: Sequence[Sequence[int]], value: int | None = None) -> Tensor:
@@ -68,14 +71,14 @@ class Reader:
         B, shared = len(rows), _in_common(rows)
         mask, cache = self._real(rows), DynamicCache()
         if shared:
-            self.base(input_ids=self.padded([rows[0][:shared]]), past_key_values=cache, use_cache=True)
+            self.base(input_ids=self.padded([rows[0][:shared]]), use_cache=True, **{self.cache: cache})
             cache.batch_repeat_interleave(B)
         self.base(
             input_ids=self.padded([row[shared:] for row in rows]),
             attention_mask=mask.long(),
             position_ids=torch.arange(shared, mask.shape[1], device=self.device)[None].expand(B, -1),
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache: cache},
         )
         return Context([(layer.keys, layer.values) for layer in cache.layers], mask)
 
@@ -133,8 +136,8 @@ class Reader:
             inputs_embeds=torch.cat(embeds, dim=1),
             attention_mask=self._allowed(mask, embeds[0].dtype),
             position_ids=start + torch.cat(positions, dim=1),
-            past_key_values=context.cache() if cache is None else cache,
             use_cache=True,
+            **{self.cache: context.cache() if cache is None else cache},
         ).last_hidden_state
         found, at = [], 0
         for soft in softs:
@@ -231,8 +234,8 @@ class Reader:
                 input_ids=token[:, None],
                 attention_mask=self._allowed(mask[:, None, None, :], state.dtype),
                 position_ids=position,
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache: cache},
             ).last_hidden_state[:, -1]
             position = position + 1
         rows = torch.stack(made, dim=1).tolist()
