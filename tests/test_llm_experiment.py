@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -14,9 +15,13 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "llm"))
 
 from corpus import SPLITS, Corpus, Sizes
 from lockstep import Reader
+from parts import by_history, by_seen
 from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
 from training import Schedule, Trained, batches_of, run, train
+
+from pplug_hf import get_task
+from pplug_hf.data.records import Example
 
 AFTER = [[5, 6], [5, 16, 6], [6]]
 ANSWERS = [[20, 21, 1], [22, 1], [23, 24, 1]]
@@ -213,6 +218,31 @@ def test_prompts_are_the_processors(data, tokenizer, tmp_path):
     assert batch["persona_position"].tolist() == [len(rows.before[1])]
     assert corpus.rows("dev", "bm25@1").before[1] != rows.before[1]
     assert len(corpus.rows("dev", "bm25@4:turns").before[1]) > len(rows.before[1])
+
+
+def test_questions_are_divided_by_what_training_had_and_by_history():
+    task = get_task("LaMP-4")
+
+    def example(user, text, items):
+        history = [{"title": "t", "text": words} for words in items]
+        return Example(id=text, user=user, prompt=f"article: {text}", query=text, target="t", history=history)
+
+    train = [example("a", "Asked  before", ["In a history"])]
+    users, texts = "bcdb", ("asked before", "in a history", "new", "newer")
+    examples = [example(u, text, ["x"] * {"b": 9, "c": 1, "d": 5}[u]) for u, text in zip(users, texts, strict=True)]
+    seen = by_seen(task, train, examples)
+    assert seen["seen"].tolist() == [True, True, False, False] and seen["unseen"].tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    parts = by_history(task, train, examples)
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in parts.items()} == {
+        "1 to 1 items": [1],
+        "5 to 5 items": [2],
+        "9 to 9 items": [0, 3],
+    }
 
 
 # ---- who does what ---------------------------------------------------------------------------------------------------

@@ -106,6 +106,17 @@ def answers_of(
     return made
 
 
+def scores_of(task: Task, examples: Sequence[Example], answers: Mapping[int, list[str]]) -> np.ndarray:
+    """Return the score of each answer [n], the mean over seeds."""
+    golds = [e.target or "" for e in examples]
+    return np.mean([per_example(task, given, golds) for given in answers.values()], axis=0)
+
+
+def nats_of(runs: Mapping[int, Mapping[str, Any]]) -> np.ndarray:
+    """Return the log-likelihood per token of each right answer [n], the mean over seeds."""
+    return -np.mean([np.array(said["nll"]) / np.array(said["tokens"]) for said in runs.values()], axis=0)
+
+
 def compared(gain: np.ndarray, users: Sequence[str]) -> dict[str, Any]:
     """Return all that is said about differences [n]: mean, interval, mean over users, p, what could be shown."""
     means, _ = user_means(gain, users)
@@ -130,27 +141,21 @@ def records_of(
     reference: str,
 ) -> list[dict[str, Any]]:
     """Return one record per row."""
-    users, golds = [e.user for e in examples], [e.target or "" for e in examples]
+    users = [e.user for e in examples]
     comparison = Comparison(task, examples, reference, {n: list(of.values()) for n, of in answers.items()}, full=True)
     official = {record["row"]: record for record in comparison.rows()}
     sign = 1 if higher_is_better(task) else -1
-
-    def score(name: str) -> np.ndarray:
-        return np.mean([per_example(task, given, golds) for given in answers[name].values()], axis=0)
-
-    def nats(name: str) -> np.ndarray:
-        runs = rows[name].values()
-        return -np.mean([np.array(said["nll"]) / np.array(said["tokens"]) for said in runs], axis=0)
-
+    scores = {name: scores_of(task, examples, of) for name, of in answers.items()}
+    nats = {name: nats_of(of) for name, of in rows.items()}
     records = []
     for name in [*rows, *(name for name in answers if name not in rows)]:
         record: dict[str, Any] = {"row": name, "seeds": len(rows.get(name) or answers[name]), **official.get(name, {})}
         if name in answers and reference in answers and name != reference:
-            record["metric"] = compared(sign * (score(reference) - score(name)), users)
+            record["metric"] = compared(sign * (scores[reference] - scores[name]), users)
         if name in rows:
-            record["nats"] = float(nats(name).mean())
+            record["nats"] = float(nats[name].mean())
             if reference in rows and name != reference:
-                record["likelihood"] = compared(nats(reference) - nats(name), users)
+                record["likelihood"] = compared(nats[reference] - nats[name], users)
         records.append(record)
     for kind in ("metric", "likelihood"):
         tested = [record[kind] for record in records if kind in record]
