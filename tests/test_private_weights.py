@@ -2,6 +2,7 @@
 
 import sys
 
+import families
 import numpy as np
 import pytest
 import tiny
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from pplug_hf import PPlugProcessor
 from pplug_hf.errors import ConfigurationError, MismatchError, MissingPackageError
+from pplug_hf.methods import private_weights
 from pplug_hf.methods.pair_training import PairTraining, eager_attention, train_on_pairs
 from pplug_hf.methods.private_prompt import PROMPT, PrivatePrompt
 from pplug_hf.methods.private_weights import Lora, LoraShape, layers_of, merged
@@ -119,6 +121,49 @@ def test_the_loss_is_the_mean_over_the_answers_tokens(family):
             total -= sum(float(log_probs[row, target]) for row, target in wanted)
             count += len(wanted)
         assert lora.loss(*zip(*PAIRS, strict=True), 64, 64).item() == pytest.approx(total / count, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gemma3_text", "mistral", "jamba"])
+def test_what_prompts_begin_with_in_common_is_read_once(name, monkeypatch):
+    model = families.backbone(name, "causal")  # the sliding windows of Gemma and Mistral are 8 tokens wide
+    freeze_backbone(model)
+    processor = PPlugProcessor(tiny.tokenizer("llama"), is_encoder_decoder=False)
+    prompts = ["what is the best of all films for a long winter night by the sea " + end for end in tiny.PROMPTS]
+    with Lora(model, processor, LoraShape(rank=2)) as lora:
+        lora.load(random_state(lora))
+        assert (lora._states is None) == (name == "jamba")  # some of its layers keep no keys and values
+        read = []
+        model.register_forward_pre_hook(
+            lambda module, args, options: read.append((options.get("input_ids", *args)).shape), with_kwargs=True
+        )
+        found = {}
+        for least in (10, 1000):
+            monkeypatch.setattr(private_weights, "WORTH_SHARING", least)
+            read.clear()
+            loss = lora.loss(prompts, tiny.ANSWERS, 64, 64)
+            loss.backward()
+            found[least] = loss.item(), [parameter.grad for parameter in lora.parameters()], list(read)
+            model.zero_grad()
+    (one, its, read), (other, expected, read_all) = found.values()
+    ((rows, columns),) = read_all
+    assert read == (read_all if name == "jamba" else [(1, 16), (rows, columns - 16)])
+    assert one == pytest.approx(other, abs=1e-5)
+    for mine, wanted in zip(its, expected, strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-5, rtol=1e-3)
+        assert wanted.abs().max() > 0
+
+
+def test_answers_and_what_dropout_changes_are_read_for_each_row(monkeypatch):
+    model, processor = language_model("llama")
+    monkeypatch.setattr(private_weights, "WORTH_SHARING", 1)
+    prompt, answer = tiny.PROMPTS[0], tiny.ANSWERS[0]
+    with Lora(model, processor, LoraShape(rank=2)) as lora:
+        twice, once = lora.loss([prompt] * 2, [answer] * 2, 64, 64), lora.loss([prompt], [answer], 64, 64)
+        assert twice.item() == pytest.approx(once.item(), abs=1e-6)
+        assert lora.loss([prompt] * 2, [answer] * 2, 1, 64).isfinite()
+    with Lora(model, processor, LoraShape(rank=2, dropout=0.5)) as lora:
+        ids = torch.arange(5, 15).expand(2, -1)
+        assert lora._beginning(ids, torch.ones_like(ids), most=9) == ({"use_cache": False}, 0)
 
 
 def test_training_lowers_the_loss_and_dropout_is_on_only_then():

@@ -19,6 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -27,7 +29,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..errors import ConfigurationError, MismatchError
-from ..modeling.prefix import position_ids
+from ..modeling.prefix import cache_argument, position_ids
+from ..modeling.prompt_states import CausalStates, EncoderStates, find_states
 from ..optional import require
 from ..processing import PPlugProcessor
 from .decoding import Answers, ModelInputs
@@ -35,6 +38,7 @@ from .resources import Resources
 
 Modules = Literal["qkv", "qv"]
 ADAPTER = "user"  # name of the one adapter in memory
+WORTH_SHARING = 16  # tokens; a second pass through all layers costs more than it saves below
 
 # Names of the layers for queries, keys and values, in the order in which they are looked for; of GPT-2 they are one layer.
 _LAYERS = (("q_proj", "k_proj", "v_proj"), ("q", "k", "v"), ("query", "key", "value"))
@@ -193,10 +197,47 @@ class Lora(PrivateWeights):
             return token_loss(model(**batch, labels=targets, use_cache=False).logits, targets)
         # Rows are padded in front, so answers end at the right edge: only there logits are needed, [B, L + 1, V].
         kept = int((targets != -100).sum(dim=1).max()) + 1
-        limit = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-        places = position_ids(batch["attention_mask"])
-        logits = model(**batch, position_ids=places, use_cache=False, **limit).logits[:, -kept:]
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        known, start = self._beginning(ids, mask, most=ids.shape[1] - kept)
+        options = {"attention_mask": mask, "position_ids": position_ids(mask)[:, start:], **known, **self._last(kept)}
+        logits = model(ids[:, start:], **options).logits[:, -kept:]
         return token_loss(logits[:, :-1], targets[:, -kept:][:, 1:])
+
+    def _beginning(self, ids: Tensor, mask: Tensor, most: int) -> tuple[dict[str, Any], int]:
+        """Read the tokens that all rows begin with, such as a system text and an instruction: once for all of them.
+
+        Args:
+            ids, mask: [B, T], padded in front.
+            most: read no more tokens than this.
+
+        Returns:
+            Options of the call that reads the other columns, and the number of columns that it leaves out.
+        """
+        rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+        pairs = zip(min(rows), max(rows), strict=False)
+        common = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)][: max(most, 0)]
+        n = len(common)
+        # With dropout, every row computes something else.
+        if len(rows) == 1 or n < WORTH_SHARING or self.shape.dropout or self._states is None:
+            return {"use_cache": False}, 0
+        model, text = self.language_model, ids.new_tensor([common])
+        states = self._states.read(model, text, torch.ones_like(text), None)[0]  # [n, F]
+        padding = mask.argmax(dim=1, keepdim=True)
+        columns = (torch.arange(n, device=ids.device) - padding).clamp(min=0)  # [B, n]
+        return {cache_argument(model): self._states.past(states[columns]), "use_cache": True}, n
+
+    def _last(self, count: int) -> dict[str, int]:
+        """Return the option of a call that needs the last logits alone, if there is one."""
+        has_one = "logits_to_keep" in inspect.signature(self.language_model.forward).parameters
+        return {"logits_to_keep": count} if has_one else {}
+
+    @cached_property
+    def _states(self) -> CausalStates | EncoderStates | None:
+        """Keys and values of the language model; None if it remembers otherwise."""
+        try:
+            return find_states(self.language_model)
+        except ValueError:
+            return None
 
     def generate(self, inputs: ModelInputs, resources: Resources) -> Answers:
         return resources.generate(inputs, description="")
