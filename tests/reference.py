@@ -54,9 +54,13 @@ def weights(plug, query, items):
 
 def persona_embedding(plug, query, items):
     """Equation (4) as it stands: every item goes through the whole projector. [K, H], in units of `scale`."""
-    if not len(items):
-        return plug.no_persona.double()
     W1, b1, W2, b2 = (p.double() for p in plug.projector.parameters())
+    if not len(items):
+        P = plug.no_persona.double()
+        if plug.config.project_no_persona:
+            D = W1.shape[1]
+            P = P + (W2 @ gelu(W1 @ torch.full((D,), D**-0.5, dtype=torch.double) + b1) + b2).view(P.shape)
+        return P
     total = 0
     for weight, item in zip(weights(plug, query, items), items, strict=True):
         total = total + weight * (W2 @ gelu(W1 @ unit(item) + b1) + b2)

@@ -148,6 +148,10 @@ def test_a_training_of_few_steps(place):
 
 def test_the_control_sees_no_history(place):
     assert "Texts: 0 encoded now" in place.printed["control"]
+    projected = [
+        PPlugModel.from_pretrained(folder).config.project_no_persona for folder in (place.plug, place.control)
+    ]
+    assert projected == [False, True]
 
 
 def test_evaluate_prints_and_writes_every_row(place):

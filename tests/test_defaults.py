@@ -28,6 +28,7 @@ DEFAULTS = {
     "aggregator": "attention",
     "attention_temperature": 0.1,
     "learn_temperature": True,
+    "project_no_persona": False,
     "normalize": True,
     "train_input_encoder": False,
     "query_prompt": "",

@@ -21,6 +21,7 @@ CHOICES = {
     "four tokens": {"num_persona_tokens": 4},
     "no instruction": {"instruction": False, "num_persona_tokens": 2},
     "narrow": {"projector_size": 3},
+    "nobody projected": {"project_no_persona": True, "num_persona_tokens": 2},
 }
 
 
@@ -132,6 +133,25 @@ def test_a_user_without_history_gets_the_learned_stand_in():
     close(persona[0], made.config.scale * made.no_persona)
     assert made.persona_embedding(None, [torch.zeros(0, D)]).shape == (1, 3, H)  # nothing to weight: no query needed
     assert PersonaPlug(made.config).no_persona.abs().max() == 0
+
+
+def test_the_stand_in_learns_faster_through_the_projector():
+    target, errors = tiny.vectors(3, H, 5) * 7 / math.sqrt(H), []
+    for project in (False, True):
+        torch.manual_seed(0)
+        made = PersonaPlug(
+            tiny.config(
+                hidden_size=H, encoder_size=D, embedding_norm=7.0, num_persona_tokens=3, project_no_persona=project
+            )
+        )
+        optimizer = torch.optim.AdamW(made.parameters(), lr=0.01)
+        for _ in range(20):
+            error = (made.persona_embedding(None, [torch.zeros(0, D)])[0] - target).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+        errors.append(error.item())
+    assert errors[1] < 0.5 * errors[0]
 
 
 # ---- gradients, initialisation ----------------------------------------------------------------------------------

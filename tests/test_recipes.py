@@ -114,6 +114,7 @@ def test_what_the_papers_recipes_train_in_full(seen, whose, number):
         "aggregator": "attention",
         "attention_temperature": 1.0,
         "learn_temperature": False,
+        "project_no_persona": False,
         "normalize": True,
         "train_input_encoder": True,
         "query_prompt": "Represent this sentence for searching relevant passages: ",

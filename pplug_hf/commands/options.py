@@ -79,7 +79,9 @@ class TrainSettings:
         True, "Encode items with the user's own tag or score (the code of the paper's authors: without)."
     )
     use_history: bool = option(
-        True, "Pass False for an instruction-only plug, the ablation in which all histories are empty."
+        True,
+        "Pass False for an instruction-only plug, the ablation in which all histories are empty: it learns one soft prompt for "
+        "everybody.",
     )
     max_items: int | None = option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
     history_dropout: float = option(0.5, "In every epoch, drop a random share of each history's items, at most this.")

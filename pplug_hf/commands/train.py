@@ -117,7 +117,11 @@ def _train(
         backbone_kwargs={"dtype": settings.backbone_dtype},
         chat=settings.chat,
         system=settings.system,
-        **{"item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled, **plug},
+        **{
+            "item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled,
+            "project_no_persona": not settings.use_history,  # or the ablation would learn too little to compare with
+            **plug,
+        },
     )
     processor = PPlugProcessor.from_model(model)
     if processor.tokenizer.pad_token is None:

@@ -29,6 +29,11 @@ class PlugChoices:
         0.1, "Temperature of the attention's softmax (paper: 1); the start value if it is learned."
     )
     learn_temperature: bool = choice(True, "Train the temperature (paper: no).")
+    project_no_persona: bool = choice(
+        False,
+        "Learn the soft prompt for users without history through the projector. It takes far fewer steps than bare numbers, so "
+        "`train --use_history False` sets it.",
+    )
     normalize: bool = choice(True, "L2-normalise item and query vectors before the attention and the projector.")
     train_input_encoder: bool = choice(
         False,

@@ -15,8 +15,8 @@ K persona tokens.
 Choices:
 - The module computes in units of the root mean square component of a token embedding (`config.scale`) and
   multiplies at the end. The optimiser then sees numbers of order 1 for every backbone.
-- A user without history gets `no_persona` (P_0), a learned stand-in that starts at zero, because a softmax over
-  nothing is not defined.
+- A user without history gets P_0, a learned stand-in that starts at zero, because a softmax over nothing is not defined.
+  A plug that is to learn more than that for everybody, without histories, learns P_0 through the projector.
 - A persona has a strength a: P moves along the line from P_0 through the user's, P_a = P_0 + a (P - P_0).
 """
 
@@ -97,9 +97,17 @@ class PersonaPlug(nn.Module):
             w = self.aggregator(x[None], Items(h, h.new_ones(1, len(h), dtype=torch.bool)))[0]  # (3) [N]
             P = (w[:, None] * self.projector(h)).sum(dim=0).view_as(self.no_persona)  # (4) [N, K * H] -> [K, H]
         else:
-            P = self.no_persona
+            P = self.nobody()
         S = P if self.instruction is None else torch.cat([self.instruction[None], P])  # (5)
         return self.scale * S
+
+    def nobody(self) -> Tensor:
+        """Return P_0, [K, H]: the personal embedding of a user without history."""
+        if not self.config.project_no_persona:
+            return self.no_persona
+        D, *_ = self.config.sizes
+        item = self.no_persona.new_full((1, D), D**-0.5)  # of length 1; the projector makes of it what is needed
+        return self.no_persona + self.projector(item).view_as(self.no_persona)
 
     def hidden(self, items: Tensor) -> Tensor:
         """Return the projector's hidden layer of unit items, [N, D] to [N, M]."""
@@ -137,10 +145,11 @@ class PersonaPlug(nn.Module):
         """
         pooled, known = pool(self, queries, histories)  # [B, M], [B]
         persona = self.projector.output(pooled).unflatten(-1, self.no_persona.shape)  # [B, M] -> [B, K, H]
-        persona = torch.where(known[:, None, None], persona, self.no_persona)
+        nobody = self.nobody()
+        persona = torch.where(known[:, None, None], persona, nobody)
         if strength is not None:
             a = strength.to(persona)[:, None, None]  # [B, 1, 1]
-            persona = torch.lerp(self.no_persona, persona, a)  # P_0 + a (P - P_0); exactly P_0 at 0 and P at 1
+            persona = torch.lerp(nobody, persona, a)  # P_0 + a (P - P_0); exactly P_0 at 0 and P at 1
         return self.scale * persona
 
     def forward(self, queries: Tensor | None, histories: Histories, strength: Tensor | None = None) -> Tensor:
