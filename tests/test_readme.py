@@ -69,7 +69,7 @@ def test_the_commands_on_the_log_run_from_the_first_to_the_last(tmp_path, monkey
     """With the demo's models, one epoch and few rows of a bench."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (block,) = [block for block in blocks("bash") if "events.csv" in block]
+    (block,) = [block for block in blocks("bash") if "pplug-hf prepare" in block]
     for words in commands(block):
         if words[0] != "pplug-hf":
             line = next(line for line in block.splitlines() if line.startswith(words[0]))
