@@ -137,12 +137,13 @@ def test_a_training_of_few_steps(place):
     answers = {gold["id"]: gold["output"] for gold in golds}
     lines = [json.dumps({**row, "output": answers[row["id"]], "user": row["user_id"]}) for row in rows]
     data.write_text("\n".join(lines))
-    printed = quietly(*train, *steps, *SMALL, "--vectors", place.store)
+    printed = quietly(*train, *steps, *SMALL, "--vectors", place.store, "--new_users", "0.5")
     assert re.findall(r"^step (\d) of 2, .*: loss", printed, re.MULTILINE) == ["1", "2"]
     assert printed.splitlines()[-1].startswith(
         f"Next: pplug-hf generate --plug {output} --prompt"
     )  # it has no dev split
     recorded = json.loads((output / "train_settings.json").read_text())["settings"]
+    assert recorded["new_users"] == 0.5 and PPlugModel.from_pretrained(output).config.project_no_persona
     assert recorded["max_steps"] == 2 and not {"device", "logging_steps", "report_to"} & recorded.keys()
 
 

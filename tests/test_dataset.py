@@ -103,6 +103,12 @@ def test_an_impossible_share_is_refused(share):
         numbered(3, history_dropout=share)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_an_impossible_share_of_new_users_is_refused(share):
+    with pytest.raises(ConfigurationError, match="new_users"):
+        numbered(3, new_users=share)
+
+
 # ---- drop-out ---------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +197,21 @@ def test_repeats_are_copies_that_lose_items_of_examples_with_more_than_two():
 def test_the_control_makes_as_many_steps():
     dataset = numbered(1, 5, history_dropout=0.5, repeats=3, use_history=False)
     assert len(dataset) == 2 + 3 and everything(dataset) == [[]] * 5
+
+
+def test_new_users_have_no_history_and_all_others_theirs():
+    lengths = [0, *range(1, 60)]
+    dataset, without = (numbered(*lengths, history_dropout=0.5, seed=7, new_users=share) for share in (0.3, 0.0))
+    empty = []
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        without.set_epoch(epoch)
+        pairs = list(zip(everything(dataset), everything(without), strict=True))[1:]
+        assert all(found in ([], expected) for found, expected in pairs)
+        empty.append([not found for found, expected in pairs if expected])
+    assert 0.27 < sum(map(sum, empty)) / sum(map(len, empty)) < 0.33
+    assert len(set(map(tuple, empty))) == 20  # others in every epoch
+    assert everything(numbered(*lengths, new_users=1.0)) == [[]] * 60
 
 
 @pytest.mark.parametrize("options", [{"repeats": -1}, {"repeats": 2, "history_dropout": 0.0}])

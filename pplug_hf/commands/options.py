@@ -83,6 +83,11 @@ class TrainSettings:
         "Pass False for an instruction-only plug, the ablation in which all histories are empty: it learns one soft prompt for "
         "everybody.",
     )
+    new_users: float = option(
+        0.0,
+        "In every epoch, show this share of the examples without their histories, so that the plug learns to answer users who "
+        "have none.",
+    )
     max_items: int | None = option(None, "Keep at most this many of the newest items (default: all; paper: 512).")
     history_dropout: float = option(0.5, "In every epoch, drop a random share of each history's items, at most this.")
     history_repeats: int = option(

@@ -119,7 +119,8 @@ def _train(
         system=settings.system,
         **{
             "item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled,
-            "project_no_persona": not settings.use_history,  # or the ablation would learn too little to compare with
+            # Whoever is to learn from examples without histories learns faster so.
+            "project_no_persona": not settings.use_history or settings.new_users > 0,
             **plug,
         },
     )
@@ -348,10 +349,11 @@ def make_datasets(
             queries=requests([e.query for e in examples]) if requests is not None else None,
             seed=settings.seed,
             repeats=repeats,
+            new_users=new_users,
         )
-        for examples, dropout, repeats in (
-            (train, settings.history_dropout, settings.history_repeats),
-            (validation, 0.0, 0),
+        for examples, dropout, repeats, new_users in (
+            (train, settings.history_dropout, settings.history_repeats, settings.new_users),
+            (validation, 0.0, 0, 0.0),
         )
     ]
     stores = {store for store in (items, requests) if store is not None}

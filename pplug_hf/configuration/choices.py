@@ -32,7 +32,7 @@ class PlugChoices:
     project_no_persona: bool = choice(
         False,
         "Learn the soft prompt for users without history through the projector. It takes far fewer steps than bare numbers, so "
-        "`train --use_history False` sets it.",
+        "`train` sets it with `--use_history False` and `--new_users`.",
     )
     normalize: bool = choice(True, "L2-normalise item and query vectors before the attention and the projector.")
     train_input_encoder: bool = choice(

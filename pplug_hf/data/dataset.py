@@ -26,6 +26,8 @@ class PersonaDataset(Dataset):
         history_dropout: in each epoch, every history loses a random share of its items, between none and this.
         repeats: extra copies of each example with more than two items, as in the paper: the copies lose items, the
             example itself does not; shorter histories lose nothing.
+        new_users: in each epoch, this share of the examples is shown without their histories, so that a model learns to
+            answer users who have none.
         use_history: False makes all histories empty, to train instruction-only plugs.
         queries: [len(examples), D] vectors of the queries, for a model whose input encoder is frozen.
         seed: of the drop-out. What is dropped depends on seed, epoch and row alone, not on the order of access, so
@@ -42,9 +44,12 @@ class PersonaDataset(Dataset):
         queries: Tensor | None = None,
         seed: int = 0,
         repeats: int = 0,
+        new_users: float = 0.0,
     ):
         if not 0 <= history_dropout <= 1:
             raise ConfigurationError(f"history_dropout must be in [0, 1], got {history_dropout}.")
+        if not 0 <= new_users <= 1:
+            raise ConfigurationError(f"new_users must be in [0, 1], got {new_users}.")
         if repeats < 0 or (repeats and not history_dropout):
             raise ConfigurationError(
                 f"history_repeats is {repeats} with history_dropout {history_dropout}: give at least 0 repeats, and a "
@@ -52,7 +57,7 @@ class PersonaDataset(Dataset):
             )
         self.examples, self.queries = examples, queries
         self.spec = EncoderSpec.from_fingerprint(store.fingerprint, item_template)
-        self.history_dropout, self.seed, self.epoch = history_dropout, seed, 0
+        self.history_dropout, self.new_users, self.seed, self.epoch = history_dropout, new_users, seed, 0
         number: dict[str, int] = {}
         self.rows = []  # per example, rows of self.vectors
         for example in examples:
@@ -86,6 +91,8 @@ class PersonaDataset(Dataset):
             rng = np.random.default_rng((self.seed, self.epoch, index))
             kept = len(rows) - int(rng.uniform(0, self.history_dropout) * len(rows) + 0.5)
             persona = persona.select(rng.choice(len(rows), kept, replace=False).tolist())
+        if self.new_users and np.random.default_rng((self.seed, self.epoch, index, 1)).random() < self.new_users:
+            persona = persona.last(0)
         return persona
 
     def __len__(self) -> int:
