@@ -40,6 +40,7 @@ class Setting:
             which gives an instruction the parametrisation of a plug.
         items: which text of an item the encoder reads, see `corpus.ITEMS`.
         dropout: most of a history that is dropped from a training example.
+        new_users: share of the training examples that are shown without their histories.
         decay: weight decay.
         rate: learning rate; 0: the best one of its family.
         ablations: also answer with changed histories.
@@ -52,6 +53,7 @@ class Setting:
     persona: str = "own"
     items: str = "main"
     dropout: float = 0.5
+    new_users: float = 0.0
     decay: float = 0.01
     rate: float = 0.0
     ablations: bool = False
@@ -214,6 +216,7 @@ CONTROLS = (INSTRUCTIONS[0], replace(INSTRUCTIONS[3], family="instruction-only-m
 FORMS = (
     Setting("pplug-k1", "pplug", {"num_persona_tokens": 1}),
     Setting("pplug-mean", "pplug", {"aggregator": "mean"}),
+    Setting("pplug-new-users", "pplug", {"project_no_persona": True}, new_users=0.1, ablations=True),
 )
 
 

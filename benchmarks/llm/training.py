@@ -227,7 +227,7 @@ def train(
         softs = []
         for trained in plugs:
             setting = trained.setting
-            key = (setting.persona, setting.items, setting.dropout, trained.seed)
+            key = (setting.persona, setting.items, setting.dropout, setting.new_users, trained.seed)
             if key not in histories:
                 rng = np.random.default_rng((trained.seed, step))
                 histories[key] = _training_histories(setting, personas, batch, rng)
@@ -277,6 +277,8 @@ def _training_histories(setting: Setting, personas: Personas, batch: Sequence[in
     if setting.dropout:
         kept = [len(rows) - int(rng.uniform(0, setting.dropout) * len(rows) + 0.5) for rows in own]
         own = [rows[np.sort(rng.choice(len(rows), k, replace=False))] for rows, k in zip(own, kept, strict=True)]
+    if setting.new_users:
+        own = [rows[:0] if rng.random() < setting.new_users else rows for rows in own]
     return personas.batch(setting.items, own)
 
 
