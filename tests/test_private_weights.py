@@ -184,6 +184,16 @@ def test_training_lowers_the_loss_and_dropout_is_on_only_then():
         assert early.passes == 1
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_loaded_weights_answer_without_dropout(family):
+    model, processor = language_model(family)
+    with Lora(model, processor, LoraShape(rank=2, dropout=0.5)) as lora:
+        assert _dropouts(model) == {False}
+        lora.load(random_state(lora))
+        first, again = logits_of(model), logits_of(model)
+        assert torch.equal(first, again)
+
+
 def _dropouts(model):
     return {m.training for n, m in model.named_modules() if n.endswith("lora_dropout.user")}
 

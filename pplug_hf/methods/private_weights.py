@@ -154,6 +154,7 @@ class Lora(PrivateWeights):
                 f"{type(model).__name__} cannot have a LoRA here ({str(error).splitlines()[0]}): choose another language "
                 "model, or user-tokens."
             ) from error
+        self.training(False)  # peft makes its dropout in training mode
         return self
 
     def __exit__(self, *error: object) -> None:
