@@ -1,6 +1,7 @@
 """Data of one's own, from wherever: every command reads the same examples of it, and says what is wrong with it."""
 
 import contextlib
+import gzip
 import io
 import json
 import random
@@ -16,7 +17,7 @@ from pplug_hf.commands.encode import EncodeSettings, encode
 from pplug_hf.commands.evaluate import EvaluateSettings, evaluate
 from pplug_hf.commands.report import ReportSettings, report
 from pplug_hf.commands.train import TrainSettings, choose_examples, train
-from pplug_hf.data.examples import has_split, is_one_split, read_examples, read_others
+from pplug_hf.data.examples import has_split, is_one_split, other_splits, read_examples, read_others
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.tasks.task import Task
 
@@ -155,6 +156,35 @@ def test_training_learns_nothing_of_dev(place):
         with contextlib.redirect_stdout(io.StringIO()):
             _, examples, _ = choose_examples(settings, TASK, source)
         assert any(e.query == text for e in examples) == asked
+
+
+def test_the_other_splits_may_have_any_names(place, tmp_path):
+    """A question of dev in a history of train is left out, whatever dev is called."""
+    leaked, text = SPLITS["dev"][-1], SPLITS["dev"][-1]["input"].split("book: ")[1]
+    row = {**SPLITS["train"][-1], "user": leaked["user"]}
+    row["profile"] = [{"text": text, "tag": "epic", "date": "2000"}, *row["profile"]]
+    train = [*SPLITS["train"][:-1], row]
+    settings = TrainSettings(data="mine", output="x", backbone="x", encoder="x", validation_users=0.3)
+    write_lines(tmp_path / "lines" / "train.jsonl", train)
+    write_lines(tmp_path / "lines" / "log.jsonl", [{"user": "u", "time": "2000"}])
+    packed = write_lines(tmp_path / "lines" / "validation.jsonl", SPLITS["dev"])
+    packed.with_suffix(".jsonl.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    packed.unlink()
+    lamp(tmp_path / "lamp", train, golds_of(train))
+    (tmp_path / "lamp" / "val_questions.json").write_text(json.dumps(SPLITS["dev"]))
+    chosen = []
+    for name, source in (
+        ("dev", {"train": train, "dev": SPLITS["dev"]}),
+        ("validation", {"train": train, "validation": SPLITS["dev"]}),
+        ("validation", tmp_path / "lines"),
+        ("val", tmp_path / "lamp"),
+    ):
+        assert other_splits(source) == [name]
+        with contextlib.redirect_stdout(io.StringIO()):
+            chosen.append(choose_examples(settings, TASK, source)[1])
+    assert all(plain(examples) == plain(chosen[0]) for examples in chosen)
+    assert not any(e.query == text for e in chosen[0])
+    assert other_splits(train) == other_splits(tmp_path / "lines" / "train.jsonl") == []
 
 
 def test_the_newest_items_are_kept(place):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from bench_data import SHELVES, USERS, predictions, quietly, save_plug, settings_for, write_data
+from bench_data import SHELVES, USERS, make_rows, predictions, quietly, save_plug, settings_for, write_data
 from safetensors.torch import load_file
 from torch import nn
 
@@ -533,6 +533,21 @@ def test_users_without_items_and_short_histories(world, places, tmp_path):
     with pytest.raises(DataError, match="No question of the fit users has a history"):
         settings = settings_of(world, places, tmp_path / "none")
         quietly(settings, lambda settings: fit(settings, SHELVES, {"train": rows}, **options))
+
+
+def test_histories_teach_nothing_that_another_split_asks(world, places, tmp_path, monkeypatch):
+    excluded = []
+
+    def recorded(examples, task, exclude):
+        excluded.append([e.id for e in exclude])
+        return []
+
+    monkeypatch.setattr(ropg, "history_examples", recorded)
+    questions, golds = make_rows(SHELVES, 1)
+    rows = [{**question, **gold} for question, gold in zip(questions, golds, strict=True)]
+    data = {"train": rows, "validation": rows[:3], "test": rows[3:4]}
+    train(world, places, tmp_path / "r", data=data, train_on_histories=True, epochs=1)
+    assert excluded == [[row["id"] for row in rows[:4]]]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import fields
 
-from ..data.examples import Source, read_examples, read_others
+from ..data.examples import Source, other_splits, read_examples, read_others
 from ..data.histories import UserSplit, newest, split_users, three_way_split
 from ..data.records import Example, history_notes
 from ..errors import ConfigurationError, DataError
@@ -55,6 +55,7 @@ def fit(
         task=task,
         users=users,
         read=lambda name: read_others(source, (name,), task),
+        other_splits=other_splits(source),
         resources=resources,
         options=chosen,
         output=settings.output,

@@ -65,7 +65,7 @@ class TrainSettings:
 
     data: str = required(
         "Folder with train_questions.json[.gz] and train_outputs.json[.gz], or with train.jsonl[.gz]; or a "
-        ".jsonl file. The dev and test splits are never used for training."
+        ".jsonl file. The other splits are never used for training."
     )
     output: str = required("Folder for the plug: a new one, or one with a plug to replace.")
     backbone: str = required("Frozen language model: Hub id, local folder, or path of a GGUF file.")

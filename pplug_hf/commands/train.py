@@ -29,7 +29,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.dataset import PersonaDataset
-from ..data.examples import Source, has_split, read_examples, read_others
+from ..data.examples import Source, has_split, other_splits, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
 from ..data.records import Example, data_digest, history_notes, label_notes
 from ..data.synthetic import synthetic_examples
@@ -285,10 +285,10 @@ def check_output(output: Path) -> None:
 def choose_examples(
     settings: TrainSettings, task: Task | None = None, data: Source | None = None
 ) -> tuple[Task, list[Example], list[Example]]:
-    """Return task, training examples, and validation examples of other users; dev and test are never used."""
+    """Return task, training examples, and validation examples of other users; other splits are never used."""
     source = settings.data if data is None else data
     task, examples = read_examples(source, "train", task or settings.task)
-    exclude = read_others(source, ("dev", "test"), task)
+    exclude = read_others(source, other_splits(source), task)
     if settings.leave_out_users:
         examples, _ = split_users(examples, settings.leave_out_users, settings.split_seed)
     examples, validation = split_users(examples, settings.validation_users, settings.split_seed + 1, nearest=True)

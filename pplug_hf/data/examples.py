@@ -152,6 +152,16 @@ def has_split(source: Source, split: str) -> bool:
     return any(sources.find_packed(Path(source) / name) for name in names)
 
 
+def other_splits(source: Source) -> list[str]:
+    """Return the names of all splits besides train, whatever they are. A file and bare rows are one split, and have none."""
+    if isinstance(source, Mapping):
+        return [str(name) for name in source if name != "train"]
+    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
+        return []
+    names = sources.split_names(Path(source), "_questions.json", ".jsonl")
+    return [name for name in names if name != "train" and _holds_questions(Path(source), name)]
+
+
 def is_one_split(source: Source) -> bool:
     """Return true for a file or bare rows, which need no name of a split."""
     if isinstance(source, str | os.PathLike):
@@ -166,6 +176,15 @@ def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Examp
         if has_split(source, split):
             found += read_examples(source, split, task, require_outputs=False)[1]
     return found
+
+
+def _holds_questions(folder: Path, name: str) -> bool:
+    """Return false for a file of lines that holds something else, such as a log of events."""
+    if sources.find_packed(folder / f"{name}_questions.json"):
+        return True
+    path = sources.find_packed(folder / f"{name}.jsonl")
+    row = path and next(sources.stream_lines(path), None)
+    return isinstance(row, Mapping) and not row.keys().isdisjoint(("input", "profile"))
 
 
 def _is_lamp(path: Path, split: str) -> bool:

@@ -39,16 +39,20 @@ def find(folder: Path, *names: str) -> Path:
     """
     if found := next(filter(None, (find_packed(folder / name) for name in names)), None):
         return found
-    endings = ("_questions.json", *(".jsonl" for name in names if name.endswith(".jsonl")))
-    splits = sorted(
-        {path.name.split(ending)[0] for ending in endings for path in folder.glob(f"*{ending}*")} - {"items"}
-    )
+    splits = split_names(folder, "_questions.json", *(".jsonl" for name in names if name.endswith(".jsonl")))
     there = f"it has the splits {', '.join(splits)}" if splits else "it has no questions files at all"
     wanted = [ending for name in names for ending in (name, f"{name}.gz")]
     raise MissingFileError(
         f"Neither {' nor '.join(wanted)} is in {folder}: {there if folder.is_dir() else 'no such folder'}. "
         "Check the folder and the split's name."
     )
+
+
+def split_names(folder: Path, *endings: str) -> list[str]:
+    """Return what stands before one of these endings in the names of a folder's files, plain or with the ending .gz."""
+    names = [path.name.removesuffix(".gz") for path in folder.glob("*") if path.is_file()]
+    found = {name.removesuffix(ending) for ending in endings for name in names if name.endswith(ending)}
+    return sorted(found - {ITEMS.removesuffix(".jsonl")})
 
 
 def find_packed(path: Path) -> Path | None:

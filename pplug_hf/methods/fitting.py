@@ -12,7 +12,7 @@ A method is one line of `FIT` in `fit_options.py`: its name, its options, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -35,6 +35,7 @@ class FitJob:
         task: what is asked.
         users: the examples of the train split in three parts, of different users.
         read: returns the examples of another split, or nothing if there is none; nothing of them may be learned.
+        other_splits: names of all splits besides train.
         resources: language model, decoding, encoders and vectors.
         options: of the method.
         output: folder of the artefact.
@@ -50,6 +51,7 @@ class FitJob:
     task: Task
     users: UserSplit
     read: Callable[[str], list[Example]]
+    other_splits: Sequence[str]
     resources: Resources
     options: Any
     output: str

@@ -267,7 +267,8 @@ def _questions(job: FitJob) -> tuple[Questions, Questions, dict[str, object]]:
     options, task = job.options, job.task
     examples = list(job.users.fit)
     if options.train_on_histories:
-        examples += history_examples(examples, task, [*job.read("dev"), *job.read("test")])
+        left_out = [example for name in job.other_splits for example in job.read(name)]
+        examples += history_examples(examples, task, left_out)
     made, facts = [], {}
     for name, part in (("fit", examples), ("held", job.users.held)):
         part = [e for e in part if e.history]
