@@ -161,7 +161,7 @@ class PPlugProcessor(ProcessorMixin):
         labels: str | Sequence[str] | None = None,
         max_length: int | None = None,
         max_target_length: int | None = None,
-        persona_offset: Sequence[int] | None = None,
+        persona_offset: Sequence[int | None] | None = None,
         turns: Sequence[Sequence[tuple[str, str]]] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
@@ -175,8 +175,8 @@ class PPlugProcessor(ProcessorMixin):
             max_length: most tokens of a prompt, its chat template included. A longer one loses the middle of its text, with
                 a warning.
             max_target_length: cut answers to this many tokens.
-            persona_offset: number of characters of each prompt in front of the soft prompt (default: what the plug's
-                placement says).
+            persona_offset: number of characters of each prompt in front of the soft prompt (default, and None for a prompt:
+                what the plug's placement says).
             turns: earlier turns of each chat, the user's text and the answer of each.
             return_tensors: "pt".
 
@@ -232,7 +232,7 @@ class PPlugProcessor(ProcessorMixin):
         self,
         prompts: Sequence[str],
         answers: Sequence[str] | None = None,
-        persona_offset: Sequence[int] | None = None,
+        persona_offset: Sequence[int | None] | None = None,
         turns: Sequence[Sequence[tuple[str, str]]] | None = None,
         max_length: int | None = None,
         max_target_length: int | None = None,
@@ -241,7 +241,8 @@ class PPlugProcessor(ProcessorMixin):
         for name, values in (("persona_offset", persona_offset), ("turns", turns)):
             if values is not None and len(values) != len(prompts):
                 raise MismatchError(f"Got {len(values)} of {name} for {len(prompts)} prompts: pass one per prompt.")
-        offsets = [None] * len(prompts) if persona_offset is None else [int(offset) for offset in persona_offset]
+        given = [None] * len(prompts) if persona_offset is None else persona_offset
+        offsets = [None if offset is None else int(offset) for offset in given]
         if self.chat:
             chats = [self._chat(text, past) for text, past in zip(prompts, turns or [()] * len(prompts), strict=True)]
             if answers is not None:
@@ -258,6 +259,9 @@ class PPlugProcessor(ProcessorMixin):
                 "make the plug with chat='auto', or use processor.apply_chat_template."
             )
         answer_ids = [[]] * len(prompts) if answers is None else self._answer_ids([*answers], max_target_length)
+        if persona_offset is not None:
+            usual = [len(text) if self.placement == "answer" else 0 for text in prompts]
+            offsets = [place if offset is None else offset for offset, place in zip(offsets, usual, strict=True)]
         return self._prompt_rows([*prompts], answer_ids, offsets, max_length)
 
     def apply_chat_template(  # type: ignore[override]

@@ -16,6 +16,7 @@ from pplug_hf.commands.train import TrainSettings, train
 from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 from pplug_hf.methods.base import Plain, Retrieval
+from pplug_hf.methods.prompts import RetrievalPrompt, persona_positions
 from pplug_hf.methods.resources import Decoding, Resources
 from pplug_hf.methods.selection import SelectionModel, TextForm
 from pplug_hf.methods.selector import texts_of
@@ -71,7 +72,10 @@ def test_the_persona_stands_within_the_users_turn(placement, position):
 def test_white_space_at_the_ends_of_a_text_changes_no_place():
     for template in (PLAIN, PLAIN.replace("m.content", "m.content | trim")):
         for placement, position in (("prompt", 1), ("answer", 8)):
-            assert made(template, placement=placement)([f"  {TEXT} \n"])["persona_position"].tolist() == [position]
+            processor, text = made(template, placement=placement), f"  {TEXT} \n"
+            assert processor([text])["persona_position"].tolist() == [position]
+            nothing_found = [RetrievalPrompt(text, 0, 0)]
+            assert persona_positions(processor, nothing_found).tolist() == [position]
 
 
 def test_a_batch_to_train_on():

@@ -377,8 +377,25 @@ def test_the_paper_has_the_persona_right_behind_the_items(family):
     ]
 
 
+@pytest.mark.parametrize("family", tiny.CAUSAL)
+def test_where_nothing_is_retrieved_the_persona_stands_where_it_always_does(family):
+    for placement in ("prompt", "answer"):
+        processor = PPlugProcessor(tiny.tokenizer(family), placement=placement)
+        prompts = [*prompts_of(processor.tokenizer)[:2], RetrievalPrompt("", 0, 0)]
+        for max_length in (None, 6):
+            batch = processor(text=[p.text for p in prompts], max_length=max_length)
+            last = batch["attention_mask"].sum(dim=1)
+            first = (batch["input_ids"] == tiny.BOS).sum(dim=1)
+            usual = last if placement == "answer" else first
+            assert persona_positions(processor, prompts, max_length)[1:].tolist() == usual[1:].tolist()
+
+
 @torch.no_grad()
-def test_both_orders_are_those_of_the_reference(model):
+@pytest.mark.parametrize(
+    "family, placement", [*((f, "prompt") for f in tiny.FAMILIES), *((f, "answer") for f in tiny.CAUSAL)]
+)
+def test_both_orders_are_those_of_the_reference(family, placement):
+    model = tiny.model(family, attention_temperature=0.2, placement=placement)
     processor = PPlugProcessor.from_model(model)
     prompts = prompts_of(processor.tokenizer)
     positions = persona_positions(processor, prompts)
@@ -390,7 +407,8 @@ def test_both_orders_are_those_of_the_reference(model):
     for b, made in enumerate(prompts):
         soft = reference.soft_prompt(model, tiny.HISTORIES[b], tiny.PROMPTS[b])
         row = reference.row(model, made.text)
-        for generated, position in ((paper, positions[b].item()), (ours, None)):
+        usual = len(row) if placement == "answer" else None
+        for generated, position in ((paper, positions[b].item()), (ours, usual)):
             logits = functools.partial(reference.next_logits, model, soft, row, position=position)
             expected = reference.greedy(logits, 6, tiny.EOS)
             got = generated[b, 1:] if model.config.is_encoder_decoder else generated[b]

@@ -138,7 +138,8 @@ def persona_positions(
     Raises:
         ConfigurationError: the tokenizer does not say which characters a token stands for.
     """
-    texts, offsets = [prompt.text for prompt in prompts], [prompt.items_end for prompt in prompts]
+    texts = [prompt.text for prompt in prompts]
+    offsets = [prompt.items_end if prompt.items else None for prompt in prompts]
     return torch.tensor([row.position for row in processor.rows(texts, persona_offset=offsets, max_length=max_length)])
 
 
