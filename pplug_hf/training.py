@@ -121,6 +121,10 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
+        # One process uses one accelerator. On several, the Trainer would use nn.DataParallel, which divides tensors among
+        # them but gives each all personas: start several processes instead.
+        if self.n_gpu > 1:
+            self._n_gpu = 1
 
 
 class _SetEpoch(TrainerCallback):

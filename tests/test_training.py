@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from reference import close
 from safetensors.torch import load_file
 from torch import nn
+from transformers import TrainingArguments
 
 from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.data.dataset import PersonaDataset
@@ -221,6 +223,21 @@ def test_the_wrong_parameters_are_refused(mistake, message, stage, dataset, tmp_
     mistake(model)
     with pytest.raises(ConfigurationError, match=message):
         getattr(make_trainer(model, tmp_path, dataset, max_steps=1), stage)()
+
+
+def test_one_process_uses_one_accelerator_of_several(tmp_path, monkeypatch):
+    """`nn.DataParallel` would give every replica the personas of all rows."""
+
+    def devices(self):
+        self._n_gpu, self.distributed_state = 2, None  # as of transformers without a launcher
+        return torch.device("cpu")
+
+    found = cached_property(devices)
+    found.__set_name__(TrainingArguments, "_setup_devices")
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", found)
+    trainer = make_trainer(make_model("t5"), tmp_path)
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 4
+    assert trainer._wrap_model(trainer.model) is trainer.model
 
 
 def test_smoothed_labels_are_refused(tmp_path):
