@@ -29,6 +29,7 @@ from pplug_hf.methods.base import Plain, Retrieval
 from pplug_hf.methods.names import methods_of, name_of
 from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.resources import Resources
+from pplug_hf.methods.user_pairs import Asked
 
 # Of peft, when it loads an adapter.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -333,6 +334,23 @@ def test_options_that_cannot_work_are_refused(places, tmp_path):
             data={"train": [r for r in DATA["train"] if r["user"] == "u2"] + rows(["u3"]), "dev": DATA["dev"]},
         )
     assert not out.exists()
+
+
+def test_rows_without_a_user_are_strangers_to_those_of_another_split():
+    """Without ids, too, rows of both splits are numbered from 0."""
+    train, dev = (
+        [{name: value for name, value in row.items() if name not in ("id", "user")} for row in DATA[split][::step]]
+        for split, step in (("train", -1), ("dev", 1))
+    )
+    data = {"train": train, "dev": dev}
+    (_, others), (_, asked) = (read_examples(data, split, SHELVES) for split in data)
+    assert {e.user for e in asked} < {e.user for e in others} and not any(e.named for e in (*others, *asked))
+    found = adapter_fit._other_questions(others, asked, Asked.of(asked, SHELVES))
+    assert found == others
+    named = [replace(e, named=True) for e in others]
+    assert adapter_fit._other_questions(named, asked, Asked.of(asked, SHELVES)) == named
+    both = [replace(e, named=True) for e in asked]
+    assert adapter_fit._other_questions(named, both, Asked.of(both, SHELVES)) == named[len(asked) :]
 
 
 def test_the_union_of_items_leaks_on_request_alone(places, tmp_path):

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from bench_data import SHELVES, USERS, make_world, predictions, quietly, settings_for
+from bench_data import SHELVES, USERS, make_rows, make_world, predictions, quietly, settings_for
 
 from pplug_hf.data.records import Example
 from pplug_hf.evaluation.compare import Comparison
@@ -153,6 +153,21 @@ def test_a_bench_reports_users_and_keeps_pairs_on_request(world, tmp_path):
     given = {gold["id"]: gold["output"] for gold in predictions(tmp_path)["no-persona.json"]["golds"]}
     own = [given[id_] == golds[id_] for id_ in ("230", "231")]  # of user 3
     assert found[hashlib.sha256(b"3u3").hexdigest()[:12]]["rows"]["no-persona"] == np.mean(own)
+
+
+def test_users_without_a_name_are_new_whatever_their_ids(world, tmp_path):
+    data = {}
+    for split, count in (("train", 4), ("dev", 6)):
+        questions, golds = make_rows(SHELVES, 1)
+        pairs = zip(questions[:count], golds[:count], strict=True)
+        data[split] = [{**question, **gold, "id": str(n)} for n, (question, gold) in enumerate(pairs)]
+    for row in (*data["train"], *data["dev"]):
+        del row["user_id"]
+    asked = settings_for(world, tmp_path, "no-persona", "pplug", data="mine")
+    made, _ = quietly(asked, task=SHELVES, data=data)
+    assert made.by_training() == [] and not made.trained_users
+    made.trained_users = {"0"}  # the name of somebody in the train split
+    assert made.by_training() == []
 
 
 def test_groups_are_found_in_the_train_split(world, tmp_path):

@@ -210,7 +210,7 @@ def _finish(
     known: set[str] = set()
     if settings.split != "train" and any(_was_trained(made.key) for made in chosen):
         with suppress(DataError):  # a train split that cannot be read is no reason to lose the table
-            known = {e.user for e in read_training(settings, task, source)}
+            known = {e.user for e in read_training(settings, task, source) if e.named}
     comparison = Comparison(task, examples, reference, full=True, trained_users=known)
     runs: dict[str, list[dict[str, Any]]] = {}
     for made in chosen:

@@ -54,6 +54,7 @@ class Example:
     target: str | None  # None where answers are withheld
     history: Sequence[dict[str, str]]  # the user's earlier items, oldest first
     extra: Mapping[str, object] = field(default_factory=dict)  # further fields of the row, those that the metric reads
+    named: bool = field(default=True, compare=False)  # false: nobody knows who asks, a stranger to all
 
 
 @dataclass(slots=True)
@@ -178,6 +179,7 @@ def examples(
             target=target,
             history=_read_labels([{k: text_of(v) for k, v in item.items()} for item in items], id_, task, repairs),
             extra={name: row[name] for name in metric.fields if name in row},
+            named=user is not None,
         )
     if repeated:
         raise DataError(f"{where}: ids must occur once; these repeat: {some(repeated)}.")

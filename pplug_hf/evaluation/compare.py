@@ -131,7 +131,7 @@ class Comparison:
     def by_training(self) -> list[dict[str, object]]:
         """Return each row's main metric for users of the train split and for new users; nothing if all are one kind."""
         known = set(self.trained_users)
-        seen = np.array([user in known for user in self._users])
+        seen = np.array([e.named and e.user in known for e in self.examples])
         if seen.all() or not seen.any():
             return []
         return [{"seen": bool(kind), **self._part(seen == kind)} for kind in (True, False)]

@@ -315,8 +315,8 @@ def _asked(job: FitJob) -> list[Example]:
 
 def _other_questions(train: Sequence[Example], asked: Sequence[Example], questions: Asked) -> list[Example]:
     """Return the questions for the LoRA of the task: those of users who are not asked anything."""
-    users = {e.user for e in asked}
-    found = [e for e in train if e.user not in users and not questions.includes(e.user, e.query)]
+    users = {e.user for e in asked if e.named}
+    found = [e for e in train if not (e.named and e.user in users) and not questions.includes(e.user, e.query)]
     if not found:
         raise DataError(
             "No question is left for the LoRA of the task: all users of the train split are asked something in the split "
