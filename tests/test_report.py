@@ -61,6 +61,12 @@ def test_ties_are_broken_by_what_everybody_gives():
     assert describe(rows, TASK).labels.favourite_is_gold == 1
 
 
+def test_a_label_of_a_repeated_id_alone_is_no_favourite():
+    history = [item("1", "action", "a film"), item("1", "comedy", "another film")]
+    labels = describe([example("0", "a", [], "action", history=history)], TASK).labels
+    assert labels.everybody == {"action": 1.0} and labels.favourite_is_gold == 1.0
+
+
 def test_what_is_no_label_is_not_shown():
     report = describe([example("0", "a", ["comedy", SECRET])], TASK)
     assert report.labels.everybody == {"comedy": 0.5, OTHER: 0.5} and report.findings["foreign_labels"].count == 1

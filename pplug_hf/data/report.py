@@ -275,9 +275,10 @@ def _labels(
     top, variation = top_and_variation(counts)
     chance = np.mean([top_and_variation(rng.multinomial(sizes, everybody)) for _ in range(_DRAWS)], axis=0)
 
-    # Among equally frequent labels of a history, the one that all users give more often.
+    # Among equally frequent labels of a history, the one that all users give more often. A label may be that of items alone
+    # which repeat an id, and are not counted.
     order = {name: rank for rank, name in enumerate(names)}
-    hits = [min(favourites, key=order.__getitem__) == gold for gold, favourites in golds]
+    hits = [min(favourites, key=lambda name: order.get(name, len(order))) == gold for gold, favourites in golds]
     shown: dict[str, float] = {}
     for name, share, donors in zip(names, everybody.tolist(), (counts > 0).sum(axis=0), strict=True):
         # An answer that only one user gave may be a text of theirs and not a label.
