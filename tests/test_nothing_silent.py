@@ -27,7 +27,7 @@ from pplug_hf import (
 )
 from pplug_hf.commands.encode import EncodeSettings, encode
 from pplug_hf.commands.report import ReportSettings, report
-from pplug_hf.commands.train import choose_examples
+from pplug_hf.commands.train import _RecordRun, choose_examples
 from pplug_hf.data.histories import split_users
 from pplug_hf.data.records import Example
 from pplug_hf.modeling.encoders import load_encoder
@@ -113,6 +113,27 @@ def test_a_training_is_started_again_without_the_checkpoints_of_the_other(traine
     (new / "train_run.json").unlink()
     with pytest.raises(ConfigurationError, match="does not record what it was trained on"):
         quietly(train, replace(settings, epochs=1, learning_rate=0.01), TASK, SPLITS)
+
+
+def test_a_resumed_training_has_used_up_its_patience(trained, tmp_path, monkeypatch):
+    settings = replace(trained, epochs=9, patience=3, learning_rate=1e-30)  # no evaluation is better than the first
+    whole = quietly(train, replace(settings, output=str(tmp_path / "whole")), TASK, SPLITS)
+    save, saved = _RecordRun.on_save, []
+
+    def killed(self, args, state, control, **kwargs):
+        save(self, args, state, control, **kwargs)
+        saved.append(state.global_step)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_RecordRun, "on_save", killed)
+    settings = replace(settings, output=str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        quietly(train, settings, TASK, SPLITS)
+    printed = quietly(train, settings, TASK, SPLITS)
+    assert f"Resuming from {tmp_path / 'killed'}/checkpoint-{saved[2]}" in printed and len(saved) == 4
+    for text in (whole, printed):
+        assert f"Trained {saved[3]} steps in" in text
 
 
 # ---- users to validate on ---------------------------------------------------------------------------------------

@@ -390,6 +390,7 @@ def training_arguments(settings: TrainSettings, examples: int, processes: int = 
         save_steps=every,
         logging_steps=settings.logging_steps or max(1, every // 10),
         save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,  # how much patience is used up
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         prediction_loss_only=True,
