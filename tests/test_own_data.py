@@ -7,8 +7,11 @@ import json
 import random
 import re
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
+import accelerate
 import pytest
+import torch
 from test_cli import BACKBONE, ENCODER
 
 from pplug_hf.cli import main
@@ -217,6 +220,26 @@ def plug(place):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train(settings, TASK, SPLITS, num_persona_tokens=2)
     return str(place / "plug")
+
+
+def test_training_encodes_histories_where_it_trains(tmp_path, monkeypatch):
+    class Seen(Exception):
+        """Ends the training where histories would be encoded."""
+
+    places = []
+
+    def seen(model, *rest):
+        parts = model.history_encoder.device, model.backbone.device, model.plug.no_persona.device
+        places.append(tuple(device.type for device in parts))
+        raise Seen
+
+    one = SimpleNamespace(device=torch.device("meta"), num_processes=1, is_main_process=True, process_index=0)
+    monkeypatch.setattr(accelerate, "PartialState", lambda **options: one)
+    monkeypatch.setattr("pplug_hf.commands.train.make_datasets", seen)
+    given = {"output": str(tmp_path / "plug"), "vectors": str(tmp_path / "vectors"), "validation_users": 0.3}
+    with contextlib.redirect_stdout(io.StringIO()), pytest.raises(Seen):
+        train(TrainSettings(data="mine", backbone=BACKBONE, encoder=ENCODER, **given), TASK, SPLITS)
+    assert places == [("meta", "cpu", "cpu")]
 
 
 def run(*arguments):

@@ -141,6 +141,8 @@ def _train(
     checkpoint = checkpoint if settings.resume else None
     for note in processor.length_notes([e.prompt for e in (*examples, *validation)], settings.max_length):
         print(note)
+    if processes.device.type != "cpu":
+        model.history_encoder.to(processes.device)  # what reads texts now; the Trainer places the rest
     datasets = make_datasets(model, examples, validation, settings)
     model.print_trainable_parameters()
 
