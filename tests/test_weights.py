@@ -76,6 +76,21 @@ def test_a_single_item_that_speaks():
     assert profile["effective_share"][0] == pytest.approx(0.25)
 
 
+class OnApple(torch.Tensor):
+    """A tensor on a device without fp64."""
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_weights_may_lie_on_a_device_without_double_precision():
+    weights, examples = make([4, 4])
+    assert weight_profile([w.as_subclass(OnApple) for w in weights], examples) == weight_profile(weights, examples)
+
+
 def test_there_may_be_nothing_to_say():
     weights, examples = make([0, 1])
     assert weight_profile(weights, examples) is None

@@ -33,7 +33,7 @@ def weight_profile(weights: Sequence[Tensor], examples: Sequence[Example]) -> di
         `effective_share`, likewise, exp(entropy) / N: the share of items that carry the weight, 1 if it is uniform.
         Histories of fewer than two items are left out; None if there are no others.
     """
-    kept = [(w.double().cpu().numpy(), e) for w, e in zip(weights, examples, strict=True) if len(e.history) > 1]
+    kept = [(w.cpu().double().numpy(), e) for w, e in zip(weights, examples, strict=True) if len(e.history) > 1]
     if not kept:
         return None
     by_age = [w[newest_first(e.history)] * len(w) for w, e in kept]

@@ -96,7 +96,7 @@ class Packing:
             check_id(name)
         times = np.full(len(persona), np.nan)
         if persona.timestamps is not None:
-            times[:] = persona.timestamps.double().cpu().numpy()
+            times[:] = persona.timestamps.cpu().double().numpy()
         data = np.zeros((len(persona), self.row_size), np.uint8)
         data[:, : self.used] = self._bytes(persona.vectors.detach().cpu())
         rows = Rows(list(persona.item_ids), times, data)
