@@ -74,8 +74,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             raise ConfigurationError("An assistant_model would draft without the persona: leave it out.")
         if processor is None:
             processor = PPlugProcessor.from_model(model, tokenizer)
-        if device is None and getattr(model.backbone, "hf_device_map", None) is not None:
-            device = model.device  # accelerate has placed the backbone
+        placed = getattr(model.backbone, "hf_device_map", None) is not None  # by accelerate
+        if device is None and placed and not hasattr(model, "hf_device_map"):  # a map says it to transformers itself
+            device = model.device
         super().__init__(model, tokenizer=processor.tokenizer, processor=processor, device=device, **kwargs)
 
     def __call__(self, text_inputs: object, **kwargs: Any) -> Any:  # type: ignore[override]

@@ -328,8 +328,11 @@ def test_the_device(made):
     made.model.backbone.hf_device_map = {"": "cpu"}  # as accelerate leaves it
     try:
         assert pipeline(TASK, model=made.model).device == made.model.device
+        made.model.hf_device_map = {"model": "meta", "lm_head": "cuda:1"}  # over several
+        assert pipeline(TASK, model=made.model).device == torch.device("meta")
     finally:
         del made.model.backbone.hf_device_map
+        vars(made.model).pop("hf_device_map", None)
 
 
 # ---- what cannot work -------------------------------------------------------------------------------------------

@@ -225,6 +225,31 @@ def test_the_wrong_parameters_are_refused(mistake, message, stage, dataset, tmp_
         getattr(make_trainer(model, tmp_path, dataset, max_steps=1), stage)()
 
 
+@pytest.mark.parametrize(
+    "placed, parallel",
+    [
+        ({"transformer": 0, "lm_head": 1}, True),
+        ({"": 0}, False),
+        ({"": torch.device("cpu")}, False),
+        ({"transformer": 0, "lm_head": "cpu"}, False),
+    ],
+)
+def test_a_backbone_on_several_devices_stays_there(placed, parallel, dataset, tmp_path, monkeypatch):
+    model = make_model("gpt2")
+    monkeypatch.setattr(model.backbone, "hf_device_map", placed, raising=False)
+    model._freeze(model.backbone, check=False)
+    moved = []
+    monkeypatch.setattr(type(model), "to", lambda self, *args, **kwargs: moved.append(args) or self)
+    trainer = make_trainer(model, tmp_path, dataset, max_steps=1)
+    assert trainer.is_model_parallel == hasattr(model, "hf_device_map") == parallel
+    trainer.train()
+    assert trainer.state.global_step == 1 and bool(moved) != parallel
+    trainer.save_model(str(tmp_path / "plug"))
+    monkeypatch.setattr(model.backbone, "hf_device_map", {})
+    model._freeze(model.backbone, check=False)
+    assert not hasattr(model, "hf_device_map")
+
+
 def test_one_process_uses_one_accelerator_of_several(tmp_path, monkeypatch):
     """`nn.DataParallel` would give every replica the personas of all rows."""
 

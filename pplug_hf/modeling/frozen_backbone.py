@@ -47,6 +47,10 @@ class FrozenBackboneModel(PreTrainedModel, GenerationMixin):
         else:
             backbones.freeze_backbone(backbone)
         self.backbone, self._position_limit = backbone, position_limit(backbone)
+        vars(self).pop("hf_device_map", None)  # of an earlier backbone
+        devices = set(map(str, (getattr(backbone, "hf_device_map", None) or {}).values()))
+        if len(devices) > 1 and not devices & {"cpu", "disk"}:
+            self.hf_device_map = backbone.hf_device_map  # or the Trainer would move all parts to one device
 
     def _attached(self) -> Any:
         """Return the backbone."""
