@@ -523,6 +523,26 @@ def test_predictions_that_do_not_belong_together(world, finished, tmp_path):
     assert not (tmp_path / "table.md").exists()
 
 
+def test_rows_of_other_chats_do_not_belong_together(world, finished, tmp_path):
+    output, _, _ = finished
+    asked = settings_for(world, tmp_path, "no-persona", "bm25@4", plugs=None, tables_only=True)
+    (tmp_path / "predictions").mkdir()
+
+    def write(row, system):
+        content = json.loads((output / "predictions" / f"{row}.json").read_text())
+        content["key"] |= {} if system is None else {"chat": {"template": "{{ messages }}", "system": system}}
+        (tmp_path / "predictions" / f"{row}.json").write_text(json.dumps(content))
+
+    for one, other, differs in (("", "Be brief.", "chat.system"), (None, "", "chat"), ("", "", None)):
+        write("no-persona", one)
+        write("bm25@4", other)
+        if differs is None:
+            quietly(asked, task=SHELVES)
+            continue
+        with pytest.raises(MismatchError, match=rf"bm25@4.json and no-persona.json were .*different .*{differs}[,:]"):
+            quietly(asked, task=SHELVES)
+
+
 def test_dense_retrieval_with_an_encoder_of_its_own(world, places, tmp_path):
     asked = settings_for(
         world,

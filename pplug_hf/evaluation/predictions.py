@@ -80,7 +80,7 @@ def check_together(chosen: Sequence[Prediction], digest: str, examples: Sequence
                 f"{made.file} was made for other data under the same ids: use the data, the split and max_items of "
                 "that run."
             )
-        for part in ("backbone", "decoding"):
+        for part in ("backbone", "decoding", "chat"):  # without a chat template there is no "chat"
             if made.key.get(part) != chosen[0].key.get(part):
                 raise MismatchError(
                     f"{made.file} and {chosen[0].file} were made with different "
