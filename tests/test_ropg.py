@@ -546,8 +546,14 @@ def test_histories_teach_nothing_that_another_split_asks(world, places, tmp_path
     questions, golds = make_rows(SHELVES, 1)
     rows = [{**question, **gold} for question, gold in zip(questions, golds, strict=True)]
     data = {"train": rows, "validation": rows[:3], "test": rows[3:4]}
-    train(world, places, tmp_path / "r", data=data, train_on_histories=True, epochs=1)
+    options = {"data": data, "train_on_histories": True, "epochs": 1}
+    train(world, places, tmp_path / "r", **options)
     assert excluded == [[row["id"] for row in rows[:4]]]
+    data["validation"] = rows[:2]
+    with pytest.raises(ConfigurationError, match=r"these differ: left_out"):
+        train(world, places, tmp_path / "r", **options)
+    train(world, places, tmp_path / "questions", **options | {"train_on_histories": False})
+    assert "left_out" not in read_artefact(tmp_path / "questions").run
 
 
 @pytest.mark.parametrize(

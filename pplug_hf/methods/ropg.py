@@ -33,7 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ..data.histories import history_examples
-from ..data.records import Example
+from ..data.records import Example, data_digest
 from ..errors import ConfigurationError, DataError
 from ..modeling import encoders
 from ..storage.files import atomic_write
@@ -231,11 +231,13 @@ def train(job: FitJob) -> Artefact:
     base = resources.encoder(None)
     if options.trained_side == "both" and encoders.has_routes(base):
         raise ConfigurationError("This encoder has a side of its own for queries: pass trained_side='query'.")
-    draft = job.draft(KIND, encoder=encoders.fingerprint(base)["digest"])
+    left_out = [e for name in job.other_splits for e in job.read(name)] if options.train_on_histories else []
+    digests = {"left_out": data_digest(job.task, left_out, answers=False)} if left_out else {}
+    draft = job.draft(KIND, encoder=encoders.fingerprint(base)["digest"], **digests)
     if draft.finished:
         print("That training was complete already: nothing was trained now.")
         return draft.finished
-    fit, held, facts = _questions(job)
+    fit, held, facts = _questions(job, left_out)
     item_prompt, query_prompt = (base.prompts.get(name) or "" for name in ("document", "query"))
     vectors = None
     if options.trained_side == "query":
@@ -262,12 +264,16 @@ def _check(job: FitJob) -> None:
         )
 
 
-def _questions(job: FitJob) -> tuple[Questions, Questions, dict[str, object]]:
-    """Return the questions to train on and those held out, and facts about their rewards."""
+def _questions(job: FitJob, left_out: Sequence[Example]) -> tuple[Questions, Questions, dict[str, object]]:
+    """Return the questions to train on and those held out, and facts about their rewards.
+
+    Args:
+        job: with the users of both.
+        left_out: questions of other splits, nothing of which may be learned.
+    """
     options, task = job.options, job.task
     examples = list(job.users.fit)
     if options.train_on_histories:
-        left_out = [example for name in job.other_splits for example in job.read(name)]
         examples += history_examples(examples, task, left_out)
     made, facts = [], {}
     for name, part in (("fit", examples), ("held", job.users.held)):
