@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from test_own_data import BACKBONE, ENCODER, SPLITS, TASK, make_rows
 
 from pplug_hf import (
@@ -22,6 +23,7 @@ from pplug_hf import (
     Personalizer,
     PPlugForConditionalGeneration,
     PPlugProcessor,
+    PPlugTrainer,
     TrainSettings,
     train,
 )
@@ -134,6 +136,30 @@ def test_a_resumed_training_has_used_up_its_patience(trained, tmp_path, monkeypa
     assert f"Resuming from {tmp_path / 'killed'}/checkpoint-{saved[2]}" in printed and len(saved) == 4
     for text in (whole, printed):
         assert f"Trained {saved[3]} steps in" in text
+
+
+def test_a_checkpoint_that_was_not_completed_is_passed_over(trained, tmp_path, monkeypatch):
+    settings = replace(trained, output=str(tmp_path / "plug"), epochs=3)
+    save = PPlugTrainer._save_optimizer_and_scheduler
+
+    def killed(self, folder):
+        if self.state.epoch == 2:
+            raise KeyboardInterrupt
+        save(self, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PPlugTrainer, "_save_optimizer_and_scheduler", killed)
+        quietly(train, settings, TASK, SPLITS)
+    old, half = sorted((tmp_path / "plug").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert (old / "train_run.json").is_file() and not (half / "train_run.json").exists()
+    (half / "optimizer.pt").write_bytes(b"half")
+    printed = quietly(train, settings, TASK, SPLITS)
+    assert f"{half} is not complete" in printed and f"Resuming from {old}\n" in printed
+    whole = replace(settings, output=str(tmp_path / "whole"))
+    assert "is not complete" not in quietly(train, whole, TASK, SPLITS)
+    one, other = (load_file(Path(each.output) / "model.safetensors") for each in (settings, whole))
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, other[name])
 
 
 # ---- users to validate on ---------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def _train(
     run = identity_of_run(settings, task, model, [*examples, *validation])
     trained_on = {"name": Path(settings.data).name, "examples": len(examples), "digest": run["data"]}
     trained_on["users"] = len({e.user for e in examples})
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    checkpoint = last_checkpoint(output) if output.is_dir() else None
     if checkpoint and settings.resume:
         check_same_run(Path(checkpoint), run)
     elif processes.is_main_process:
@@ -251,6 +251,17 @@ def identity_of_run(
 
 
 _PLACES = ("backbone", "encoder", "dtype", "transformers_version")
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """Return the newest checkpoint that is complete: what it was made of is written last. If none is, return the newest."""
+    newest = get_last_checkpoint(str(output))
+    found = [path.parent for path in output.glob(f"checkpoint-*/{TRAIN_RUN}")]
+    steps = {int(number): path for path in found if (number := path.name.partition("-")[2]).isdecimal()}
+    complete = str(steps[max(steps)]) if steps else newest
+    if complete != newest:
+        print(f"{newest} is not complete, because its writing was interrupted: an earlier checkpoint is used.")
+    return complete
 
 
 def check_same_run(checkpoint: Path, run: _Run) -> None:
