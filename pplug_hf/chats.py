@@ -90,12 +90,13 @@ class ChatTemplate:
         """Return a chat with a system text in front, inside the first user's turn if the template has no system's turn."""
         if system is None:
             return [*chat]
-        whole = [{"role": "system", "content": system}, *chat]
         try:
-            if not system or system.strip() in self.render(whole):
-                return whole
+            if _SENTINEL in self.render([{"role": "system", "content": system + _SENTINEL}, *chat]):
+                return [{"role": "system", "content": system}, *chat]
         except DataError:
             pass
+        if not system:
+            return [*chat]
         first = next((i for i, message in enumerate(chat) if message.get("role") == "user"), 0)
         joined = {**chat[first], "content": f"{system}\n\n{text_of(chat[first])}"}
         return [*chat[:first], joined, *chat[first + 1 :]]

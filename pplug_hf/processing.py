@@ -342,6 +342,16 @@ class PPlugProcessor(ProcessorMixin):
         rows = self._chat_rows(chats, learn, self._template(**kwargs), [None] * len(chats), max_length)
         return self._batch(rows, learn, given, positions=True)
 
+    def with_system(self, chat: Sequence[Message]) -> list[Message]:
+        """Return a chat with the processor's system text, as training wrote it, unless it brings a system text of its own.
+
+        Args:
+            chat: messages, at least one. Where the template has no system turn, the first user's turn takes the text in.
+        """
+        if chat[0].get("role") in ("system", "developer"):
+            return [*chat]
+        return self._template(add_generation_prompt=True).with_system(chat, self.system)
+
     # ---- the steps -----------------------------------------------------------------------------------------
 
     def _template(self, **options: Any) -> ChatTemplate:
@@ -351,8 +361,7 @@ class PPlugProcessor(ProcessorMixin):
     def _chat(self, text: str, turns: Sequence[tuple[str, str]] = ()) -> list[Message]:
         """Return a prompt as a chat: the system text, earlier turns, then the prompt as the user's text."""
         said = [m for question, answer in turns for m in ({"role": "user", "content": question}, _answered(answer))]
-        chat = [*said, {"role": "user", "content": text}]
-        return self._template(add_generation_prompt=True).with_system(chat, self.system)
+        return self.with_system([*said, {"role": "user", "content": text}])
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Return the tokens of answers as a model learns to write them, with their end.

@@ -20,6 +20,7 @@ from pplug_hf.methods.prompts import RetrievalPrompt, persona_positions
 from pplug_hf.methods.resources import Decoding, Resources
 from pplug_hf.methods.selection import SelectionModel, TextForm
 from pplug_hf.methods.selector import texts_of
+from pplug_hf.serving.prompts import prompt_row
 
 BOT, USER, SYSTEM = "<bot>", "<user>", "<system>"
 PLAIN = (
@@ -118,6 +119,27 @@ def test_what_is_too_long_loses_the_middle_of_its_text(caplog, monkeypatch):
 )
 def test_a_system_text_arrives_in_every_template(template, expected):
     assert read(made(template, system="cold"), "the sea") == ids(expected)
+
+
+def test_a_system_text_arrives_although_the_user_says_the_same():
+    chat = "<user> cold the sea is cold <eos> <bot>"
+    assert read(made(IGNORES_SYSTEM, system="cold"), "the sea is cold") == ids(chat)
+
+
+@pytest.mark.parametrize("system", [None, "", "cold"])
+@pytest.mark.parametrize("template", [PLAIN, DEFAULT_SYSTEM, WITHOUT_SYSTEM, IGNORES_SYSTEM])
+def test_a_served_chat_begins_as_a_text_does(template, system):
+    processor, config = made(template, system=system, placement="answer"), tiny.backbone("llama").config
+    chat = [{"role": "user", "content": "the sea"}]
+    assert prompt_row(processor, config, chat) == prompt_row(processor, config, "the sea")
+
+
+def test_a_served_chat_keeps_a_system_text_of_its_own():
+    processor, config = made(system="cold"), tiny.backbone("llama").config
+    chat = [{"role": "system", "content": "warm"}, {"role": "user", "content": "the sea"}]
+    assert prompt_row(processor, config, chat).ids == ids("<system> warm <eos> <user> the sea <eos> <bot>")
+    with pytest.raises(DataError, match="a list that is empty"):
+        prompt_row(processor, config, [])
 
 
 def test_without_a_system_text_the_templates_own_stays():

@@ -18,6 +18,7 @@ import pytest
 import tiny
 import torch
 from serving import ITEMS, served
+from test_chats import IGNORES_SYSTEM
 from test_engine import alone, slow, with_two_plugs
 
 from pplug_hf import ConfigurationError, EncoderSpec, MismatchError, open_store
@@ -180,6 +181,17 @@ def test_max_completion_tokens_and_parts_of_content_are_taken(client):
     assert answer.usage.completion_tokens == 2
     flat = [{"role": "system", "content": "write"}, {"role": "user", "content": PROMPT}]
     assert ask(client, messages=flat, max_tokens=2)[0].choices[0].message == answer.choices[0].message
+
+
+def test_a_chat_gets_the_system_text_of_its_plug_as_a_text_does(tmp_path):
+    words = tiny.tokenizer("llama")
+    words.chat_template = IGNORES_SYSTEM
+    with served(
+        tmp_path, tiny.from_backbone(tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=words, system="cold")
+    ) as server:
+        _, chat, _ = server("POST", "/v1/chat/completions", {"messages": CHAT, "max_tokens": 6})
+        _, text, _ = server("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 6})
+    assert chat["choices"][0]["message"]["content"] == text["choices"][0]["text"] and chat["usage"] == text["usage"]
 
 
 def test_many_clients_at_once_get_what_each_would_alone(server, client):

@@ -9,11 +9,12 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from test_chats import IGNORES_SYSTEM, WITHOUT_SYSTEM
 from test_processing import CHATS, TEMPLATES
 
 from pplug_hf import ConfigurationError, DataError, PPlugProcessor
 from pplug_hf.cli import main
-from pplug_hf.serving.vllm_export import chat_template, content_parts, export_soft_prompts
+from pplug_hf.serving.vllm_export import chat_template, content_parts, export, export_soft_prompts
 
 SOFT = "<soft>"  # what vLLM's server writes for a soft prompt
 CHATML = (
@@ -141,6 +142,26 @@ def test_the_command(plug, places, tmp_path, capsys):
     page = (output / "README.md").read_text()
     assert command in page and "i like rain" in page and "behind the text" in page and "Never let others" in page
     assert load_file(output / "soft_prompts.safetensors")["soft_prompt"].shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    "template, chat, system, first, content",
+    [
+        (CHATML, True, "i like rain \U0001f327", "'i like rain \U0001f327'", "content_parts(text,"),
+        (WITHOUT_SYSTEM, True, "i like rain", None, "content_parts('i like rain\\n\\n' + text,"),
+        (IGNORES_SYSTEM, True, "i like rain", None, "content_parts('i like rain\\n\\n' + text,"),
+        (CHATML, True, None, None, "content_parts(text,"),
+        (CHATML, False, "i like rain", None, "content_parts(text,"),
+    ],
+)
+def test_the_page_writes_the_system_text_as_training_did(tmp_path, template, chat, system, first, content):
+    model = tiny.model("llama", placement="answer")
+    model.config.chat, model.config.system, model.tokenizer.chat_template = chat, system, template
+    export(tmp_path, model.personalizer, PPlugProcessor.from_model(model), "llama")
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert content in page
+    said = "" if first is None else f"{{'role': 'system', 'content': {first}}}, "
+    assert f'messages=[{said}{{"role": "user", "content": content}}]' in page
 
 
 @pytest.mark.parametrize(

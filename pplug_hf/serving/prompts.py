@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from transformers import PreTrainedConfig
 
-from ..chats import last_user_text, text_of
+from ..chats import chats_of, last_user_text, text_of
 from ..errors import ConfigurationError, DataError
 from ..modeling import Persona, Personalizer
 from ..modeling.encoders import check_finite
@@ -31,15 +31,16 @@ def prompt_row(
         prompt: text or messages.
 
     Raises:
-        DataError: the chat template refuses it.
+        DataError: it is not a chat, or the chat template refuses it.
     """
-    if not isinstance(prompt, str) and processor.chat:
-        given = list(prompt)
-        if processor.system and given[0].get("role") not in ("system", "developer"):
-            given = [{"role": "system", "content": processor.system}, *given]
-        batch = processor.apply_chat_template(given, add_generation_prompt=True)
-        return Row(batch["input_ids"][0].tolist(), int(batch["persona_position"][0]), [])
-    text = prompt if isinstance(prompt, str) else "\n".join(map(text_of, prompt))
+    if isinstance(prompt, str):
+        text = prompt
+    else:
+        (chat,) = chats_of(list(prompt))
+        if processor.chat:
+            batch = processor.apply_chat_template(processor.with_system(chat), add_generation_prompt=True)
+            return Row(batch["input_ids"][0].tolist(), int(batch["persona_position"][0]), [])
+        text = "\n".join(map(text_of, chat))
     (row,) = processor.rows(whole_texts([text]))
     if processor.chat or not row.ids:
         return row

