@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .errors import DataError, PPlugError, kind_of
@@ -38,11 +39,24 @@ class ChatTemplate:
         self.tokenizer, self.options = tokenizer, options
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
-        """Return a chat as text.
+        """Return a chat as text. A template that reads texts alone gets the text parts of a message joined.
 
         Raises:
             DataError: the template refuses it.
         """
+        if any(map(_in_parts, messages)) and not self._reads_parts:
+            messages = [{**m, "content": text_of(m)} if _in_parts(m) else m for m in messages]
+        return self._render(messages, **options)
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Return true if the template writes the text of parts, not Python's form of a list, where the sentinel is escaped."""
+        try:
+            return _SENTINEL in self._render([{"role": "user", "content": [{"type": "text", "text": _SENTINEL}]}])
+        except DataError:
+            return False
+
+    def _render(self, messages: Sequence[Message], **options: Any) -> str:
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **self.options | options)
         except PPlugError:
@@ -128,6 +142,10 @@ def text_of(message: Message) -> str:
     """Return the text of a message, whose content may be parts."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _in_parts(message: Message) -> bool:
+    return isinstance(message.get("content"), list)
 
 
 def last_user_text(chat: Sequence[Message]) -> str:

@@ -14,7 +14,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import Pipeline
 from transformers.utils.chat_template_utils import Chat, is_valid_message
 
-from .chats import last_user_text
+from .chats import last_user_text, text_of
 from .errors import ConfigurationError, DataError, MismatchError, kind_of
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def _joined(prompt: str | Sequence[Mapping[str, str]], answer: str) -> str | lis
     if isinstance(prompt, str):
         return prompt + answer
     if _goes_on(prompt):
-        return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + answer}]
+        return [*prompt[:-1], {**prompt[-1], "content": text_of(prompt[-1]) + answer}]
     return [*prompt, {"role": "assistant", "content": answer}]
 
 

@@ -134,6 +134,38 @@ def test_a_served_chat_begins_as_a_text_does(template, system):
     assert prompt_row(processor, config, chat) == prompt_row(processor, config, "the sea")
 
 
+PARTS = PLAIN.replace(
+    "m.content", "m.content if m.content is string else m.content | map(attribute='text') | join('-')"
+)
+
+
+@pytest.mark.parametrize(
+    "template, between",
+    [
+        *[(template, "") for template in (PLAIN, DEFAULT_SYSTEM, WITHOUT_SYSTEM, IGNORES_SYSTEM)],
+        (PLAIN.replace("{{ m.content }}", "{{ 'say ' + m.content }}"), ""),
+        (PARTS, "-"),
+    ],
+    ids=["plain", "default", "raises", "ignores", "adds", "reads parts"],
+)
+def test_text_parts_arrive_in_every_template(template, between):
+    """A template that reads texts alone gets them joined; one that reads parts joins them itself."""
+
+    def talk(write):
+        return [
+            {"role": "user", "content": write("the ", "sea")},
+            {"role": "assistant", "content": write("is ", "cold")},
+            {"role": "user", "content": write("and the ", "moon")},
+        ]
+
+    texts = talk(lambda a, b: a + between + b)
+    parts = talk(lambda a, b: [{"type": "text", "text": text} for text in (a, b)])
+    processor, config = made(template, system="cold", placement="answer"), tiny.backbone("llama").config
+    assert prompt_row(processor, config, parts) == prompt_row(processor, config, texts)
+    a, b = (processor.apply_chat_template(chat[:2], labels=True) for chat in (parts, texts))
+    assert all(a[name].equal(b[name]) for name in ("input_ids", "labels", "persona_position"))
+
+
 def test_a_served_chat_keeps_a_system_text_of_its_own():
     processor, config = made(system="cold"), tiny.backbone("llama").config
     chat = [{"role": "system", "content": "warm"}, {"role": "user", "content": "the sea"}]

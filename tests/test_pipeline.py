@@ -282,6 +282,17 @@ def test_a_chat_that_ends_with_the_assistant_goes_on():
     assert len(chat) == 2 and chat[1]["content"].startswith("the moon is") and chat[1] != begun
 
 
+def test_a_chat_in_text_parts_is_answered_as_one_in_texts():
+    model = tiny.model("llama")
+    model.tokenizer.chat_template = "{% for m in messages %}{{ '<' + m.role + '> ' + m.content + ' ' }}{% endfor %}"
+    pipe, texts = pipeline(TASK, model=model), [*CHATS["one turn"], {"role": "assistant", "content": "the moon is"}]
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in texts]
+    for n in (1, 2):  # a new answer, and one that goes on
+        (a,), (b,) = (pipe(chat[:n], persona=tiny.HISTORY, **NEW) for chat in (parts, texts))
+        assert a["generated_text"][-1] == b["generated_text"][-1]
+        assert a["generated_text"][: n - 1] == parts[: n - 1]
+
+
 def test_a_streamer_gets_the_answer_piece_by_piece(made):
     streamer = TextIteratorStreamer(made.pipe.tokenizer, skip_prompt=True, skip_special_tokens=True)
     options = {"persona": tiny.HISTORY, "streamer": streamer, **NEW}

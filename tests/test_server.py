@@ -19,6 +19,7 @@ import tiny
 import torch
 from serving import ITEMS, served
 from test_chats import IGNORES_SYSTEM
+from test_chats import PLAIN as PLAIN_TEMPLATE
 from test_engine import alone, slow, with_two_plugs
 
 from pplug_hf import ConfigurationError, EncoderSpec, MismatchError, open_store
@@ -183,15 +184,19 @@ def test_max_completion_tokens_and_parts_of_content_are_taken(client):
     assert ask(client, messages=flat, max_tokens=2)[0].choices[0].message == answer.choices[0].message
 
 
-def test_a_chat_gets_the_system_text_of_its_plug_as_a_text_does(tmp_path):
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, IGNORES_SYSTEM], ids=["plain", "ignores system"])
+def test_a_chat_gets_the_system_text_of_its_plug_as_a_text_does(tmp_path, template):
     words = tiny.tokenizer("llama")
-    words.chat_template = IGNORES_SYSTEM
+    words.chat_template = template
     with served(
         tmp_path, tiny.from_backbone(tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=words, system="cold")
     ) as server:
-        _, chat, _ = server("POST", "/v1/chat/completions", {"messages": CHAT, "max_tokens": 6})
         _, text, _ = server("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 6})
-    assert chat["choices"][0]["message"]["content"] == text["choices"][0]["text"] and chat["usage"] == text["usage"]
+        for content in (PROMPT, [{"type": "text", "text": PROMPT[:3]}, {"type": "text", "text": PROMPT[3:]}]):
+            chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 6}
+            _, answer, _ = server("POST", "/v1/chat/completions", chat)
+            assert answer["choices"][0]["message"]["content"] == text["choices"][0]["text"]
+            assert answer["usage"] == text["usage"]
 
 
 def test_many_clients_at_once_get_what_each_would_alone(server, client):
