@@ -417,6 +417,25 @@ def test_the_limit_of_items_holds_for_requests_at_once(server, monkeypatch):
     assert len(encoded) == 6 * 7 and server("DELETE", "/v1/personas/many")[1]["items"] == 28
 
 
+def test_an_append_during_which_a_user_is_replaced_loses_no_item(server, monkeypatch):
+    encode, path, items = server.service.encode, "/v1/personas/raced/items", [{"id": i, "text": "rain"} for i in "abc"]
+    server("PUT", path, {"items": items[:1]})
+    written = server.service.monitoring.items.labels("written")
+    others = [encode(["snow"], ["c"], [1.0])]
+
+    def replaces(*arguments):
+        newer = encode(*arguments)
+        if others:
+            server.store.replace("raced", others.pop())
+        return newer
+
+    monkeypatch.setattr(server.service, "encode", replaces)
+    before = written._value.get()
+    status, reply, _ = server("POST", path, {"items": items[:2]})
+    assert (status, reply["items"], written._value.get() - before) == (200, 3, 2)
+    assert server.store.get("raced").item_ids == ("c", "a", "b")
+
+
 @pytest.fixture(scope="module")
 def template_server(tmp_path_factory):
     model = tiny.model("llama", item_template="{tag} is {text}")

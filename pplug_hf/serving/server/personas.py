@@ -137,7 +137,7 @@ def _append(service: Service, tenant: str, user: str, items: list[ItemBody]) -> 
         _check(service, items, len(known) + len(new))
         if not new:
             return _show(service, tenant, user)
-        if newer is None:
+        if newer is None or newer.item_ids != tuple(item.id for item in new):
             newer = _encoded(service, new)
         try:
             store.append(user, newer, expected_version=version)
