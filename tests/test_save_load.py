@@ -425,6 +425,7 @@ def test_a_killed_save_leaves_the_old_plug_or_the_new_one(places, copy, where, c
         return step(*args, **kwargs) if len(calls) <= call else os._exit(9)
 
     (copy / "special_tokens_map.json").write_text("{}")  # of an older vocabulary
+    PPlugProcessor(old.tokenizer, placement="prompt", system="old").save_pretrained(copy)
     if (child := os.fork()) == 0:
         monkeypatch.setattr(where, kill)
         new.save_pretrained(copy)
@@ -434,10 +435,20 @@ def test_a_killed_save_leaves_the_old_plug_or_the_new_one(places, copy, where, c
     elsewhere = shutil.copytree(copy, copy.parent / "elsewhere")  # a killed save survives being copied
     same_answers(PPlugModel.from_pretrained(elsewhere), old if is_old else new)
     assert (elsewhere / "special_tokens_map.json").exists() == is_old
+    assert PPlugProcessor.from_pretrained(elsewhere).system == ("old" if is_old else None)
     old.save_pretrained(copy)
     same_answers(PPlugModel.from_pretrained(copy), old)
     assert set(contents(copy)) - {"special_tokens_map.json"} == FILES
     assert not [path for path in (*copy.iterdir(), *elsewhere.iterdir()) if path.is_dir() and "saved" in path.name]
+
+
+def test_a_processor_saved_with_the_old_plug_does_not_outlive_it(copy, places):
+    for placement in ("prompt", "answer"):
+        model = made(places, placement=placement)
+        model.save_pretrained(copy)
+        assert PPlugProcessor.from_pretrained(copy).placement == placement
+        PPlugProcessor.from_model(model).save_pretrained(copy)
+        assert PPlugProcessor.from_pretrained(copy).placement == placement
 
 
 def test_saves_at_the_same_time_wait_for_each_other(copy):

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigurationError, DataError
 from .files import locked, read_json_object
-from .layout import CONFIG, HIDDEN, SAVED, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from .layout import CONFIG, HIDDEN, PROCESSOR_CONFIG, SAVED, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 
 _WRITING = f"{HIDDEN}saving-"
 _NAMES = ".names"  # inside SAVED: the names of the new plug's files
@@ -113,9 +113,10 @@ def _move(folder: Path) -> None:
             (folder / path).parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # moved already
                 os.replace(saved / path, folder / path)
-        if TOKENIZER_CONFIG in names:  # no file of the old vocabulary may stay beside the new one
-            for name in set(TOKENIZER_FILES) - set(names):
-                (folder / name).unlink(missing_ok=True)
+        # No file of the old vocabulary may stay beside the new one, and no old settings that a processor would prefer.
+        stale = {TOKENIZER_CONFIG: TOKENIZER_FILES, CONFIG: (PROCESSOR_CONFIG,)}
+        for name in {old for new, files in stale.items() if new in names for old in files} - set(names):
+            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(saved, ignore_errors=True)
     except OSError as error:
         raise DataError(
