@@ -85,6 +85,17 @@ def test_a_batch_answers_as_each_request_alone(family, placement):
     engine.close()
 
 
+@pytest.mark.parametrize("family", ["bart", "llama"])
+def test_a_forced_end_does_not_depend_on_the_longest_answer_of_a_batch(family):
+    model = tiny.model(family)
+    model.generation_config.eos_token_id, model.generation_config.forced_eos_token_id = None, tiny.EOS
+    short, long = (Request(tiny.PROMPTS[0], sampling=Sampling(max_new_tokens=n)) for n in (3, 6))
+    with TransformersEngine(model) as engine:
+        answers = [*engine.generate([short]), *engine.generate([long]), *engine.generate([short, long])]
+    assert answers[:2] == answers[2:]
+    assert [(a.completion_tokens, a.finish_reason) for a in answers[:2]] == [(3, "length"), (6, "length")]
+
+
 def test_requests_of_a_batch_name_plugs_of_their_own(llama):
     assert list(llama.plugs) == ["default", "late"]
     user = personas(llama)[0]

@@ -76,6 +76,8 @@ class TransformersEngine(Engine):
         self._default, self._limit = model.active_plug, position_limit(model.backbone)
         self._config = copy.deepcopy(model.generation_config)
         self._config.update(do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50)
+        settings = (self._config, model.backbone.generation_config)  # the second has the defaults of the first
+        self._forces_end = any(getattr(each, "forced_eos_token_id", None) is not None for each in settings)
         ends = self._config.eos_token_id
         self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
         if self._config.pad_token_id is None:
@@ -339,7 +341,8 @@ class TransformersEngine(Engine):
             plug=[row.plug for row in rows],
             prompt_cache=cache,
             generation_config=self._config,
-            max_new_tokens=max(row.limit for row in rows),
+            # A forced end replaces the last token of the longest answer, so it comes behind the limits of all rows.
+            max_new_tokens=max(row.limit for row in rows) + self._forces_end,
             logits_processor=LogitsProcessorList([RowSampling(rows, counts_prompt=causal)]),
             stopping_criteria=StoppingCriteriaList([_Progress(rows, self._ends, self._decode, self._note)]),
         )
