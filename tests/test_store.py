@@ -4,6 +4,8 @@ import json
 import os
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import hypothesis.strategies as st
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from stores import FORK, OTHER, SECRET, SPEC, check, items
 
-from pplug_hf import EncoderSpec, Persona, cli
+from pplug_hf import EncoderSpec, Persona, cli, open_store
 from pplug_hf.errors import (
     ConfigurationError,
     DataError,
@@ -375,6 +377,25 @@ def test_a_folder_has_its_own_secret(store_folder, monkeypatch):
     monkeypatch.delenv("PPLUG_STORE_SECRET")
     with pytest.raises(MismatchError, match="secret is not the one"):
         store_folder.open(secret=None)
+
+
+@pytest.mark.parametrize("left", ["empty file", "full disk"])
+def test_a_secret_that_could_not_be_written_is_made_anew(tmp_path, monkeypatch, left):
+    monkeypatch.delenv("PPLUG_STORE_SECRET", raising=False)
+    if left == "empty file":
+        (tmp_path / "secret").touch()
+    else:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+            patch.setattr(os, "fsync", Mock(side_effect=OSError("no space left")))
+            open_store(tmp_path, SPEC)
+        assert not list(tmp_path.iterdir())
+    with ThreadPoolExecutor(8) as pool:  # nobody gets another secret than the others
+        stores = [*pool.map(lambda _: open_store(tmp_path, SPEC), range(8))]
+    stores[0].append("anna", items("a"))
+    assert all(check(store.get("anna")) == ["a"] for store in stores)
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+    for store in stores:
+        store.close()
 
 
 def test_a_server_needs_a_secret(store_server, monkeypatch):

@@ -9,12 +9,13 @@ import secrets
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from ..errors import ConfigurationError, MismatchError, MissingFileError
 from ..modeling import EncoderSpec, Persona
-from ..storage.files import locked
+from ..storage.files import atomic_write, locked
 from .backend import GoneError, Header, Place
 from .keys import Keys, check_id, secret_from_environment
 from .packing import Packing
@@ -73,9 +74,11 @@ def _own_secret(folder: Path) -> str:
     """Return the secret in the folder of a store; a new one the first time."""
     path = folder / SECRET
     with locked(folder):
-        if not path.exists():
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        if not path.exists() or not path.read_text().strip():  # empty: its writer was killed
+            with atomic_write(path) as staging, open(staging, "x", opener=partial(os.open, mode=0o600)) as file:
                 file.write(secrets.token_hex())
+                file.flush()
+                os.fsync(file.fileno())  # before the store that needs it is made
     return path.read_text().strip()
 
 
