@@ -443,6 +443,16 @@ def test_a_closed_engine_and_one_whose_thread_died_say_so(monkeypatch):
             ask()
 
 
+def test_an_engine_that_does_not_start_leaves_no_thread():
+    before = {*threading.enumerate()}
+    with pytest.raises(DataError, match="at most 1"):
+        TransformersEngine(tiny.model("gpt2"), max_prompt_tokens=1)
+    for thread in {*threading.enumerate()} - before:
+        if thread.name == "pplug-engine":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 def test_a_model_that_hangs_is_noticed(llama, monkeypatch):
     go_on = threading.Event()
     monkeypatch.setattr(llama, "_answer_all", lambda rows: go_on.wait())

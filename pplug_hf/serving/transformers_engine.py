@@ -90,7 +90,11 @@ class TransformersEngine(Engine):
         self._closed: str | None = None
         self._thread = threading.Thread(target=self._work, name="pplug-engine", daemon=True)
         self._thread.start()
-        self._known = self._ask_canary()
+        try:
+            self._known = self._ask_canary()
+        except BaseException:  # the thread must not keep the model; one that hangs is not waited for
+            self._close("The engine has not started.")
+            raise
 
     @classmethod
     def from_pretrained(cls, plug: str, plugs: Mapping[str, str] | None = None, **options: Any) -> Self:
