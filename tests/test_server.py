@@ -213,6 +213,8 @@ def test_many_clients_at_once_get_what_each_would_alone(server, client):
         ({"presence_penalty": 1}, 400, "unsupported_parameter"),
         ({"frequency_penalty": 1}, 400, "unsupported_parameter"),
         ({"logprobs": True}, 400, "unsupported_parameter"),
+        ({"create": "text", "logprobs": 0}, 400, "unsupported_parameter"),
+        ({"extra_body": {"repetition_penalty": 0}}, 400, "unsupported_parameter"),
         ({"logit_bias": {"5": 1}}, 400, "unsupported_parameter"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "unsupported_parameter"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter"),
@@ -254,6 +256,9 @@ def test_parameters_at_values_that_change_nothing_are_taken(client):
     neutral = {
         "repetition_penalty": 1.0,
         "min_p": 0.0,
+        "min_tokens": 0,
+        "logprobs": False,
+        "top_logprobs": 0,
         "best_of": 1,
         "ignore_eos": False,
         "response_format": {"type": "text"},

@@ -51,7 +51,9 @@ _REFUSED = [
 ]
 # Values that some clients send and that change nothing.
 _NEUTRAL = {"best_of": 1, "length_penalty": 1, "repetition_penalty": 1, "typical_p": 1}
-_HARMLESS = (None, False, "none", "auto", [], {}, {"type": "text"}, ["text"])
+_NEUTRAL |= {"min_p": 0, "min_tokens": 0, "top_logprobs": 0}
+# So does False, but not every 0, which is equal to it: a `logprobs` of 0 asks for the log probability of each token.
+_HARMLESS = (None, "none", "auto", [], {}, {"type": "text"}, ["text"])
 
 
 class PersonaChoice(BaseModel):
@@ -107,7 +109,7 @@ class AnswerBody(BaseModel):
         """
         for name in _REFUSED:
             value = (self.model_extra or {}).get(name)
-            if value not in _HARMLESS and value != _NEUTRAL.get(name):
+            if value is not False and value not in _HARMLESS and value != _NEUTRAL.get(name):
                 raise ApiError(400, "unsupported_parameter", f"{name} is not supported: leave it out.", name)
 
     @property
