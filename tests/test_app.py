@@ -88,12 +88,14 @@ def test_a_causal_model_answers_without_the_prompt(tmp_path):
     assert not made.own.startswith("what") and len(made.weights) == len(tiny.HISTORY)
 
 
+@pytest.mark.parametrize("header", ["{}", "http://{}"], ids=["host", "origin"])
 @pytest.mark.parametrize("host, status", [("localhost:7860", 200), ("127.0.0.1", 200), ("evil.example:7860", 421)])
-def test_a_page_of_another_name_does_not_get_in(assistant, host, status):
+def test_a_page_of_another_name_does_not_get_in(assistant, host, status, header):
     pytest.importorskip("gradio")
     client = pytest.importorskip("fastapi.testclient").TestClient(web_app(build(assistant, "t")), "http://127.0.0.1")
     for path in ("/", "/config"):
-        assert client.get(path, headers={"Host": host}).status_code == status
+        name = "Origin" if "//" in header else "Host"
+        assert client.get(path, headers={name: header.format(host)}).status_code == status
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------------

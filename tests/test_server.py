@@ -560,6 +560,27 @@ def test_without_keys_no_page_of_another_name_gets_in(server, host):
     assert server("GET", "/v1/personas/anna")[1]["items"] == 4
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "https://[::1", ""]
+)
+def test_without_keys_no_page_from_elsewhere_writes(server, origin):
+    """As `fetch(url, {mode: "no-cors"})` sends it, which needs no leave: text, or a blob without a type."""
+    body = json.dumps({"items": ITEMS[:1], "messages": CHAT}).encode()
+    for path in ("/v1/personas/victim/items", "/v1/chat/completions"):
+        for kind in ("text/plain", "", "application/json"):
+            status, reply, _ = server("POST", path, body, Origin=origin, Content_Type=kind)
+            assert (status, reply["error"]["code"]) == (421, "misdirected_request")
+    assert server("GET", "/v1/personas/victim")[0] == 404
+
+
+def test_pages_of_this_machine_get_in_and_with_keys_every_page(server, tmp_path):
+    for origin in (server.url, "http://localhost:3000", "http://[::1]:8000"):
+        assert server("GET", "/v1/personas/anna", Origin=origin)[0] == 200
+        assert server("POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 1}, Origin=origin)[0] == 200
+    with served(tmp_path, keys={hashlib.sha256(b"key-a").hexdigest(): "acme"}) as locked:
+        assert locked("GET", "/v1/models", key="key-a", Origin="https://api.example")[0] == 200
+
+
 def test_the_names_of_loopback_get_in_and_with_keys_every_name(server, tmp_path):
     for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000", "127.1.2.3"):
         assert server("GET", "/v1/personas/anna", Host=host)[0] == 200

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import PPlugError
 from ..optional import require
-from ..serving.rebinding import is_rebound
+from ..serving.rebinding import is_from_elsewhere
 from .assistant import Assistant, items_of
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def web_app(page: Blocks) -> FastAPI:
 
     @app.middleware("http")
     async def refuse_other_places(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if is_rebound(request.scope):
+        if is_from_elsewhere(request.scope):
             return fastapi.Response("This page is at http://127.0.0.1 and http://localhost alone.", 421)
         response = await call_next(request)
         response.headers["Content-Security-Policy"] = _POLICY

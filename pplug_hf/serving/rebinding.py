@@ -1,4 +1,8 @@
-"""Requests of web pages that had their own name point at this machine (DNS rebinding), so that a browser lets them ask."""
+"""Requests that a web page from elsewhere has a browser send to this machine.
+
+Browsers let every page send a form or text, and keep the answer from it. They give it the answer if the page has had its own
+name point at this machine (DNS rebinding).
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-def is_rebound(scope: Mapping[str, Any]) -> bool:
-    """Return true for a request that came over loopback and names another host than this machine.
+def is_from_elsewhere(scope: Mapping[str, Any]) -> bool:
+    """Return true for a request that came over loopback and names another host, or an origin on another host.
 
     Args:
         scope: of ASGI. A gateway on the same machine must send the host that it connects to, as nginx does by default.
     """
     server = scope.get("server")
-    named = next((value for name, value in scope["headers"] if name == b"host"), b"")
-    return bool(server) and _is_loopback(server[0]) and not _is_loopback(_without_port(named.decode("latin-1")))
+    headers = [(name, value.decode("latin-1")) for name, value in scope["headers"]]
+    named = [f"//{value}" for name, value in headers if name == b"host"] or [""]
+    named += [value for name, value in headers if name == b"origin"]
+    return bool(server) and _is_loopback(server[0]) and not all(_is_loopback(_host(url)) for url in named)
 
 
-def _without_port(host: str) -> str:
+def _host(url: str) -> str:
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return urlsplit(url).hostname or ""
     except ValueError:
         return ""
 

@@ -10,7 +10,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..rebinding import is_rebound
+from ..rebinding import is_from_elsewhere
 from .api_keys import ApiKeys
 from .failures import ApiError, api_error
 from .limits import Limits
@@ -63,9 +63,12 @@ class Guard:
         self.monitoring.running.set(self._running)
 
     def _admit(self, scope: Scope) -> None:
-        """Find the tenant of a request. Without keys a browser is the only lock: pages of other names are kept out."""
-        if self.keys is None and is_rebound(scope):
-            text = "Without keys this server answers to the names of loopback alone: call it http://127.0.0.1 or localhost."
+        """Find the tenant of a request. Without keys a browser is the only lock: pages from elsewhere are kept out."""
+        if self.keys is None and is_from_elsewhere(scope):
+            text = (
+                "Without keys this server answers to the names of loopback alone, and to no web page from elsewhere: call it "
+                "http://127.0.0.1 or localhost."
+            )
             raise ApiError(421, "misdirected_request", text)
         tenant = "" if self.keys is None else self.keys.tenant(Headers(scope=scope).get("authorization"))
         if tenant is None:
