@@ -3,8 +3,10 @@
 tests/test_vllm.py runs the same engine on vLLM.
 """
 
+import asyncio
 import threading
 from queue import Empty, SimpleQueue
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -432,6 +434,50 @@ def test_the_end(llama):
     with engine:
         assert list(engine.personalizers) == ["plug0"]
     assert core.is_closed
+
+
+def test_who_waits_for_an_answer_is_told_when_the_core_ends(monkeypatch):
+    """vLLM itself leaves them waiting."""
+    asked, got = threading.Event(), []
+
+    class Llm:
+        model_config = SimpleNamespace(dtype=torch.float32, get_hidden_size=lambda: 16, max_model_len=128)
+        vllm_config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=2))
+
+        async def generate(self, prompt, params, name):
+            asked.set()
+            await asyncio.Event().wait()
+            yield
+
+        def shutdown(self):
+            pass
+
+    fake = SimpleNamespace(
+        AsyncEngineArgs=dict,
+        AsyncLLMEngine=SimpleNamespace(from_engine_args=lambda arguments: Llm()),
+        SamplingParams=dict,
+        current_platform=SimpleNamespace(is_cpu=lambda: True),
+        RequestOutputKind=SimpleNamespace(DELTA=0, FINAL_ONLY=1),
+    )
+    monkeypatch.setattr(vllm_core, "require", lambda *names: fake)
+    core = VllmCore("model")
+    work = core.start({}, {})
+
+    def wait():
+        try:
+            list(work())
+        except EngineError as error:
+            got.append(str(error))
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert asked.wait(60) and core.running == 1
+    core.close()
+    waiting.join(60)
+    assert got == ["The engine is closed."] and core.running == 0
+    core.close()
+    with pytest.raises(EngineError, match="closed"):
+        core.start({}, {})
 
 
 # ---- loading ----------------------------------------------------------------------------------------------------

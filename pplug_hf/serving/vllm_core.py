@@ -18,6 +18,8 @@ from ..optional import require
 
 T = TypeVar("T")
 
+_PATIENCE = 10.0  # seconds that vLLM has to drop a request, before it is ended all the same
+
 # Arguments of vLLM that would answer without the persona, or share what must not be shared.
 _REFUSED = {
     "kv_transfer_config": "caches outside of the engine know states by token ids alone, and would give one user another's",
@@ -95,6 +97,8 @@ class VllmCore:
         self._thread = threading.Thread(target=self._loop.run_forever, name="pplug-vllm", daemon=True)
         self._thread.start()
         self._closed: str | None = None
+        self._closing = threading.Lock()  # no request is sent behind the one that ends the engine
+        self._answering: set[asyncio.Task[Any]] = set()  # changed by the event loop's thread alone
         try:
             self._llm: Any = self._wait(self._start({"model": model, **arguments, "enable_prompt_embeds": True}))
         except Exception as error:
@@ -105,7 +109,11 @@ class VllmCore:
         self.width: int = config.get_hidden_size()
         self.max_length: int = config.max_model_len
         self.max_running: int = self._llm.vllm_config.scheduler_config.max_num_seqs
-        self.running = 0  # requests that are not answered yet
+
+    @property
+    def running(self) -> int:
+        """Number of requests that are not answered yet."""
+        return len(self._answering)
 
     def start(self, prompt: Mapping[str, object], options: Mapping[str, object], stream: bool = False) -> Work:
         """Begin to answer a prompt, together with all others that are being answered.
@@ -119,22 +127,25 @@ class VllmCore:
             ConfigurationError: settings that mean nothing.
             EngineError: the engine is closed or dead.
         """
-        if self._closed:
-            raise EngineError(self._closed)
         kinds = require("vllm.sampling_params", "vllm", "VllmEngine").RequestOutputKind
         try:
             params = self._vllm.SamplingParams(**options, output_kind=kinds.DELTA if stream else kinds.FINAL_ONLY)
         except Exception as error:  # some of vLLM's own are no ValueError
             raise ConfigurationError(f"vLLM refuses these settings: {error}") from error
         pieces: SimpleQueue[Piece | Exception | None] = SimpleQueue()
-        return Work(asyncio.run_coroutine_threadsafe(self._answer(prompt, params, pieces), self._loop), pieces)
+        with self._closing:
+            if self._closed:
+                raise EngineError(self._closed)
+            return Work(asyncio.run_coroutine_threadsafe(self._answer(prompt, params, pieces), self._loop), pieces)
 
     def close(self) -> None:
-        """End the engine and its process."""
-        if self._closed is None:
+        """End the engine and its process. Requests that are not answered yet fail."""
+        with self._closing:
+            if self._closed:
+                return
             self._closed = "The engine is closed."
-            self._wait(self._shutdown())
-            self._stop_loop()
+        self._wait(self._shutdown())
+        self._stop_loop()
 
     async def _start(self, arguments: Mapping[str, object]) -> Any:
         given = self._vllm.AsyncEngineArgs(**{"disable_log_stats": True, **arguments})
@@ -144,7 +155,9 @@ class VllmCore:
         self, prompt: Mapping[str, object], params: object, pieces: SimpleQueue[Piece | Exception | None]
     ) -> None:
         """Fill a queue. Being cancelled ends the request in the engine, too."""
-        self.running += 1  # on the event loop's thread alone
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
         try:
             async for output in self._llm.generate(prompt, params, uuid.uuid4().hex):
                 made = output.outputs[0]
@@ -153,16 +166,20 @@ class VllmCore:
                 pieces.put(Piece(made.text, list(made.token_ids), made.finish_reason))
             pieces.put(None)
         except asyncio.CancelledError:
-            pieces.put(EngineError("The request was cancelled."))
+            pieces.put(EngineError(self._closed or "The request was cancelled."))
             raise
         except EngineError as error:
             pieces.put(error)
         except Exception as error:  # its text may hold what a user wrote
             pieces.put(EngineError(f"vLLM failed ({type(error).__name__}): restart the engine if others fail, too."))
         finally:
-            self.running -= 1
+            self._answering.discard(task)
 
     async def _shutdown(self) -> None:
+        if answering := [*self._answering]:  # vLLM leaves those waiting who ask when it ends
+            for task in answering:
+                task.cancel()
+            await asyncio.wait(answering, timeout=_PATIENCE)
         self._llm.shutdown()
         self._llm = None
 
