@@ -775,6 +775,23 @@ def test_a_damaged_persona_is_named_and_nothing_is_asked_of_the_engine(server, c
     assert ask(client)[1]["x-persona"] == "applied"
 
 
+def test_vectors_that_are_damaged_in_a_server_are_named(tmp_path, store_server):
+    model = tiny.model("llama")
+    with served(tmp_path, model, store=store_server.open(model.personalizer.spec)) as server:
+        for user in ("anna", "ben"):
+            assert server("PUT", f"/v1/personas/{user}/items", {"items": ITEMS})[0] == 200
+        store = server.store
+        _, vectors = store._backend._names(store._keys.user("", "anna"))
+        store._place._client.setrange(vectors, 0, b"\xff" * 4)
+        body = {"messages": CHAT, "max_tokens": 2, "persona": {"user": "anna"}}
+        for method, path, sent in (("GET", "/v1/personas/anna", None), ("POST", "/v1/chat/completions", body)):
+            status, reply, _ = server(method, path, sent)
+            assert (status, reply["error"]["code"]) == (500, "persona_damaged")
+        assert server("GET", "/v1/personas/ben")[1]["items"] == len(ITEMS)
+        assert server("PUT", "/v1/personas/anna/items", {"items": ITEMS})[0] == 200
+        assert server("POST", "/v1/chat/completions", body)[2]["x-persona"] == "applied"
+
+
 def test_a_corrupt_shard_costs_one_user_at_most(tmp_path):
     with served(tmp_path) as server:
         for i in range(40):

@@ -140,6 +140,12 @@ def test_a_damaged_value_costs_one_user(store_server):
                 with pytest.raises(DamagedPersonaError, match=r"items of user .* are damaged"):
                     call("anna")
             store.delete_user("anna")
+        store.append("anna", items("a", "b"))
+        store._place._client.setrange(names[1], 0, b"\xff" * 4)  # NaN
+        with pytest.raises(DamagedPersonaError, match=r"items of user .* are damaged"):
+            store.get("anna")
+        assert check(store.get("ben")) == ["b"]
+        store.delete_user("anna")
         for header in ("x", "{}"):
             store._place._client.hset("pplug:store", "namespace:default", header)
             with pytest.raises(DamagedStoreError, match="'namespace:default' of 'pplug:store' is damaged"):

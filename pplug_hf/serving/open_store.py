@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from ..errors import ConfigurationError, MismatchError, MissingFileError
+from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
 from ..modeling import EncoderSpec, Persona
 from ..storage.files import atomic_write, locked
-from .backend import GoneError, Header, Place
-from .keys import Keys, check_id, secret_from_environment
-from .packing import Packing
+from .backend import GoneError, Header, Place, damaged
+from .keys import Key, Keys, check_id, secret_from_environment
+from .packing import Packing, Rows
 from .recent import Recent
 from .resp_store import Server
 from .sqlite_store import SECRET, STORE, Folder
@@ -155,8 +155,15 @@ class KeyedStore(PersonaStore):
         return persona
 
     def get_many(self, users: Sequence[str]) -> list[Persona | None]:
-        found = self._backend.read([self._keys.user(self._tenant, user) for user in users])
-        return [None if rows is None else self._packing.unpack(rows) for rows in found]
+        keys = [self._keys.user(self._tenant, user) for user in users]
+        pairs = zip(keys, self._backend.read(keys), strict=True)
+        return [None if rows is None else self._unpacked(key, rows) for key, rows in pairs]
+
+    def _unpacked(self, key: Key, rows: Rows) -> Persona:
+        try:
+            return self._packing.unpack(rows)
+        except DataError as error:  # NaN or infinity
+            raise damaged(key) from error
 
     def version(self, user: str) -> int:
         return self._backend.version(self._keys.user(self._tenant, user))

@@ -81,6 +81,9 @@ class PersonaStore(ABC):
 
         Args:
             user: id.
+
+        Raises:
+            DamagedPersonaError: the items of this user are damaged.
         """
         return self.get_many([user])[0]
 
