@@ -6,12 +6,12 @@
 
 | number | equation | an alarm |
 |---|---|---|
-| `weight_entropy` | H = - sum_i w_i ln w_i; exp(H) items count, as it were | near 0: single items decide; near ln N: the query decides nothing |
+| `weight_entropy` | H = - sum_i w_i ln w_i; exp(H) is the effective number of items | near 0: single items decide; near ln N: the query decides nothing |
 | `empty_share` | users without items / users | rises: the store is not found, or ids have changed |
 | `persona_norm` | (1/K) sum_k norm(P_k) / mean norm of the backbone's token embeddings | far above what it was: another plug, or a damaged one |
 | `persona_drift` | norm(P' - P) / norm(P) | one user's persona jumps: their history was replaced |
 
-B users, N items, K persona tokens, H backbone width.
+B users, N items, K persona tokens, H backbone width. Results are fp64, on the CPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def weight_entropy(weights: Tensor) -> Tensor:
     Args:
         weights: [B, N] as of `Personalizer.weights`; zeros behind shorter histories count nothing.
     """
-    return torch.special.entr(weights.double()).sum(dim=-1)
+    return torch.special.entr(weights.cpu().double()).sum(dim=-1)
 
 
 def empty_share(personas: Sequence[Persona | None]) -> float:
@@ -50,7 +50,7 @@ def persona_norm(embeddings: Tensor, embedding_norm: float) -> Tensor:
         embeddings: [B, K, H] as of `Personalizer.embedding`.
         embedding_norm: of the backbone, as `config.embedding_norm` has it.
     """
-    return embeddings.double().norm(dim=-1).mean(dim=-1) / embedding_norm
+    return embeddings.cpu().double().norm(dim=-1).mean(dim=-1) / embedding_norm
 
 
 def persona_drift(before: Tensor, after: Tensor) -> Tensor:
@@ -68,5 +68,5 @@ def persona_drift(before: Tensor, after: Tensor) -> Tensor:
             f"Two versions of a persona are compared in one shape, got {list(before.shape)} and {list(after.shape)}: embed "
             "the same users with plugs of equally many tokens."
         )
-    change, size = ((x.double().flatten(1)).norm(dim=1) for x in (after - before, before))
+    change, size = (x.cpu().double().flatten(1).norm(dim=1) for x in (after - before, before))
     return torch.where(change == 0, 0.0, change / size)
