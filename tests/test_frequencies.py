@@ -12,14 +12,67 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from pplug_hf.commands.options import TrainSettings
+from pplug_hf.commands.train import choose_examples
+from pplug_hf.data.examples import read_examples
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.methods.label_frequencies import LabelMixture, history_labels, label_log_probs
+from pplug_hf.methods import label_frequencies
+from pplug_hf.methods.label_frequencies import (
+    LabelFrequencies,
+    LabelMixture,
+    held_out,
+    history_labels,
+    label_log_probs,
+)
 from pplug_hf.processing import PPlugProcessor
 from pplug_hf.tasks.task import get_task
 
 PROMPTS = [*tiny.PROMPTS, "like rain", "write a long story about two fish in the cold sea"]
 LABELS = ["sea", "the dark moon", "rain and snow", "cat"]  # of one to three tokens
+
+
+# ---- questions to fit on ----------------------------------------------------------------------------------------
+
+
+def test_a_plugs_mixture_is_fitted_on_the_users_that_its_training_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_frequencies, "FEWEST", 12)
+    rows = [
+        {
+            "id": f"{user}-{q}",
+            "user_id": f"u{user}",
+            "input": f"Which tag? description: a film {q}",
+            "output": "comedy",
+        }
+        | {"profile": [{"id": "1", "tag": "comedy", "description": "old"}]}
+        for user in range(40)
+        for q in range(3)
+    ]
+    chosen = {"validation_users": 0.2, "leave_out_users": 0.1, "split_seed": 4}
+    options = TrainSettings(data="", output="", backbone="", encoder="", train_on_histories=False, **chosen)
+    task, known, validation = choose_examples(options, get_task("LaMP-2"), {"train": rows})
+    _, train = read_examples({"train": rows}, "train", task)
+    assert held_out(str(tmp_path), train) is train  # a plug that was not made by the command
+    (tmp_path / "train_settings.json").write_text(json.dumps({"settings": chosen}))
+    found = held_out(str(tmp_path), train)
+    assert found == validation and len(found) >= 12 and not {e.id for e in found} & {e.id for e in known}
+    asked = []
+    monkeypatch.setattr(
+        LabelFrequencies, "_log_probs", lambda self, examples, resources: asked.extend(examples) or 1 / 0
+    )
+    for name, expected in (("pplug", found), ("", train)):
+        asked.clear()
+        with pytest.raises(ZeroDivisionError):
+            LabelFrequencies(name, str(tmp_path)).fit(train, None)
+        assert asked == list(expected)
+    for settings_of in (
+        {**chosen, "validation_users": 0.01},
+        {"split_seed": "4"},
+        [],
+        None,
+    ):  # few users, or none that are known
+        (tmp_path / "train_settings.json").write_text(json.dumps({"settings": settings_of}))
+        assert held_out(str(tmp_path), train) is train
 
 
 # ---- label scores -----------------------------------------------------------------------------------------------

@@ -17,16 +17,21 @@ n examples, L labels.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.histories import split_users
 from ..data.lamp import Example
 from ..errors import ConfigurationError, DataError, MismatchError
+from ..storage.files import read_json_object
+from ..storage.layout import TRAIN_SETTINGS
 from ..tasks.metrics import get_metric
 from ..tasks.task import Task, get_task
 from .base import Method, Need
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
     from .resources import Resources
 
 ALPHAS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+FEWEST = 50  # questions; three numbers fitted on fewer are mostly chance
+_SPLIT = ("leave_out_users", "validation_users", "split_seed")  # by which `train` divides users
 
 
 def history_labels(example: Example, task: Task | str) -> list[str]:
@@ -149,6 +156,8 @@ class LabelFrequencies(Method):
         return frozenset({"training", "labels"})
 
     def fit(self, train: Sequence[Example], resources: Resources) -> None:
+        if self.name:
+            train = held_out(self.folder, train)
         golds = [str(e.target) for e in train]
         self.mixture = LabelMixture.fit(*self._log_probs(train, resources), golds, resources.task.labels)
 
@@ -158,7 +167,8 @@ class LabelFrequencies(Method):
         return Answers(self.mixture.predict(*self._log_probs(examples, resources), resources.task.metric))
 
     def key(self, resources: Resources) -> dict[str, object]:
-        return Plug(self.name, self.folder).key(resources) if self.name else {}
+        # What says on which questions: an earlier version fitted on all.
+        return Plug(self.name, self.folder).key(resources) | {"fitted_on": "held-out users"} if self.name else {}
 
     def about(self, resources: Resources) -> dict[str, object]:
         return Plug(self.name, self.folder).about(resources) if self.name else {}
@@ -173,6 +183,29 @@ class LabelFrequencies(Method):
             prompts = [e.prompt for e in examples]
             log_probs = label_log_probs(resources.language_model, resources.processor, prompts, *options)
         return log_probs, [history_labels(e, resources.task) for e in examples]
+
+
+def held_out(plug: str, train: Sequence[Example]) -> Sequence[Example]:
+    """Return the questions of the users whom the training of a plug held out, by the settings that its folder keeps.
+
+    A plug knows the answers that it was trained on, so its probabilities look better there than they are, and counts would
+    weigh too little.
+
+    Args:
+        plug: its folder.
+        train: questions of the train split; returned as they are if the folder does not say, or too few were held out to fit on.
+    """
+    settings: object = None
+    with suppress(OSError, DataError):
+        settings = read_json_object(Path(plug) / TRAIN_SETTINGS, "The settings of the training").get("settings")
+    found = [settings.get(name) for name in _SPLIT] if isinstance(settings, Mapping) else []
+    numbers = [value for value in found if isinstance(value, float | int)]
+    if len(numbers) < len(_SPLIT):
+        return train
+    left_out, share, seed = *numbers[:2], int(numbers[2])
+    rest, _ = split_users(train, left_out, seed)
+    _, held = split_users(rest, share, seed + 1, nearest=True)
+    return held if len(held) >= FEWEST else train
 
 
 def _features(
