@@ -30,7 +30,8 @@ def main() -> None:
 
     client = OpenAI(base_url=arguments.url, api_key="none")
     model = client.models.list().data[0].id
-    system = personalizer.config.system  # as in training
+    # As in training. If the chat template has no system turn, the README.md of the export shows how training wrote it.
+    system = personalizer.config.system
     first = [{"role": "system", "content": system}] if system else []
     personal = content_parts(arguments.question, rows, personalizer.config.placement)
     for who, content in (("for this user", personal), ("for nobody", arguments.question)):
