@@ -132,6 +132,7 @@ def test_what_the_papers_recipes_train_in_full(seen, whose, number):
         "synthetic_users": 0,
         "labelled_items": whose == "paper" or number not in (2, 3),
         "use_history": True,
+        "new_users": 0.0,
         "max_items": 512,
         "history_dropout": 0.5,
         "history_repeats": 10,

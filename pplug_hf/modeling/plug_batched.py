@@ -74,7 +74,7 @@ def _group(histories: Any, hidden: Any, ages: Any) -> Group:
         zip(dict.fromkeys(histories), range(len(histories)), strict=False)
     )  # rows that share a history share items
     items = _join(users)  # [S, D]
-    lengths = torch.tensor([len(history) for history in users])
+    lengths = torch.tensor(list(map(len, users)))
     user = torch.arange(len(users)).repeat_interleave(lengths, output_size=len(items))  # [S]
     mask = torch.tensor([users[history] for history in histories])[:, None] == user  # [B, S]
     known = hidden and _join(dict(zip(histories, hidden, strict=True)).values())  # [S, M]

@@ -99,14 +99,14 @@ def _move(folder: Path) -> None:
     if saved.is_symlink() or not saved.is_dir():
         return
     try:
-        names = list(json.loads((saved / _NAMES).read_text(encoding="utf-8")))
+        names = list(map(str, json.loads((saved / _NAMES).read_text(encoding="utf-8"))))
     except FileNotFoundError:  # killed while removing the folder: every file was moved
         names = []
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{str(saved)!r} is damaged ({error}): remove it, and the plug is the one before.") from None
     try:
         for name in names:
-            path = PurePosixPath(str(name))
+            path = PurePosixPath(name)
             inside = (folder / path).parent.resolve().is_relative_to(folder.resolve())  # a link may lead out of it
             if path.is_absolute() or ".." in path.parts or not inside:
                 raise DataError(f"{str(saved)!r} names {name!r}, which leads out of the folder: remove it.")
