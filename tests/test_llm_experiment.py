@@ -289,6 +289,14 @@ def test_a_process_waits_for_what_others_do_and_for_nothing_else(tmp_path):
     assert not board.is_busy()
 
 
+def test_a_learning_rate_is_known_when_all_trials_are_finished(tmp_path):
+    board = Board(tmp_path, ("LaMP_4",), seeds=(0,))
+    finished(board, Group("LaMP_4", "rates-earlier", tuning=True), [("pplug", 0.1, 2.0)])  # of another run
+    assert board.rate("LaMP_4", "pplug") is None
+    finished(board, next(g for g in board.groups if g.name == "rates"), [("pplug", 0.2, 1.0)])
+    assert board.rate("LaMP_4", "pplug") == 0.2
+
+
 def test_families_have_as_many_trials():
     for group in (*groups(), *short()):
         if group.tuning:

@@ -94,7 +94,10 @@ class Board:
                 claim.unlink()
 
     def rate(self, task: str, family: str) -> float | None:
-        """Return the learning rate with the best loss on held-out users; None before it is known."""
+        """Return the learning rate with the best loss on held-out users; None before all trials of this plan are finished."""
+        trials = (g for g in self.groups if g.tuning and g.task == self.tuned_as(task))
+        if any(family in {s.family for s in g.settings} and not self.path(g.key).is_file() for g in trials):
+            return None
         if (task, family) not in self._rates:
             for kind in ("tune", "rates"):  # the short plan's own trials count most
                 losses: dict[str, dict[float, float]] = {}
