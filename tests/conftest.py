@@ -76,3 +76,25 @@ def store_server(tmp_path):
     place = Place("server", tmp_path / "store")
     yield place
     place.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of a model with two plugs, which knows one user."""
+    import serving
+
+    from pplug_hf.serving.server.limits import Limits
+
+    limits = Limits(body=20_000, items=20, user_items=30, item_characters=200, new_tokens=64, client_seconds=2)
+    model = serving.with_two_plugs(tmp_path_factory.mktemp("other"), "other", attention_temperature=0.2)
+    with serving.served(tmp_path_factory.mktemp("store"), model, limits=limits) as server:
+        assert server("PUT", "/v1/personas/anna/items", {"items": serving.ITEMS})[0] == 200
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    import openai
+
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client

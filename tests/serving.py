@@ -1,4 +1,4 @@
-"""A server on loopback in this process, and raw requests to it."""
+"""A server on loopback in this process, raw requests to it, and what its answers should be."""
 
 import contextlib
 import http.client
@@ -10,12 +10,16 @@ import time
 import tiny
 import uvicorn
 
-from pplug_hf import open_store
+from pplug_hf import PPlugProcessor, open_store
+from pplug_hf.serving.engine import Request, Sampling
 from pplug_hf.serving.server.api_keys import ApiKeys
 from pplug_hf.serving.server.app import create_app
 from pplug_hf.serving.transformers_engine import TransformersEngine
 
 SECRET = "a secret of the tests"
+PROMPT = tiny.PROMPTS[0]
+CHAT = [{"role": "user", "content": PROMPT}]
+ANNA = {"persona": {"user": "anna"}}
 ITEMS = [{"id": f"i{i}", "text": text} for i, text in enumerate(tiny.HISTORY)]
 
 
@@ -64,3 +68,53 @@ def served(place, model=None, keys=None, engine=None, store=None, temperature=0.
     finally:
         server.should_exit = True
         thread.join()
+
+
+def ask(client, create="chat", **options):
+    """Return an answer and the headers that came with it."""
+    options = {"model": "default", "max_tokens": 6, "extra_body": ANNA, **options}
+    if create == "chat":
+        raw = client.chat.completions.with_raw_response.create(**{"messages": CHAT, **options})
+    else:
+        raw = client.completions.with_raw_response.create(**{"prompt": PROMPT, **options})
+    return raw.parse(), raw.headers
+
+
+def expected(server, user="anna", prompt=PROMPT, **options):
+    """Return what `model.generate` says to it."""
+    persona = None if user is None else server.store.get(user)
+    return alone(server.engine.model, Request(prompt, persona, sampling=Sampling(6), **options))
+
+
+def with_two_plugs(folder, second, **choices):
+    """A model with a second plug on the same language model."""
+    model = tiny.model("llama", attention_temperature=0.2)
+    other = tiny.from_backbone(
+        tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tiny.tokenizer("llama"), **choices
+    )
+    tiny.randomise(other.plug, 1)
+    other.save_pretrained(folder)
+    model.load_plug(folder, second)
+    return model
+
+
+def alone(model, request):
+    """What `model.generate` answers to one request."""
+    processor = PPlugProcessor.from_model(model)
+    inputs = processor(text=[request.prompt])
+    ids = model.generate(
+        **inputs,
+        persona=[request.persona],
+        query=[request.query or request.prompt],
+        plug=[None if request.persona is None else request.plug or model.active_plug],
+        max_new_tokens=request.sampling.max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+    )
+    return processor.decode_answers(ids, prompt_length=inputs["input_ids"].shape[1])[0]
+
+
+def slow(engine, monkeypatch, seconds=0.05):
+    """Let each step of an engine take its time."""
+    decode = engine._decode
+    monkeypatch.setattr(engine, "_decode", lambda tokens: (time.sleep(seconds), decode(tokens))[1])

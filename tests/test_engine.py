@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tiny
 import torch
+from serving import alone, slow, with_two_plugs
 
 from pplug_hf import ConfigurationError, DataError, MismatchError, Persona, PPlugProcessor
 from pplug_hf.errors import EngineBusyError, EngineError, TimeLimitError
@@ -15,18 +16,6 @@ from pplug_hf.serving.row_sampling import draw
 from pplug_hf.serving.transformers_engine import TransformersEngine
 
 SIX = Sampling(max_new_tokens=6)
-
-
-def with_two_plugs(folder, second, **choices):
-    """A model with a second plug on the same language model."""
-    model = tiny.model("llama", attention_temperature=0.2)
-    other = tiny.from_backbone(
-        tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tiny.tokenizer("llama"), **choices
-    )
-    tiny.randomise(other.plug, 1)
-    other.save_pretrained(folder)
-    model.load_plug(folder, second)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +27,8 @@ def llama(tmp_path_factory):
     with_engine.close()
 
 
-def alone(model, request):
-    """What `model.generate` answers to one request."""
-    processor = PPlugProcessor.from_model(model)
-    inputs = processor(text=[request.prompt])
-    ids = model.generate(
-        **inputs,
-        persona=[request.persona],
-        query=[request.query or request.prompt],
-        plug=[None if request.persona is None else request.plug or model.active_plug],
-        max_new_tokens=request.sampling.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-    )
-    return processor.decode_answers(ids, prompt_length=inputs["input_ids"].shape[1])[0]
-
-
 def personas(engine):
     return [engine.personalizers["default"].encode(history) for history in tiny.HISTORIES]
-
-
-def slow(engine, monkeypatch, seconds=0.05):
-    """Let each step of an engine take its time."""
-    decode = engine._decode
-    monkeypatch.setattr(engine, "_decode", lambda tokens: (time.sleep(seconds), decode(tokens))[1])
 
 
 @pytest.mark.parametrize("placement", ["prompt", "answer"])

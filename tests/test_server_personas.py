@@ -1,0 +1,203 @@
+"""The server's personas: written, shown, forgotten, and their limits."""
+
+import contextlib
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import pytest
+import tiny
+import torch
+from serving import CHAT, ITEMS, served
+
+
+def test_a_persona_is_written_shown_and_forgotten(server):
+    path = "/v1/personas/ben"
+    times = [{**item, "time": time} for item, time in zip(ITEMS, ("2026-01-02", 1767400000, None, None), strict=True)]
+    status, reply, _ = server("PUT", f"{path}/items", {"items": times[:2]})
+    assert status == 200 and {k: reply[k] for k in ("id", "object", "items", "updated_at")} == {
+        "id": "ben",
+        "object": "persona",
+        "items": 2,
+        "updated_at": 1767400000,
+    }
+    assert reply["encoder"] == server.store.spec.digest and "vectors" not in json.dumps(reply)
+    for _ in range(2):  # appending may be repeated
+        status, reply, _ = server("POST", f"{path}/items", {"items": times[1:]})
+        assert (status, reply["items"]) == (200, 4)
+    assert server.store.get("ben").item_ids == ("i0", "i1", "i2", "i3")
+    status, reply, _ = server("DELETE", f"{path}/items/i1")
+    assert (status, reply["object"], reply["deleted"]) == (200, "persona.item.deleted", True)
+    assert server("DELETE", f"{path}/items/i1")[1]["error"]["code"] == "item_not_found"
+    assert server("GET", path)[1]["items"] == 3
+    assert server("PUT", f"{path}/items", {"items": times[:1]})[1]["items"] == 1
+    status, reply, _ = server("DELETE", path)
+    assert (status, reply["object"], reply["items"]) == (200, "persona.deleted", 1)
+    for method in ("GET", "DELETE"):
+        status, reply, _ = server(method, path)
+        assert (status, reply["error"]["code"]) == (404, "persona_not_found")
+
+
+HOSTILE = [
+    "../../etc/passwd",
+    "a/b",
+    "\0",
+    "%00",
+    "..%2f",
+    "' OR 1=1 --",
+    "user\n\r",
+    "é",
+    "e\u0301",
+    "\u0430",  # looks like the next one
+    "a",
+    "💥" * 64,
+    "items",
+]
+
+
+def test_any_text_is_a_user_and_no_two_are_the_same(server):
+    for i, user in enumerate(HOSTILE):
+        path = f"/v1/personas/{quote(user, safe='')}"
+        items = [{"id": f"{user[:9]}/{n}", "text": "rain"} for n in range(i + 1)]
+        assert server("PUT", f"{path}/items", {"items": items})[1]["id"] == user
+    for i, user in enumerate(HOSTILE):
+        path = f"/v1/personas/{quote(user, safe='')}"
+        assert server("GET", path)[1]["items"] == i + 1
+        item = quote(f"{user[:9]}/0", safe="")
+        assert server("DELETE", f"{path}/items/{item}")[0] == 200
+        body = {"messages": CHAT, "max_tokens": 1, "persona": {"user": user}}
+        assert server("POST", "/v1/chat/completions", body)[2]["x-persona-items"] == str(i)
+        assert server("DELETE", path)[0] == (200 if i else 404)
+
+
+@pytest.mark.parametrize(
+    "path, status",
+    [
+        (f"/v1/personas/{'a' * 257}", 422),
+        ("/v1/personas/%FF", 422),
+        ("/v1/personas//items", 404),
+        ("/v1/personas/a/b/c", 404),
+    ],
+)
+def test_ids_that_are_none_are_refused(server, path, status):
+    body = {"items": []} if path.endswith("items") else None
+    assert server("PUT" if body else "GET", path, body)[0] == status
+
+
+def test_an_id_of_a_megabyte_is_not_read(server):
+    with contextlib.suppress(ConnectionError):  # refused while it is sent
+        assert 400 <= server("GET", f"/v1/personas/{'a' * 1_000_000}")[0] < 500
+    assert server("GET", "/v1/personas/anna", None, None, X_Persona_User="a" * 50_000)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "items, code",
+    [
+        ([{"id": "1"}], "invalid_value"),
+        ([{"id": "1", "text": ""}], "invalid_value"),
+        ([{"id": "1", "text": 5}], "invalid_value"),
+        ([{"text": "a secret"}], "invalid_value"),
+        ([{"id": "", "text": "a secret"}], "invalid_value"),
+        (["a secret"], "invalid_value"),
+        ("a secret", "invalid_value"),
+        ([{"id": "1", "text": "a secret"}] * 2, "invalid_value"),
+        ([{"id": "1", "text": "a secret", "time": "once"}], "invalid_value"),
+        ([{"id": "1", "text": "secret" * 40}], "item_too_long"),
+        ([{"id": str(i), "text": "a secret"} for i in range(21)], "too_many_items"),
+    ],
+)
+def test_items_that_are_none_change_nothing(server, items, code):
+    status, reply, _ = server("PUT", "/v1/personas/anna/items", {"items": items})
+    assert (status, reply["error"]["code"]) == (422, code) and "secret" not in json.dumps(reply)
+    assert server("GET", "/v1/personas/anna")[1]["items"] == 4
+
+
+def test_a_user_has_a_limit_of_items(server):
+    items = [{"id": f"x{i}", "text": "rain"} for i in range(20)]
+    assert server("PUT", "/v1/personas/full/items", {"items": items})[0] == 200
+    assert server("POST", "/v1/personas/full/items", {"items": [{**i, "id": "y" + i["id"]} for i in items]})[0] == 422
+    assert server("DELETE", "/v1/personas/full")[1]["items"] == 20
+
+
+def test_the_limit_of_items_holds_for_requests_at_once(server, monkeypatch):
+    encode, all_have_counted, encoded = server.service.encode, threading.Barrier(6), []
+
+    def waits(texts, *rest):
+        encoded.extend(texts)
+        all_have_counted.wait(60)  # each has read that the user has no items
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(server.service, "encode", waits)
+
+    def append(i):
+        items = [{"id": f"{i}-{n}", "text": "rain"} for n in range(7)]  # 30 at most
+        return server("POST", "/v1/personas/many/items", {"items": items})
+
+    with ThreadPoolExecutor(6) as pool:
+        replies = [*pool.map(append, range(6))]
+    assert sorted(status for status, _, _ in replies) == [200] * 4 + [422] * 2
+    assert {reply["error"]["code"] for status, reply, _ in replies if status == 422} == {"too_many_items"}
+    assert len(encoded) == 6 * 7 and server("DELETE", "/v1/personas/many")[1]["items"] == 28
+
+
+def test_an_append_during_which_a_user_is_replaced_loses_no_item(server, monkeypatch):
+    encode, path, items = server.service.encode, "/v1/personas/raced/items", [{"id": i, "text": "rain"} for i in "abc"]
+    server("PUT", path, {"items": items[:1]})
+    written = server.service.monitoring.items.labels("written")
+    others = [encode(["snow"], ["c"], [1.0])]
+
+    def replaces(*arguments):
+        newer = encode(*arguments)
+        if others:
+            server.store.replace("raced", others.pop())
+        return newer
+
+    monkeypatch.setattr(server.service, "encode", replaces)
+    before = written._value.get()
+    status, reply, _ = server("POST", path, {"items": items[:2]})
+    assert (status, reply["items"], written._value.get() - before) == (200, 3, 2)
+    assert server.store.get("raced").item_ids == ("c", "a", "b")
+
+
+@pytest.fixture(scope="module")
+def template_server(tmp_path_factory):
+    model = tiny.model("llama", item_template="{tag} is {text}")
+    with served(tmp_path_factory.mktemp("store"), model) as server:
+        yield server
+
+
+def test_an_item_template_makes_texts_of_fields(tmp_path):
+    model = tiny.model("llama", item_template="{tag} is {text}")
+    with served(tmp_path, model) as server:
+        path = "/v1/personas/anna/items"
+        assert server("PUT", path, {"items": [{"id": "1", "text": "rain", "tag": "cold"}]})[0] == 200
+        vectors = server.service.personalizer.encode([{"text": "rain", "tag": "cold"}]).vectors
+        assert torch.cosine_similarity(server.store.get("anna").vectors.float(), vectors).item() > 0.999
+        status, reply, _ = server("PUT", path, {"items": [{"id": "1", "text": "a secret"}]})
+        assert status == 422 and "'tag'" in reply["error"]["message"] and "secret" not in reply["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"tag": "a secret"}, "Item 1 cannot be used: no field 'text'"),
+        ({"tag": "a secret", "txt": "a secret"}, "no field 'text'"),
+        ({"tag": "", "text": " "}, "no text"),
+        ({"tag": None, "text": None}, "no text"),
+        ({"tag": {"a": ["a secret"]}, "text": "rain"}, "the field 'tag' is a dict"),
+        ({"tag": ["a secret"], "text": "rain"}, "the field 'tag' is a list"),
+    ],
+)
+def test_fields_that_make_no_text_are_refused(template_server, fields, message):
+    path, good = "/v1/personas/anna/items", {"id": "0", "text": "rain", "tag": "cold"}
+    status, reply, _ = template_server("POST", path, {"items": [good, {"id": "1", **fields}]})
+    assert (status, reply["error"]["code"]) == (422, "invalid_value")
+    assert message in reply["error"]["message"] and "secret" not in json.dumps(reply)
+    assert template_server("GET", "/v1/personas/anna")[0] == 404
+
+
+def test_a_field_may_be_empty_a_number_or_half_a_character(template_server):
+    path = "/v1/personas/ben/items"
+    items = b'{"items": [{"id": "1", "tag": null, "text": "rain"}, {"id": "2", "tag": 5, "text": "a \\ud800"}]}'
+    assert template_server("PUT", path, items)[1]["items"] == 2
