@@ -175,6 +175,11 @@ def with_retrieval(form: str) -> tuple[Setting, ...]:
     )
 
 
+def trained_on(part: str) -> tuple[Setting, ...]:
+    """Return the settings that train on a part of the examples."""
+    return tuple(replace(s, name=f"{s.name}-{part}", ablations=False, greedy=False) for s in SHORT)
+
+
 IN_FRONT = (replace(PPLUG, name="pplug-in-front", family="pplug-in-front", ablations=False),)
 UNTRAINED = ("bm25@1", "bm25@4", "dense@1", "dense@4", "bm25@4:turns")
 RETRIEVED = ("bm25@4", "bm25@4:turns")
@@ -196,8 +201,7 @@ def groups(tasks: tuple[str, ...] = TASKS) -> Iterator[Group]:
         yield Group(task, "tune-in-front", settings=tuned(IN_FRONT), placement="prompt", tuning=True, level=5)
         yield Group(task, "in-front", settings=IN_FRONT, placement="prompt", seeds=SEEDS, level=6)
         for part in filter(partial(possible, task), PARTS):
-            settings = (replace(s, name=f"{s.name}-{part}", ablations=False, greedy=False) for s in SHORT)
-            yield Group(task, part, settings=tuple(settings), examples=part, seeds=SEEDS, level=7)
+            yield Group(task, part, settings=trained_on(part), examples=part, seeds=SEEDS, level=7)
         yield Group(task, "query-encoder", settings=(QUERY_ENCODER,), seeds=SEEDS, level=8)
         yield Group(task, "paper", settings=(PAPER,), placement="prompt", examples="questions", seeds=SEEDS, level=8)
 
@@ -224,8 +228,8 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
     """Yield groups that a CPU can finish in about an hour each.
 
     First an instruction in the plug's parametrisation, and the plug with its ablations; then the other controls, forms of
-    the plug, one change at a time, retrieved items in the prompts, and the soft prompt in front of them. All seeds of a
-    group train in step.
+    the plug, one change at a time, retrieved items in the prompts, the soft prompt in front of them, and parts of the
+    examples. All seeds of a group train in step.
     """
     for task in tasks:
         form = next(filter(partial(possible, task), reversed(RETRIEVED)))
@@ -245,3 +249,5 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
             yield Group(task, name, seeds[0], rest, seeds=seeds, written=("test",), level=level)
         for level, (name, what) in enumerate(others.items()):
             yield Group(task, name, seeds[0], **what, seeds=seeds, written=("test",), level=7 + 2 * level)
+        for part in filter(partial(possible, task), PARTS):
+            yield Group(task, part, seeds[0], trained_on(part), examples=part, seeds=seeds, written=("test",), level=11)
