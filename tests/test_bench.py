@@ -190,6 +190,17 @@ def test_runs_say_what_plug_they_are_of(finished):
     assert "plug" not in saved["bm25@4.json"]["about"]
 
 
+def test_what_a_plug_costs(finished, world):
+    output, _, _ = finished
+    saved = predictions(output)
+    questions = json.loads((world / "shelves" / "dev_questions.json").read_text())
+    items = sum(len(row["profile"]) for row in questions) / len(questions)
+    for name in ("pplug,0.json", "pplug,wrong-user,1.json", "mean,0.json"):
+        assert saved[name]["about"]["cost"]["bytes_per_user"] == round(items * 12 * 4)  # fp32, 12 wide
+    assert set(saved["instruction-only,0.json"]["about"]["cost"]) == {"trained_weights"}
+    assert "| pplug " in (text := (output / "table.md").read_text()) and "bytes per user" in text
+
+
 def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
     asked = settings_for(world, tmp_path, "no-persona", "pplug", show_history="241")
     drawn, real = [], command.plot_weights

@@ -96,6 +96,7 @@ def test_train_says_what_it_learns_from_and_saves_a_plug(place):
     assert recorded["settings"]["validation_users"] == 0.3 and recorded["defaults"]["validation_users"] == 0.1
     assert recorded["settings"]["epochs"] and recorded["settings"].keys() == recorded["defaults"].keys()
     assert not {"data", "output", "backbone", "encoder", "vectors"} & set(recorded["settings"])
+    assert recorded["language_model_passes"] == recorded["settings"]["epochs"] * recorded["data"]["examples"]
 
 
 def test_train_shows_losses_and_the_time_left_and_ends_with_the_next_command(place):

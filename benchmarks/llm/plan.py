@@ -250,4 +250,5 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
         for level, (name, what) in enumerate(others.items()):
             yield Group(task, name, seeds[0], **what, seeds=seeds, written=("test",), level=7 + 2 * level)
         for part in filter(partial(possible, task), PARTS):
-            yield Group(task, part, seeds[0], trained_on(part), examples=part, seeds=seeds, written=("test",), level=11)
+            what = {"settings": trained_on(part), "examples": part}
+            yield Group(task, part, seeds[0], **what, seeds=seeds, written=("test",), level=11)

@@ -170,7 +170,8 @@ def _train(
         print(learned(trainer.state.log_history, trainer.state.global_step, trained.metrics["train_runtime"]))
     trainer.save_model(settings.output)
     if processes.is_main_process:
-        write_text(output / TRAIN_SETTINGS, to_json({**recorded_settings(settings, task), "data": trained_on}))
+        facts = {"data": trained_on, "language_model_passes": round((trainer.state.epoch or 0) * len(datasets[0]))}
+        write_text(output / TRAIN_SETTINGS, to_json({**recorded_settings(settings, task), **facts}))
         print(saved(settings, data is None and has_split(settings.data, "dev")))
     return model.eval()
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -137,14 +138,16 @@ class Runner:
         start = time.monotonic()
         if "training" in method.needs:
             method.fit(self.training, self.resources)
-        texts, counts, weights = method.answer(self.examples, self.resources)
+        texts, counts, weights, cost = method.answer(self.examples, self.resources)
         if len(texts) != len(self.examples):
             raise MismatchError(
                 f"{row} gave {len(texts)} answers to {len(self.examples)} questions: give one to each."
             )
-        about: dict[str, object] = {"seconds": round(time.monotonic() - start, 1)}
+        about: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
         about |= {"device": str(self.resources.language_model.device.type), "git_commit": git_commit()}
         about |= {**({"prompts": counts} if counts else {}), **method.about(self.resources)}
+        if cost:
+            about["cost"] = {**cost, **about.get("cost", {})}
         if weights is not None and (profile := weight_profile(weights, self.examples)) is not None:
             about["weights"] = profile
         answers = {e.id: text for e, text in zip(self.examples, texts, strict=True)}

@@ -83,6 +83,7 @@ class Answers(NamedTuple):
     texts: list[str]
     counts: dict[str, int] = {}  # noqa: RUF012 - of retrieved items; never written to
     weights: list[Tensor] | None = None  # n vectors [N]: how much each history item counted, where that is of interest
+    cost: dict[str, int] = {}  # noqa: RUF012 - of these answers, by the names of COSTS; never written to
 
 
 def answer(

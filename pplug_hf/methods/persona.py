@@ -25,6 +25,7 @@ from ..modeling import plug_folder as files
 from ..modeling.backbone import digest_of_tensors
 from ..modeling.persona import Persona
 from ..storage.files import read_json_object
+from ..storage.layout import TRAIN_SETTINGS
 from .base import Method, Need, Plain, Retrieval
 from .decoding import Answers, ModelInputs, check_two_users, nearest_histories, shuffle_histories
 from .resources import Resources
@@ -103,6 +104,9 @@ class Plug(Method):
 
     def answer(self, examples: Sequence[Example], resources: Resources) -> Answers:
         answers = resources.generate(self.inputs(examples, resources), resources.plug(self.folder))
+        if not self.ignores_history:
+            sizes = [persona.vectors.nbytes for persona in self._personas(examples, resources)]
+            answers = answers._replace(cost={"bytes_per_user": round(sum(sizes) / len(sizes))})
         if self.is_variant or self.ignores_history or not self._needs_query(resources):
             return answers
         return answers._replace(weights=self.weights(examples, resources))
@@ -167,8 +171,9 @@ class Plug(Method):
         config = resources.config(self.folder)
         weights = sum(map(math.prod, files.weight_shapes(self.folder).values()))
         about: dict[str, object] = {"plug": {name: getattr(config, name) for name in choices()}}
-        about["cost"] = {"trained_weights": weights}
-        seed = _training_seed(self.folder)
+        passes = _kept(self.folder, TRAIN_SETTINGS, "language_model_passes")
+        seed = _kept(self.folder, "training_args.json", "seed")
+        about["cost"] = {"trained_weights": weights} | ({} if passes is None else {"language_model_passes": passes})
         return about if seed is None else about | {"training_seed": seed}
 
 
@@ -180,8 +185,8 @@ def plug_digest(place: str, config: PPlugConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _training_seed(place: str) -> int | None:
-    """Return the seed that a plug was trained with, as far as its folder says."""
+def _kept(place: str, file: str, name: str) -> int | None:
+    """Return a number of a plug's training, as far as its folder says."""
     with suppress(OSError, DataError):
-        return read_json_object(Path(place) / "training_args.json", "The training arguments").get("seed")
+        return read_json_object(Path(place) / file, f"The {file}").get(name)
     return None
