@@ -495,6 +495,30 @@ def test_soft_tokens_start_as_the_plugs_and_become_the_users(places, tmp_path):
 # ---- in a bench -----------------------------------------------------------------------------------------------------
 
 
+def test_costs_have_the_lora_of_the_task_and_no_history_costs_nothing_of_a_users_own(places, ftp, oppu):
+    (_, (task, *private)), own = oppu, sum(FAST["epochs"] * record["pairs"] for record in records_of(ftp[0]))
+    shared = resources(places, ftp=ftp[0], oppu=oppu[0])
+    names = ["ftp", "ftp:no-history", "oppu+recency@1", "oppu:no-history+recency@1"]
+    methods = methods_of(names, {}, shared.trained)
+    cost = {name: method.about(shared)["cost"] for name, (method,) in methods.items()}
+    passes = {name: one.get("language_model_passes") for name, one in cost.items()}
+    # Three passes over the questions of others are the default of oppu.
+    assert passes == {
+        "ftp": own,
+        "ftp:no-history": None,
+        "oppu+recency@1": 3 * len(task) + 3 * sum(map(len, private)),
+        "oppu:no-history+recency@1": 3 * len(task),
+    }
+    weights = [(one.get("trained_weights"), one.get("weights_per_user")) for one in cost.values()]
+    each = cost["ftp"]["weights_per_user"]
+    assert weights == [(None, each), (None, None), (each, each), (each, None)]
+    assert sum(value.numel() for value in load_file(oppu[0] / "shared" / "adapter_model.safetensors").values()) == each
+
+
+def records_of(folder):
+    return [json.loads(path.read_text()) for path in Path(folder).glob("users/*/training.json")]
+
+
 def test_a_bench_checks_every_seed(places, ftp, tmp_path):
     other = shutil.copytree(ftp[0], tmp_path / "other")
     content = json.loads((other / "method.json").read_text())

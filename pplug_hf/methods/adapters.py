@@ -124,8 +124,16 @@ class UserAdapters(Trained):
 
     def about(self, resources: Resources) -> dict[str, object]:
         artefact = resources.artefact(self.folder)
-        cost = {name: value for name, value in artefact.about.items() if name in COSTS}
-        cost["language_model_passes"] = artefact.about["trained_examples"]
+        cost, passes = {}, []
+        if artefact.kind == "oppu":  # the LoRA of the task has the shape of the private ones
+            task = json.loads(artefact.file(f"{SHARED}/{TRAINING}").read_text(encoding="utf-8"))
+            cost["trained_weights"] = artefact.about["weights_per_user"]
+            passes.append(task["passes"] * task["pairs"])
+        if self.change != "no-history":
+            cost |= {name: value for name, value in artefact.about.items() if name in COSTS}
+            passes.append(artefact.about["trained_examples"])
+        if passes:
+            cost["language_model_passes"] = sum(passes)
         return {"adapters": {**artefact.about, "items": artefact.settings["items"]}, "cost": cost}
 
     def _places(self, examples: Sequence[Example], resources: Resources) -> list[str | None]:
