@@ -280,6 +280,7 @@ def test_what_does_not_belong_together_is_refused(places, ftp, tmp_path, monkeyp
     refused(
         places, "ftp+bm25@1", MismatchError, r"no retrieved items in its prompts.*name the row ftp, or", ftp=folder
     )
+    refused(places, "ftp+bm25@1:turns", MismatchError, r"asked with bm25@1:turns: name the row ftp\.$", ftp=folder)
     renamed = replace(SHELVES, max_new_tokens=2)
     refused(places, "ftp", MismatchError, "was trained on the task 'shelves'", task=renamed, ftp=folder)
     fewer = [replace(e, history=e.history[:1]) for e in EXAMPLES]
@@ -392,6 +393,15 @@ def test_the_lora_of_the_task_learns_from_other_users_alone(oppu):
     train_users = {row["input"].partition("book: ")[2]: row["user"] for row in DATA["train"]}
     assert all(train_users[prompt.rpartition("book: ")[2]] != "u2" for prompt, _ in task)
     assert not any(question in prompt for prompt, _ in private[0] + private[1] + private[2] for question in asked)
+
+
+def test_prompts_of_another_form_than_in_training_are_refused(places, oppu):
+    told = "asked with none: name the row oppu[+]recency@1, or train another artefact without --retrieval"
+    refused(places, "oppu", MismatchError, told, oppu=oppu[0])
+    told = r"asked with recency@1:turns: name the row oppu[+]recency@1\.$"
+    refused(places, "oppu+recency@1:turns", MismatchError, told, oppu=oppu[0])
+    shared = resources(places, oppu=oppu[0])
+    methods_of(["oppu+recency@1:wrong-user"], {}, shared.trained)["oppu+recency@1:wrong-user"][0].check(EXAMPLES, shared)
 
 
 def test_training_prompts_show_items_before_their_own_place_alone(oppu):

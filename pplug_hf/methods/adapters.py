@@ -42,13 +42,15 @@ class UserAdapters(Trained):
         artefact = resources.artefact(self.folder)
         if artefact.kind != "user-tokens":
             require("peft", "rivals", f"The row {self.name}")
-        trained = artefact.settings["retrieval"]
-        asked = self.retrieval and f"{self.retrieval.retriever}@{self.retrieval.k}"
+        trained, found = artefact.settings["retrieval"], self.retrieval
+        asked = found and f"{found.retriever}@{found.k}" + ":turns" * found.turns
         if trained != asked:
             row = f"{self.name}+{trained}" if trained else self.name
+            another = f"with --retrieval {asked}" if asked else "without --retrieval"
             raise MismatchError(
                 f"{str(artefact.folder)!r} was trained with {trained or 'no retrieved items'} in its prompts, and is asked with "
-                f"{asked or 'none'}: name the row {row}, or train another artefact with --retrieval {asked}."
+                f"{asked or 'none'}: name the row {row}"
+                + ("." if found and found.turns else f", or train another artefact {another}.")
             )
         if artefact.settings["items"] == "common":
             self._check_items(examples, resources)
