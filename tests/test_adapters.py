@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -306,6 +307,16 @@ def test_what_does_not_belong_together_is_refused(places, ftp, tmp_path, monkeyp
     shared.processor.system = "be brief"
     with pytest.raises(MismatchError, match="pass the same chat and system"):
         methods_of(["ftp"], {}, shared.trained)["ftp"][0].key(shared)
+    chats = shutil.copytree(folder, tmp_path / "chats")
+    content = json.loads((chats / "method.json").read_text())
+    content["settings"]["chat"], content["run"]["chat"] = [True, None], ["one template", None]
+    (chats / "method.json").write_text(json.dumps(content))
+    shared = resources(places, ftp=chats)
+    shared.processor.chat = True
+    for template in ("one template", "another"):
+        shared.processor.tokenizer.chat_template = template
+        with nullcontext() if template == "one template" else pytest.raises(MismatchError, match="another chat template"):
+            methods_of(["ftp"], {}, shared.trained)["ftp"][0].key(shared)
     monkeypatch.setitem(sys.modules, "peft", None)
     refused(places, "ftp", MissingPackageError, r"The row ftp needs peft; .*pplug-hf\[rivals\]", ftp=folder)
     with pytest.raises(MissingPackageError, match="The method ftp needs peft"):

@@ -91,11 +91,19 @@ class UserAdapters(Trained):
                 f"{str(artefact.folder)!r} was trained on another language model, or in another data type: name that one, or "
                 "train weights for this one."
             )
+        if artefact.kind == "user-tokens":
+            return
         chat = [processor.chat, processor.system]
-        if artefact.kind != "user-tokens" and artefact.settings["chat"] != chat:
+        if artefact.settings["chat"] != chat:
             raise MismatchError(
                 f"{str(artefact.folder)!r} was trained with the chat form and system text {artefact.settings['chat']}, and is "
                 f"asked with {chat}: pass the same chat and system."
+            )
+        trained = artefact.run.get("chat")
+        if processor.chat and trained and trained[0] != processor.tokenizer.chat_template:
+            raise MismatchError(
+                f"{str(artefact.folder)!r} was trained with another chat template than the language model's tokenizer has now: "
+                "name the tokenizer's former version, or train weights for this one."
             )
 
     def inputs(self, examples: Sequence[Example], resources: Resources) -> ModelInputs:
