@@ -27,7 +27,7 @@ from pplug_hf.methods import adapter_fit, pair_training
 from pplug_hf.methods.adapter_folder import delete_user, open_weights, user_hash
 from pplug_hf.methods.artefacts import read_artefact
 from pplug_hf.methods.base import Plain, Retrieval
-from pplug_hf.methods.names import methods_of, name_of
+from pplug_hf.methods.names import default_rows, methods_of, name_of
 from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.resources import Resources
 from pplug_hf.methods.user_pairs import Asked
@@ -413,6 +413,15 @@ def test_prompts_of_another_form_than_in_training_are_refused(places, oppu):
     refused(places, "oppu+recency@1:turns", MismatchError, told, oppu=oppu[0])
     shared = resources(places, oppu=oppu[0])
     methods_of(["oppu+recency@1:wrong-user"], {}, shared.trained)["oppu+recency@1:wrong-user"][0].check(EXAMPLES, shared)
+
+
+def test_the_usual_rows_show_what_the_training_showed(ftp, oppu):
+    trained = {"ftp": [str(ftp[0])], "oppu": [str(oppu[0])]}
+    rows = default_rows(SHELVES, [], users=3, frequencies=False, dense=False, trained=trained)
+    own = [row for row in rows if row.startswith(("ftp", "oppu"))]
+    behind = [f"oppu{change}+recency@1" for change in (":wrong-user", ":no-history", "")]
+    assert own == ["ftp:wrong-user", "ftp:no-history", "ftp", *behind]
+    assert list(methods_of(own, {}, trained)) == own
 
 
 def test_training_prompts_show_items_before_their_own_place_alone(oppu):
