@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,10 +312,12 @@ def test_what_does_not_belong_together_is_refused(places, ftp, tmp_path, monkeyp
     (chats / "method.json").write_text(json.dumps(content))
     shared = resources(places, ftp=chats)
     shared.processor.chat = True
-    for template in ("one template", "another"):
-        shared.processor.tokenizer.chat_template = template
-        with nullcontext() if template == "one template" else pytest.raises(MismatchError, match="another chat template"):
-            methods_of(["ftp"], {}, shared.trained)["ftp"][0].key(shared)
+    (method,) = methods_of(["ftp"], {}, shared.trained)["ftp"]
+    shared.processor.tokenizer.chat_template = "one template"
+    method.key(shared)
+    shared.processor.tokenizer.chat_template = "another"
+    with pytest.raises(MismatchError, match="trained with another chat template"):
+        method.key(shared)
     monkeypatch.setitem(sys.modules, "peft", None)
     refused(places, "ftp", MissingPackageError, r"The row ftp needs peft; .*pplug-hf\[rivals\]", ftp=folder)
     with pytest.raises(MissingPackageError, match="The method ftp needs peft"):
@@ -412,7 +413,8 @@ def test_prompts_of_another_form_than_in_training_are_refused(places, oppu):
     told = r"asked with recency@1:turns: name the row oppu[+]recency@1\.$"
     refused(places, "oppu+recency@1:turns", MismatchError, told, oppu=oppu[0])
     shared = resources(places, oppu=oppu[0])
-    methods_of(["oppu+recency@1:wrong-user"], {}, shared.trained)["oppu+recency@1:wrong-user"][0].check(EXAMPLES, shared)
+    (control,) = methods_of(["oppu+recency@1:wrong-user"], {}, shared.trained).values()
+    control[0].check(EXAMPLES, shared)
 
 
 def test_the_usual_rows_show_what_the_training_showed(ftp, oppu):

@@ -226,7 +226,8 @@ def _finish(
         "runs": runs,
         "settings": {k: v for k, v in asdict(settings).items() if k != "tables_only"}
         | {"backbone": _backbone(settings)}
-        | (chosen[0].key.get("decoding", {}) if settings.tables_only else {}),  # that of the answers, whatever is passed
+        # That of the answers, whatever is passed now.
+        | (chosen[0].key.get("decoding", {}) if settings.tables_only else {}),
         "versions": {"pplug-hf": __version__, "python": platform.python_version(), **versions(_PACKAGES)},
         "git_commit": git_commit(),
     }

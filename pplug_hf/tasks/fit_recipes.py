@@ -115,7 +115,10 @@ _FTP = {
     ),
 }
 _OPPU = {
-    "learning_rate": (5e-4, "Five times the authors', without their warm-up and fall. Not compared with other values."),
+    "learning_rate": (
+        5e-4,
+        "Five times the authors', without their warm-up and fall. Not compared with other values.",
+    ),
     "clip": (1.0, "The usual one. Not compared with other values."),
     "modules": ("qkv", "Those of ftp, for both LoRAs."),
     "epochs": (2, "The LoRA of the task has learned the form of an answer; a user's own is a small step from there."),
