@@ -232,7 +232,9 @@ def as_options(message: str, values: Mapping[str, object]) -> str:
     )
     message = re.sub(rf", or pass (?:{given})=<a loaded [^>]*>", "", message)
     return re.sub(
-        r"(?<![\w'\"=/.-])(?:--)?([a-z][a-z_]+)=(?!=)('[^']*'|\d[\w.]*\b)?(?:<[^>]*>|(?![\w<]))", typed, message
+        r"(?<![\w'\"=/.-])(?:--)?([a-z][a-z_]+)=(?!=)('[^']*'|\d[\w.]*\b|True\b|False\b)?(?:<[^>]*>|(?![\w<]))",
+        typed,
+        message,
     )
 
 

@@ -26,7 +26,7 @@ from pplug_hf.methods import adapter_fit, pair_training
 from pplug_hf.methods.adapter_folder import delete_user, open_weights, user_hash
 from pplug_hf.methods.artefacts import read_artefact
 from pplug_hf.methods.base import Plain, Retrieval
-from pplug_hf.methods.names import methods_of, name_of
+from pplug_hf.methods.names import default_rows, methods_of, name_of
 from pplug_hf.methods.persona import Plug
 from pplug_hf.methods.resources import Resources
 from pplug_hf.methods.user_pairs import Asked
@@ -280,6 +280,7 @@ def test_what_does_not_belong_together_is_refused(places, ftp, tmp_path, monkeyp
     refused(
         places, "ftp+bm25@1", MismatchError, r"no retrieved items in its prompts.*name the row ftp, or", ftp=folder
     )
+    refused(places, "ftp+bm25@1:turns", MismatchError, r"asked with bm25@1:turns: name the row ftp\.$", ftp=folder)
     renamed = replace(SHELVES, max_new_tokens=2)
     refused(places, "ftp", MismatchError, "was trained on the task 'shelves'", task=renamed, ftp=folder)
     fewer = [replace(e, history=e.history[:1]) for e in EXAMPLES]
@@ -305,6 +306,18 @@ def test_what_does_not_belong_together_is_refused(places, ftp, tmp_path, monkeyp
     shared.processor.system = "be brief"
     with pytest.raises(MismatchError, match="pass the same chat and system"):
         methods_of(["ftp"], {}, shared.trained)["ftp"][0].key(shared)
+    chats = shutil.copytree(folder, tmp_path / "chats")
+    content = json.loads((chats / "method.json").read_text())
+    content["settings"]["chat"], content["run"]["chat"] = [True, None], ["one template", None]
+    (chats / "method.json").write_text(json.dumps(content))
+    shared = resources(places, ftp=chats)
+    shared.processor.chat = True
+    (method,) = methods_of(["ftp"], {}, shared.trained)["ftp"]
+    shared.processor.tokenizer.chat_template = "one template"
+    method.key(shared)
+    shared.processor.tokenizer.chat_template = "another"
+    with pytest.raises(MismatchError, match="trained with another chat template"):
+        method.key(shared)
     monkeypatch.setitem(sys.modules, "peft", None)
     refused(places, "ftp", MissingPackageError, r"The row ftp needs peft; .*pplug-hf\[rivals\]", ftp=folder)
     with pytest.raises(MissingPackageError, match="The method ftp needs peft"):
@@ -392,6 +405,25 @@ def test_the_lora_of_the_task_learns_from_other_users_alone(oppu):
     train_users = {row["input"].partition("book: ")[2]: row["user"] for row in DATA["train"]}
     assert all(train_users[prompt.rpartition("book: ")[2]] != "u2" for prompt, _ in task)
     assert not any(question in prompt for prompt, _ in private[0] + private[1] + private[2] for question in asked)
+
+
+def test_prompts_of_another_form_than_in_training_are_refused(places, oppu):
+    told = "asked with none: name the row oppu[+]recency@1, or train another artefact without --retrieval"
+    refused(places, "oppu", MismatchError, told, oppu=oppu[0])
+    told = r"asked with recency@1:turns: name the row oppu[+]recency@1\.$"
+    refused(places, "oppu+recency@1:turns", MismatchError, told, oppu=oppu[0])
+    shared = resources(places, oppu=oppu[0])
+    (control,) = methods_of(["oppu+recency@1:wrong-user"], {}, shared.trained).values()
+    control[0].check(EXAMPLES, shared)
+
+
+def test_the_usual_rows_show_what_the_training_showed(ftp, oppu):
+    trained = {"ftp": [str(ftp[0])], "oppu": [str(oppu[0])]}
+    rows = default_rows(SHELVES, [], users=3, frequencies=False, dense=False, trained=trained)
+    own = [row for row in rows if row.startswith(("ftp", "oppu"))]
+    behind = [f"oppu{change}+recency@1" for change in (":wrong-user", ":no-history", "")]
+    assert own == ["ftp:wrong-user", "ftp:no-history", "ftp", *behind]
+    assert list(methods_of(own, {}, trained)) == own
 
 
 def test_training_prompts_show_items_before_their_own_place_alone(oppu):
@@ -493,6 +525,30 @@ def test_soft_tokens_start_as_the_plugs_and_become_the_users(places, tmp_path):
 
 
 # ---- in a bench -----------------------------------------------------------------------------------------------------
+
+
+def test_costs_have_the_lora_of_the_task_and_no_history_costs_nothing_of_a_users_own(places, ftp, oppu):
+    (_, (task, *private)), own = oppu, sum(FAST["epochs"] * record["pairs"] for record in records_of(ftp[0]))
+    shared = resources(places, ftp=ftp[0], oppu=oppu[0])
+    names = ["ftp", "ftp:no-history", "oppu+recency@1", "oppu:no-history+recency@1"]
+    methods = methods_of(names, {}, shared.trained)
+    cost = {name: method.about(shared)["cost"] for name, (method,) in methods.items()}
+    passes = {name: one.get("language_model_passes") for name, one in cost.items()}
+    # Three passes over the questions of others are the default of oppu.
+    assert passes == {
+        "ftp": own,
+        "ftp:no-history": None,
+        "oppu+recency@1": 3 * len(task) + 3 * sum(map(len, private)),
+        "oppu:no-history+recency@1": 3 * len(task),
+    }
+    weights = [(one.get("trained_weights"), one.get("weights_per_user")) for one in cost.values()]
+    each = cost["ftp"]["weights_per_user"]
+    assert weights == [(None, each), (None, None), (each, each), (each, None)]
+    assert sum(value.numel() for value in load_file(oppu[0] / "shared" / "adapter_model.safetensors").values()) == each
+
+
+def records_of(folder):
+    return [json.loads(path.read_text()) for path in Path(folder).glob("users/*/training.json")]
 
 
 def test_a_bench_checks_every_seed(places, ftp, tmp_path):

@@ -251,9 +251,13 @@ def test_the_tables_come_back_from_the_predictions_alone(finished, world, tmp_pa
     assert (copy.parent / "table.md").read_text() == (output / "table.md").read_text()
     old, new = (json.loads((folder / "results.json").read_text()) for folder in (output, copy.parent))
     assert {k: v for k, v in old.items() if k != "settings"} == {k: v for k, v in new.items() if k != "settings"}
-    quietly(replace(asked, rows=["mean", "no-persona"], reference="no-persona"), task=SHELVES)
+    asked = replace(asked, rows=["mean", "no-persona"], reference="no-persona", num_beams=1, max_length=7)
+    quietly(asked, task=SHELVES)
     results = json.loads((copy.parent / "results.json").read_text())
     assert [r["row"] for r in results["rows"]] == ["mean", "no-persona"] and results["reference"] == "no-persona"
+    # The decoding is that of the answers, whatever is asked for now: a model card shows it.
+    decoding = {name: results["settings"][name] for name in ("num_beams", "max_length", "constrained")}
+    assert decoding == {name: old["settings"][name] for name in decoding} and decoding["num_beams"] == 2
 
 
 def count_answers(monkeypatch, stop_after=None):

@@ -321,6 +321,18 @@ def test_a_prompt_with_retrieved_items_fits_into_the_template(chat_backbone, len
         assert words == row.ids[row.ids.index(ids("<user>")[0]) + 1 : -2]
 
 
+def test_what_a_selector_learned_from_has_the_system_text_of_the_first_plug(chat_backbone, tmp_path):
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = PLAIN
+    model = tiny.from_backbone(tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer, system="good")
+    model.save_pretrained(tmp_path)
+    given = {"plugs": {"pplug": [str(tmp_path)]}, "backbone": str(chat_backbone)}
+    for system, used in ((None, "good"), ("cold", "cold")):
+        resources = Resources(bench_data.SHELVES, **given, system=system)
+        assert resources.asking["chat"] == [PLAIN, used] == [PLAIN, resources.processor.system]
+    assert Resources(bench_data.SHELVES, backbone=str(chat_backbone)).asking["chat"] == [PLAIN, None]
+
+
 def test_a_selector_reads_earlier_turns(chat_backbone, places):
     examples = [Example("1", "u", "the book: moon", "moon", "sea", [{"tag": "sea", "text": "the sun"}])]
     resources = Resources(bench_data.SHELVES, backbone=str(chat_backbone), system=None)

@@ -131,6 +131,7 @@ def test_the_first_word_comes_before_a_model_library(arguments):
     [
         ("query= is missing. Pass query=<text>.", "--query is missing. Pass --query."),
         ("task='LaMP-2' was asked for; pass task='demo'", "--task LaMP-2 was asked for; pass --task demo"),
+        ("start again with resume=False.", "start again with --resume False."),
         ("within max_length=4 tokens", "within --max_length 4 tokens"),
         ("choose other values of max_length and '/tmp/max_length'", "choose other values of --max_length and '/tmp/max_length'"),
         ("pass token=, or check revision=", "pass HF_TOKEN, or check revision"),
@@ -141,7 +142,7 @@ def test_the_first_word_comes_before_a_model_library(arguments):
     ],
 )  # fmt: skip
 def test_keywords_of_python_become_options(said, typed):
-    values = {"query": None, "task": None, "max_length": 4, "backbone": "x", "encoder": None}
+    values = {"query": None, "task": None, "max_length": 4, "backbone": "x", "encoder": None, "resume": True}
     assert as_options(said, values) == typed
 
 

@@ -51,6 +51,13 @@ def test_bounds_by_hand():
     assert sum(found["wins"].values()) == pytest.approx(1)
 
 
+def test_a_row_with_fewer_seeds_is_compared_with_the_best_of_every_run():
+    rows = {"a": [["sea", "moon"]], "b": [["moon", "moon"], ["moon", "sea"], ["sea", "sea"]]}
+    found = add_pool(comparison("demo", ["sea", "sea"], rows), Pool("p", ("a", "b")))
+    assert [found["best"][row] for row in "ab"] == pytest.approx([(2 + 1 + 1) / 6, (1 + 1 + 2) / 6])
+    assert found["wins"] == pytest.approx({"a": (1.5 + 1 + 0.5) / 6, "b": (0.5 + 1 + 1.5) / 6})
+
+
 def test_of_equally_good_answers_that_of_the_first_row_counts():
     rows = {"a": [["moon", "sea"]], "b": [["war", "sea"]]}
     made = comparison("demo", ["sea", "sea"], rows)

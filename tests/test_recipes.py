@@ -62,6 +62,21 @@ def test_a_recipe_of_a_baseline_names_its_method_and_options(name):
     )
 
 
+@pytest.mark.parametrize("method", [name.partition("/")[2] for name in FIT_RECIPES if name.startswith("ours/")])
+def test_ours_of_a_baseline_differs_from_the_papers_only_with_a_reason(method):
+    ours, paper = (get_recipe(f"{whose}/{method}") for whose in ("ours", "paper"))
+    usual = {f.name: f.default for f in fields(options_of(method))}
+    differs = {name for name in usual if {**usual, **ours.training}[name] != {**usual, **paper.training}[name]}
+    assert differs - {"encoder"} <= ours.reasons.keys()
+
+
+def test_how_much_faster_users_weights_learn_than_the_papers_is_true():
+    for method, words, times in (("ftp", "Ten times the paper's", 10), ("oppu", "Five times the authors'", 5)):
+        ours, paper = (get_recipe(f"{whose}/{method}").training for whose in ("ours", "paper"))
+        assert ours["learning_rate"] == pytest.approx(times * paper["learning_rate"])
+        assert get_recipe(f"ours/{method}").reasons["learning_rate"].startswith(words)
+
+
 def test_a_recipe_of_another_command_is_refused(capsys):
     assert main(["fit", "--recipe", "paper/lamp-4"]) == 1 and main(["train", "--recipe", "ours/ropg-kd"]) == 1
     said = capsys.readouterr().err

@@ -225,7 +225,9 @@ def _finish(
         "weights": {row: mean_profile(found) for row, found in weights.items() if all(found)},
         "runs": runs,
         "settings": {k: v for k, v in asdict(settings).items() if k != "tables_only"}
-        | {"backbone": _backbone(settings)},
+        | {"backbone": _backbone(settings)}
+        # That of the answers, whatever is passed now.
+        | (chosen[0].key.get("decoding", {}) if settings.tables_only else {}),
         "versions": {"pplug-hf": __version__, "python": platform.python_version(), **versions(_PACKAGES)},
         "git_commit": git_commit(),
     }

@@ -120,18 +120,20 @@ def add_pool(comparison: Comparison, pool: Pool, seed: int = 0, choosers: Sequen
         ConfigurationError: the comparison lacks a row.
     """
     check_pool(pool, list(comparison.predictions))
-    best, wins, ties = {}, [], []
+    shares, wins, ties = [], [], []
     names = {kind: f"{pool.name}:{kind}" for kind in ("oracle", "worst", "random", "chance")}
-    counted = [*pool.rows, *(row for row in choosers if row in comparison.predictions), names["random"]]
+    others = [*(row for row in choosers if row in comparison.predictions), names["random"]]
     for answers, goods in _runs(comparison, [comparison.predictions[row] for row in pool.rows]):
         draws = [random.Random(f"{seed}/{e.id}").randrange(len(answers)) for e in comparison.examples]
         for kind, choice in (("oracle", goods.argmax(axis=0)), ("worst", goods.argmin(axis=0)), ("random", draws)):
             _add(comparison, names[kind], answers, choice)
         top = goods >= goods.max(axis=0) - 1e-9  # [R, n]
         ties.append(top.all(axis=0).mean())
+        shares.append(top.mean(axis=1))
         wins.append((top / top.sum(axis=0)).mean(axis=1))
+    best = dict(zip(pool.rows, np.mean(shares, axis=0).tolist(), strict=True))
     highest = _good(comparison, comparison.predictions[names["oracle"]])  # [runs, n]
-    for row in counted:
+    for row in others:
         own = _good(comparison, comparison.predictions[row])
         best[row] = float(np.mean([one >= highest[i % len(highest)] - 1e-9 for i, one in enumerate(own)]))
     draws = comparison.predictions.get(CHANCE, [])[: len(pool.rows)]

@@ -42,13 +42,15 @@ class UserAdapters(Trained):
         artefact = resources.artefact(self.folder)
         if artefact.kind != "user-tokens":
             require("peft", "rivals", f"The row {self.name}")
-        trained = artefact.settings["retrieval"]
-        asked = self.retrieval and f"{self.retrieval.retriever}@{self.retrieval.k}"
+        trained, found = artefact.settings["retrieval"], self.retrieval
+        asked = found and f"{found.retriever}@{found.k}" + ":turns" * found.turns
         if trained != asked:
             row = f"{self.name}+{trained}" if trained else self.name
+            another = f"with --retrieval {asked}" if asked else "without --retrieval"
             raise MismatchError(
                 f"{str(artefact.folder)!r} was trained with {trained or 'no retrieved items'} in its prompts, and is asked with "
-                f"{asked or 'none'}: name the row {row}, or train another artefact with --retrieval {asked}."
+                f"{asked or 'none'}: name the row {row}"
+                + ("." if found and found.turns else f", or train another artefact {another}.")
             )
         if artefact.settings["items"] == "common":
             self._check_items(examples, resources)
@@ -89,11 +91,19 @@ class UserAdapters(Trained):
                 f"{str(artefact.folder)!r} was trained on another language model, or in another data type: name that one, or "
                 "train weights for this one."
             )
+        if artefact.kind == "user-tokens":
+            return
         chat = [processor.chat, processor.system]
-        if artefact.kind != "user-tokens" and artefact.settings["chat"] != chat:
+        if artefact.settings["chat"] != chat:
             raise MismatchError(
                 f"{str(artefact.folder)!r} was trained with the chat form and system text {artefact.settings['chat']}, and is "
                 f"asked with {chat}: pass the same chat and system."
+            )
+        trained = artefact.run.get("chat")
+        if processor.chat and trained and trained[0] != processor.tokenizer.chat_template:
+            raise MismatchError(
+                f"{str(artefact.folder)!r} was trained with another chat template than the language model's tokenizer has now: "
+                "name the tokenizer's former version, or train weights for this one."
             )
 
     def inputs(self, examples: Sequence[Example], resources: Resources) -> ModelInputs:
@@ -124,8 +134,16 @@ class UserAdapters(Trained):
 
     def about(self, resources: Resources) -> dict[str, object]:
         artefact = resources.artefact(self.folder)
-        cost = {name: value for name, value in artefact.about.items() if name in COSTS}
-        cost["language_model_passes"] = artefact.about["trained_examples"]
+        cost, passes = {}, []
+        if artefact.kind == "oppu":  # the LoRA of the task has the shape of the private ones
+            task = json.loads(artefact.file(f"{SHARED}/{TRAINING}").read_text(encoding="utf-8"))
+            cost["trained_weights"] = artefact.about["weights_per_user"]
+            passes.append(task["passes"] * task["pairs"])
+        if self.change != "no-history":
+            cost |= {name: value for name, value in artefact.about.items() if name in COSTS}
+            passes.append(artefact.about["trained_examples"])
+        if passes:
+            cost["language_model_passes"] = sum(passes)
         return {"adapters": {**artefact.about, "items": artefact.settings["items"]}, "cost": cost}
 
     def _places(self, examples: Sequence[Example], resources: Resources) -> list[str | None]:

@@ -345,12 +345,14 @@ def default_rows(
     for ranker in ("recency", "bm25", *(["dense"] if dense else [])):
         names += [f"{ranker}@1", f"{ranker}@4"]
     for name, (folder, *_) in (trained or {}).items():
-        kind = read_artefact(folder).kind
-        if _is_ranker(kind):
+        artefact = read_artefact(folder)
+        if _is_ranker(artefact.kind):
             names += [f"{name}@1", f"{name}@4"]
         else:
-            changes = [change for change in class_of(kind).changes if users > 1 or change != WRONG_USER]
-            names += [*(f"{name}:{change}" for change in changes), name]
+            changes = [change for change in class_of(artefact.kind).changes if users > 1 or change != WRONG_USER]
+            shown = artefact.settings.get("retrieval")  # in the prompts of its training, and so of its rows
+            behind = f"+{shown}" if shown else ""
+            names += [*(f"{name}:{change}{behind}" for change in changes), f"{name}{behind}"]
     first = reference if reference in plugs else next((name for name in plugs if name != INSTRUCTION_ONLY), None)
     names += [name for name in plugs if name != first]
     if first is not None:

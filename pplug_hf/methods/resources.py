@@ -249,7 +249,7 @@ class Resources:
     def asking(self) -> dict[str, object]:
         """Form of the prompts, and decoding, that the language model is asked with, as JSON takes them."""
         decoding = replace(self.decoding, max_new_tokens=self.decoding.max_new_tokens or self.task.max_new_tokens)
-        chat = self.processor.chat and [self.processor.tokenizer.chat_template, self.system]
+        chat = self.processor.chat and [self.processor.tokenizer.chat_template, self.processor.system]
         return {"chat": chat, "decoding": asdict(decoding)}
 
     # ---- rankers -----------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ _ROPG_OURS = {
         "It differs between items even where answers do not, and costs a third of a generation; for texts it is per token.",
     ),
     "trained_side": ("query", "Item vectors stay in the store, so an epoch encodes questions alone."),
+    "dated_items": (False, "Items have the texts, and the vectors, of the rows dense@K, with which it is compared."),
     "epochs": (10, "More than needed: patience ends the training."),
     "patience": (3, "Stops when the items that are put first no longer get better on held-out users."),
     "questions_per_step": (32, "A small data set has few questions, and smaller batches make more steps."),
@@ -91,6 +92,7 @@ _RSPG_OURS = {
         "Which row is better on average is learned in a few steps; and a plug's row has the prompt of the language model "
         "alone, so a shared head cannot tell them apart before anything is answered.",
     ),
+    "text_length": (None, "The length that the encoder was made for."),
     "target_temperature": (
         None,
         "0.25 where rewards are 0 or 1: at 1, the only good one of six rows gets 0.35 of the target.",
@@ -105,8 +107,20 @@ _RSPG_OURS = {
     ),
 }
 
-_FTP = {"epochs": (7, "Few items need several passes; those who need fewer stop early.")}
+_FTP = {
+    "epochs": (7, "Few items need several passes; those who need fewer stop early."),
+    "learning_rate": (
+        5e-4,
+        "Ten times the paper's, for a quarter of its passes. On the demo's readers 1e-3 was better; try both on held-out users.",
+    ),
+}
 _OPPU = {
+    "learning_rate": (
+        5e-4,
+        "Five times the authors', without their warm-up and fall. Not compared with other values.",
+    ),
+    "clip": (1.0, "The usual one. Not compared with other values."),
+    "modules": ("qkv", "Those of ftp, for both LoRAs."),
     "epochs": (2, "The LoRA of the task has learned the form of an answer; a user's own is a small step from there."),
     "task_epochs": (3, "The authors' number."),
     "task_learning_rate": (5e-4, "As of the private weights. Not compared with other values."),
@@ -115,10 +129,10 @@ _LORA_OURS = {
     "rank": (8, "The size that is usual for one user's few items. Not compared with other values."),
     "alpha": (16, "Twice the rank. Not compared with other values."),
     "dropout": (0.0, "A training of a few passes is short; without noise it is also reproducible step by step."),
-    "learning_rate": (
-        5e-4,
-        "Ten times the paper's, for a quarter of its passes. On the demo's readers 1e-3 was better; try both on held-out users.",
-    ),
+    "schedule": ("constant", "A user's few items make few steps, which a falling rate would waste."),
+    "warmup": (0.0, "Likewise."),
+    "weight_decay": (0.0, "A training of a few passes is short, and ends when the items are learned."),
+    "pairs_per_step": (8, "More steps from a user's few items. Not compared with other values."),
     "stop_below": (0.1, "A user whose items are learned needs no further passes."),
     "items": ("common", "No weights have seen an item that a question's history does not have."),
 }
