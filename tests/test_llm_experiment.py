@@ -18,10 +18,11 @@ from lockstep import Reader
 from parts import by_history, by_seen
 from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
-from training import Schedule, Trained, batches_of, run, train
+from training import Personas, Schedule, Trained, batches_of, run, train
 
 from pplug_hf import get_task
 from pplug_hf.data.records import Example
+from pplug_hf.modeling.encoders import item_texts
 
 AFTER = [[5, 6], [5, 16, 6], [6]]
 ANSWERS = [[20, 21, 1], [22, 1], [23, 24, 1]]
@@ -218,6 +219,16 @@ def test_prompts_are_the_processors(data, tokenizer, tmp_path):
     assert batch["persona_position"].tolist() == [len(rows.before[1])]
     assert corpus.rows("dev", "bm25@1").before[1] != rows.before[1]
     assert len(corpus.rows("dev", "bm25@4:turns").before[1]) > len(rows.before[1])
+
+
+def test_one_history_for_everybody_is_that_of_the_training_in_every_split(data, tokenizer, tmp_path):
+    corpus = Corpus(data, "LaMP_4", tiny.shared_encoder(), tokenizer, tmp_path, Sizes(30, 4, 6))
+    texts = {text for e in corpus.examples("all") for text in item_texts(e.history, corpus.template("main"))}
+    mean = corpus.store(sorted(texts), show_progress=False).mean(dim=0)  # of unit vectors
+    for split in ("all", "val", "test"):
+        (history,) = Personas(corpus, split, "cpu").everybody("main", 5)
+        torch.testing.assert_close(history.items.vectors[0], mean)
+        assert history.items.mask.tolist() == [[True]] * 5
 
 
 def test_questions_are_divided_by_what_training_had_and_by_history():

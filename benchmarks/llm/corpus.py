@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.examples import read_examples
@@ -219,6 +220,13 @@ class Corpus:
         return self._once(
             ("dataset", split, items),
             lambda: PersonaDataset(self.examples(split), self.store, self.template(items)),
+        )
+
+    def mean_item(self, items: str = "main") -> Tensor:
+        """Return the mean of all items to train on, [1, D]."""
+        return self._once(
+            ("mean item", items),
+            lambda: normalize(self.dataset("all", items).vectors, dim=-1).mean(dim=0, keepdim=True),
         )
 
     def queries(self, split: str) -> Tensor:

@@ -73,12 +73,11 @@ class Personas:
             groups.append(History(Items(vectors[flat.to(self.device)], mask.to(self.device))))
         return groups
 
-
-def everybody(vectors: Tensor, size: int) -> list[History]:
-    """Return the mean of all items as everyone's history."""
-    mean = torch.nn.functional.normalize(vectors, dim=-1).mean(dim=0, keepdim=True)
-    mask = torch.ones(1, 1, dtype=torch.bool, device=vectors.device)
-    return [History(Items(mean, mask.expand(min(GROUP, size - start), 1))) for start in range(0, size, GROUP)]
+    def everybody(self, items: str, size: int) -> list[History]:
+        """Return one history for all examples, whatever their split: the mean of all items to train on."""
+        mean = self.corpus.mean_item(items).to(self.device)
+        mask = torch.ones(1, 1, dtype=torch.bool, device=self.device)
+        return [History(Items(mean, mask.expand(min(GROUP, size - start), 1))) for start in range(0, size, GROUP)]
 
 
 class Trained:
@@ -156,7 +155,7 @@ class Asked:
         personas, setting = self.personas, trained.setting
         corpus, split, items = personas.corpus, personas.split, setting.items
         if setting.persona == "everybody":
-            return everybody(personas.vectors(items), len(rows))
+            return personas.everybody(items, len(rows))
         if setting.persona == "none" or variant == "no-history":
             return personas.batch(items, [np.zeros(0, dtype=np.int64)] * len(rows))
         own = personas.own(items, rows)
@@ -270,7 +269,7 @@ def new_plug(
 def _training_histories(setting: Setting, personas: Personas, batch: Sequence[int], rng: Any) -> Any:
     """Return the histories of training examples, which lose a random share of their items, as in `PersonaDataset`."""
     if setting.persona == "everybody":
-        return everybody(personas.vectors(setting.items), len(batch))
+        return personas.everybody(setting.items, len(batch))
     if setting.persona == "none":
         return personas.batch(setting.items, [np.zeros(0, dtype=np.int64)] * len(batch))
     own = personas.own(setting.items, batch)
