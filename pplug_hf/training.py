@@ -47,7 +47,7 @@ _SOME = 32  # prompts that tell what all of them begin with
 _SETTINGS = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("encoder_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
-    *("adam_epsilon", "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha"),
+    *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
     *("load_best_model_at_end", "metric_for_best_model", "seed", "data_seed"),
 }
 
@@ -173,7 +173,8 @@ class PPlugTrainer(Seq2SeqTrainer):
         **kwargs: as of `Seq2SeqTrainer`.
 
     Raises:
-        ConfigurationError: label smoothing, or a prompt cache for a soft prompt in front of the prompt.
+        ConfigurationError: another loss than the model's, noisy embeddings, or a prompt cache for a soft prompt in front of
+            the prompt.
     """
 
     model: PPlugForConditionalGeneration
@@ -185,8 +186,18 @@ class PPlugTrainer(Seq2SeqTrainer):
             self.model.check_prompt_cache()
             self.model.prompt_cache = prompt_cache
             self._share_beginning(prompt_cache)
-        if self.args.label_smoothing_factor:
-            raise ConfigurationError("label_smoothing_factor must be 0: a plug learns from the loss of its model.")
+        refused = {
+            "label_smoothing_factor": self.args.label_smoothing_factor,
+            "compute_loss_func": self.compute_loss_func,
+        }
+        for name in [name for name, value in refused.items() if value]:
+            raise ConfigurationError(
+                f"A plug learns from the loss of its model, so {name} has no effect: leave it out."
+            )
+        if self.args.neftune_noise_alpha:
+            raise ConfigurationError(
+                "A plug learns on a backbone without noise, so neftune_noise_alpha has no effect: leave it out."
+            )
         self.add_callback(_SetEpoch)
         # Every process has loaded the frozen parts itself: sending them would take long, and quantised ones break.
         weights = [*self.model.named_parameters(), *self.model.named_buffers()]

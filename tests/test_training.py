@@ -265,9 +265,17 @@ def test_one_process_uses_one_accelerator_of_several(tmp_path, monkeypatch):
     assert trainer._wrap_model(trainer.model) is trainer.model
 
 
-def test_smoothed_labels_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="label_smoothing_factor"):
-        make_trainer(make_model("gpt2"), tmp_path, label_smoothing_factor=0.1)
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "neftune_noise_alpha"])
+def test_what_would_change_the_loss_is_refused(name, tmp_path):
+    with pytest.raises(ConfigurationError, match=name):
+        make_trainer(make_model("gpt2"), tmp_path, **{name: 0.1})
+
+
+def test_a_loss_of_the_users_is_refused(tmp_path):
+    """It would get labels that the model was not given: a soft prompt at the answer would stand behind it."""
+    arguments = PPlugTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ConfigurationError, match="compute_loss_func"):
+        PPlugTrainer(model=make_model("gpt2"), args=arguments, compute_loss_func=lambda *args, **kwargs: None)
 
 
 @every_family
