@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -292,7 +292,9 @@ class PPlugTrainer(Seq2SeqTrainer):
         prompts = {key.removeprefix(_PROMPT): value for key, value in inputs.items() if key.startswith(_PROMPT)}
         inputs = {key: value for key, value in inputs.items() if not key.startswith(_PROMPT)}
         if not self.args.predict_with_generate or prediction_loss_only:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+            whole = not prediction_loss_only and not self.model.config.is_encoder_decoder
+            with self._without_cache() if whole else nullcontext():
+                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 
         loss = None
         if inputs.get("labels") is not None:
@@ -310,6 +312,15 @@ class PPlugTrainer(Seq2SeqTrainer):
         generated = output if isinstance(output, Tensor) else output["sequences"]
         answers = generated[:, prompts["input_ids"].shape[1] :] if causal else generated
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
+
+    @contextmanager
+    def _without_cache(self) -> Iterator[None]:
+        """Let a causal model compute the logits of prompts, too, so that each stands beside its label."""
+        cache, self.model.prompt_cache = self.model.prompt_cache, None
+        try:
+            yield
+        finally:
+            self.model.prompt_cache = cache
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save plug, processor and arguments; the Trainer's own method would pickle the arguments."""
