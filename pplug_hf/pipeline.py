@@ -84,11 +84,12 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
         Args:
             text_inputs: a prompt, a chat (list of messages), or a list, generator or data set of them. A prompt may
-                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ..., "persona_strength": ...}`.
+                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ..., "persona_strength": ...}`. A
+                chat gets the plug's system text unless it brings one.
             persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
                 prompt. None is a user without history.
             query: one text, or one per prompt, that decides which history items matter. Default: the prompt (of a chat,
-                all its messages).
+                the last user's text).
             plug: name of a loaded plug (default: the active one), or a list with a name or None per prompt. None in a list
                 means an answer without any plug.
             persona_strength: a number for all prompts, or a list with one per prompt: 0 is nobody, 1 (the default) as
@@ -167,8 +168,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         options = tokenizer_encode_kwargs or {}
         if _is_chat(prompt):
             goes_on = _goes_on(prompt)
+            chat = self.processor.with_system(prompt) if self.processor.chat else prompt
             inputs = self.processor.apply_chat_template(
-                prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on, **options
+                chat, add_generation_prompt=not goes_on, continue_final_message=goes_on, **options
             )
         else:
             inputs = self.processor([prompt], **options)

@@ -274,6 +274,23 @@ def test_chats(family, chat):
     assert pipe({"text": chat, "persona": tiny.HISTORY}, **NEW) == expected
 
 
+def test_a_chat_begins_as_the_prompts_of_training_do():
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+    model = tiny.from_backbone(tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer, system="good night")
+    pipe, chat = pipeline(TASK, model=model), [{"role": "user", "content": "the sea"}]
+    (text,), (talk,) = (
+        pipe(prompt, persona=tiny.HISTORY, return_full_text=False, **NEW) for prompt in ("the sea", chat)
+    )
+    assert talk == text
+    row = pipe.preprocess(chat)["input_ids"]
+    assert torch.equal(row, pipe.preprocess("the sea")["input_ids"])
+    assert "good night" in tokenizer.decode(row[0])
+    own = [{"role": "system", "content": "cold"}, *chat]
+    assert "good" not in tokenizer.decode(pipe.preprocess(own)["input_ids"][0])
+    assert pipe(chat, **NEW)[0]["generated_text"][0] == chat[0]  # the system text is not the user's
+
+
 def test_a_chat_that_ends_with_the_assistant_goes_on():
     model = tiny.model("llama")
     model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
