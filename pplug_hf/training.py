@@ -56,6 +56,8 @@ _SETTINGS = {
 class PPlugCollator:
     """Rows of a `PersonaDataset` (`text`, `query`, `target`, `persona`) to one batch.
 
+    A row without a query has its text weight the history.
+
     Args:
         processor: of the model.
         max_length: tokens of a prompt at most.
@@ -75,15 +77,24 @@ class PPlugCollator:
         Returns:
             What [`PPlugProcessor`] gives for them; for a causal model also the prompts without answers, from which
             `predict_with_generate` answers.
+
+        Raises:
+            DataError: a row without a text, or something that [`PPlugProcessor`] refuses.
         """
+        if any("text" not in row for row in rows):
+            raise DataError(
+                f"A row needs a 'text' (and 'target', 'persona', 'query'), got {sorted(map(str, rows[0]))}: name the columns "
+                "so, and leave remove_unused_columns=False, as PPlugTrainingArguments do."
+            )
         text = [row["text"] for row in rows]
         query: list[Any] = [row.get("query") for row in rows]
         target: list[Any] = [row.get("target") for row in rows]
+        asked = [t if q is None else q for t, q in zip(text, query, strict=True)]
         batch = dict(
             self.processor(
                 text=text,
                 persona=[row.get("persona") for row in rows],
-                query=query if isinstance(query[0], str) else None,
+                query=asked if any(isinstance(one, str) for one in query) else None,
                 labels=None if all(answer is None for answer in target) else target,  # withheld, as of a test split
                 max_length=self.max_length,
                 max_target_length=self.max_target_length,

@@ -148,6 +148,17 @@ def test_a_batch_has_all_that_training_and_generation_need(family, dataset):
         assert processor.decode_answers(batch["prompt_input_ids"], 0) == [e.prompt for e in dataset.examples[:3]]
 
 
+def test_a_row_without_a_query_has_its_text_for_one(dataset):
+    collator = PPlugCollator(PPlugProcessor.from_model(make_model("t5")))
+    rows = [dataset[i] for i in range(3)]
+    for i in range(3):
+        asked = [{**row, "query": None} if j == i else row for j, row in enumerate(rows)]
+        assert collator(asked)["query"] == [row["text"] if j == i else row["query"] for j, row in enumerate(rows)]
+    assert "query" not in collator([{**row, "query": None} for row in rows])
+    with pytest.raises(DataError, match=r"needs a 'text'.*got \['prompt'\].*remove_unused_columns"):
+        collator([{"prompt": "the sea"}])
+
+
 def test_long_texts_are_cut(dataset):
     processor = PPlugProcessor.from_model(make_model("gpt2"))
     rows = [{"text": "the sea " * 9, "query": "sea", "target": "the moon " * 9, "persona": None}]
