@@ -29,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from transformers.trainer_utils import HubStrategy
 
 from .data.dataset import PersonaDataset
-from .errors import ConfigurationError, DataError, HubError
+from .errors import ConfigurationError, DataError, HubError, kind_of
 from .modeling import PPlugForConditionalGeneration
 from .modeling import backbone as backbones
 from .modeling.prompt_cache import PromptCache
@@ -178,21 +178,36 @@ class PPlugTrainer(Seq2SeqTrainer):
     groups by the length of the prompts, which saves padding.
 
     Args:
-        *args: as of `Seq2SeqTrainer`.
+        model, args: as of `Seq2SeqTrainer`; the arguments are `PPlugTrainingArguments`, or `Seq2SeqTrainingArguments`.
+        data_collator: of batches (default: a [`PPlugCollator`] of `processing_class`, or of the model's processor).
+        *others: as of `Seq2SeqTrainer`.
         prompt_cache: for plugs with `placement="answer"`: every prompt is read once, rather than in every step. For passes
             over a data set, make it with `evict=False`. It becomes the model's, and stays so.
         **kwargs: as of `Seq2SeqTrainer`.
 
     Raises:
-        ConfigurationError: another loss than the model's, noisy embeddings, or a prompt cache for a soft prompt in front of
+        ConfigurationError: other arguments, another loss than the model's, noisy embeddings, or a prompt cache for a soft prompt in front of
             the prompt.
     """
 
     model: PPlugForConditionalGeneration
     args: Any  # Seq2SeqTrainingArguments, which declare that there may be no output folder
 
-    def __init__(self, *args: Any, prompt_cache: PromptCache | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any = None,
+        args: Seq2SeqTrainingArguments | None = None,
+        data_collator: Any = None,
+        *others: Any,
+        prompt_cache: PromptCache | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(args, Seq2SeqTrainingArguments):
+            raise ConfigurationError(f"args must be PPlugTrainingArguments, got {kind_of(args)}.")
+        super().__init__(model, args, data_collator, *others, **kwargs)
+        if data_collator is None:  # the Trainer's own would take texts and personas for tensors
+            given = self.processing_class if isinstance(self.processing_class, PPlugProcessor) else None
+            self.data_collator = PPlugCollator(given or PPlugProcessor.from_model(self.model))
         if prompt_cache is not None:
             self.model.check_prompt_cache()
             self.model.prompt_cache = prompt_cache

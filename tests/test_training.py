@@ -159,6 +159,19 @@ def test_a_row_without_a_query_has_its_text_for_one(dataset):
         collator([{"prompt": "the sea"}])
 
 
+@pytest.mark.parametrize("processing_class", [True, False])
+def test_the_trainer_has_a_collator_and_arguments_of_its_own(processing_class, dataset, tmp_path):
+    model = make_model("gpt2")
+    options = {"processing_class": PPlugProcessor.from_model(model)} if processing_class else {}
+    arguments = PPlugTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer = PPlugTrainer(model, arguments, train_dataset=dataset, **options)
+    assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(
+        make_trainer(model, tmp_path, per_device_eval_batch_size=8).evaluate(dataset)["eval_loss"]
+    )
+    with pytest.raises(ConfigurationError, match="must be PPlugTrainingArguments, got a TrainingArguments"):
+        PPlugTrainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+
+
 def test_long_texts_are_cut(dataset):
     processor = PPlugProcessor.from_model(make_model("gpt2"))
     rows = [{"text": "the sea " * 9, "query": "sea", "target": "the moon " * 9, "persona": None}]
