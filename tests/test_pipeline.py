@@ -291,6 +291,32 @@ def test_a_chat_begins_as_the_prompts_of_training_do():
     assert pipe(chat, **NEW)[0]["generated_text"][0] == chat[0]  # the system text is not the user's
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [{"placement": "prompt"}, {"system": "good night"}, {"chat": "never"}],
+    ids=["placement", "system", "raw"],
+)
+def test_each_plug_is_asked_as_its_training_did(choices, tmp_path):
+    tokenizer, backbone = tiny.tokenizer("llama"), tiny.backbone("llama")
+    tokenizer.chat_template = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+    made, options = [], {"persona": tiny.HISTORY, "return_full_text": False, **NEW}
+    for seed, own in enumerate(({}, choices)):
+        made.append(
+            tiny.from_backbone(backbone, tiny.shared_encoder(), tokenizer=tokenizer, **{"placement": "answer", **own})
+        )
+        tiny.randomise(made[-1].plug, seed)
+    made[1].save_pretrained(tmp_path)
+    prompts = ["the sea and the moon", [{"role": "user", "content": "the sea"}]]
+    first, second = (pipeline(TASK, model=model)(prompts, **options) for model in made)
+    made[0].load_plug(tmp_path, "second", encoder=tiny.shared_encoder())
+    pipe = pipeline(TASK, model=made[0])
+    assert pipe(prompts, plug="second", **options) == second
+    mixed = pipe([*prompts, *prompts], plug=["second"] * 2 + ["default"] * 2, batch_size=4, **options)
+    assert mixed == [*second, *first]
+    made[0].set_plug("second")
+    assert pipe(prompts, **options) == second and pipe(prompts, plug="default", **options) == first
+
+
 def test_a_chat_that_ends_with_the_assistant_goes_on():
     model = tiny.model("llama")
     model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
