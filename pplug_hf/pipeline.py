@@ -74,6 +74,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             raise ConfigurationError("An assistant_model would draft without the persona: leave it out.")
         if processor is None:
             processor = PPlugProcessor.from_model(model, tokenizer)
+        self._served = model.active_plug  # whose the processor is
         placed = getattr(model.backbone, "hf_device_map", None) is not None  # by accelerate
         if device is None and placed and not hasattr(model, "hf_device_map"):  # a map says it to transformers itself
             device = model.device
@@ -84,11 +85,12 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
         Args:
             text_inputs: a prompt, a chat (list of messages), or a list, generator or data set of them. A prompt may
-                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ..., "persona_strength": ...}`.
+                also be a mapping `{"text": ..., "persona": ..., "query": ..., "plug": ..., "persona_strength": ...}`. A
+                chat gets the plug's system text unless it brings one.
             persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
                 prompt. None is a user without history.
             query: one text, or one per prompt, that decides which history items matter. Default: the prompt (of a chat,
-                all its messages).
+                the last user's text).
             plug: name of a loaded plug (default: the active one), or a list with a name or None per prompt. None in a list
                 means an answer without any plug.
             persona_strength: a number for all prompts, or a list with one per prompt: 0 is nobody, 1 (the default) as
@@ -134,6 +136,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
     def _sanitize_parameters(self, **parameters: Any) -> tuple[dict, dict, dict]:
         before = _taken(parameters, "persona", "query", "persona_strength", "tokenizer_encode_kwargs")
+        before |= {"plug": parameters["plug"]} if "plug" in parameters else {}
         after = _taken(parameters, "return_full_text", "skip_special_tokens")
         specs = {personalizer.spec for personalizer in self.model.personalizers.values()}
         if before.get("persona") is not None and len(specs) == 1:  # otherwise each plug encodes it by itself
@@ -154,34 +157,45 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         query: str | None = None,
         persona_strength: float | None = None,
         tokenizer_encode_kwargs: Mapping[str, Any] | None = None,
+        plug: str | None = None,
     ) -> dict[str, object]:
         """Return the tensors [1, T] of one prompt, with its user, query and strength."""
+        of_row: object = _UNSET
         if isinstance(row, Mapping):
             if "text" not in row:
                 raise DataError(f"A prompt that is a mapping needs a 'text', got {sorted(map(str, row))}.")
             prompt, persona, query = row["text"], row.get("persona", persona), row.get("query", query)
-            plug, persona_strength = row.get("plug", _UNSET), row.get("persona_strength", persona_strength)
+            of_row, persona_strength = row.get("plug", _UNSET), row.get("persona_strength", persona_strength)
         else:
-            prompt, plug = row, _UNSET
+            prompt = row
         prompt: Any = prompt.messages if isinstance(prompt, Chat) else prompt
-        options = tokenizer_encode_kwargs or {}
+        options, processor = tokenizer_encode_kwargs or {}, self._processor_of(plug if of_row is _UNSET else of_row)
         if _is_chat(prompt):
             goes_on = _goes_on(prompt)
-            inputs = self.processor.apply_chat_template(
-                prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on, **options
+            chat = processor.with_system(prompt) if processor.chat else prompt
+            inputs = processor.apply_chat_template(
+                chat, add_generation_prompt=not goes_on, continue_final_message=goes_on, **options
             )
         else:
-            inputs = self.processor([prompt], **options)
+            chats = any(config.chat for config in self.model.plugs.values())  # their rows say where the persona stands
+            inputs = processor([prompt], persona_offset=[None] if chats and not processor.chat else None, **options)
         if query is None and _is_chat(prompt):
             query = last_user_text(prompt)
         elif query is None:
             decoded = (
-                prompt
-                if self.processor.chat
-                else self.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+                prompt if processor.chat else self.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
             )
             query = inputs.pop("query", None) or decoded
-        return {**inputs, "request": _Request(prompt, persona, query, plug, persona_strength)}
+        return {**inputs, "request": _Request(prompt, persona, query, of_row, persona_strength)}
+
+    def _processor_of(self, plug: object) -> PPlugProcessor:
+        """Return the processor of a plug by its name: each writes prompts, and stands in them, as its training did."""
+        from .processing import PPlugProcessor
+
+        name, plugs = plug or self.model.active_plug, self.model.plugs
+        if not isinstance(name, str) or name == self._served or name not in plugs:
+            return self.processor
+        return PPlugProcessor.from_config(plugs[name], self.tokenizer)
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         request = model_inputs.pop("request")

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .chats import ChatTemplate, Message, chats_of, last_user_text, text_of
+from .chats import ChatTemplate, Message, Rendered, chats_of, last_user_text, text_of
 from .configuration import PPlugConfig
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError, kind_of
 from .modeling.backbone import checked_tokenizer
@@ -387,29 +387,37 @@ class PPlugProcessor(ProcessorMixin):
         """Return chats as tokens, of which the last user's text is cut if they are too long."""
         self._check_offsets()
         rendered = [template.lesson(chat) if learn else template.prompt(chat) for chat in chats]
-        texts = [r.text[: r.answer] if self.is_encoder_decoder else r.text for r in rendered]
+        texts = [r.text[: r.answer] for r in rendered]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         rows = []
         for i, (r, ids, spans) in enumerate(
             zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ):
-            T = sum(end <= r.answer for _, end in spans)
             start = sum(end <= r.user[0] for _, end in spans)
-            stop = max(start, sum(begin < r.user[1] for begin, _ in spans[:T]))
+            stop = max(start, sum(begin < r.user[1] for begin, _ in spans))
             place = {"prompt": start, "answer": stop}[self.placement]
             if (offset := offsets[i]) is not None:
-                place = sum(end <= r.user[0] + offset for _, end in spans[:T])
-            answer = ids[T:]
+                place = sum(end <= r.user[0] + offset for _, end in spans)
+            answer = []
             if learn and self.is_encoder_decoder:
                 answer = self._answer_ids([text_of(chats[i][-1])], max_target_length)[0]
             elif learn:
+                answer = self._behind(ids, r)
                 ended = template.ends_turn(r.text) or self.tokenizer.eos_token_id is None
                 answer = answer if ended else [*answer, self.tokenizer.eos_token_id]
                 if max_target_length is not None and len(answer) > max_target_length:
                     answer = [*answer[: max_target_length - 1], answer[-1]]
-            kept, place = self._cut(ids[:T], place, (start, stop), max_length)
+            kept, place = self._cut(ids, place, (start, stop), max_length)
             rows.append(Row(kept, place, answer))
         return rows
+
+    def _behind(self, prompt: list[int], lesson: Rendered) -> list[int]:
+        """Return the tokens of the answer in a lesson, as a model writes them behind the tokens of its prompt."""
+        whole = self.tokenizer(lesson.text, add_special_tokens=False, verbose=False)["input_ids"]
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+        # A token across the border, as of a prompt that ends with a space: the model would be asked without it.
+        return self.tokenizer(lesson.text[lesson.answer :], add_special_tokens=False, verbose=False)["input_ids"]
 
     def _prompt_rows(
         self, prompts: list[str], answers: list[list[int]], offsets: Sequence[int | None], max_length: int | None

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler, get_length_group
 from transformers.trainer_utils import HubStrategy
 
 from .data.dataset import PersonaDataset
-from .errors import ConfigurationError, DataError, HubError
+from .errors import ConfigurationError, DataError, HubError, kind_of
 from .modeling import PPlugForConditionalGeneration
 from .modeling import backbone as backbones
 from .modeling.prompt_cache import PromptCache
@@ -47,7 +47,7 @@ _SOME = 32  # prompts that tell what all of them begin with
 _SETTINGS = {
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("encoder_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
-    *("adam_epsilon", "max_grad_norm", "bf16", "fp16", "neftune_noise_alpha"),
+    *("adam_epsilon", "max_grad_norm", "bf16", "fp16"),
     *("load_best_model_at_end", "metric_for_best_model", "seed", "data_seed"),
 }
 
@@ -55,6 +55,8 @@ _SETTINGS = {
 @dataclass
 class PPlugCollator:
     """Rows of a `PersonaDataset` (`text`, `query`, `target`, `persona`) to one batch.
+
+    A row without a query has its text weight the history.
 
     Args:
         processor: of the model.
@@ -75,15 +77,24 @@ class PPlugCollator:
         Returns:
             What [`PPlugProcessor`] gives for them; for a causal model also the prompts without answers, from which
             `predict_with_generate` answers.
+
+        Raises:
+            DataError: a row without a text, or something that [`PPlugProcessor`] refuses.
         """
+        if any("text" not in row for row in rows):
+            raise DataError(
+                f"A row needs a 'text' (and 'target', 'persona', 'query'), got {sorted(map(str, rows[0]))}: name the columns "
+                "so, and leave remove_unused_columns=False, as PPlugTrainingArguments do."
+            )
         text = [row["text"] for row in rows]
         query: list[Any] = [row.get("query") for row in rows]
         target: list[Any] = [row.get("target") for row in rows]
+        asked = [t if q is None else q for t, q in zip(text, query, strict=True)]
         batch = dict(
             self.processor(
                 text=text,
                 persona=[row.get("persona") for row in rows],
-                query=query if isinstance(query[0], str) else None,
+                query=asked if any(isinstance(one, str) for one in query) else None,
                 labels=None if all(answer is None for answer in target) else target,  # withheld, as of a test split
                 max_length=self.max_length,
                 max_target_length=self.max_target_length,
@@ -167,26 +178,52 @@ class PPlugTrainer(Seq2SeqTrainer):
     groups by the length of the prompts, which saves padding.
 
     Args:
-        *args: as of `Seq2SeqTrainer`.
+        model, args: as of `Seq2SeqTrainer`; the arguments are `PPlugTrainingArguments`, or `Seq2SeqTrainingArguments`.
+        data_collator: of batches (default: a [`PPlugCollator`] of `processing_class`, or of the model's processor).
+        *others: as of `Seq2SeqTrainer`.
         prompt_cache: for plugs with `placement="answer"`: every prompt is read once, rather than in every step. For passes
             over a data set, make it with `evict=False`. It becomes the model's, and stays so.
         **kwargs: as of `Seq2SeqTrainer`.
 
     Raises:
-        ConfigurationError: label smoothing, or a prompt cache for a soft prompt in front of the prompt.
+        ConfigurationError: other arguments, another loss than the model's, noisy embeddings, or a prompt cache for a soft prompt in front of
+            the prompt.
     """
 
     model: PPlugForConditionalGeneration
     args: Any  # Seq2SeqTrainingArguments, which declare that there may be no output folder
 
-    def __init__(self, *args: Any, prompt_cache: PromptCache | None = None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: Any = None,
+        args: Seq2SeqTrainingArguments | None = None,
+        data_collator: Any = None,
+        *others: Any,
+        prompt_cache: PromptCache | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(args, Seq2SeqTrainingArguments):
+            raise ConfigurationError(f"args must be PPlugTrainingArguments, got {kind_of(args)}.")
+        super().__init__(model, args, data_collator, *others, **kwargs)
+        if data_collator is None:  # the Trainer's own would take texts and personas for tensors
+            given = self.processing_class if isinstance(self.processing_class, PPlugProcessor) else None
+            self.data_collator = PPlugCollator(given or PPlugProcessor.from_model(self.model))
         if prompt_cache is not None:
             self.model.check_prompt_cache()
             self.model.prompt_cache = prompt_cache
             self._share_beginning(prompt_cache)
-        if self.args.label_smoothing_factor:
-            raise ConfigurationError("label_smoothing_factor must be 0: a plug learns from the loss of its model.")
+        refused = {
+            "label_smoothing_factor": self.args.label_smoothing_factor,
+            "compute_loss_func": self.compute_loss_func,
+        }
+        for name in [name for name, value in refused.items() if value]:
+            raise ConfigurationError(
+                f"A plug learns from the loss of its model, so {name} has no effect: leave it out."
+            )
+        if self.args.neftune_noise_alpha:
+            raise ConfigurationError(
+                "A plug learns on a backbone without noise, so neftune_noise_alpha has no effect: leave it out."
+            )
         self.add_callback(_SetEpoch)
         # Every process has loaded the frozen parts itself: sending them would take long, and quantised ones break.
         weights = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -281,7 +318,9 @@ class PPlugTrainer(Seq2SeqTrainer):
         prompts = {key.removeprefix(_PROMPT): value for key, value in inputs.items() if key.startswith(_PROMPT)}
         inputs = {key: value for key, value in inputs.items() if not key.startswith(_PROMPT)}
         if not self.args.predict_with_generate or prediction_loss_only:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+            whole = not prediction_loss_only and not self.model.config.is_encoder_decoder
+            with self._without_cache() if whole else nullcontext():
+                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
 
         loss = None
         if inputs.get("labels") is not None:
@@ -299,6 +338,15 @@ class PPlugTrainer(Seq2SeqTrainer):
         generated = output if isinstance(output, Tensor) else output["sequences"]
         answers = generated[:, prompts["input_ids"].shape[1] :] if causal else generated
         return loss, answers.contiguous(), inputs.get("labels")  # the evaluation loop pads both with -100
+
+    @contextmanager
+    def _without_cache(self) -> Iterator[None]:
+        """Let a causal model compute the logits of prompts, too, so that each stands beside its label."""
+        cache, self.model.prompt_cache = self.model.prompt_cache, None
+        try:
+            yield
+        finally:
+            self.model.prompt_cache = cache
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save plug, processor and arguments; the Trainer's own method would pickle the arguments."""

@@ -90,6 +90,18 @@ def test_the_trainer_learns_the_same(family, data, tmp_path):
         )
 
 
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_metrics_of_logits_see_one_for_each_label(family, data, tmp_path):
+    options = {"predict_with_generate": False, "max_steps": 1}
+    made = [
+        trained(plug_on(family), tmp_path / str(i), data, one, **options)
+        for i, one in enumerate((None, PromptCache()))
+    ]
+    plain, cached = (trainer.predict(data[1]) for trainer in made)
+    close(*(torch.tensor(one.predictions[0] if family == "t5" else one.predictions) for one in (cached, plain)), 1e-3)
+    assert made[1].model.prompt_cache is not None
+
+
 def test_the_trainer_refuses_a_cache_for_a_soft_prompt_in_front(data, tmp_path):
     with pytest.raises(ConfigurationError, match="'default' stands in front"):
         trained(make_model("llama"), tmp_path, data, PromptCache())

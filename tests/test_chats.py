@@ -6,6 +6,8 @@ import random
 import bench_data
 import pytest
 import tiny
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from pplug_hf import PPlugModel, PPlugProcessor
@@ -105,6 +107,27 @@ def test_what_is_too_long_loses_the_middle_of_its_text(caplog, monkeypatch):
     ]
     with pytest.raises(DataError, match=r"needs 6 tokens around the user's text.*max_length=6: raise max_length"):
         processor([TEXT], max_length=6)
+
+
+@pytest.mark.parametrize("border", ["bot: ", "bot:", "bot:\n"])
+def test_the_prompt_of_a_lesson_is_that_of_an_answer(border):
+    """A token of this vocabulary may begin in the template and end in the answer."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.decoder = decoders.ByteLevel()
+    words.train_from_iterator(["bot: the sea\n\n the moon"] * 3, trainers.BpeTrainer(special_tokens=["<eos>"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}user: {{ m.content }}\n{% else %}BORDER{{ m.content }}"
+        "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}BORDER{% endif %}"
+    ).replace("BORDER", border)
+    processor = PPlugProcessor(tokenizer, chat=True)
+    for answer in ("the sea", " the moon", "\n the"):
+        lesson, prompt = processor(["the moon"], labels=[answer]), processor(["the moon"])
+        learnt = lesson["labels"][0] != -100
+        assert lesson["input_ids"][0][~learnt].tolist() == prompt["input_ids"][0].tolist()
+        assert tokenizer.decode(lesson["input_ids"][0][learnt]) == answer + "<eos>"
+        assert lesson["persona_position"].tolist() == prompt["persona_position"].tolist()
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,20 @@ def test_a_padded_batch_equals_its_rows(model, side, options):
     assert torch.equal(again, generated)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_without_a_mask_padding_is_recognised_as_in_transformers(model, side, caplog):
+    batch = inputs(model, tiny.PROMPTS, side)
+    expected = model.generate(**batch, persona=tiny.HISTORIES, max_new_tokens=6)
+    ids = batch["input_ids"]
+    assert torch.equal(model.generate(ids, persona=tiny.HISTORIES, max_new_tokens=6), expected)
+    assert not caplog.messages
+    options = {"max_new_tokens": 6, "pad_token_id": tiny.EOS}  # may be a text's end: nothing is padding
+    ids = torch.where(ids == tiny.PAD, tiny.EOS, ids)
+    whole = model.generate(ids, attention_mask=torch.ones_like(ids), persona=tiny.HISTORIES, **options)
+    assert torch.equal(model.generate(ids, persona=tiny.HISTORIES, **options), whole)
+    assert any("pass attention_mask" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize("options", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str)
 def test_the_cache_does_not_matter(model, options):
     assert answer(model, max_new_tokens=8, **options) == answer(model, max_new_tokens=8)

@@ -274,6 +274,49 @@ def test_chats(family, chat):
     assert pipe({"text": chat, "persona": tiny.HISTORY}, **NEW) == expected
 
 
+def test_a_chat_begins_as_the_prompts_of_training_do():
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+    model = tiny.from_backbone(tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer, system="good night")
+    pipe, chat = pipeline(TASK, model=model), [{"role": "user", "content": "the sea"}]
+    (text,), (talk,) = (
+        pipe(prompt, persona=tiny.HISTORY, return_full_text=False, **NEW) for prompt in ("the sea", chat)
+    )
+    assert talk == text
+    row = pipe.preprocess(chat)["input_ids"]
+    assert torch.equal(row, pipe.preprocess("the sea")["input_ids"])
+    assert "good night" in tokenizer.decode(row[0])
+    own = [{"role": "system", "content": "cold"}, *chat]
+    assert "good" not in tokenizer.decode(pipe.preprocess(own)["input_ids"][0])
+    assert pipe(chat, **NEW)[0]["generated_text"][0] == chat[0]  # the system text is not the user's
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [{"placement": "prompt"}, {"system": "good night"}, {"chat": "never"}],
+    ids=["placement", "system", "raw"],
+)
+def test_each_plug_is_asked_as_its_training_did(choices, tmp_path):
+    tokenizer, backbone = tiny.tokenizer("llama"), tiny.backbone("llama")
+    tokenizer.chat_template = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+    made, options = [], {"persona": tiny.HISTORY, "return_full_text": False, **NEW}
+    for seed, own in enumerate(({}, choices)):
+        made.append(
+            tiny.from_backbone(backbone, tiny.shared_encoder(), tokenizer=tokenizer, **{"placement": "answer", **own})
+        )
+        tiny.randomise(made[-1].plug, seed)
+    made[1].save_pretrained(tmp_path)
+    prompts = ["the sea and the moon", [{"role": "user", "content": "the sea"}]]
+    first, second = (pipeline(TASK, model=model)(prompts, **options) for model in made)
+    made[0].load_plug(tmp_path, "second", encoder=tiny.shared_encoder())
+    pipe = pipeline(TASK, model=made[0])
+    assert pipe(prompts, plug="second", **options) == second
+    mixed = pipe([*prompts, *prompts], plug=["second"] * 2 + ["default"] * 2, batch_size=4, **options)
+    assert mixed == [*second, *first]
+    made[0].set_plug("second")
+    assert pipe(prompts, **options) == second and pipe(prompts, plug="default", **options) == first
+
+
 def test_a_chat_that_ends_with_the_assistant_goes_on():
     model = tiny.model("llama")
     model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"

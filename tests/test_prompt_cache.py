@@ -249,6 +249,22 @@ def test_files_of_another_model_are_stale(llama, tmp_path):
     assert cache.computed == sum(map(len, ROWS))
 
 
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_model_that_has_changed_counts_as_another(family):
+    backbone, cache = frozen(family), PromptCache()
+    check(backbone, cache, ROWS)
+    with torch.no_grad():
+        for weight in backbone.parameters():
+            weight *= 1.1
+    check(backbone, cache, ROWS)
+    backbone.bfloat16()
+    states, mask = cache.states(backbone, ROWS)
+    assert goes_on(backbone, states, mask).dtype == torch.bfloat16
+    assert cache.computed == 3 * sum(map(len, ROWS))
+    check(frozen(family), cache, ROWS)  # the first one's are still there
+    assert cache.computed == 3 * sum(map(len, ROWS))
+
+
 @pytest.mark.parametrize("evict", [True, False])
 def test_a_full_disk_is_said_once_and_nothing_more_is_written(llama, tmp_path, monkeypatch, caplog, evict):
     def full(*args, **kwargs):

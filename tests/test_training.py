@@ -148,6 +148,30 @@ def test_a_batch_has_all_that_training_and_generation_need(family, dataset):
         assert processor.decode_answers(batch["prompt_input_ids"], 0) == [e.prompt for e in dataset.examples[:3]]
 
 
+def test_a_row_without_a_query_has_its_text_for_one(dataset):
+    collator = PPlugCollator(PPlugProcessor.from_model(make_model("t5")))
+    rows = [dataset[i] for i in range(3)]
+    for i in range(3):
+        asked = [{**row, "query": None} if j == i else row for j, row in enumerate(rows)]
+        assert collator(asked)["query"] == [row["text"] if j == i else row["query"] for j, row in enumerate(rows)]
+    assert "query" not in collator([{**row, "query": None} for row in rows])
+    with pytest.raises(DataError, match=r"needs a 'text'.*got \['prompt'\].*remove_unused_columns"):
+        collator([{"prompt": "the sea"}])
+
+
+@pytest.mark.parametrize("processing_class", [True, False])
+def test_the_trainer_has_a_collator_and_arguments_of_its_own(processing_class, dataset, tmp_path):
+    model = make_model("gpt2")
+    options = {"processing_class": PPlugProcessor.from_model(model)} if processing_class else {}
+    arguments = PPlugTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    trainer = PPlugTrainer(model, arguments, train_dataset=dataset, **options)
+    assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(
+        make_trainer(model, tmp_path, per_device_eval_batch_size=8).evaluate(dataset)["eval_loss"]
+    )
+    with pytest.raises(ConfigurationError, match="must be PPlugTrainingArguments, got a TrainingArguments"):
+        PPlugTrainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+
+
 def test_long_texts_are_cut(dataset):
     processor = PPlugProcessor.from_model(make_model("gpt2"))
     rows = [{"text": "the sea " * 9, "query": "sea", "target": "the moon " * 9, "persona": None}]
@@ -265,9 +289,17 @@ def test_one_process_uses_one_accelerator_of_several(tmp_path, monkeypatch):
     assert trainer._wrap_model(trainer.model) is trainer.model
 
 
-def test_smoothed_labels_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="label_smoothing_factor"):
-        make_trainer(make_model("gpt2"), tmp_path, label_smoothing_factor=0.1)
+@pytest.mark.parametrize("name", ["label_smoothing_factor", "neftune_noise_alpha"])
+def test_what_would_change_the_loss_is_refused(name, tmp_path):
+    with pytest.raises(ConfigurationError, match=name):
+        make_trainer(make_model("gpt2"), tmp_path, **{name: 0.1})
+
+
+def test_a_loss_of_the_users_is_refused(tmp_path):
+    """It would get labels that the model was not given: a soft prompt at the answer would stand behind it."""
+    arguments = PPlugTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ConfigurationError, match="compute_loss_func"):
+        PPlugTrainer(model=make_model("gpt2"), args=arguments, compute_loss_func=lambda *args, **kwargs: None)
 
 
 @every_family

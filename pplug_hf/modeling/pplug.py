@@ -36,7 +36,7 @@ from .persona import Personas
 from .personalizer import Personalizer, histories_of, prompt_texts
 from .plug import SoftPrompt
 from .plugs import LoadedPlug, Plugs, soft_prompts_by_name
-from .prefix import Inserted, checked_ids, generate_with_prefix, insert, word_embeddings
+from .prefix import Inserted, checked_ids, generate_with_prefix, inferred_mask, insert, word_embeddings
 from .prompt_cache import NOT_CACHED, AnyPromptCache, PromptCache
 from .saving import SavingMixin, drop_frozen, ignore_missing_frozen
 from .strength import Strength, checked_strength
@@ -430,7 +430,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
 
         Args:
             input_ids: [B, T] prompts, padded on either side.
-            attention_mask: [B, T].
+            attention_mask: [B, T]. Default: as in transformers, padding is where the pad token is, unless that is EOS, too.
             persona, query, persona_strength, persona_position, plug: as in `forward`.
             generation_config: default `model.generation_config`.
             prompt_cache: with `placement="answer"`, take what is in front of the soft prompts from here: the states of a prompt
@@ -444,11 +444,13 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        who = plug, persona, query, persona_strength, persona_position
-        inserted = self._insert(input_ids, attention_mask, *who)
         settings = copy.deepcopy(generation_config or self.generation_config)
         if generation_config is not None:
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
+        if attention_mask is None and isinstance(input_ids, Tensor):
+            attention_mask = inferred_mask(input_ids, {**settings.to_dict(), **kwargs})
+        who = plug, persona, query, persona_strength, persona_position
+        inserted = self._insert(input_ids, attention_mask, *who)
         cache = self.prompt_cache if prompt_cache is None else prompt_cache
         if cache is not None:
             cache = self._usable(cache, plug, {**settings.to_dict(), **kwargs})

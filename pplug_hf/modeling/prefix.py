@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -232,6 +233,24 @@ def checked_ids(input_ids: object, attention_mask: Tensor | None, labels: Tensor
     if labels is not None and (labels.ndim != 2 or len(labels) != len(input_ids)):
         raise DataError(f"labels must be [{len(input_ids)}, tokens], got {list(labels.shape)}: one answer per prompt.")
     return input_ids
+
+
+def inferred_mask(input_ids: Tensor, settings: Mapping[str, Any]) -> Tensor:
+    """Return the mask [B, T] of prompts that came without one, as `generate` of transformers infers it.
+
+    Args:
+        input_ids: [B, T] of the prompts.
+        settings: of `generate`.
+    """
+    pad, eos = settings.get("pad_token_id"), settings.get("eos_token_id")
+    padding = torch.zeros_like(input_ids) if pad is None else (input_ids == pad).long()
+    if pad not in (eos if isinstance(eos, list) else [eos]):
+        return 1 - padding
+    if len(input_ids) > 1 and padding.any():
+        logger.warning(
+            "The pad token may also be the end of a text, so all of the prompts is read: pass attention_mask."
+        )
+    return torch.ones_like(input_ids)
 
 
 def insert(

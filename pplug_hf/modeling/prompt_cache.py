@@ -35,6 +35,7 @@ from ..errors import ConfigurationError
 from ..storage.files import atomic_write
 from .prefix import Inserted, Known, word_embeddings
 from .prompt_states import CausalStates, EncoderStates, digest_of, find_states
+from .weight_sample import weight_state
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class PromptCache:
         self._files = _Files(folder, size_in_bytes(disk), evict)
         self._lengths = set(map(_length, self._files))  # of all that was ever stored
         self._shared: dict[Ids, None] = {}
-        self._kinds: WeakKeyDictionary[PreTrainedModel, tuple[Any, str]] = WeakKeyDictionary()
+        self._kinds: WeakKeyDictionary[PreTrainedModel, tuple[Any, str, object]] = WeakKeyDictionary()
         self._lock = RLock()
 
     def __deepcopy__(self, memo: object) -> PromptCache:
@@ -140,13 +141,14 @@ class PromptCache:
         """Return whether the states of a backbone can be kept. This is measured once; if not, one warning says so.
 
         Args:
-            backbone: a frozen language model.
+            backbone: a frozen language model. If its weights have changed since, it counts as another one.
         """
-        if backbone not in self._kinds:
+        state = [weight_state(weight) for weight in backbone.parameters()]
+        if backbone not in self._kinds or self._kinds[backbone][2] != state:
             try:
-                self._kinds[backbone] = find_states(backbone), digest_of(backbone)
+                self._kinds[backbone] = find_states(backbone), digest_of(backbone), state
             except ValueError as error:
-                self._kinds[backbone] = None, ""
+                self._kinds[backbone] = None, "", state
                 logger.warning(
                     "The backbone %s does not work with a prompt cache (%s): prompts are read again each time.",
                     type(backbone).__name__,
@@ -188,7 +190,7 @@ class PromptCache:
         if not self.fits(backbone):
             raise ConfigurationError(f"A prompt cache does not work with the backbone {type(backbone).__name__}.")
         device = word_embeddings(backbone).weight.device
-        kind, digest = self._kinds[backbone]
+        kind, digest, _ = self._kinds[backbone]
         if torch.is_autocast_enabled(device.type):
             digest += str(torch.get_autocast_dtype(device.type)).removeprefix("torch.")
         prompts = [tuple(row) for row in rows]

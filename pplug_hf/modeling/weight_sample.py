@@ -30,6 +30,15 @@ def weight_digests(model: nn.Module) -> dict[str, str]:
     return {"digest": _digest(samples, lambda x: x), "digest_fp16": _digest(samples, lambda x: x.half().float())}
 
 
+def weight_state(weight: Tensor) -> tuple[object, ...]:
+    """Return a value that changes with every write to a weight but through `.data`, in less time than its digest takes."""
+    try:
+        place = weight.data_ptr()
+    except RuntimeError:  # of quantised weights, which hold several tensors
+        place = 0
+    return place, 0 if weight.is_inference() else weight._version, weight.dtype, weight.device
+
+
 def _digest(samples: list[Tensor], rounded: Callable[[Tensor], Tensor]) -> str:
     """Return a digest that does not depend on the names and the order of tensors, nor on how often one is tied."""
     parts = {rounded(sample).bfloat16().view(torch.int16).numpy().tobytes() for sample in samples}
