@@ -71,7 +71,7 @@ def test_ours_of_a_baseline_differs_from_the_papers_only_with_a_reason(method):
 
 
 def test_how_much_faster_users_weights_learn_than_the_papers_is_true():
-    for method, words, times in (("ftp", "Ten times the paper's", 10), ("oppu", "Five times the authors'", 5)):
+    for method, words, times in (("ftp", "Twenty times the paper's", 20), ("oppu", "Five times the authors'", 5)):
         ours, paper = (get_recipe(f"{whose}/{method}").training for whose in ("ours", "paper"))
         assert ours["learning_rate"] == pytest.approx(times * paper["learning_rate"])
         assert get_recipe(f"ours/{method}").reasons["learning_rate"].startswith(words)
