@@ -442,6 +442,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Returns:
             [B * num_return_sequences, length] token ids, or a `ModelOutput`. Causal models: prompt and new tokens.
         """
+        if self.backbone is None:
+            self._attached()  # raises an error
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
         settings = copy.deepcopy(generation_config or self.generation_config)
