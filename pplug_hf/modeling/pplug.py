@@ -442,8 +442,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Returns:
             [B * num_return_sequences, length] token ids, or a `ModelOutput`. Causal models: prompt and new tokens.
         """
-        if self.backbone is None:
-            self._attached()  # raises an error
+        backbone = self._attached() if self.backbone is None else self.backbone
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
         settings = copy.deepcopy(generation_config or self.generation_config)
@@ -456,10 +455,10 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         cache = self.prompt_cache if prompt_cache is None else prompt_cache
         if cache is not None:
             cache = self._usable(cache, plug, {**settings.to_dict(), **kwargs})
-        known = None if cache is None else cache.of_batch(self.backbone, inserted)
+        known = None if cache is None else cache.of_batch(backbone, inserted)
         batch = inserted.embeddings, inserted.mask, inserted.input_ids, inserted.text_mask
         ids = None if known and self.config.is_encoder_decoder else inserted.ids
-        with nullcontext() if ids is None else reading_ids(self.backbone, ids):
+        with nullcontext() if ids is None else reading_ids(backbone, ids):
             return generate_with_prefix(
-                self.backbone, *batch, settings, kwargs, self._position_limit, inserted.behind, known
+                backbone, *batch, settings, kwargs, self._position_limit, inserted.behind, known
             )
