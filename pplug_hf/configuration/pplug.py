@@ -62,6 +62,8 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
     """
 
     model_type: ClassVar[str] = "pplug"
+    # Outputs that a Trainer cannot gather, because they are no tensors; the name changed after transformers 5.20.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     config_version: int = _recorded(CONFIG_VERSION, "What the fields of this file mean; see CONFIG_VERSION.")
 
