@@ -235,7 +235,10 @@ class FitSettings:
     backbone: str = required("Frozen language model: Hub id or local folder.")
     task: str | None = option(None, TASK)
     max_items: int | None = option(None, "Keep at most this many of the newest items of a history (default: all).")
-    max_questions: int | None = option(None, "Train on at most this many questions, drawn by the seed of the split.")
+    max_questions: int | None = option(
+        None,
+        "Train on at most this many questions, drawn by the seed of the split. ftp and user-tokens learn from histories alone.",
+    )
     leave_out_users: float = option(0.0, "As in training: share of the users whom the backbone was trained on.")
     select_users: float = option(0.3, "Share of the users kept for methods that choose among trained ones.")
     held_users: float = option(0.1, "Share of the users to stop the training in time with.")
