@@ -94,7 +94,7 @@ def word_embeddings(backbone: PreTrainedModel) -> Any:
     reader = backbone.get_encoder() if backbone.config.is_encoder_decoder else backbone
     try:
         return reader.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # FSMT's encoder
+    except (AttributeError, NotImplementedError):  # how transformers says that a module names none, as FSMT's encoder
         return backbone.get_input_embeddings()
 
 
