@@ -14,7 +14,7 @@ from reference import close
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "llm"))
 
 from corpus import SPLITS, Corpus, Sizes
-from lockstep import Reader
+from lockstep import Reader, compile_parts
 from parts import by_history, by_seen
 from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
@@ -28,9 +28,12 @@ AFTER = [[5, 6], [5, 16, 6], [6]]
 ANSWERS = [[20, 21, 1], [22, 1], [23, 24, 1]]
 
 
-@pytest.fixture(params=["llama", "qwen3"])
+@pytest.fixture(params=["llama", "qwen3", "llama with compiled parts"])
 def reader(request):
-    return Reader(tiny.backbone(request.param).requires_grad_(False), pad=0, budget=40)
+    backbone = tiny.backbone(request.param.split()[0]).requires_grad_(False)
+    if "compiled" in request.param:
+        compile_parts(backbone, backend="eager")  # traced as ever, without a minute of C++
+    return Reader(backbone, pad=0, budget=40)
 
 
 @pytest.fixture(params=["apart", "with a common beginning"])

@@ -20,9 +20,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import eager_mask
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from pplug_hf.modeling.prefix import cache_argument
+
+COMPILED = "eager-compiled"
+
+
+def compile_parts(backbone: Any, **options: Any) -> None:
+    """Compile the norms, feed-forward layers and attention of a language model of Llama's kind.
+
+    On a CPU in bfloat16 two thirds of a step are small operations between the matrix products. Compiled ones take half
+    the time (7.2 s a step become 4.9 s), after a minute for compiling; it needs a C++ compiler, and rounding differs.
+
+    Args:
+        backbone: the language model.
+        options: of `torch.compile`.
+    """
+    options = {"dynamic": True, **options}
+    AttentionInterface.register(COMPILED, torch.compile(eager_attention_forward, **options))
+    AttentionMaskInterface.register(COMPILED, eager_mask)
+    backbone.set_attn_implementation(COMPILED)
+    for module in backbone.modules():
+        if type(module).__name__.endswith(("Norm", "MLP")):
+            module.compile(**options)
 
 
 class Context(NamedTuple):
@@ -147,7 +170,7 @@ class Reader:
 
     def _allowed(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """Return a mask as the attention takes it: plain attention adds one."""
-        if self.backbone.config._attn_implementation != "eager":
+        if self.backbone.config._attn_implementation not in ("eager", COMPILED):
             return mask
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 

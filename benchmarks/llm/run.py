@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from corpus import TASKS, Corpus, Sizes
-from lockstep import Reader
+from lockstep import Reader, compile_parts
 from plan import RATES_OF, Group, groups, short
 from training import Schedule, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -155,6 +155,8 @@ def work(args: argparse.Namespace) -> None:
     attention = "eager" if device == "cpu" and args.bf16 else None  # torch's fused one is slow there with gradients
     backbone: Any = AutoModelForCausalLM.from_pretrained(args.backbone, dtype=dtype, attn_implementation=attention)
     backbone = backbone.to(device).eval()
+    if args.compile:
+        compile_parts(backbone)
     tokenizer = AutoTokenizer.from_pretrained(args.backbone)
     encoder = freeze_encoder(load_encoder(args.encoder, device=device))
     # More tokens in one pass are slower on a CPU, and took 12 GB.
@@ -267,6 +269,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "schedule": asdict(Schedule(args.steps, args.batch_size)),
         "backbone": Path(args.backbone).name,
         "dtype": "bfloat16" if cuda or args.bf16 else "float32",
+        "compiled": args.compile,
         "smoke": args.smoke,
     }
 
@@ -349,6 +352,9 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--groups", nargs="+", default=[], metavar="NAME", help="of the plan (default: all)")
     parser.add_argument("--bf16", action="store_true", help="on a CPU, too")
+    parser.add_argument(
+        "--compile", action="store_true", help="parts of the language model: faster on a CPU with --bf16"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--start", type=float, default=time.monotonic(), help=argparse.SUPPRESS)
