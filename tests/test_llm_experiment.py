@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "llm"))
 
 from corpus import SPLITS, Corpus, Sizes
 from lockstep import Reader, compile_parts
+from mixture import Mixture
 from parts import by_history, by_seen
 from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
@@ -150,7 +151,7 @@ def test_a_small_run(data, tokenizer, tmp_path):
     group = Group("LaMP_4", "bm25@1", 0, (own, bare), form="bm25@1")
     schedule = Schedule(steps=60, batch_size=8, validations=2)
     kept = []
-    (result,) = run(group, corpus, reader, tiny.shared_encoder(), lambda setting: 3e-2, schedule, 4, kept.append)
+    (result,) = run(group, [corpus], reader, tiny.shared_encoder(), lambda _: 3e-2, schedule, 4, kept.append)
     assert set(result["answers"]) == set(SPLITS)
     rows = result["answers"]["test"]
     assert set(rows) == {"pplug", "instruction-only"} | {
@@ -208,6 +209,62 @@ def test_a_stopped_training_goes_on(data, tokenizer, tmp_path, monkeypatch):
     steps.clear()
     trained(steps=6, kept=kept)  # another training begins anew
     assert len(steps) == 4 * 6
+
+
+def test_a_plug_for_all_tasks_and_one_that_goes_on_from_it(data, tokenizer, tmp_path):
+    folder = data / "LaMP_5"
+    folder.mkdir()
+    for path in (data / "LaMP_4").iterdir():
+        text = path.read_text().replace("LaMP_4", "LaMP_5").replace('"text"', '"abstract"')
+        (folder / path.name).write_text(text.replace("article:", "paper:").replace("the ", "a "))
+    work, encoder = tmp_path / "work", tiny.shared_encoder()
+    corpora = [Corpus(data, name, encoder, tokenizer, work, Sizes(30, 4, 6)) for name in ("LaMP_4", "LaMP_5")]
+    both = Mixture(corpora, checks=1)
+    for split, count in (("all", 2 * len(corpora[0].examples("all"))), ("val", 2)):
+        personas, first = Personas(both, split, "cpu"), count // 2
+        assert len(personas.texts) == len(personas.queries) == len(both.rows(split).before) == count
+        for i in (0, first - 1, first, count - 1):
+            own = Personas(corpora[i // first], split, "cpu")
+            histories = [p.batch("main", p.own("main", [at])) for p, at in ((personas, i), (own, i % first))]
+            assert torch.equal(*(of[0].items.vectors for of in histories))
+            assert both.rows(split).after[i] == corpora[i // first].rows(split).after[i % first]
+            assert torch.equal(personas.queries[i], own.queries[i % first])
+
+    board = Board(tmp_path / "out", ("LaMP_4", "LaMP_5"), seeds=(0, 1))
+    (together,) = [g for g in board.groups if g.together]
+    (later,) = [g for g in board.groups if g.starts and g.task == "LaMP_5"]
+    reader = Reader(tiny.backbone("qwen3").requires_grad_(False), pad=0)
+    schedule, kept = Schedule(steps=4, batch_size=8, validations=2, validate_on=3), []
+
+    def keep(plug):
+        kept.append(plug)
+        plug.model.save_pretrained(board.plug(plug.setting.name, plug.seed))
+
+    def asked(group, corpora, rate, keep=kept.append):
+        return run(group, corpora, reader, encoder, lambda _: rate, schedule, 4, keep, started=board.plug)
+
+    for task in board.tasks:
+        board.claim(f"ready-{task}")
+    rates = next(g for g in board.groups if g.name == "rates")
+    finished(board, rates, [(family, 0.1, 1.0) for family in ("pplug", "instruction-only-mlp")])
+    taken = [board.next("LaMP_5") for _ in range(len(board.groups))]
+    assert together in taken and later not in taken  # there is nothing to go on from
+    results = asked(together, corpora, 3e-2, keep)
+    assert [r["group"] for r in results] == [f"LaMP_{n}-together-{seed}" for n in (4, 5) for seed in (0, 1)]
+    assert [r["task"] for r in results] == ["LaMP-4"] * 2 + ["LaMP-5"] * 2
+    assert results[0]["answers"]["test"] != results[2]["answers"]["test"]
+    for plug in kept:  # asked with what was trained: the mean item of both tasks
+        if plug.setting.persona == "everybody":
+            (history,) = Personas(corpora[0], "test", "cpu", both).everybody("main", 2)
+            torch.testing.assert_close(history.items.vectors, both.mean_item())
+    trained = {(plug.setting.name, plug.seed): plug.plug.state_dict() for plug in kept}
+    kept.clear()
+    asked(later, corpora[1:], 0.0)
+    assert len(kept) == 4
+    for plug in kept:  # with a learning rate of 0
+        before = trained[plug.setting.start, plug.seed]
+        assert all(torch.equal(before[name], value) for name, value in plug.plug.state_dict().items())
+    assert board.next("LaMP_5").name == "from-together"
 
 
 def test_prompts_are_the_processors(data, tokenizer, tmp_path):

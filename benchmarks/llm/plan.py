@@ -43,6 +43,7 @@ class Setting:
         new_users: share of the training examples that are shown without their histories.
         decay: weight decay.
         rate: learning rate; 0: the best one of its family.
+        start: name of the setting of the group "together" from whose weights it goes on, seed by seed.
         ablations: also answer with changed histories.
         greedy: write answers to free-text tasks.
     """
@@ -56,6 +57,7 @@ class Setting:
     new_users: float = 0.0
     decay: float = 0.01
     rate: float = 0.0
+    start: str = ""
     ablations: bool = False
     greedy: bool = False
 
@@ -77,6 +79,7 @@ class Group:
         seeds: of plugs that train in step, each setting once per seed, with the order of `seed`; none: `seed` alone.
         written: splits to which free-text answers are written.
         steps: instead of the schedule's.
+        together: tasks whose examples are trained on as one, and which are all asked; none: `task` alone.
     """
 
     task: str
@@ -91,15 +94,31 @@ class Group:
     seeds: tuple[int, ...] = ()
     written: tuple[str, ...] = ("dev", "test")
     steps: int = 0
+    together: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Folders of all its tasks."""
+        return self.together or (self.task,)
 
     @property
     def key(self) -> str:
         """Name of its file; with several seeds, of its first file."""
         return self.key_of(self.seed)
 
-    def key_of(self, seed: int) -> str:
-        """Return the name of the file of a seed."""
-        return f"{self.task}-{self.name}-{seed}".replace(":", ",")
+    def key_of(self, seed: int, task: str = "") -> str:
+        """Return the name of the file of a seed, and of another task than the first."""
+        return f"{task or self.task}-{self.name}-{seed}".replace(":", ",")
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Seeds of its plugs."""
+        return self.seeds or (self.seed,)
+
+    @property
+    def starts(self) -> set[str]:
+        """Names of the plugs from which its own go on."""
+        return {s.start for s in self.settings if s.start}
 
     @property
     def families(self) -> set[str]:
@@ -180,6 +199,17 @@ def trained_on(part: str) -> tuple[Setting, ...]:
     return tuple(replace(s, name=f"{s.name}-{part}", ablations=False, greedy=False) for s in SHORT)
 
 
+def all_tasks(tasks: tuple[str, ...], level: int, **options: Any) -> Iterator[Group]:
+    """Yield the plugs that learn all tasks at once, and those of each task that go on from them."""
+    if len(tasks) > 1:
+        once = tuple(replace(s, name=f"{s.name}-together", rate=1e-1) for s in SHORT)
+        yield Group(tasks[0], "together", settings=once, together=tasks, level=level, **options)
+        later = tuple(
+            replace(s, name=f"{s.name}-from-together", start=f"{s.name}-together", ablations=False) for s in SHORT
+        )
+        yield from (Group(t, "from-together", settings=later, level=level + 1, **options) for t in tasks)
+
+
 IN_FRONT = (replace(PPLUG, name="pplug-in-front", family="pplug-in-front", ablations=False),)
 UNTRAINED = ("bm25@1", "bm25@4", "dense@1", "dense@4", "bm25@4:turns")
 RETRIEVED = ("bm25@4", "bm25@4:turns")
@@ -204,6 +234,7 @@ def groups(tasks: tuple[str, ...] = TASKS) -> Iterator[Group]:
             yield Group(task, part, settings=trained_on(part), examples=part, seeds=SEEDS, level=7)
         yield Group(task, "query-encoder", settings=(QUERY_ENCODER,), seeds=SEEDS, level=8)
         yield Group(task, "paper", settings=(PAPER,), placement="prompt", examples="questions", seeds=SEEDS, level=8)
+    yield from all_tasks(tasks, 9, seeds=SEEDS)
 
 
 def possible(task: str, kind: str) -> bool:
@@ -228,8 +259,8 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
     """Yield groups that a CPU can finish in about an hour each.
 
     First an instruction in the plug's parametrisation, and the plug with its ablations; then the other controls, forms of
-    the plug, one change at a time, retrieved items in the prompts, the soft prompt in front of them, and parts of the
-    examples. All seeds of a group train in step.
+    the plug, one change at a time, retrieved items in the prompts, the soft prompt in front of them, parts of the
+    examples, and one plug for all tasks. All seeds of a group train in step.
     """
     for task in tasks:
         form = next(filter(partial(possible, task), reversed(RETRIEVED)))
@@ -252,3 +283,4 @@ def short(tasks: tuple[str, ...] = TASKS, seeds: tuple[int, ...] = SEEDS) -> Ite
         for part in filter(partial(possible, task), PARTS):
             what = {"settings": trained_on(part), "examples": part}
             yield Group(task, part, seeds[0], **what, seeds=seeds, written=("test",), level=11)
+    yield from all_tasks(tasks, 12, seed=seeds[0], seeds=seeds, written=("test",))

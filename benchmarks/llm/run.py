@@ -80,6 +80,10 @@ class Board:
         """Return the file of a group's results."""
         return self.folder / "groups" / f"{key}.json.gz"
 
+    def plug(self, name: str, seed: int) -> Path:
+        """Return the folder of a plug that has learned all tasks at once."""
+        return self.folder / "plugs" / f"together-{name}-{seed}"
+
     def claim(self, key: str) -> bool:
         """Take a group; False if another process has."""
         with contextlib.suppress(FileExistsError):
@@ -115,11 +119,15 @@ class Board:
         """Take the next group whose learning rates are known, of the preferred task if the level has one."""
         todo = [g for g in self.groups if not (self.claims / g.key).exists()]
         for group in sorted(todo, key=lambda g: (g.level, g.task != prefer)):
-            ready = (self.claims / f"ready-{group.task}").exists()
-            if group.form.startswith("bm25"):
-                ready = ready and (self.claims / f"ranked-{group.task}").exists()
+            wanted = ("ready", "ranked") if group.form.startswith("bm25") else ("ready",)
+            ready = all((self.claims / f"{name}-{task}").exists() for name in wanted for task in group.tasks)
             known = all(self.rate(group.task, f) is not None for f in group.families)
-            if ready and known and self.claim(group.key):
+            started = all(
+                (self.plug(name, seed) / "model.safetensors").is_file()
+                for name in group.starts
+                for seed in group.all_seeds
+            )
+            if ready and known and started and self.claim(group.key):
                 return group
         return None
 
@@ -185,7 +193,7 @@ def work(args: argparse.Namespace) -> None:
             continue
         prefer, start = group.task, time.monotonic()
         try:
-            result = finish(group, board, corpus(group.task), reader, encoder, schedule, args)
+            result = finish(group, board, [*map(corpus, group.tasks)], reader, encoder, schedule, args)
         except Exception:  # the others go on; a group that failed is not tried again
             write_text(args.output / "failed" / f"{group.key}.txt", traceback.format_exc())
             print(f"FAILED {group.key}: {traceback.format_exc()[-600:]}", flush=True)
@@ -226,13 +234,16 @@ def prepare(args: argparse.Namespace, board: Board, corpus: Any) -> bool:
 
 
 def finish(
-    group: Group, board: Board, corpus: Corpus, reader: Reader, encoder: Any, schedule: Schedule, args: Any
+    group: Group, board: Board, corpora: list[Corpus], reader: Reader, encoder: Any, schedule: Schedule, args: Any
 ) -> dict[str, Any]:
     """Run a group and write its results."""
 
     def keep(plug: Any) -> None:
-        if plug.setting.name in KEPT and group.name in ("main", "short"):
-            plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{plug.setting.name}-{plug.seed}")
+        name = plug.setting.name
+        if group.together:
+            plug.model.save_pretrained(board.plug(name, plug.seed))
+        elif name in KEPT and group.name in ("main", "short"):
+            plug.model.save_pretrained(args.output / "plugs" / f"{group.task}-{name}-{plug.seed}")
 
     def rate_of(setting: Any) -> float:
         return setting.rate or board.rate(group.task, setting.family)
@@ -240,7 +251,7 @@ def finish(
     kept = args.output / "work" / "unfinished" / f"{group.key}.safetensors"
     for _ in range(3):
         try:
-            results = run(group, corpus, reader, encoder, rate_of, schedule, args.new_tokens, keep, kept)
+            results = run(group, corpora, reader, encoder, rate_of, schedule, args.new_tokens, keep, kept, board.plug)
             break
         except torch.OutOfMemoryError:  # others fill the device: smaller passes
             reader.budget = reader.budget // 2

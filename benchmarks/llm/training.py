@@ -17,7 +17,9 @@ import torch
 import unfinished
 from corpus import Corpus, Rows
 from lockstep import Reader
+from mixture import Mixture
 from plan import ABLATIONS, OURS, Group, Setting
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pplug_hf import PPlugForConditionalGeneration
@@ -42,10 +44,17 @@ WRITTEN = ("", "wrong-user")  # what is done to the history of plugs that write
 
 
 class Personas:
-    """The histories of a split on the device of the plugs."""
+    """The histories of a split on the device of the plugs.
 
-    def __init__(self, corpus: Corpus, split: str, device: Any):
-        self.corpus, self.split, self.device = corpus, split, device
+    Args:
+        corpus: of the split.
+        split: as of `Corpus.examples`.
+        device: of the plugs.
+        learned: what the plugs learn from, if it is not this corpus.
+    """
+
+    def __init__(self, corpus: Corpus | Mixture, split: str, device: Any, learned: Corpus | Mixture | None = None):
+        self.corpus, self.split, self.device, self.learned = corpus, split, device, learned or corpus
         self._vectors: dict[str, Tensor] = {}
         self.queries = corpus.queries(split).to(device)
         self.texts = [e.query for e in corpus.examples(split)]
@@ -75,7 +84,7 @@ class Personas:
 
     def everybody(self, items: str, size: int) -> list[History]:
         """Return one history for all examples, whatever their split: the mean of all items to train on."""
-        mean = self.corpus.mean_item(items).to(self.device)
+        mean = self.learned.mean_item(items).to(self.device)
         mask = torch.ones(1, 1, dtype=torch.bool, device=self.device)
         return [History(Items(mean, mask.expand(min(GROUP, size - start), 1))) for start in range(0, size, GROUP)]
 
@@ -186,29 +195,34 @@ class Asked:
 
 def train(
     group: Group,
-    corpus: Corpus,
+    corpus: Corpus | Mixture,
     reader: Reader,
     encoder: Any,
     rate_of: Any,
     schedule: Schedule,
     kept: Path | None = None,
+    started: Any = None,
 ) -> list[Trained]:
     """Train the plugs of a group in step, and leave them at their best weights by held-out training users.
 
     Args:
         group: what to train.
-        corpus: of its task.
+        corpus: of its task, or of all its tasks.
         reader: the language model.
         encoder: the frozen sentence encoder.
         rate_of: a setting's learning rate.
         schedule: how long.
         kept: file for the state at each validation, from which a stopped training goes on.
+        started: the folder of the plug of a name and a seed, for settings that start from one.
     """
     plugs = []
-    for seed in group.seeds or (group.seed,):
+    for seed in group.all_seeds:
         for setting in group.settings:
             torch.manual_seed(seed)
             model = new_plug(setting, group.placement, corpus, reader, encoder)
+            if setting.start:
+                weights = load_file(started(setting.start, seed) / "model.safetensors")
+                model.load_state_dict(weights, strict=False)
             plugs.append(Trained(setting, model, rate_of(setting), seed))
             plugs[-1].plug.train()
     rows, personas = (
@@ -254,7 +268,7 @@ def train(
 
 
 def new_plug(
-    setting: Setting, placement: str, corpus: Corpus, reader: Reader, encoder: Any
+    setting: Setting, placement: str, corpus: Corpus | Mixture, reader: Reader, encoder: Any
 ) -> PPlugForConditionalGeneration:
     """Return an untrained plug over the shared language model."""
     return PPlugForConditionalGeneration.from_backbone(
@@ -323,7 +337,13 @@ def _by_length(rows: Rows, size: int, most: int | None = None) -> list[list[int]
 
 @torch.no_grad()
 def ask(
-    group: Group, plugs: Sequence[Trained], corpus: Corpus, reader: Reader, split: str, new_tokens: int
+    group: Group,
+    plugs: Sequence[Trained],
+    corpus: Corpus,
+    reader: Reader,
+    split: str,
+    new_tokens: int,
+    learned: Corpus | Mixture | None = None,
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """Return what each row says to a split: log-probabilities of labels, or of the answer and a greedy answer.
 
@@ -336,6 +356,7 @@ def ask(
         reader: the language model.
         split: "val", "dev" or "test".
         new_tokens: of an answer.
+        learned: what the plugs have learned from, if it is not this corpus.
 
     Returns:
         seed -> row -> "nll" [n], "tokens" [n], and "labels" [n, L] or "answers" [n].
@@ -347,7 +368,7 @@ def ask(
             names.append((trained.seed, trained.setting.name + f":{variant}" * bool(variant)))
             asking.append(trained)
             variants.append(variant)
-    asked = Asked(Personas(corpus, split, reader.device), asking) if plugs else None
+    asked = Asked(Personas(corpus, split, reader.device, learned), asking) if plugs else None
     names = names or [(group.seed, {"plain": "no-persona"}.get(group.form, group.form))]
     labels, n = corpus.labels(), len(rows.before)
     made: dict[tuple[int, str], dict[str, Any]] = {
@@ -401,7 +422,7 @@ def ask(
 
 def run(
     group: Group,
-    corpus: Corpus,
+    corpora: Sequence[Corpus],
     reader: Reader,
     encoder: Any,
     rate_of: Any,
@@ -409,31 +430,40 @@ def run(
     new_tokens: int,
     keep: Any,
     kept: Path | None = None,
+    started: Any = None,
 ) -> list[dict[str, Any]]:
-    """Train and ask a group, and return all of it as JSON takes it, for each of its seeds.
+    """Train and ask a group, and return all of it as JSON takes it, for each of its tasks and seeds.
 
     Args:
-        group, corpus, reader, encoder, rate_of, schedule, kept: as of `train`.
+        group, reader, encoder, rate_of, schedule, kept, started: as of `train`.
+        corpora: of its tasks.
         new_tokens: of an answer.
         keep: called with each trained plug.
     """
     start = time.monotonic()
     schedule = replace(schedule, steps=group.steps or schedule.steps)
-    plugs = train(group, corpus, reader, encoder, rate_of, schedule, kept) if group.settings else []
+    learned: Corpus | Mixture = corpora[0]
+    if group.together:
+        learned = Mixture(corpora, schedule.validate_on)
+        schedule = replace(schedule, validate_on=schedule.validate_on * len(corpora))
+    plugs = train(group, learned, reader, encoder, rate_of, schedule, kept, started) if group.settings else []
     trained = time.monotonic()
     for plug in plugs:
         keep(plug)
     splits = () if group.tuning else ("val", "dev", "test")
-    answers = {split: ask(group, plugs, corpus, reader, split, new_tokens) for split in splits}
+    answers = {
+        corpus.name: {split: ask(group, plugs, corpus, reader, split, new_tokens, learned) for split in splits}
+        for corpus in corpora
+    }
     seconds = {"train": round(trained - start, 1), "ask": round(time.monotonic() - trained, 1)}
     return [
         {
             "task": corpus.task.name,
-            "group": group.key_of(seed),
+            "group": group.key_of(seed, corpus.name),
             "seed": seed,
             "form": group.form,
             "placement": group.placement,
-            "examples": len(corpus.examples(group.examples)),
+            "examples": len(learned.examples(group.examples)),
             "steps": schedule.steps * bool(plugs),
             "batch_size": schedule.batch_size,
             "seconds": seconds,
@@ -449,7 +479,8 @@ def run(
                 for plug in plugs
                 if plug.seed == seed
             },
-            "answers": {split: said[seed] for split, said in answers.items()},
+            "answers": {split: said[seed] for split, said in answers[corpus.name].items()},
         }
-        for seed in group.seeds or (group.seed,)
+        for corpus in corpora
+        for seed in group.all_seeds
     ]
