@@ -487,6 +487,14 @@ def test_trainings_share_the_lora_of_the_task(places, oppu, tmp_path, monkeypatc
         train(places, tmp_path / name, "oppu", **options | other)
         assert len(seen) == 4 and digests(tmp_path / name)["shared"] != digests(folder)["shared"]
 
+    template = "{% for m in messages %}{{ m.content }} NAME {% endfor %}"
+    for name in ("tell", "show"):  # the same prompts in another template
+        model = shutil.copytree(places / "llama", tmp_path / f"llama-{name}")
+        (model / "chat_template.jinja").write_text(template.replace("NAME", name))
+        seen.clear()
+        train(places, tmp_path / f"chat-{name}", "oppu", backbone=model, **options)
+        assert len(seen) == 4
+
 
 # ---- soft tokens ----------------------------------------------------------------------------------------------------
 

@@ -180,7 +180,7 @@ class _Fitting:
             "max_length": fit.max_length,
         }
         model = {"backbone": resources.backbone_digest, "dtype": str(resources.language_model.dtype)}
-        model |= {"chat": [processor.chat, processor.system]}
+        model |= {"chat": resources.asking["chat"]}
         folder = folder / json_digest({"pairs": pairs, **settings, **model})
         folder.mkdir(parents=True, exist_ok=True)
         place = folder / SHARED
