@@ -212,10 +212,10 @@ def as_options(message: str, values: Mapping[str, object]) -> str:
 
     Args:
         message: e.g. "Pass query=<text>, or task='LaMP-2'."
-        values: of the command's options; to load in Python what an option names already is no remedy here.
+        values: of the command's options; to load in Python what an option names already is not a remedy here.
 
     Returns:
-        e.g. "Pass --query, or --task LaMP-2." A keyword that is no option loses its equals sign.
+        e.g. "Pass --query, or --task LaMP-2." A keyword that is not an option loses its equals sign.
     """
 
     def typed(found: re.Match[str]) -> str:
@@ -238,7 +238,7 @@ def as_options(message: str, values: Mapping[str, object]) -> str:
     )
 
 
-# Keywords of the library that are no options, by what they are on the command line.
+# Keywords of the library that are not options, by what they are on the command line.
 _ELSEWHERE = {"token": "HF_TOKEN", "cache_dir": "HF_HOME"}
 _RECIPE = "Named settings, e.g. paper/lamp-4 (`pplug-hf recipes` lists them); options you pass override them."
 _PRESETS = ("small", "large")

@@ -186,7 +186,7 @@ class PPlugProcessor(ProcessorMixin):
             `persona_position` [B], too.
 
         Raises:
-            DataError: something that is no text, a text where a history belongs, or a template that has no room for a
+            DataError: something that is not a text, a text where a history belongs, or a template that has no room for a
                 text within max_length.
             MismatchError: counts differ.
             ConfigurationError: rows of different lengths and a vocabulary without pad token, or a tokenizer that does not
@@ -309,7 +309,7 @@ class PPlugProcessor(ProcessorMixin):
             `query`, as of [`__call__`].
 
         Raises:
-            DataError: no user message with text, contents that are no text, no assistant's message to train on, a template
+            DataError: no user message with text, contents that are not text, no assistant's message to train on, a template
                 that refuses the chat, or no room within max_length.
             MismatchError: counts differ.
             ConfigurationError: an option that does not go with the others, or a tokenizer that tells no offsets.

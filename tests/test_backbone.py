@@ -50,14 +50,16 @@ def test_a_loaded_model_is_used_as_it_is():
 def test_unknown_names_give_one_clear_error(name):
     with pytest.raises(MissingFileError, match="Cannot load the backbone") as error:
         load_backbone(name)
-    remedy = "it is no Hub id (owner/name). Check the path" if name[0] in "./" else "HF_HUB_OFFLINE is set. Unset it"
+    remedy = (
+        "it is not a Hub id (owner/name). Check the path" if name[0] in "./" else "HF_HUB_OFFLINE is set. Unset it"
+    )
     assert name in str(error.value) and "no such folder" in str(error.value) and remedy in str(error.value)
     assert isinstance(error.value, FileNotFoundError) and isinstance(error.value, ValueError)
 
 
 def test_a_folder_without_weights_is_no_complete_model(tmp_path):
     tiny.backbone("gpt2").config.save_pretrained(tmp_path)
-    with pytest.raises(MissingFileError, match="no complete model folder"):
+    with pytest.raises(MissingFileError, match="not a complete model folder"):
         load_backbone(str(tmp_path))
 
 

@@ -464,7 +464,11 @@ def test_inputs_longer_than_the_budget_are_counted(world, tmp_path):
     "more, error, message",
     [
         ({"rows": ["pplg"]}, ConfigurationError, "There is no row 'pplg'"),
-        ({"rows": ["mean"], "reference": "pplug"}, ConfigurationError, "'pplug' is no row of this bench; it has mean"),
+        (
+            {"rows": ["mean"], "reference": "pplug"},
+            ConfigurationError,
+            "'pplug' is not a row of this bench; it has mean",
+        ),
         ({"plugs": ["mean"]}, ConfigurationError, "write NAME=FOLDER"),
         ({"plugs": ["a=nowhere"]}, MissingFileError, "Cannot load config.json of the plug 'nowhere'"),
         ({"plugs": None, "rows": ["no-persona"]}, ConfigurationError, "No backbone: pass backbone"),

@@ -63,7 +63,7 @@ def test_a_killed_actor_loses_and_doubles_nothing(cluster, personalizer, tmp_pat
     assert flag.exists() and report.encoded == 60
     assert_same(store, expected, tolerance=1e-5)
 
-    with pytest.raises(DataError, match=r"^[^\n]*gone\.jsonl is no JSON-lines file[^\n]*$"):
+    with pytest.raises(DataError, match=r"^[^\n]*gone\.jsonl is not valid JSON Lines[^\n]*$"):
         (tmp_path / "gone.jsonl").write_text("no JSON")
         run(personalizer, [tmp_path / "gone.jsonl"], engine="ray")
     with pytest.raises(ConfigurationError, match=r"has \d+ CPUs, and 400 workers and a reader need 201: choose fewer"):

@@ -107,7 +107,7 @@ def test_times_are_dates_numbers_or_the_order_of_the_rows():
     assert [item["date"] for item in made.splits["train"].items["a"]] == ["2023-12-31", "2024-01-09", "2024-01-10"]
     assert asked(make(german, time=None)) == {"a": ["c"], "b": ["c", "a"]}
     with pytest.raises(
-        DataError, match=r"3 of 3 values of the column 'd' are no dates \(first in event 0\).*time_format"
+        DataError, match=r"3 of 3 values of the column 'd' are not dates \(first in event 0\).*time_format"
     ):
         make(german)
 

@@ -355,7 +355,7 @@ ZEROS = torch.zeros(2, 2)
 @pytest.mark.parametrize(
     "error, match, arguments",
     [
-        (MismatchError, "no labels", (ZEROS, [[], []], ["a", "x"], "ab")),
+        (MismatchError, "are not labels", (ZEROS, [[], []], ["a", "x"], "ab")),
         (MismatchError, "2 golds for 3", (torch.zeros(3, 2), [[], [], []], ["a", "b"], "ab")),
         (MismatchError, "must be", (ZEROS, [[]], ["a", "b"], "ab")),
         (MismatchError, "must be", (ZEROS, [[], []], ["a", "b"], "abc")),

@@ -144,7 +144,7 @@ def test_training_and_evaluating_on_a_file(made, tmp_path):
     assert "PPlug" in quietly("evaluate", *data, "--plug", tmp_path / "plug")
 
 
-# ---- what is no backbone ----------------------------------------------------------------------------------------
+# ---- what is not a backbone ----------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_no_language_model(tmp_path):

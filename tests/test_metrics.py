@@ -192,7 +192,7 @@ def test_mistakes_are_explained(function):
         function("LaMP-2", [], [])
     with pytest.raises(MismatchError, match=r"western.*sci-fi"):
         function("LaMP-2", ["comedy"], ["western"])
-    with pytest.raises(MismatchError, match="'five' of LaMP-3 is no number"):
+    with pytest.raises(MismatchError, match="'five' of LaMP-3 is not a number"):
         function("LaMP-3", ["5"], ["five"])
     with pytest.raises(ConfigurationError, match="farthest, first-digit"):
         function("LaMP-3", ["5"], ["5"], fallback="guess")

@@ -407,7 +407,9 @@ def test_a_model_without_a_gpu_stays_where_it_is(model):
 
 
 def test_a_folder_that_is_not_there():
-    with pytest.raises(MissingFileError, match=r"the plug './plug-zz': there is no such folder, and it is no Hub id"):
+    with pytest.raises(
+        MissingFileError, match=r"the plug './plug-zz': there is no such folder, and it is not a Hub id"
+    ):
         PPlugForConditionalGeneration.from_pretrained("./plug-zz")
     with pytest.raises(
         MissingFileError, match=r"'me/plug-zz': there is no such folder, .* HF_HUB_OFFLINE is set. Unset"

@@ -356,7 +356,7 @@ BAD = {
         "shelves",
         r"history items need the fields \['tag', 'text'\]",
     ),
-    "a gold that is no label": (
+    "a gold that is not a label": (
         lambda rows: rows,
         lambda rows: [{**g, "output": "funny"} for g in golds_of(rows)],
         "shelves",

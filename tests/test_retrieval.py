@@ -347,7 +347,7 @@ def test_other_tasks_are_looked_for_by_the_query():
             assert task.retrieval_query(f"bla {task.query_marker} the sea ") == "the sea"
 
 
-@pytest.mark.parametrize(("pattern", "message"), [("(", "no regular expression"), ("abc", "no group")])
+@pytest.mark.parametrize(("pattern", "message"), [("(", "not a valid regular expression"), ("abc", "no group")])
 def test_patterns_are_checked(pattern, message):
     with pytest.raises(ConfigurationError, match=message):
         replace(TASKS["demo"], retrieval_query_pattern=pattern)

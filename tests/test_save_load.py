@@ -294,7 +294,9 @@ def test_a_missing_file(copy, name):
 def test_unknown_names_give_one_clear_error(name):
     with pytest.raises(MissingFileError, match=r"Cannot load config\.json of the plug") as error:
         PPlugModel.from_pretrained(name)
-    remedy = "it is no Hub id (owner/name). Check the path" if name[0] in "./" else "HF_HUB_OFFLINE is set. Unset it"
+    remedy = (
+        "it is not a Hub id (owner/name). Check the path" if name[0] in "./" else "HF_HUB_OFFLINE is set. Unset it"
+    )
     assert name in str(error.value) and "no such folder" in str(error.value) and remedy in str(error.value)
 
 
@@ -373,7 +375,7 @@ def test_another_models_folder_is_not_overwritten(saved, places, tmp_path):
     with pytest.raises(ConfigurationError, match="holds a model of type 'gpt2', not a plug"):
         PPlugModel.from_pretrained(saved).save_pretrained(other)
     (other / "config.json").unlink()
-    with pytest.raises(ConfigurationError, match="holds weights that are no plug"):
+    with pytest.raises(ConfigurationError, match="holds weights that are not a plug"):
         PPlugModel.from_pretrained(saved).save_pretrained(other)
     assert contents(other) == {name: data for name, data in before.items() if name != "config.json"}
     with pytest.raises(ConfigurationError, match="is a file"):

@@ -193,7 +193,7 @@ def test_options_of_the_modules(modules):
     labels = modules("lamp_accuracy")
     assert labels.compute(**given) == score_labels(predictions, references)
     assert labels.compute(**given, labels=wide) == score_labels(predictions, references, wide)
-    with pytest.raises(MismatchError, match="are no labels"):
+    with pytest.raises(MismatchError, match="are not labels"):
         modules("lamp_accuracy", "LaMP-2").compute(**given)
     with pytest.raises(ConfigurationError, match="choose one of LaMP-1"):
         modules("lamp_mae", "LaMP-33")
@@ -341,7 +341,7 @@ def test_files_that_do_not_fit(tmp_path, capsys, golds, predictions, more, messa
     [
         (None, "There is no file"),
         (b"<!DOCTYPE html>", "is a web page, not JSON"),
-        (b'{"task": "LaMP_3", "golds": [', "is no JSON, or is cut off"),
+        (b'{"task": "LaMP_3", "golds": [', "is not valid JSON, or is cut off"),
         (gzip.compress(b'{"golds": []}')[:-6], "damaged or cut-off gzip"),
         (b'[{"id": "1", "output": "3"}]', "must hold an object with the keys 'task' and 'golds'; found list"),
         (b'{"task": "LaMP_3", "golds": [{"id": "1"}]}', "golds: row 0 must have the keys ['id', 'output']"),

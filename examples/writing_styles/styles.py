@@ -188,7 +188,7 @@ _END_OF_EMOJI = re.compile(f"[{_EMOJI}][\ufe0f\u200d{_EMOJI}]*$")
 
 
 def style_of(headline: str) -> Style:
-    """Return the style of any text; its form is "other" if it is no headline, and its case may be "capitals"."""
+    """Return the style of any text; its form is "other" if it is not a headline, and its case may be "capitals"."""
     text = headline.strip()
     end = "emoji" if _END_OF_EMOJI.search(text) else "exclamation" if text.endswith("!") else "plain"
     text = _END_OF_EMOJI.sub("", text).rstrip("! ")

@@ -62,7 +62,7 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
     """
 
     model_type: ClassVar[str] = "pplug"
-    # Outputs that a Trainer cannot gather, because they are no tensors; the name changed after transformers 5.20.
+    # Outputs that a Trainer cannot gather, because they are not tensors; the name changed after transformers 5.20.
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     config_version: int = _recorded(CONFIG_VERSION, "What the fields of this file mean; see CONFIG_VERSION.")
@@ -234,13 +234,13 @@ def _check_template(field: str, template: str) -> None:
     try:
         parts = [(literal, name) for literal, name, _, _ in Formatter().parse(template)]
     except ValueError as error:
-        raise _no_template(field, template, f"is no format string ({error})") from None
+        raise _no_template(field, template, f"is not a valid format string ({error})") from None
     names = [name for _, name in parts if name is not None]
     if len(names) > _MAX_FIELDS:
         raise _no_template(field, template, f"has {len(names)} fields, more than {_MAX_FIELDS}")
     for name in names:
         if not name or name.isdigit() or set(name) & set(".[]{}"):
-            raise _no_template(field, template, f"has {shown(name)} in braces, which is no name of a field")
+            raise _no_template(field, template, f"has {shown(name)} in braces, which is not the name of a field")
     literals = (literal.replace("{", "{{").replace("}", "}}") for literal, _ in parts)
     plain = (f"{{{name}}}" if name is not None else "" for _, name in parts)
     if "".join(map("".join, zip(literals, plain, strict=True))) != template:

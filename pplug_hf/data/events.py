@@ -256,7 +256,7 @@ def _in_order(frame: Any, time_format: str | None, column: str | None, notes: li
             times = pandas.to_datetime(frame["time"], **options)
             if (wrong := times.isna()).any():
                 raise DataError(
-                    f"{int(wrong.sum()):,} of {len(frame):,} values of the column {column!r} are no dates (first in event "
+                    f"{int(wrong.sum()):,} of {len(frame):,} values of the column {column!r} are not dates (first in event "
                     f"{int(wrong.idxmax())}): write them as 2024-05-31 or 2024-05-31T18:30:00, or name their format, as in "
                     "time_format='%d/%m/%Y'."
                 )

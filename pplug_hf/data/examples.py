@@ -55,8 +55,8 @@ def read_examples(
 
     Raises:
         MissingFileError: a file or a split is not there.
-        DataError: a file is broken, a row is no question of this task, ids repeat, answers are missing, have other ids
-            or are no labels, an input is empty; or there are no rows.
+        DataError: a file is broken, a row is not a question of this task, ids repeat, answers are missing, have other ids
+            or are not labels, an input is empty; or there are no rows.
         ConfigurationError: there is no such task, or its file describes none that works.
     """
     if isinstance(task, str):

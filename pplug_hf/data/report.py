@@ -69,7 +69,7 @@ class Spread:
 class Labels:
     """Distribution of the labels in the histories, of each user compared with all users."""
 
-    everybody: dict[str, float]  # share of each label among all users' items; what is no label is OTHER
+    everybody: dict[str, float]  # share of each label among all users' items; what is not a label is OTHER
     top_share: float  # of the most frequent label, all users' items together
     user_top_share: float  # of each user's own most frequent label: median over users
     user_top_share_by_chance: float  # the same if every user drew from everybody's labels

@@ -28,7 +28,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHUNK = 8192  # rows of a table that are read at once
 _LINES = ("jsonl", "ndjson")
 _TABLES = ("csv", "tsv", "txt")
-_BROKEN = "{path} is no JSON, or is cut off ({where}); fetch it again."
+_BROKEN = "{path} is not valid JSON, or is cut off ({where}); fetch it again."
 
 
 def find(folder: Path, *names: str) -> Path:
@@ -121,7 +121,7 @@ def stream_lines(path: Path) -> Iterator[object]:
             except json.JSONDecodeError as error:
                 where = f"line {number}: {error.msg}, column {error.colno}"
                 raise DataError(
-                    f"{path} is no JSON-lines file, or is cut off ({where}); each line must be one JSON object."
+                    f"{path} is not valid JSON Lines, or is cut off ({where}); each line must be one JSON object."
                 ) from None
             yield row
 

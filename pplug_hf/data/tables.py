@@ -83,8 +83,8 @@ def read_table(
 
     Raises:
         MissingFileError: A file is not there.
-        DataError: A file is broken, a row is no question of this task, ids repeat, answers are missing, have other ids
-            or are no labels. Nothing is written then.
+        DataError: A file is broken, a row is not a question of this task, ids repeat, answers are missing, have other ids
+            or are not labels. Nothing is written then.
         ConfigurationError: There is no such task or split.
         MissingPackageError: datasets or ijson is not installed.
     """

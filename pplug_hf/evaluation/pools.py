@@ -3,7 +3,7 @@
     comparison = Comparison(task, examples, "pplug", predictions)
     found = add_pool(comparison, Pool("pool", ("no-persona", "bm25@4", "pplug")))  # adds pool:oracle, :worst, :random
 
-They are made of answers that are there, with the right answers at hand, so they are no methods. The best of several
+They are made of answers that are there, with the right answers at hand, so they are not methods. The best of several
 answers is better than each row even where the rows differ by chance alone: `pool:chance` is the best of as many runs of
 random retrieval, and only what the oracle has above it shows that the rows complement each other.
 

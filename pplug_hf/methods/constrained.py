@@ -41,7 +41,7 @@ def only_labels(
         `logits_processor`, `max_new_tokens` (of the longest label), `num_beams`, and what beams need.
 
     Raises:
-        DataError: There are no labels, or two have the same tokens.
+        DataError: There are not labels, or two have the same tokens.
         ConfigurationError: The tokenizer cannot write a label, or does not mark its end.
     """
     ids = label_ids(processor, labels)
@@ -96,7 +96,7 @@ class LabelsOnly(LogitsProcessor):
     def __init__(self, ids: Sequence[Sequence[int]], start: int):
         width = max(map(len, ids))
         self.start, self.end = start, ids[0][-1]
-        self.labels = torch.tensor([[*row, *[-1] * (width - len(row))] for row in ids])  # [L, W]; -1 is no token
+        self.labels = torch.tensor([[*row, *[-1] * (width - len(row))] for row in ids])  # [L, W]; -1 is not a token
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[R, start + S] and [R, V] to [R, V].

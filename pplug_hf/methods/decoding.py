@@ -128,7 +128,7 @@ def answer(
     Raises:
         MismatchError: Personas, queries or positions are not as many as prompts.
         ConfigurationError: `batch_size` is less than 1, or a label cannot be written in `max_new_tokens` or at all.
-        DataError: There are no labels, or two are the same.
+        DataError: There are not labels, or two are the same.
     """
     inputs = ModelInputs(list(prompts), personas, queries, persona_positions, turns)
     given = {"personas": personas, "queries": queries, "persona_positions": persona_positions, "turns": turns}

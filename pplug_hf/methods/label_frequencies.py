@@ -94,7 +94,7 @@ class LabelMixture:
         if not golds or len(number) != len(labels):
             raise DataError(f"There are {len(golds)} golds and the labels {labels}; give some golds, each label once.")
         if wrong := sorted(set(golds) - set(labels)):
-            raise MismatchError(f"Golds {wrong[:5]} are no labels; the labels are {', '.join(labels)}.")
+            raise MismatchError(f"Golds {wrong[:5]} are not labels; the labels are {', '.join(labels)}.")
         if len(golds) != len(log_probs):
             raise MismatchError(f"There are {len(golds)} golds for {len(log_probs)} rows of log_probs.")
         if not alphas or min(alphas) <= 0:

@@ -272,7 +272,7 @@ def parse_trained(texts: Iterable[str], plugs: Collection[str] = ()) -> dict[str
         plugs: names that are taken.
 
     Raises:
-        ConfigurationError: as for `parse_plugs`; or a folder is no artefact, or of an unknown kind.
+        ConfigurationError: as for `parse_plugs`; or a folder is not an artefact, or of an unknown kind.
         DataError: an artefact is unfinished or damaged.
         MismatchError: the seeds of a name are of different kinds.
     """
@@ -374,7 +374,9 @@ def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str] 
     """
     if wanted is not None:
         if wanted not in names:
-            raise ConfigurationError(f"The reference {wanted!r} is no row of this bench; it has {', '.join(names)}.")
+            raise ConfigurationError(
+                f"The reference {wanted!r} is not a row of this bench; it has {', '.join(names)}."
+            )
         return wanted
     if not names:
         raise ConfigurationError("rows is empty: name at least one, or leave it out for the usual ones.")

@@ -77,7 +77,7 @@ def load_backbone(
 
 
 def _advice(source: object) -> str:
-    """Return what to pass instead of an object that is no backbone: often it holds one."""
+    """Return what to pass instead of an object that is not a backbone: often it holds one."""
     if hasattr(source, "merge_and_unload"):  # PEFT
         return "merge the adapter into its model, model = model.merge_and_unload()"
     for name in ("backbone", "module", "_orig_mod", "model"):  # a plug, DataParallel, torch.compile, a pipeline
@@ -164,7 +164,7 @@ def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) ->
     if missing := sorted(report["missing_keys"]):
         raise ConfigurationError(
             f"The backbone {location.full_name!r} lacks {len(missing)} weights of a {type(model).__name__} (first "
-            f"{missing[0]}), which would stay random: it is no complete language model."
+            f"{missing[0]}), which would stay random: it is not a complete language model."
         )
     model.config._commit_hash = location.commit  # as transformers did until 5.20
     if location.gguf_file:

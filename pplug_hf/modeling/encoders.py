@@ -41,7 +41,7 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     Raises:
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
         HubError: the Hub refuses.
-        ConfigurationError: it needs code of its own, or is no encoder.
+        ConfigurationError: it needs code of its own, or is not an encoder.
     """
     if isinstance(source, SentenceTransformer) and not isinstance(source, SparseEncoder):
         return source

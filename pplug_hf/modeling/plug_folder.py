@@ -102,7 +102,7 @@ def weight_shapes(name: str | os.PathLike | Location, **arguments: Unpack[HubArg
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             if odd := sorted(key for key, part in slices.items() if part.get_dtype() not in _DTYPES):
                 raise DataError(
-                    f"The weights of {location.name!r} are no floating point numbers in {odd[0]} "
+                    f"The weights of {location.name!r} are not floating-point numbers in {odd[0]} "
                     f"({slices[odd[0]].get_dtype()}): the plug is not usable."
                 )
             return {key: part.get_shape() for key, part in slices.items()}

@@ -403,7 +403,7 @@ def generate_with_prefix(
 def _settings(
     generation_config: GenerationConfig, options: dict[str, Any], causal: bool
 ) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Return a copy of the settings with the caller's options, and the options that are no settings."""
+    """Return a copy of the settings with the caller's options, and the options that are not settings."""
     config = copy.deepcopy(generation_config)
     for name, why in (_REFUSED | _REFUSED_CAUSAL if causal else _REFUSED).items():
         value = options.get(name, getattr(config, name, None))

@@ -34,7 +34,7 @@ class Header:
             name: of what they were read from, for messages.
 
         Raises:
-            DamagedStoreError: they are no header.
+            DamagedStoreError: they are not a header.
         """
         try:
             return cls(EncoderSpec.from_dict(values["spec"]), str(values["dtype"]))

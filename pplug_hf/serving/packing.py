@@ -69,7 +69,9 @@ class Packing:
 
     def __init__(self, spec: EncoderSpec, dtype: str = "float16"):
         if dtype not in get_args(DType):
-            raise ConfigurationError(f"dtype={dtype!r} is no type of a store's vectors: {', '.join(get_args(DType))}.")
+            raise ConfigurationError(
+                f"dtype={dtype!r} is not a type of a store's vectors: {', '.join(get_args(DType))}."
+            )
         if not spec.width:
             raise ConfigurationError(f"A store needs an encoder whose width is known, got {spec}.")
         self.spec, self.dtype, self.width = spec, dtype, spec.width

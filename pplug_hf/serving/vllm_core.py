@@ -130,7 +130,7 @@ class VllmCore:
         kinds = require("vllm.sampling_params", "vllm", "VllmEngine").RequestOutputKind
         try:
             params = self._vllm.SamplingParams(**options, output_kind=kinds.DELTA if stream else kinds.FINAL_ONLY)
-        except Exception as error:  # some of vLLM's own are no ValueError
+        except Exception as error:  # some of vLLM's own are not ValueErrors
             raise ConfigurationError(f"vLLM refuses these settings: {error}") from error
         pieces: SimpleQueue[Piece | Exception | None] = SimpleQueue()
         with self._closing:

@@ -67,7 +67,7 @@ def _reason(chain: list[BaseException], status: int | None) -> tuple[bool, str]:
     if own := next((e for e in chain if isinstance(e, OSError) and e.errno is not None and e.strerror), None):
         return False, f"this machine cannot keep it ({own.strerror}). Check its disk and cache_dir="
     if any(isinstance(error, HFValidationError) for error in chain):
-        return True, "there is no such folder, and it is no Hub id (owner/name). Check the path"
+        return True, "there is no such folder, and it is not a Hub id (owner/name). Check the path"
     if any(isinstance(error, OfflineModeIsEnabled) for error in chain):
         return True, "there is no such folder, the cache does not have it, and HF_HUB_OFFLINE is set. Unset it"
     nowhere = f"it is in no local folder of that name, and neither the cache nor the Hub answered for it ({name})"

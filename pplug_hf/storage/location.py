@@ -185,13 +185,13 @@ class Location:
         """Return the error to raise after a library failed to load from this location."""
         if self.kind in _UNPICKLED and any(text in str(error) for text in _NO_SAFETENSORS):
             return MissingFileError(
-                f"{self._task(filename)}: it is no complete model folder, for it has no model.safetensors. Other weights "
+                f"{self._task(filename)}: it is not a complete model folder, for it has no model.safetensors. Other weights "
                 f"can carry code and are not opened: if you trust them, pass {_UNPICKLED[self.kind]}, or convert them "
                 f"once with save_pretrained{_REMEDIES[self.kind]}."
             )
         if self.is_local:
             return MissingFileError(
-                f"{self._task(filename)}: it is no complete model folder ({type(error).__name__}). Save or download it "
+                f"{self._task(filename)}: it is not a complete model folder ({type(error).__name__}). Save or download it "
                 f"again{_REMEDIES.get(self.kind, '')}."
             )
         return hub_error(error, self._task(filename), _REMEDIES.get(self.kind, ""))
@@ -216,7 +216,7 @@ class Location:
             DataError: the file is too large for its kind, or a link that leads out of the folder.
         """
         if "/" in filename or "\\" in filename or filename in ("", ".", ".."):
-            raise DataError(f"{self._task(repr(filename))}: that is no file name.")
+            raise DataError(f"{self._task(repr(filename))}: that is not a file name.")
         if self.is_local:
             return self._local_file(filename)
         if filename in self._fetched:

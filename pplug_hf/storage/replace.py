@@ -44,7 +44,7 @@ def check_writable(folder: str | os.PathLike) -> None:
             "remove it first."
         )
     if (folder / WEIGHTS).exists():
-        raise ConfigurationError(f"{str(folder)!r} holds weights that are no plug: choose another folder.")
+        raise ConfigurationError(f"{str(folder)!r} holds weights that are not a plug: choose another folder.")
 
 
 @contextlib.contextmanager

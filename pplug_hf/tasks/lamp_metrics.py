@@ -120,7 +120,7 @@ def _labels(labels: Texts, golds: Texts, name: str) -> Texts:
     wrong = sorted(set(golds) - set(labels))
     if wrong:
         shown = [text[:60] for text in wrong[:5]]
-        raise MismatchError(f"Golds {shown} are no labels of {name}; its labels are {', '.join(labels)}.")
+        raise MismatchError(f"Golds {shown} are not labels of {name}; its labels are {', '.join(labels)}.")
     return labels
 
 
@@ -144,7 +144,7 @@ def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name
     for prediction, gold in zip(predictions, golds, strict=True):
         right, given = _number(gold), _number(prediction)
         if right is None:
-            raise MismatchError(f"The gold {gold[:60]!r} of {name} is no number; give one of {', '.join(labels)}.")
+            raise MismatchError(f"The gold {gold[:60]!r} of {name} is not a number; give one of {', '.join(labels)}.")
         if given is None and fallback == "farthest":
             given = low if right - low > high - right else high
         elif given is None:

@@ -191,7 +191,7 @@ class Task:
         try:
             groups = re.compile(pattern).groups
         except re.error as error:
-            yield f"retrieval_query_pattern is no regular expression ({error})."
+            yield f"retrieval_query_pattern is not a valid regular expression ({error})."
         if pattern and not groups:
             yield f"retrieval_query_pattern {pattern!r} has no group: put what rankers look for in parentheses."
         numbers = bool(self.labels) and all(_number(label) is not None for label in self.labels)
