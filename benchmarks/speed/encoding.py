@@ -1,4 +1,4 @@
-"""Encoding a corpus of histories: the vector store beside `SentenceTransformer.encode` on the distinct texts.
+"""Encoding a corpus of histories: the vector store compared with `SentenceTransformer.encode` on the distinct texts.
 
     python benchmarks/speed/encoding.py
 

@@ -1,4 +1,4 @@
-"""Generation beside the bare backbone with the same prompts, and beside retrieval prompts with four items.
+"""Generation compared with the bare backbone on the same prompts, and with retrieval prompts with four items.
 
     python benchmarks/speed/generation.py
 
@@ -98,7 +98,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             share = ratios(seconds["package, reading alone"], seconds["package"])
             figures.append(
                 figure(
-                    f"{new} new tokens beside a retrieval prompt of {ITEMS} items, {name}",
+                    f"{new} new tokens compared with a retrieval prompt of {ITEMS} items, {name}",
                     {side: spread(times) for side, times in seconds.items()},
                     ratios(seconds["retrieval"], seconds["package"]),
                     at_least=round(float(longer) ** 0.8, 2),

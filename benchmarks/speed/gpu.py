@@ -1,4 +1,4 @@
-"""Large backbones in bf16 on a GPU: training and generation beside the plain reference and the bare backbone.
+"""Large backbones in bf16 on a GPU: training and generation compared with the plain reference and the bare backbone.
 
     python benchmarks/speed/gpu.py --json figures.json
     python benchmarks/speed/gpu.py --small     # on a CPU, a few small layers, whether it runs
@@ -92,7 +92,7 @@ def ratio_of(seconds: dict[str, list[float]], above: str) -> dict[str, Any] | No
 
 
 def training(model: Any, title: str, n: int, batch: int, repetitions: int, device: str) -> dict[str, Any]:
-    """An epoch through the plug beside the plain reference and beside the bare backbone's forward and backward."""
+    """An epoch through the plug compared with the plain reference and with the bare backbone's forward and backward."""
     plain = reference.PlainModel(model).to(device)
     dataset = train_step.data(model, n, batch)
     # The batches are on the device already: what is compared is computing.

@@ -1,8 +1,8 @@
-"""Time of `import pplug_hf` beside `import transformers`, in fresh processes.
+"""Time of `import pplug_hf` compared with `import transformers`, in fresh processes.
 
     python benchmarks/speed/imports.py
 
-Also the import that a user does next, `from pplug_hf import PPlugModel`, beside the libraries that it stands on.
+Also the import that a user does next, `from pplug_hf import PPlugModel`, compared with the libraries that it stands on.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Peak memory of a training step, the package beside the plain reference, and of one very long history among short ones.
+"""Peak memory of a training step, the package compared with the plain reference, and of one very long history among short ones.
 
     python benchmarks/speed/memory.py
 
@@ -78,7 +78,7 @@ def child(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def long_history(args: argparse.Namespace) -> dict[str, Any]:
-    """A batch of 15 short histories and one of 10,000 items: the plug's step beside the size of its content."""
+    """A batch of 15 short histories and one of 10,000 items: the plug's step compared with the size of its content."""
     long = 1_000 if args.small else 10_000
     model = shapes.personalised("t5")
     lengths = [90] * 15 + [long]

@@ -1,4 +1,4 @@
-"""Persona embedding of N cached items at H = 4096: beside the matrix products it cannot avoid, and how it grows.
+"""Persona embedding of N cached items at H = 4096, compared with the matrix products it cannot avoid, and how it grows.
 
     python benchmarks/speed/persona.py
 

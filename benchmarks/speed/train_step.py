@@ -1,5 +1,5 @@
 # ruff: noqa: B023  (every closure is called before its loop goes on)
-"""Training examples per second, plug only, vectors precomputed: the package beside the plain reference.
+"""Training examples per second, plug only, vectors precomputed: the package compared with the plain reference.
 
     python benchmarks/speed/train_step.py
 
