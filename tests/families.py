@@ -151,9 +151,6 @@ SETTINGS: dict = {
 }
 
 
-TRANSPOSED = ("falcon_mamba", "fsmt", "jamba", "led", "mamba", "prophetnet")
-
-
 def verdict(model_type, kind):
     """Return "works" (perhaps with a condition), "refused: ..." or "not judged: ..."; raise if an answer is wrong."""
     with warnings.catch_warnings():
@@ -191,9 +188,9 @@ def works(model, bare, model_type, seq2seq):
     frozen = model.backbone(input_ids=ids, attention_mask=ones, **inner, **position).logits
     training = model.train().backbone(input_ids=ids, attention_mask=ones, **inner, **position).logits
     assert torch.equal(training, frozen), "training mode changes the answers"
-    # Bit for bit, except where the output layer's input was transposed: a contiguous one takes another matrix kernel.
+    # Not bit for bit: a contiguous input of the output layer may take another matrix kernel, on some processors.
     error = (frozen - own).abs().max()
-    assert error == 0 or (model_type in TRANSPOSED and error < 1e-5), f"freezing changes the answers ({error:.1e})"
+    assert error < 1e-5, f"freezing changes the answers ({error:.1e})"
     model.eval()
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 1}
     got = model.generate(ids, plug=[None] * 2, **options)
