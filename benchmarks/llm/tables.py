@@ -41,14 +41,14 @@ from pplug_hf.storage.files import write_text
 from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import Task, higher_is_better, main_metric, per_example
 
-MIXED = {
-    "frequencies": "no-persona",
-    "instruction-only x frequencies": "instruction-only",
-    "instruction-only-mlp x frequencies": "instruction-only-mlp",
-    "instruction-only-mlp-k8 x frequencies": "instruction-only-mlp-k8",
-    "pplug x frequencies": "pplug",
-    "pplug-k8 x frequencies": "pplug-k8",
-}
+COUNTED = ("instruction-only", "instruction-only-mlp", "instruction-only-mlp-k8", "pplug", "pplug-k8")
+COUNTED += (
+    "instruction-only-mlp-together",
+    "pplug-together",
+    "instruction-only-mlp-from-together",
+    "pplug-from-together",
+)
+MIXED = {"frequencies": "no-persona", **{f"{row} x frequencies": row for row in COUNTED}}
 
 
 def load(results: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
