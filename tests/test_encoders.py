@@ -50,6 +50,17 @@ def test_vectors_are_those_of_encode(encoder, prompt):
     assert with_gradient.requires_grad and not frozen.requires_grad and not frozen.is_inference()
 
 
+def test_mixed_precision_is_near_and_leaves_what_is_around_it_alone(encoder):
+    encoder = trainable_copy(encoder)
+    plain, mixed = embed_with_gradient(encoder, TEXTS), embed_with_gradient(encoder, TEXTS, bf16=True)
+    assert mixed.dtype == torch.float32 and not torch.equal(mixed, plain)
+    close(mixed, plain, tolerance=3e-2)
+    mixed.sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in encoder.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embed_with_gradient(encoder, TEXTS).float(), mixed), "a Trainer's mixed precision is kept"
+
+
 def test_vectors_of_a_real_encoder_are_those_of_encode(minilm):
     texts = ["A film about the sea.", "Ein Buch über den Sommer", "🌧️", "word " * 600, ""]
     expected = torch.tensor(minilm.encode(texts))

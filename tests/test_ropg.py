@@ -297,6 +297,18 @@ def test_a_batch_with_shared_items_is_its_questions_one_by_one(world, side):
     torch.testing.assert_close(sum(gradient([row]) for row in rows), whole, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("side", ["query", "both"])
+def test_mixed_precision_is_for_training_alone(world, side):
+    examples, _, questions = questions_of(world)
+    policy, rows = policy_of(side, questions), range(len(examples))
+    plain = policy.scores(questions, rows)
+    policy.bf16 = True
+    assert torch.equal(policy.scores(questions, rows, held=True), plain)
+    mixed = policy.scores(questions, rows)
+    assert mixed.dtype == torch.float32 and not torch.equal(mixed, plain)
+    torch.testing.assert_close(mixed, plain, atol=5e-2, rtol=5e-2)
+
+
 def test_the_questions_of_one_user_share_a_batch(world):
     _, _, questions = questions_of(world)
     for seed in (None, "0/1", "0/2"):

@@ -172,10 +172,11 @@ def synthetic(n, seed):
     return texts, torch.tensor(rewards)
 
 
-def test_a_selector_learns_what_the_texts_show():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_selector_learns_what_the_texts_show(bf16):
     train, held, test = synthetic(240, 0), synthetic(80, 1), synthetic(200, 2)
     model = SelectionModel.from_encoder(tiny.encoder(pooling="mean"), TextForm())
-    settings = SelectionTraining(epochs=20, learning_rate=3e-3, head_learning_rate=3e-2, temperature=0.25)
+    settings = SelectionTraining(epochs=20, learning_rate=3e-3, head_learning_rate=3e-2, temperature=0.25, bf16=bf16)
     curve = train_selection(model, *train, *held, settings)
     assert curve[-1]["loss"] < curve[0]["loss"] and len(curve) <= 20
     rewards = test[1]

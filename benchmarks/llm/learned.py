@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1500, help="to train on (default: %(default)s)")
     parser.add_argument("--split", default="test", help="split to answer (default: %(default)s)")
     parser.add_argument("--dtype", default="bfloat16", help="of the language model (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="train encoders in mixed precision")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     parser.add_argument("--smoke", action="store_true", help="a few questions, two rates, one epoch and one seed")
     args = parser.parse_args()
@@ -90,6 +91,8 @@ class Rivals:
         """Return a method's options, without the learning rate."""
         args, own = self.args, dict(get_recipe(f"ours/{method}").training)
         own.pop("method", None)
+        if method.startswith(("ropg", "rspg")):
+            own["bf16"] = args.bf16
         if method.startswith("ropg"):
             own |= {"encoder": args.encoder, "rewards": str(args.output / "rewards")}
         elif method.startswith("rspg"):

@@ -45,6 +45,7 @@ class RopgOptions:
     warmup: float = option(0.05, "Share of the steps with a rising learning rate; then it falls to zero.")
     temperature: float = option(0.05, "Temperature of the softmax over scores (paper: 1); the start if it is learned.")
     learn_temperature: bool = option(True, "Train that temperature (paper: no).")
+    bf16: bool = option(False, "Compute the encoder in bfloat16 while it trains, with float32 weights.")
 
 
 @dataclass(kw_only=True)
@@ -108,6 +109,7 @@ class RspgOptions:
     learning_rate: float = option(3e-5, "Learning rate of the encoder.")
     head_learning_rate: float = option(1e-2, "Learning rate of the linear head, which starts at zero.")
     warmup: float = option(0.05, "Share of the steps with a rising learning rate; then it falls to zero.")
+    bf16: bool = option(False, "Compute the encoder in bfloat16 while it trains, with float32 weights.")
 
 
 @dataclass(kw_only=True)

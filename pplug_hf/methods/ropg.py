@@ -178,6 +178,7 @@ class Policy(nn.Module):
         prompts: put in front of items and of queries.
         temperature: of the softmax over scores.
         learn_temperature: train it.
+        bf16: compute the encoder in bfloat16 while it trains.
     """
 
     def __init__(
@@ -187,10 +188,11 @@ class Policy(nn.Module):
         prompts: tuple[str, str],
         temperature: float,
         learn_temperature: bool,
+        bf16: bool = False,
     ):
         super().__init__()
         self.encoder = encoders.trainable_copy(encoder).eval()  # without dropout
-        self.vectors, self.prompts = item_vectors, prompts
+        self.vectors, self.prompts, self.bf16 = item_vectors, prompts, bf16
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)), requires_grad=learn_temperature)
 
     @property
@@ -200,16 +202,16 @@ class Policy(nn.Module):
     def scores(self, questions: Questions, rows: Sequence[int], held: bool = False) -> Tensor:
         """Return the scores [B, l] of a batch; each distinct text in it is encoded once."""
         item_prompt, query_prompt = self.prompts
-        queries = encoders.embed_with_gradient(
-            self.encoder, [questions.queries[i] for i in rows], query_prompt
-        )  # [B, D]
+        bf16 = self.bf16 and not held
+        queries = [questions.queries[i] for i in rows]
+        queries = encoders.embed_with_gradient(self.encoder, queries, query_prompt, bf16)  # [B, D]
         index = questions.index[rows]  # [B, l]
         if self.vectors is not None:
             items = self.vectors[held][index].to(queries.device)  # [B, l, D]
         else:
             used, places = index.unique(return_inverse=True)
             texts = [questions.items[i] for i in used.tolist()]
-            items = encoders.embed_with_gradient(self.encoder, texts, item_prompt)[places.to(queries.device)]
+            items = encoders.embed_with_gradient(self.encoder, texts, item_prompt, bf16)[places.to(queries.device)]
         return torch.einsum("bd,bld->bl", queries, items)
 
 
@@ -243,7 +245,8 @@ def train(job: FitJob) -> Artefact:
     if options.trained_side == "query":
         store = resources.store(base, item_prompt)
         vectors = store(fit.items), store(held.items)
-    policy = Policy(base, vectors, (item_prompt, query_prompt), options.temperature, options.learn_temperature)
+    prompts = item_prompt, query_prompt
+    policy = Policy(base, vectors, prompts, options.temperature, options.learn_temperature, options.bf16)
     curve = _train(job, policy, fit, held, draft.folder)
     best = _best(curve)
     if best["reward"] <= curve[0]["reward"]:

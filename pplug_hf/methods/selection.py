@@ -140,10 +140,10 @@ class SelectionModel(nn.Module):
         """Separator of the parts of a text."""
         return str(self.encoder.tokenizer.sep_token or self.encoder.tokenizer.eos_token or "|")
 
-    def forward(self, texts: Sequence[Sequence[str]]) -> Tensor:
-        """Return scores [B, R], part of the autograd graph; equal texts are read once."""
+    def forward(self, texts: Sequence[Sequence[str]], bf16: bool = False) -> Tensor:
+        """Return scores [B, R], part of the autograd graph; equal texts are read once, in bfloat16 if told so."""
         distinct = list(dict.fromkeys(text for own in texts for text in own))
-        return self._score(embed_with_gradient(self.encoder, distinct), distinct, texts)
+        return self._score(embed_with_gradient(self.encoder, distinct, bf16=bf16), distinct, texts)
 
     @torch.no_grad()
     def scores(self, texts: Sequence[Sequence[str]], batch_size: int = 32) -> Tensor:
@@ -205,6 +205,7 @@ class SelectionTraining:
         warmup: share of the steps with a rising learning rate; then it falls to zero.
         temperature: of the rewards' softmax.
         seed: of the order.
+        bf16: compute the encoder in bfloat16, with float32 weights.
     """
 
     epochs: int = 5
@@ -215,6 +216,7 @@ class SelectionTraining:
     warmup: float = 0.05
     temperature: float = 1.0
     seed: int = 0
+    bf16: bool = False
 
 
 def train_selection(
@@ -266,7 +268,7 @@ def train_selection(
             total = 0.0
             for start in range(0, len(order), settings.questions_per_step):
                 batch = order[start : start + settings.questions_per_step]
-                scores = model([texts[i] for i in batch])  # [B, R]
+                scores = model([texts[i] for i in batch], settings.bf16)  # [B, R]
                 loss = selection_loss(scores, rewards[batch].to(scores.device), settings.temperature)
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -5,6 +5,7 @@ Both are a `SentenceTransformer` as it is, with its pooling, normalisation, dens
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -243,13 +244,25 @@ def check_finite(vectors: Tensor) -> None:
         )
 
 
-def embed_with_gradient(encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "") -> Tensor:
-    """Equation (2): [B, D] vectors of queries, part of the autograd graph."""
+def embed_with_gradient(
+    encoder: SentenceTransformer, texts: Sequence[str], prompt: str = "", bf16: bool = False
+) -> Tensor:
+    """Equation (2): [B, D] vectors of queries, part of the autograd graph.
+
+    Args:
+        encoder: whose weights may be trained.
+        texts: B texts.
+        prompt: put in front of each.
+        bf16: compute in bfloat16 with the weights as they are (mixed precision); the vectors are float32.
+    """
     device = next(encoder.parameters()).device
     task = _task(encoder, "query") if isinstance(encoder[0], Router) else {}
     texts = list(texts) if "".join(texts).isascii() else whole_texts(list(texts))
     features = encoder.preprocess(texts, prompt=prompt, **task)
-    vectors = encoder(batch_to_device(features, device), **task)["sentence_embedding"]
+    # Not `enabled=False`: that would switch off the mixed precision of a Trainer around this.
+    with torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        vectors = encoder(batch_to_device(features, device), **task)["sentence_embedding"]
+    vectors = vectors.float() if bf16 else vectors
     return vectors if encoder.truncate_dim is None else vectors[..., : encoder.truncate_dim]
 
 
