@@ -59,6 +59,14 @@ def test_three_answers_and_the_weights(assistant):
     assert assistant.ask(first.prompt, "", [], second.items, 1.0).weights == []
 
 
+def test_answers_are_greedy_whatever_the_model_is_set_to(assistant, monkeypatch):
+    first, second = assistant.samples[:2]
+    expected = assistant.ask(first.prompt, first.query, first.items, second.items, 1.0)
+    for name, value in {"do_sample": True, "temperature": 5.0, "num_beams": 3}.items():
+        monkeypatch.setattr(assistant.model.generation_config, name, value)
+    assert assistant.ask(first.prompt, first.query, first.items, second.items, 1.0) == expected
+
+
 def test_a_stored_user_answers_without_their_texts_and_can_be_deleted(assistant):
     first, second = assistant.samples[:2]
     said = assistant.keep("ann", first.items)

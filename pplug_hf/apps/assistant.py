@@ -73,9 +73,8 @@ class Assistant:
         personas = [None, persona, self.model.encode_persona(list(other))]
         batch = self.processor(text=[prompt] * 3, persona=personas, query=[query] * 3).to(self.model.device)
         plug = self.model.active_plug
-        ids = self.model.generate(
-            **batch, plug=[None, plug, plug], persona_strength=strength, max_new_tokens=self.max_new_tokens
-        )
+        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens}
+        ids = self.model.generate(**batch, plug=[None, plug, plug], persona_strength=strength, **options)
         bare, mine, others = self.processor.decode_answers(ids, prompt_length=batch["input_ids"].shape[1])
         weights = self.model.persona_weights(persona, query=query)[0].tolist() if len(persona) else []
         names = [f"item {id_}" for id_ in persona.item_ids or ()] if isinstance(own, str) else list(own)
