@@ -48,7 +48,12 @@ _ROPG_OURS = {
     "epochs": (10, "More than needed: patience ends the training."),
     "patience": (3, "Stops when the items that are put first no longer get better on held-out users."),
     "questions_per_step": (32, "A small data set has few questions, and smaller batches make more steps."),
-    "learning_rate": (1e-4, "One side of the encoder is trained, from a good start. Not compared with other values."),
+    "learning_rate": (
+        1e-4,
+        "One side of the encoder is trained, from a good start. Of 3e-5, 1e-4, 3e-4 and 1e-3 the best for held-out users on movie "
+        "tags with SmolLM2-135M, for ropg-kd (rewards -12.23, -11.99, -12.15, -12.20) and for ropg-rl (-12.18, -12.04, -12.16, "
+        "-12.54).",
+    ),
     "temperature": (
         0.05,
         "Vectors of unit length differ by 2 at most, so at 1 the softmax is almost uniform whatever is learned.",
@@ -118,7 +123,8 @@ _FTP = {
 _OPPU = {
     "learning_rate": (
         5e-4,
-        "Five times the authors', without their warm-up and fall. Not compared with other values.",
+        "Five times the authors', without their warm-up and fall. On movie tags with SmolLM2-135M 2e-4, 5e-4, 1e-3 and 2e-3 had "
+        "losses of 0.643, 0.614, 0.620 and 0.613 for held-out users.",
     ),
     "clip": (1.0, "The usual one. Not compared with other values."),
     "modules": ("qkv", "Those of ftp, for both LoRAs."),

@@ -37,16 +37,19 @@ SMALL = Recipe(
         "0.738, 1e-2 0.640, 3e-2 0.629). In 150 steps of 16 examples 1e-1 was better still (LaMP-2 0.675, 3e-2 0.730, 1e-2 "
         "0.800; LaMP-4 3.806, 3.863, 3.908), and 900 steps of LaMP-3 ended at 0.624 with 2e-1. 1e-2 leaves room for backbones not "
         "measured; try 3e-2 and 1e-1 too.",
-        "history_dropout": "Each epoch shows other histories of the same users. Not compared with other values.",
+        "history_dropout": "Each epoch shows other histories of the same users. Without it LaMP-2 was the same on test (nats 0.005 "
+        "better) and on dev (0.008 worse), both within chance.",
         "validation_users": "Of few users, a tenth are too few to choose a checkpoint by.",
         "placement": "LaMP-2 after 100 steps: loss 0.866 behind the question, 1.208 in front; accuracy 0.299 and 0.149. The "
         "prompt's states do not depend on the user and are computed once: a step takes a sixth of the time.",
         "num_persona_tokens": "4 and 8 are close (LaMP-2 0.647 and 0.622, LaMP-3 0.629 and 0.633; on LaMP-1 nothing made a "
         "difference: all between 0.177 and 0.187).",
-        "projector_size": "Fewer parameters for few users, whatever the backbone's width. Not compared with other values.",
+        "projector_size": "Fewer parameters for few users, whatever the backbone's width. With the backbone's 576 LaMP-2 was the same "
+        "(nats 0.002 better on test, 0.006 worse on dev).",
         "attention_temperature": "At 1, unit vectors get almost equal weights. A mean of all items, the limit of that, is "
         "worse: LaMP-2 0.680 instead of 0.647, LaMP-3 0.637 instead of 0.629.",
-        "learn_temperature": "How sharply to choose among items depends on the task. Not compared with a fixed one.",
+        "learn_temperature": "How sharply to choose among items depends on the task. Fixed at 1, LaMP-2 was worse by 0.036 nats "
+        "(p .0007); not compared with a fixed 0.1.",
         "train_input_encoder": "The plug takes a few megabytes, not those of a sentence encoder, and requests are encoded once.",
     },
 )
