@@ -68,7 +68,7 @@ SETUPS = {
 # name of the row -> what its plugs have of their own: choices of the plug, or a setting of the training
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pplug": ({}, {}),
-    "instruction-only": ({}, {"use_history": False}),
+    "instruction-only": ({"project_no_persona": False}, {"use_history": False}),  # bare vectors, as in the results
     "mean": ({"aggregator": "mean"}, {}),
     "no-instruction": ({"instruction": False}, {}),
 }
