@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 # command -> (module, settings, function, one line)
 _COMMANDS = {
-    "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in minutes"),
+    "demo": (
+        "demo",
+        "DemoSettings",
+        "demo",
+        "train, compare, save and reload a tiny plug, offline, in about a minute",
+    ),
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
