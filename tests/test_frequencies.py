@@ -56,6 +56,7 @@ def test_a_plugs_mixture_is_fitted_on_the_users_that_its_training_held_out(tmp_p
     (tmp_path / "train_settings.json").write_text(json.dumps({"settings": chosen}))
     found = held_out(str(tmp_path), train)
     assert found == validation and len(found) >= 12 and not {e.id for e in found} & {e.id for e in known}
+    assert label_frequencies._split_of(str(tmp_path)) == [0.1, 0.2, 4], "part of the key"
     asked = []
     monkeypatch.setattr(
         LabelFrequencies, "_log_probs", lambda self, examples, resources: asked.extend(examples) or 1 / 0

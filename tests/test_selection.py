@@ -1,5 +1,6 @@
 """Selectors: their loss and texts against definitions, what they learn, what they ask, and what they refuse."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from bench_data import SHELVES, make_world, plugs_of, predictions, quietly, settings_for, write_data
+from bench_data import SHELVES, make_world, plugs_of, predictions, quietly, save_plug, settings_for, write_data
 from torch.nn import functional as F
 
 from pplug_hf.cli import main
 from pplug_hf.commands import fit_selector
 from pplug_hf.commands.fit import FitSettings, fit
+from pplug_hf.data.histories import three_way_split
+from pplug_hf.data.lamp import read_lamp
 from pplug_hf.data.records import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
+from pplug_hf.methods import label_frequencies
 from pplug_hf.methods.artefacts import Draft, read_artefact
 from pplug_hf.methods.base import Method
 from pplug_hf.methods.decoding import Answers, ModelInputs
@@ -403,6 +407,25 @@ def test_rows_that_answer_alike_are_one(world, tmp_path):
     draft.finish({**known, "pool": {name: known["pool"][name] for name in ("copy", "one")}})
     made, _ = compare(world, tmp_path / "bench", "one", "equal", trained=[f"equal={tmp_path / 'equal'}"])
     assert made.predictions["equal"] == made.predictions["one"]
+
+
+def test_counts_of_a_pool_are_fitted_on_users_whom_their_plug_has_not_seen(world, tmp_path, monkeypatch):
+    """As a bench fits them, which is the row that is chosen later."""
+    monkeypatch.setattr(label_frequencies, "FEWEST", 1)
+    plug = save_plug(world, tmp_path / "plug")
+    split = {"leave_out_users": 0.0, "validation_users": 0.8, "split_seed": 0}
+    (tmp_path / "plug" / "train_settings.json").write_text(json.dumps({"settings": split}))
+    asked = []
+    log_probs = label_frequencies.LabelFrequencies._log_probs
+    monkeypatch.setattr(
+        label_frequencies.LabelFrequencies, "_log_probs", lambda *args: asked.append(args[1]) or log_probs(*args)
+    )
+    pool = {"pool": ["no-persona", "pplug:frequencies", "one"], "plugs": [f"pplug={plug}"]}
+    with contextlib.suppress(DataError):  # all rows may be equally good
+        train(*job(world, tmp_path / "gate", encoder=None, epochs=1, **pool))
+    users = three_way_split(read_lamp(world / "many", "train", SHELVES)[1], 0.5, 0.3)
+    unseen = {e.user for e in (*users.select, *users.held)}
+    assert {e.user for e in asked[0]} == unseen and not unseen & {e.user for e in users.fit}
 
 
 def test_a_pool_of_plugs_and_rankers(world, tmp_path):

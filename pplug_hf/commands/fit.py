@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from ..data.examples import Source, other_splits, read_examples, read_others
-from ..data.histories import UserSplit, newest, split_users, three_way_split
+from ..data.histories import UserSplit, newest, remaining, split_users, three_way_split
 from ..data.records import Example, history_notes
 from ..errors import ConfigurationError, DataError
 from ..methods.artefacts import Artefact
@@ -54,6 +54,7 @@ def fit(
         method=settings.method,
         task=task,
         users=users,
+        train=remaining(train, settings.leave_out_users, settings.split_seed, settings.max_items),
         read=lambda name: read_others(source, (name,), task),
         other_splits=other_splits(source),
         resources=resources,

@@ -144,6 +144,20 @@ class UserSplit(NamedTuple):
     held: list[Example]  # to stop in time and to choose settings
 
 
+def remaining(
+    examples: Iterable[Example], leave_out_users: float = 0.0, split_seed: int = 0, max_items: int | None = None
+) -> list[Example]:
+    """Return what methods are fitted on: examples without those of the users left out, with their newest items.
+
+    Args:
+        examples: of the train split.
+        leave_out_users, split_seed: as of `split_users`.
+        max_items: as of `newest`; None for all.
+    """
+    kept, _ = split_users(examples, leave_out_users, split_seed)
+    return kept if max_items is None else newest(kept, max_items)
+
+
 def three_way_split(examples: Iterable[Example], select: float = 0.3, held: float = 0.1, seed: int = 0) -> UserSplit:
     """Divide examples by their users, the same way for all methods that are compared.
 

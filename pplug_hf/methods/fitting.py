@@ -34,6 +34,7 @@ class FitJob:
         method: its name, one of `FIT`.
         task: what is asked.
         users: the examples of the train split in three parts, of different users.
+        train: questions that rows with counts are fitted on, as a bench does: of all users but those left out.
         read: returns the examples of another split, or nothing if there is none; nothing of them may be learned.
         other_splits: names of all splits besides train.
         resources: language model, decoding, encoders and vectors.
@@ -50,6 +51,7 @@ class FitJob:
     method: str
     task: Task
     users: UserSplit
+    train: Sequence[Example]
     read: Callable[[str], list[Example]]
     other_splits: Sequence[str]
     resources: Resources

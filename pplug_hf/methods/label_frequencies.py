@@ -167,8 +167,8 @@ class LabelFrequencies(Method):
         return Answers(self.mixture.predict(*self._log_probs(examples, resources), resources.task.metric))
 
     def key(self, resources: Resources) -> dict[str, object]:
-        # What says on which questions: an earlier version fitted on all.
-        return Plug(self.name, self.folder).key(resources) | {"fitted_on": "held-out users"} if self.name else {}
+        # What says on which questions: the digest of a plug does not cover the settings of its training.
+        return Plug(self.name, self.folder).key(resources) | {"fitted_on": _split_of(self.folder)} if self.name else {}
 
     def about(self, resources: Resources) -> dict[str, object]:
         return Plug(self.name, self.folder).about(resources) if self.name else {}
@@ -195,17 +195,22 @@ def held_out(plug: str, train: Sequence[Example]) -> Sequence[Example]:
         plug: its folder.
         train: questions of the train split; returned as they are if the folder does not say, or too few were held out to fit on.
     """
+    if (known := _split_of(plug)) is None:
+        return train
+    left_out, share, seed = *known[:2], int(known[2])
+    rest, _ = split_users(train, left_out, seed)
+    _, held = split_users(rest, share, seed + 1, nearest=True)
+    return held if len(held) >= FEWEST else train
+
+
+def _split_of(plug: str) -> Sequence[float] | None:
+    """Return how the training of a plug divided the users, `_SPLIT`; None if its folder does not say."""
     settings: object = None
     with suppress(OSError, DataError):
         settings = read_json_object(Path(plug) / TRAIN_SETTINGS, "The settings of the training").get("settings")
     found = [settings.get(name) for name in _SPLIT] if isinstance(settings, Mapping) else []
     numbers = [value for value in found if isinstance(value, float | int)]
-    if len(numbers) < len(_SPLIT):
-        return train
-    left_out, share, seed = *numbers[:2], int(numbers[2])
-    rest, _ = split_users(train, left_out, seed)
-    _, held = split_users(rest, share, seed + 1, nearest=True)
-    return held if len(held) >= FEWEST else train
+    return numbers if len(numbers) == len(_SPLIT) else None
 
 
 def _features(
