@@ -282,6 +282,11 @@ def test_a_history_is_encoded_without_a_backbone_and_answered_for(place, tmp_pat
         (["encode", "--plug", "x", "--history", "y"], "give all three"),
         (["encode", "--source", "x", "--store", "y"], "give all three (--plug missing)"),
         (["encode", "--plug", "x", "--store", "y"], "give all three (--source missing)"),
+        (
+            ["encode", "--data", ".", "--encoder", "y", "--output", "z"],
+            "leave out --output, which another use",
+        ),
+        (["encode", "--data", ".", "--plug", "y", "--history", "h", "--output", "z"], "leave out --data"),
         (["generate", "--plug", "x", "--prompt", "p", "--history", "y", "--persona", "z"], "give one of them"),
         (["generate", "--plug", "x", "--prompt", "p", "--persona", "no/where"], "persona"),
     ],

@@ -471,7 +471,17 @@ def test_the_command_line_looks_after_a_store(store_folder, capsys, monkeypatch)
     assert "There is no store" in run("--store", str(output)) and list(output.iterdir()) == [
         output / "persona.safetensors"
     ]
-    assert "--action stats takes no --user" in run("--user", "anna")
+    assert "--action stats takes no --user: leave it out, or name another one" in run("--user", "anna")
+    bo = ("--user", "bo", "--items", "a")
+    with store_folder.open() as store:
+        store.append("bo", items("a", "b"))
+    assert "delete-user takes no --items: leave it out, or name another one, --action delete-items." in run(
+        "--action", "delete-user", *bo
+    )
+    assert "takes no --items or --output: leave it out." in run("--action", "delete-user", *bo, "--output", "x")
+    assert "export takes no --items" in run("--action", "export", *bo, "--output", str(output))
+    with store_folder.open() as store:
+        assert check(store.get("bo")) == ["a", "b"]
 
 
 def test_a_deletion_of_nobody_says_so(store_folder, capsys, monkeypatch):

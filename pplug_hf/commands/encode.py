@@ -39,6 +39,7 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
             "Give --data and --encoder, or --plug, --history and --output for one user, or --plug, --source and --store for "
             "a log."
         )
+    _no_other(settings, "--data fills --vectors", ("data",))
     splits = [split for split in settings.splits if has_split(source, split)]
     if is_one_split(source) or not splits:
         splits = settings.splits[:1]  # the only one, or one to say that it is missing
@@ -57,7 +58,7 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
 
 
 def _encode_one(settings: EncodeSettings, plug: str) -> None:
-    _all_of_three(settings, "--plug encodes the --history of one user into --output", ("history", "output"))
+    _all_of_three(settings, "--plug encodes the --history of one user into --output", ("plug", "history", "output"))
     history = read_history(settings.history or "")
     personalizer = _load(settings, plug)
     persona = personalizer.encode(history, batch_size=settings.batch_size, show_progress=True)
@@ -107,6 +108,14 @@ def _all_of_three(settings: EncodeSettings, use: str, names: tuple[str, ...]) ->
     missing = [f"--{name}" for name in names if getattr(settings, name) is None]
     if missing:
         raise ConfigurationError(f"{use}: give all three ({' and '.join(missing)} missing).")
+    _no_other(settings, use, names)
+
+
+def _no_other(settings: EncodeSettings, use: str, names: tuple[str, ...]) -> None:
+    """Raise if an option of another use of the command is given, which would do nothing."""
+    others = [name for name in ("data", "plug", "history", "output", "source", "store") if name not in names]
+    if useless := [f"--{name}" for name in others if getattr(settings, name) is not None]:
+        raise ConfigurationError(f"{use}: leave out {' and '.join(useless)}, which another use of encode takes.")
 
 
 def _load(settings: EncodeSettings, plug: str) -> Personalizer:

@@ -30,10 +30,13 @@ def store(settings: StoreSettings) -> None:
     missing = [name for name in needed.get(settings.action, ()) if getattr(settings, name) is None]
     if missing:
         raise ConfigurationError(f"--action {settings.action} needs {' and '.join(f'--{name}' for name in missing)}.")
-    useless = [f"--{name}" for name in ("user", "items", "output") if getattr(settings, name) is not None]
-    if settings.action in ("stats", "compact") and useless:
+    taken = needed.get(settings.action, ())
+    given = [name for name in ("user", "items", "output") if getattr(settings, name) is not None]
+    if useless := [f"--{name}" for name in given if name not in taken]:
+        others = [action for action, names in needed.items() if set(given) <= set(names)]
         raise ConfigurationError(
-            f"--action {settings.action} takes no {' or '.join(useless)}: name another one, --action {', '.join(needed)}."
+            f"--action {settings.action} takes no {' or '.join(useless)}: leave it out"
+            + (f", or name another one, --action {' or '.join(others)}." if others else ".")
         )
     with open_store(settings.store, None, tenant=settings.tenant, namespace=settings.namespace) as opened:
         done = _act(opened, settings)
