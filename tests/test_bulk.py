@@ -355,6 +355,14 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("name", ["id", "date"])
+def test_an_id_or_a_date_that_the_first_row_lacks_is_not_lost(personalizer, tmp_path, name):
+    first = {key: value for key, value in LOG[0].items() if key != name}
+    source = [write(tmp_path / "log.jsonl", [first, {**LOG[1], name: None}, *LOG[2:]])]
+    with pytest.raises(DataError, match=rf"row 3: '{name}' is not in the file's first row, .* write it there, too"):
+        run(personalizer, source)
+
+
 @pytest.mark.parametrize("fault, change", BAD.items(), ids=BAD)
 def test_a_bad_row_is_named_or_counted(personalizer, tmp_path, fault, change):
     rows = [*LOG[:18], {**LOG[18], **change}, *LOG[19:]]

@@ -150,6 +150,7 @@ class _Reader:
         self.user = columns.user
         self.item = columns.item or ("id" if "id" in first else None)
         self.time = columns.time or ("date" if "date" in first else None)
+        self.unread = {n for n, column in (("id", self.item), ("date", self.time)) if column is None}
         roles = {"user": self.user, "item": self.item, "time": self.time}
         roles |= {f"field {name}": column for name, column in self.fields.items()}
         if missing := [f"{name!r} ({role})" for role, name in roles.items() if name not in (None, *first)]:
@@ -168,6 +169,11 @@ class _Reader:
         user = _id(values.get(self.user), "user")
         if missing := [column for column in self.fields.values() if column not in values]:
             raise DataError(f"no column {missing[0]!r}")
+        for name in sorted(self.unread):  # exporters leave null fields out, and a row without its id cannot be deleted
+            if not is_null(values.get(name)):
+                raise DataError(
+                    f"{name!r} is not in the file's first row, which says what is read: write it there, too"
+                )
         item = {name: values[column] for name, column in self.fields.items()}
         text = history_text(item, self.template)
         date = values.get(self.time) if self.time else None
