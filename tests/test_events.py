@@ -14,6 +14,7 @@ import pytest
 
 from pplug_hf import ConfigurationError, DataError, MissingFileError, from_events
 from pplug_hf.cli import main
+from pplug_hf.data import events
 from pplug_hf.data.examples import read_examples
 from pplug_hf.data.histories import nearest_users
 from pplug_hf.tasks.task_files import read_task
@@ -262,6 +263,60 @@ def test_items_that_are_gone_are_missed(tmp_path):
         read_examples(tmp_path, "train")
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_killed_save_leaves_nothing_that_reads_and_can_be_repeated(tmp_path, monkeypatch, before):
+    class Killed(BaseException):
+        pass
+
+    folder, real = tmp_path / "data", events.write_text
+    if before:
+        from_events([{**row, "story_text": "old"} for row in LOG], **COLUMNS).save(folder)
+    for kill_at in range(5):
+        left = kill_at
+
+        def write_text(path, text):
+            nonlocal left
+            if not left:
+                raise Killed
+            left -= 1
+            real(path, text)
+
+        monkeypatch.setattr(events, "write_text", write_text)
+        with pytest.raises(Killed):
+            from_events(LOG, **COLUMNS).save(folder)
+        with pytest.raises((DataError, MissingFileError)):
+            read_examples(folder, "train")
+    monkeypatch.setattr(events, "write_text", real)
+    made = from_events(LOG, **COLUMNS)
+    made.save(folder)
+    assert plain(folder) == [
+        (e.user, e.prompt, e.query, e.target, e.history) for e in read_examples(made.splits, "train", made.task)[1]
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["тёмное и странное", "ความรักและเวลา", "海边的一个夜晚", "a dark and strange story", "🌊🌊"]
+)
+def test_an_answer_has_room_for_all_its_tokens_in_any_script(text):
+    rows = [event("a", f"t{i}", f"2024-01-{i + 1:02}", text if i % 2 else "x") for i in range(12)]
+    task = make(rows, answers="labels").task
+    least = len(text) // 3 if text.isascii() else len(text.encode()) - text.count(" ")  # a byte-level tokenizer's most
+    assert task.max_new_tokens > least
+
+
+def test_half_an_emoji_and_missing_values_of_nullable_columns(tmp_path):
+    rows = [event("a", f"t{i}\ud83d", f"2024-01-{i + 1:02}", "y\ud83d") for i in range(4)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (rows, tmp_path / "log.jsonl"):
+        made = make(source, answers="text")
+        assert [item["text"] for item in made.splits["train"].items["a"]] == [f"t{i}\ufffd" for i in range(4)]
+    frame = pandas.DataFrame({"u": ["a"] * 3, "t": ["t0", "t1", "t2"], "a": [1, 2, None], "d": [1, 2, 3]})
+    for kind in ("Int64", "Float64", "string"):
+        made = make(frame.astype({"a": kind}), answers="text", min_history=0)
+        assert [item["text"] for item in made.splits["train"].items["a"]] == ["t0", "t1"]
+        assert "1 of 3 events without 'a' are left out." in made.notes
+
+
 # ---- what cannot be right ---------------------------------------------------------------------------------------
 
 
@@ -292,6 +347,7 @@ def test_items_that_are_gone_are_missed(tmp_path):
         (3, {}, DataError, "not an int"),
         ("nowhere.csv", {}, MissingFileError, "no file 'nowhere.csv'"),
         (LOG, {"dev": 0.5, "test": 0.5}, ConfigurationError, "leave some for train"),
+        (LOG, {"time": None, "time_format": "%d.%m.%Y"}, ConfigurationError, "no column holds times: name it as time"),
         (
             LOG,
             {"min_history": 99},

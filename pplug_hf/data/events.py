@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
 from ..errors import ConfigurationError, DataError, kind_of
 from ..optional import require
 from ..storage.files import write_text
+from ..tasks.items import whole_texts
 from ..tasks.task import Task
 from . import sources
 from .histories import nearest_users
@@ -91,13 +94,18 @@ class EventData:
             ConfigurationError: the folder holds something else.
         """
         path = Path(folder)
-        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / sources.ITEMS).is_file()):
+        # What a killed save leaves half-written has a hidden name.
+        others = path.is_dir() and [each for each in path.iterdir() if not each.name.startswith(".")]
+        if path.is_file() or (others and not (path / sources.ITEMS).is_file()):
             raise ConfigurationError(f"The output {str(path)!r} exists and holds something else: name a new folder.")
         items = next(iter(self.splits.values())).items
-        rows: dict[str, Iterable[object]] = {split: stored.rows for split, stored in self.splits.items()}
-        rows["items"] = ({"user": user, **item} for user, of_user in items.items() for item in of_user)
-        for split in SPLITS:
-            (path / f"{split}.jsonl").unlink(missing_ok=True)
+        rows: dict[str, Iterable[object]] = {
+            "items": ({"user": user, **item} for user, of_user in items.items() for item in of_user)
+        }
+        rows |= {split: stored.rows for split, stored in self.splits.items()}
+        # Killed at any point, a folder has no questions of one log with items of another, and can be made again.
+        for name in (sources.TASK, *(f"{split}.jsonl" for split in SPLITS)):
+            (path / name).unlink(missing_ok=True)
         for name, lines in rows.items():
             write_text(path / f"{name}.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in lines))
         write_text(path / sources.TASK, json.dumps(asdict(self.task), indent=1, ensure_ascii=False) + "\n")
@@ -160,6 +168,8 @@ def from_events(
         raise ConfigurationError(
             f"dev is {dev} and test is {test}: give shares of at least 0 that leave some for train."
         )
+    if time is None and time_format is not None:
+        raise ConfigurationError(f"time_format is {time_format!r}, and no column holds times: name it as time.")
     frame, notes = _table(source, {"user": user, "text": text, "answer": answer, "time": time, "question": question})
     frame = _in_order(frame, time_format, time, notes)
     task = _task(name, frame, instruction, answers, metric, (text, answer), notes)
@@ -206,11 +216,11 @@ def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[st
             raise DataError(f"The column {column!r} holds lists or objects, not texts; the columns are {there}.")
         if role != "time":
             frame[role] = frame[role].map(_text)
-    blank = {c: (frame[r] == "") | frame[r].isna() for r, c in named.items()}
+    blank = {c: ((frame[r] == "") | frame[r].isna()).to_numpy(dtype=bool) for r, c in named.items()}
     notes = [
         f"{int(n.sum()):,} of {len(frame):,} events without {c!r} are left out." for c, n in blank.items() if n.any()
     ]
-    frame = frame[~sum(blank.values(), start=frame["user"].isna())].reset_index(drop=True)
+    frame = frame[~np.logical_or.reduce([*blank.values()])].reset_index(drop=True)
     if not len(frame):
         raise DataError(f"Every event lacks one of its fields. {' '.join(notes)}")
     if "question" in frame:
@@ -220,9 +230,10 @@ def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[st
 
 def _text(value: object) -> str:
     """Return a value as text; a whole number that pandas made a float, because others are missing, is whole again."""
-    if value is None or value != value:
+    if require("pandas", "train", "A log of events").isna(value):
         return ""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+    (text,) = whole_texts([str(int(value) if isinstance(value, float) and value.is_integer() else value)])
+    return text.strip()
 
 
 def _frame(source: Any) -> Any:
@@ -240,7 +251,7 @@ def _frame(source: Any) -> Any:
     rows = list(source)
     if wrong := next((row for row in rows if not isinstance(row, Mapping)), None):
         raise DataError(f"Every event must be a mapping of columns to values, not {kind_of(wrong)}.")
-    return pandas.DataFrame.from_records(rows)
+    return sources.frame_of(rows)
 
 
 def _in_order(frame: Any, time_format: str | None, column: str | None, notes: list[str]) -> Any:
@@ -325,7 +336,7 @@ def _task(
             instruction = f"Give the {columns[1]} of this {columns[0]}:"
             notes.append(f"No instruction is given: every input begins with {instruction!r}.")
         marker, template = str(instruction).strip(), ""
-    longest = int(frame["answer"].str.len().quantile(1.0 if labels else 0.99))
+    longest = int(frame["answer"].map(_most_tokens).quantile(1.0 if labels else 0.99))
     return Task(
         name=name,
         query_marker=marker,
@@ -335,9 +346,16 @@ def _task(
         item_template_unlabelled="{text}",
         labels=tuple(labels),
         metric=metric,
-        max_new_tokens=min(256, longest // 3 + 6),
+        max_new_tokens=min(256, longest + 6),
         history_prompt_template=template,
     )
+
+
+def _most_tokens(answer: str) -> int:
+    """Return how many tokens an answer may have: in other scripts than the Latin one up to one for each byte."""
+    size = len(answer.encode())
+    ascii_size = len(answer.encode("ascii", "ignore"))
+    return ascii_size // 3 + size - ascii_size
 
 
 def _nearest(number: float) -> int:

@@ -9,13 +9,14 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pplug_hf.errors import DataError, MissingFileError, kind_of
 from pplug_hf.optional import require
+from pplug_hf.tasks.items import whole_fields
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -137,9 +138,15 @@ def read_frame(path: Path) -> DataFrame:
     pandas = require("pandas", "train", "A log of events")
     kind = table_kind(path)
     if kind in _LINES:
-        return pandas.DataFrame.from_records(list(stream_lines(path)))
+        return frame_of(stream_lines(path))
     with _readable(path, kind):
         return pandas.read_parquet(path) if kind == "parquet" else pandas.read_csv(path, **_csv_options(path))
+
+
+def frame_of(rows: Iterable[Any]) -> DataFrame:
+    """Return mappings of columns to values as a pandas table, which takes only texts that are whole."""
+    whole = [whole_fields(row) if isinstance(row, Mapping) else row for row in rows]
+    return require("pandas", "train", "A log of events").DataFrame.from_records(whole)
 
 
 def stream_rows(path: Path) -> Iterator[Mapping[str, object]]:

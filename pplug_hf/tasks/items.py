@@ -19,6 +19,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from string import Formatter
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,11 @@ def whole_texts(texts: list[str]) -> list[str]:
     except UnicodeEncodeError:
         return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
     return texts
+
+
+def whole_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields whose texts are those of `whole_texts`."""
+    return {name: whole_texts([value])[0] if isinstance(value, str) else value for name, value in fields.items()}
 
 
 def normalise(text: str) -> str:
