@@ -57,6 +57,13 @@ def test_two_movies_share_the_budget():
     )
 
 
+def test_half_an_emoji_is_a_sign_of_its_own(bytes_tokenizer):
+    broken, whole = ({**ONE, "tag": f"come{half}dy", "description": f"{half} {TEN}"} for half in ("\ud83d", "\ufffd"))
+    expected = prompt("LaMP-2", [whole], 60, "description: \ufffd rain", bytes_tokenizer)
+    assert "\ufffd" in expected
+    assert prompt("LaMP-2", [broken], 60, "description: \ud83d rain", bytes_tokenizer) == expected
+
+
 def test_what_an_item_leaves_passes_to_the_next():
     # As above, but the first has 3 words of its 8: the next may have 13, and 10 are all it has.
     assert prompt("LaMP-2", [TWO, ONE], 40, "description: cold rain") == (

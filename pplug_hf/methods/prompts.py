@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigurationError
-from ..tasks.items import item_text
+from ..tasks.items import item_text, whole_fields, whole_texts
 from ..tasks.task import PromptFormat, Task, get_task
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def retrieval_prompt(
     if max_length < 1:
         raise ConfigurationError(f"max_length is {max_length}; give a budget of at least 1 token.")
     form = get_task(task).prompt_format
+    (input_text,) = whole_texts([input_text])
+    items = [whole_fields(item) for item in items]
     parts = form.split(input_text)
     if parts is None or not items:
         return RetrievalPrompt(input_text, 0, 0)
