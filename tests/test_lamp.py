@@ -64,6 +64,11 @@ def test_packed_file_without_its_ending_is_read(tmp_path):
 
 
 def test_null_fields_are_empty_and_numbers_are_text(tmp_path):
+    for blank in ("", "  "):
+        (example,) = read_lamp(write(tmp_path, [question(0, user_id=blank, user="u2")], [gold(0)]), "dev")[1]
+        assert (example.user, example.named) == ("u2", True)
+        (example,) = read_lamp(write(tmp_path, [question(0, user_id=blank)], [gold(0)]), "dev")[1]
+        assert (example.user, example.named) == ("0", False), "a stranger"
     row = question(0, user_id=None, profile=[item(tag=None, date=None), {"id": 3, "tag": 4, "description": None}])
     (example,) = read_lamp(write(tmp_path, [row], [gold(0)]), "dev")[1]
     assert (example.id, example.user) == ("0", "0")

@@ -162,7 +162,8 @@ def examples(
             repairs.add("other_number", id_, target != text_of(answer).strip())
             if task.labels and target not in task.labels:
                 wrong[id_] = target[:60]
-        user = next((row[name] for name in (task.user_field, "user_id", "user") if not is_null(row.get(name))), None)
+        named = (row.get(name) for name in (task.user_field, "user_id", "user"))
+        user = next((value for value in named if text_of(value).strip()), None)
         repairs.add("no_user", id_, user is None)
         prompt = item_text(row, task.input_template) if task.input_template else text_of(row["input"])
         repairs.add("no_marker", id_, task.query_marker not in prompt)
