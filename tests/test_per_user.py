@@ -49,6 +49,8 @@ def test_the_sign_test_is_a_binomial_table():
         values = [0.5] * wins + [-2.0] * losses + [0.0, 1e-12, -1e-12]  # ties, and what rounding leaves of ties
         assert sign_test(values) == pytest.approx(float(expected)), (losses, wins)
         assert sign_test([-v for v in values]) == sign_test(values)
+    values = [1.0] * 700 + [-1.0] * 600
+    assert sign_test(values) == 2 * sum(math.comb(1300, k) for k in range(601)) / 2**1300
 
 
 def test_all_flips_are_counted_for_few_users():

@@ -113,7 +113,10 @@ def sign_test(values: ArrayLike) -> float:
     signs = np.sign(np.round(np.asarray(values, dtype=np.float64), 9))
     positive, negative = int((signs > 0).sum()), int((signs < 0).sum())
     n = positive + negative
-    as_extreme = sum(math.comb(n, k) for k in range(min(positive, negative) + 1))
+    as_extreme, ways = 0, 1  # of choosing k of n users; exact, as Python's integers are
+    for k in range(min(positive, negative) + 1):
+        as_extreme += ways
+        ways = ways * (n - k) // (k + 1)
     return min(1.0, 2 * as_extreme / 2**n)
 
 
