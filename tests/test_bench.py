@@ -221,6 +221,7 @@ def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
     assert (tmp_path / "history-241.png").is_file() and "Private, with the user's texts" in printed
     for change, message in (
         ({"show_history": "no such"}, "There is no question with the id 'no such'"),
+        ({"show_history": "200"}, "The history of the question '200' is empty: name another"),
         ({"plugs": None, "backbone": "x"}, "show_history needs a plug"),
         ({"tables_only": True}, "show_history needs a plug"),
     ):

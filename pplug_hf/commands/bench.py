@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.examples import Source, has_split, read_examples
-from ..data.histories import newest, split_users
+from ..data.histories import newest, remaining
 from ..data.records import Example, data_digest, history_notes, some
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
@@ -122,8 +122,7 @@ def read_training(settings: AnsweringSettings, task: Task, source: Source) -> li
     if not has_split(source, "train"):
         return []
     _, training = read_examples(source, "train", task)
-    training, _ = split_users(training, settings.leave_out_users, settings.split_seed)
-    return training if settings.max_items is None else newest(training, settings.max_items)
+    return remaining(training, settings.leave_out_users, settings.split_seed, settings.max_items)
 
 
 def answer_rows(
@@ -263,6 +262,8 @@ def _check_show_history(settings: BenchSettings, examples: Iterable[Example]) ->
             f"There is no question with the id {settings.show_history!r} to show the history of; the first ids are "
             f"{some(ids)}."
         )
+    if not any(e.history for e in examples if e.id == settings.show_history):
+        raise DataError(f"The history of the question {settings.show_history!r} is empty: name another question.")
 
 
 def _draw_history(
