@@ -11,7 +11,7 @@ from pplug_hf.commands.options import PairsSettings
 from pplug_hf.commands.pairs import pairs
 from pplug_hf.data.examples import read_examples
 from pplug_hf.data.records import Example
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.evaluation.pairs import write_pairs
 
 
@@ -87,5 +87,9 @@ def test_two_rows_answer_questions_without_golds(world, tmp_path):
         assert pair[side] == answers[of["id"]]
     assert f"{len(written)} pairs for the judges in pairs.jsonl" in printed
     assert "are there already" in quietly(settings, pairs, task=SHELVES, data={"dev": rows})[1]
-    with pytest.raises(ConfigurationError, match="A pair is of two rows, got pplug pplug: name two"):
+    with pytest.raises(ConfigurationError, match="A pair is of two different rows, got pplug pplug: name two"):
         pairs(replace(settings, rows=["pplug", "pplug"]), task=SHELVES, data={"dev": rows})
+    with pytest.raises(ConfigurationError, match="two different rows, got pplug pplug:strength-1: name two"):
+        pairs(replace(settings, rows=["pplug", "pplug:strength-1"]), task=SHELVES, data={"dev": rows})
+    with pytest.raises(MissingFileError, match="no/where"):
+        pairs(replace(settings, trained=["mine=no/where"], rows=["pplug", "mine"]), task=SHELVES, data={"dev": rows})

@@ -214,6 +214,7 @@ class PairsSettings(AnsweringSettings):
     output: str = required("Folder for pairs.jsonl, key.json and predictions; those that it has are not made again.")
     rows: list[str] = required("Two rows as in bench, e.g. no-persona NAME.")
     plugs: list[str] | None = option(None, "Names of plugs, each as NAME=FOLDER.")
+    trained: list[str] | None = option(None, "Names of what fit trained, each as NAME=FOLDER.")
     retriever: str | None = option(
         None, "Sentence encoder of the rows dense@K (default: the first plug's, with its vectors)."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..data.examples import Source
 from ..errors import ConfigurationError
 from ..evaluation.pairs import KEY, PAIRS, write_pairs
-from ..methods.names import methods_of, parse_plugs
+from ..methods.names import methods_of, parse_plugs, parse_trained
 from ..tasks.task import Task
 from .bench import answer_rows, read_questions, read_training
 from .options import PairsSettings
@@ -23,16 +23,17 @@ def pairs(settings: PairsSettings, task: Task | None = None, data: Source | None
         PPlugError: settings, rows, data or plugs that cannot be used; nothing is written then.
     """
     source = settings.data if data is None else data
-    if len(set(settings.rows)) != 2:
+    plugs = parse_plugs(settings.plugs or ())
+    trained = parse_trained(settings.trained or (), plugs)
+    methods = methods_of(settings.rows, plugs, trained)
+    if len(methods) != 2:
         raise ConfigurationError(
-            f"A pair is of two rows, got {' '.join(settings.rows)}: name two, e.g. no-persona NAME."
+            f"A pair is of two different rows, got {' '.join(settings.rows)}: name two, e.g. no-persona NAME."
         )
     task, examples = read_questions(settings, task, source, require_outputs=False)
-    plugs = parse_plugs(settings.plugs or ())
-    methods = methods_of(settings.rows, plugs)
     needs_training = any("training" in method.needs for method, *_ in methods.values())
     training = read_training(settings, task, source) if needs_training else []
-    _, made = answer_rows(settings, task, examples, plugs, methods, training, scored=False)
+    _, made = answer_rows(settings, task, examples, plugs, methods, training, trained, scored=False)
     answers = {prediction.row: prediction.answers for prediction in reversed(made)}  # of several seeds the first
     written, equal = write_pairs(settings.output, examples, answers, settings.seed)
     print(
