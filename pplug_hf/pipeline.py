@@ -19,6 +19,7 @@ from .errors import ConfigurationError, DataError, MismatchError, kind_of
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration
+    from .modeling.plugs import LoadedPlug
     from .processing import PPlugProcessor
 
 TASK = "personalized-text-generation"
@@ -34,6 +35,7 @@ class _Request:
     query: str | None
     plug: object
     strength: float | None
+    writer: str  # the plug whose tokenizer wrote the prompt and reads the answer, and whose end tokens end it
 
 
 class PersonalizedTextGenerationPipeline(Pipeline):
@@ -169,7 +171,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         else:
             prompt = row
         prompt: Any = prompt.messages if isinstance(prompt, Chat) else prompt
-        options, processor = tokenizer_encode_kwargs or {}, self._processor_of(plug if of_row is _UNSET else of_row)
+        writer = self._writer(plug if of_row is _UNSET else of_row)
+        options, processor = tokenizer_encode_kwargs or {}, self._processor_of(writer)
         if _is_chat(prompt):
             goes_on = _goes_on(prompt)
             chat = processor.with_system(prompt) if processor.chat else prompt
@@ -182,26 +185,54 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         if query is None and _is_chat(prompt):
             query = last_user_text(prompt)
         elif query is None:
-            decoded = (
-                prompt if processor.chat else self.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
-            )
+            tokenizer: Any = processor.tokenizer
+            decoded = prompt if processor.chat else tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
             query = inputs.pop("query", None) or decoded
-        return {**inputs, "request": _Request(prompt, persona, query, of_row, persona_strength)}
+        inputs.pop("query_mask", None)  # the query is known, and other plugs' prompts of the batch have none
+        return {**inputs, "request": _Request(prompt, persona, query, of_row, persona_strength, writer)}
 
-    def _processor_of(self, plug: object) -> PPlugProcessor:
-        """Return the processor of a plug by its name: each writes prompts, and stands in them, as its training did."""
+    def _writer(self, plug: object) -> str:
+        """Return the name of the plug that writes a prompt: the active one, if a row has none or names one that is not there."""
+        return plug if isinstance(plug, str) and plug in self.model.plugs else self.model.active_plug
+
+    def _loaded(self, name: str) -> LoadedPlug:
+        return self.model._current() if name == self.model.active_plug else self.model._plugs[name]
+
+    def _processor_of(self, name: str) -> PPlugProcessor:
+        """Return the processor of a plug: each writes prompts, and stands in them, as its training did."""
         from .processing import PPlugProcessor
 
-        name, plugs = plug or self.model.active_plug, self.model.plugs
-        if not isinstance(name, str) or name == self._served or name not in plugs:
+        if name == self._served:
             return self.processor
-        return PPlugProcessor.from_config(plugs[name], self.tokenizer)
+        loaded = self._loaded(name)
+        return PPlugProcessor.from_config(loaded.personalizer.config, loaded.tokenizer or self.tokenizer)
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         request = model_inputs.pop("request")
         requests = request if isinstance(request, list) else [request]  # a batch, or a prompt alone
-        B, T = model_inputs["input_ids"].shape
         plug = generate_kwargs.pop("plug", None)
+        parts = []
+        for rows, ends in self._by_ends(requests, generate_kwargs):
+            inputs = {name: tensor[rows] for name, tensor in model_inputs.items()}
+            parts.append((rows, self._answers(inputs, [requests[i] for i in rows], plug, {**generate_kwargs, **ends})))
+        return {"sequences": _in_order(parts, self.tokenizer.pad_token_id), "request": request}
+
+    def _by_ends(
+        self, requests: Sequence[_Request], given: Mapping[str, Any]
+    ) -> list[tuple[list[int], dict[str, object]]]:
+        """Return the rows that end at the same tokens, with these: the caller's choice, or those of each row's plug."""
+        chosen = {**getattr(self, "_generate_kwargs", {}), **given}
+        if "eos_token_id" in chosen or getattr(chosen.get("generation_config"), "eos_token_id", None) is not None:
+            return [([*range(len(requests))], {})]
+        ends = [self._loaded(one.writer).generation_config.eos_token_id for one in requests]
+        distinct = [end for i, end in enumerate(ends) if end not in ends[:i]]
+        return [([i for i, own in enumerate(ends) if own == end], {"eos_token_id": end}) for end in distinct]
+
+    def _answers(
+        self, model_inputs: dict[str, Any], requests: Sequence[Any], plug: Any, generate_kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Return the sequences [B, n, L] of rows that end at the same tokens."""
+        B, T = model_inputs["input_ids"].shape
         if any(one.plug is not _UNSET for one in requests):
             default = plug or self.model.active_plug
             plug = [default if one.plug is _UNSET else one.plug for one in requests]
@@ -217,7 +248,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         sequences = output if isinstance(output, Tensor) else output["sequences"]
         if not self.model.config.is_encoder_decoder:
             sequences = sequences[:, T:]
-        return {"sequences": sequences.view(B, len(sequences) // B, sequences.shape[1]), "request": request}
+        return sequences.view(B, len(sequences) // B, sequences.shape[1])
 
     def _generation_options(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the options of one call on top of the pipeline's own."""
@@ -233,9 +264,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         if return_full_text is None:
             return_full_text = not self.model.config.is_encoder_decoder
         prompt = model_outputs["request"].prompt
+        tokenizer: Any = self._processor_of(model_outputs["request"].writer).tokenizer
         answers = [
-            self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-            for ids in model_outputs["sequences"][0]
+            tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in model_outputs["sequences"][0]
         ]
         return [{"generated_text": _joined(prompt, text) if return_full_text else text.strip()} for text in answers]
 
@@ -269,6 +300,16 @@ def _joined(prompt: str | Sequence[Mapping[str, str]], answer: str) -> str | lis
     if _goes_on(prompt):
         return [*prompt[:-1], {**prompt[-1], "content": text_of(prompt[-1]) + answer}]
     return [*prompt, {"role": "assistant", "content": answer}]
+
+
+def _in_order(parts: Sequence[tuple[list[int], Tensor]], pad: int | None) -> Tensor:
+    """Return the sequences [b, n, L] of parts of a batch as those of the whole batch, the shorter ones padded behind."""
+    B, L = sum(len(rows) for rows, _ in parts), max(part.shape[2] for _, part in parts)
+    _, first = parts[0]
+    joined = first.new_full((B, first.shape[1], L), pad or 0)
+    for rows, part in parts:
+        joined[rows, :, : part.shape[2]] = part
+    return joined
 
 
 def _with(rows: Iterable[object], name: str, values: object) -> Any:

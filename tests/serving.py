@@ -116,5 +116,6 @@ def alone(model, request):
 
 def slow(engine, monkeypatch, seconds=0.05):
     """Let each step of an engine take its time."""
-    decode = engine._decode
-    monkeypatch.setattr(engine, "_decode", lambda tokens: (time.sleep(seconds), decode(tokens))[1])
+    for plug in engine._served.values():
+        decode = plug.decode
+        monkeypatch.setattr(plug, "decode", lambda tokens, decode=decode: (time.sleep(seconds), decode(tokens))[1])

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -63,14 +64,16 @@ def test_a_forced_end_does_not_depend_on_the_longest_answer_of_a_batch(family):
     assert [(a.completion_tokens, a.finish_reason) for a in answers[:2]] == [(3, "length"), (6, "length")]
 
 
-def test_requests_of_a_batch_name_plugs_of_their_own(llama):
+def test_requests_of_a_batch_name_plugs_of_their_own(llama, monkeypatch):
+    sizes, generate = [], llama._generate
+    monkeypatch.setattr(llama, "_generate", lambda rows: sizes.append(len(rows)) or generate(rows))
     assert list(llama.plugs) == ["default", "late"]
     user = personas(llama)[0]
     requests = [Request(tiny.PROMPTS[0], user, plug=plug, sampling=SIX) for plug in (None, "late", "default")]
     requests.append(Request(tiny.PROMPTS[0], sampling=SIX))
     answers = [a.text.strip() for a in llama.generate(requests)]
     assert answers == [alone(llama.model, request) for request in requests]
-    assert len(set(answers)) == 3 and answers[0] == answers[2]
+    assert len(set(answers)) == 3 and answers[0] == answers[2] and sizes == [4]
 
 
 def test_a_strength_is_of_one_row(llama):
@@ -225,6 +228,41 @@ def test_a_chat_is_written_as_the_plug_was_trained():
     assert [a.text.strip() for a in answers[:3]] == [expected] * 3 and answers[3].text.strip() != expected
 
 
+TEMPLATE = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"
+
+
+def with_own_words(folder, prompt):
+    """A model whose second plug has a chat template and an end token of its own, and that plug as the only one."""
+    backbone, made = tiny.backbone("qwen3"), []
+    for seed, template in enumerate((TEMPLATE + "<bot>", TEMPLATE)):
+        words = tiny.tokenizer("qwen3")
+        words.chat_template = template
+        made.append(tiny.from_backbone(backbone, tiny.shared_encoder(), tokenizer=words))
+        tiny.randomise(made[-1].plug, seed)
+    model, second = made
+    first_word = alone(second, Request(prompt, sampling=SIX)).split()[0]
+    second.generation_config.eos_token_id = [tiny.EOS, tiny.VOCABULARY.index(first_word)]
+    second.save_pretrained(folder)
+    model.load_plug(folder, "second", encoder=tiny.shared_encoder())
+    return model, second
+
+
+def test_a_plug_is_asked_in_its_own_template_and_up_to_its_own_end(tmp_path):
+    model, second = with_own_words(tmp_path, tiny.PROMPTS[0])
+    user = model.encode_persona(tiny.HISTORY)
+    chat = [{"role": "user", "content": tiny.PROMPTS[0]}]
+    requests = [
+        Request(prompt, persona, sampling=SIX) for prompt in (tiny.PROMPTS[0], chat) for persona in (user, None)
+    ]
+    with TransformersEngine(second) as engine:
+        expected = engine.generate(requests)
+    assert (expected[1].finish_reason, expected[1].completion_tokens) == ("stop", 1)
+    with TransformersEngine(model) as engine:
+        usual = engine.generate(requests)
+        both = engine.generate([*(replace(request, plug="second") for request in requests), *requests])
+    assert both == [*expected, *usual] and usual != expected
+
+
 def test_a_chat_for_a_model_without_a_template_is_its_texts(llama):
     chat = [{"role": "system", "content": "write"}, {"role": "user", "content": "a story"}]
     a, b = llama.generate([Request(chat, sampling=SIX), Request("write\na story", sampling=SIX)])
@@ -317,7 +355,7 @@ def test_of_a_batch_that_fails_each_request_is_tried_alone(llama, monkeypatch):
 def test_a_request_that_cannot_be_answered_says_why(llama, monkeypatch, request_, error, message):
     monkeypatch.setattr(llama, "max_prompt_tokens", 30)
     if message == "characters":
-        monkeypatch.setattr(llama, "_processor_of", lambda plug: pytest.fail("it was read"))
+        monkeypatch.setattr(llama, "_as_served", lambda name: pytest.fail("it was read"))
     if request_.prompt == "":
         monkeypatch.setattr("pplug_hf.serving.transformers_engine.prompt_row", lambda *_: type("Row", (), {"ids": []}))
     monkeypatch.setattr(llama, "_enter", lambda rows: pytest.fail("it would share a batch with others"))

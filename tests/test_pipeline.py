@@ -317,6 +317,34 @@ def test_each_plug_is_asked_as_its_training_did(choices, tmp_path):
     assert pipe(prompts, **options) == second and pipe(prompts, plug="default", **options) == first
 
 
+def test_each_plug_is_asked_in_its_own_template_and_up_to_its_own_end(tmp_path):
+    backbone, made = tiny.backbone("llama"), []
+    options = {"persona": tiny.HISTORY, "return_full_text": False, **NEW}
+    for seed, template in enumerate((TEMPLATES["plain"], "{% for m in messages %}{{ m.content }} {% endfor %}")):
+        words = tiny.tokenizer("llama")
+        words.chat_template = template.replace("bos_token", "'<bos>'")
+        made.append(tiny.from_backbone(backbone, tiny.shared_encoder(), tokenizer=words))
+        tiny.randomise(made[-1].plug, seed)
+    prompts = ["the sea and the moon", [{"role": "user", "content": "the sea"}]]
+    word = pipeline(TASK, model=made[1])(prompts[0], **options)[0]["generated_text"].split()[1]
+    made[1].generation_config.eos_token_id = [tiny.EOS, tiny.VOCABULARY.index(word)]
+    made[1].save_pretrained(tmp_path)
+    first, second = (pipeline(TASK, model=model)(prompts, **options) for model in made)
+    assert second[0][0]["generated_text"].endswith(word) and len(second[0][0]["generated_text"].split()) == 2
+    made[0].load_plug(tmp_path, "second", encoder=tiny.shared_encoder())
+    pipe = pipeline(TASK, model=made[0])
+    assert pipe(prompts, plug="second", **options) == second and pipe(prompts, **options) == first
+    mixed = ["second", "default", "default", "second"]
+    assert pipe([prompts[i // 2] for i in range(4)], plug=mixed, batch_size=4, **options) == [
+        *(second[0], first[0]),
+        *(first[1], second[1]),
+    ]
+    whole = pipe(prompts[0], plug="second", eos_token_id=tiny.EOS, **options)  # the caller's choice
+    assert len(whole[0]["generated_text"].split()) == 6
+    made[0].set_plug("second")
+    assert pipe(prompts, **options) == second and pipe(prompts, plug="default", **options) == first
+
+
 def test_a_chat_that_ends_with_the_assistant_goes_on():
     model = tiny.model("llama")
     model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }} {% endfor %}"

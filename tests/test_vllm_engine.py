@@ -291,6 +291,18 @@ def test_an_answer_ends_where_the_engine_does(llama):
 # ---- what is refused, before anything is sent ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("as_chat", [False, True])
+def test_a_prompt_with_far_too_many_characters_is_not_read(engine, core, llama, monkeypatch, as_chat):
+    monkeypatch.setattr("pplug_hf.serving.vllm_engine.prompt_row", lambda *_: pytest.fail("it was tokenised"))
+    monkeypatch.setattr(llama.personalizer, "soft_prompt", lambda *_: pytest.fail("it was encoded as a query"))
+    text = "a" * (32 * core.max_length + 1)
+    request = Request([{"role": "user", "content": text}] if as_chat else text, llama.encode_persona(tiny.HISTORY))
+    for ask in (lambda: engine.generate([Request("the sea"), request]), lambda: next(engine.stream(request))):
+        with pytest.raises(DataError, match=r"The prompt has 4\d+ characters, and at most 128 tokens are taken"):
+            ask()
+    assert not core.sent
+
+
 @pytest.mark.parametrize("penalty", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
 def test_penalties_do_not_go_with_a_persona(engine, core, llama, penalty):
     persona, sampling = llama.encode_persona(tiny.HISTORY), Sampling(6, **{penalty: 1.5})

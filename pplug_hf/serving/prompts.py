@@ -17,6 +17,8 @@ from ..processing import PPlugProcessor, Row
 from ..tasks.items import whole_texts
 from .engine import Request, Sampling
 
+_CHARACTERS = 32  # of a token at most
+
 
 def prompt_row(
     processor: PPlugProcessor, backbone: PreTrainedConfig, prompt: str | Sequence[Mapping[str, str]]
@@ -55,6 +57,20 @@ def query_of(request: Request) -> str:
     if request.query:
         return request.query
     return request.prompt if isinstance(request.prompt, str) else last_user_text(request.prompt)
+
+
+def check_size(request: Request, max_tokens: int) -> None:
+    """Refuse a prompt that is far too long before it is read, which would take long.
+
+    Args:
+        request: with the prompt.
+        max_tokens: that are taken of a prompt.
+
+    Raises:
+        DataError: it has more characters than so many tokens ever have.
+    """
+    if (size := len(str(request.prompt))) > _CHARACTERS * max_tokens:
+        raise DataError(f"The prompt has {size} characters, and at most {max_tokens} tokens are taken.")
 
 
 def check_persona(request: Request, personalizer: Personalizer) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Literal
 
 from ..errors import EngineError, TimeLimitError
 from .engine import Answer, Request
+from .served_plug import ServedPlug
 
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of a part of a character
 
@@ -20,9 +21,10 @@ class Running:
 
     Args:
         request: as it was asked.
+        served: the plug that writes the prompt; its tokenizer reads the answer, and its end tokens end it.
         ids: tokens of the prompt.
         position: tokens of the prompt in front of the soft prompt.
-        plug: name, or None for an answer without any plug.
+        plug: name, or None for an answer without a soft prompt.
         soft_tokens: length of the soft prompt.
         limit: most tokens of the answer.
         seconds: until the answer must be finished.
@@ -32,6 +34,7 @@ class Running:
     def __init__(
         self,
         request: Request,
+        served: ServedPlug,
         ids: Sequence[int],
         position: int,
         plug: str | None,
@@ -40,7 +43,8 @@ class Running:
         seconds: float,
         streams: bool = False,
     ):
-        self.request, self.ids, self.position, self.plug, self.limit = request, list(ids), position, plug, limit
+        self.request, self.served, self.plug = request, served, plug
+        self.ids, self.position, self.limit = list(ids), position, limit
         self.length = len(self.ids) + soft_tokens
         self.seconds, self.deadline = seconds, time.monotonic() + seconds
         self.streams, self.is_alone = streams, False
@@ -49,7 +53,8 @@ class Running:
         self.tokens: list[int] = []
         self._sent = 0  # characters
         seed = request.sampling.seed
-        self._seed = int.from_bytes(os.urandom(8)) if seed is None else seed
+        # Python draws the same for a number and its negative; other seeds below 2**64 stay as they are.
+        self._seed = int.from_bytes(os.urandom(8)) if seed is None else seed % 2**64
         self.restart()
 
     def restart(self) -> None:
@@ -57,21 +62,15 @@ class Running:
         self.tokens.clear()
         self.draws = random.Random(self._seed)
 
-    def take(self, token: int, end_tokens: Collection[int], decode: Callable[[list[int]], str]) -> None:
-        """Take in the next token, and send what it makes certain.
-
-        Args:
-            token: id.
-            end_tokens: ids that end an answer.
-            decode: from ids to text.
-        """
+    def take(self, token: int) -> None:
+        """Take in the id of the next token, and send what it makes certain."""
         self.tokens.append(token)
-        is_end = token in end_tokens
+        is_end = token in self.served.ends
         reason = "stop" if is_end else "length" if len(self.tokens) >= self.limit else None
         stops = self.request.sampling.stop
         if not (reason or self.streams or stops):
             return
-        text = decode(self.tokens[:-1] if is_end else self.tokens)
+        text = self.served.decode(self.tokens[:-1] if is_end else self.tokens)
         found = [at for stop in stops if (at := text.find(stop)) >= 0]
         if found:
             text, reason = text[: min(found)], "stop"
@@ -121,8 +120,12 @@ class Running:
 def _certain(text: str, stops: Sequence[str]) -> str:
     """Return the beginning of a text that no later token changes: no half of a character, nor the beginning of a stop."""
     text = text.rstrip(_UNFINISHED)
-    longest = max(map(len, stops), default=0)
-    for n in range(min(longest - 1, len(text)), 0, -1):
-        if any(stop.startswith(text[-n:]) for stop in stops):
-            return text[:-n]
-    return text
+    return text[: min((_begun(text, stop) for stop in stops), default=len(text))]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Return where the end of a text may become a stop, which is not in it yet; its length if nowhere."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0 and not stop.startswith(text[at:]):
+        at = text.find(stop[0], at + 1)
+    return len(text) if at < 0 else at

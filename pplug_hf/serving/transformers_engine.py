@@ -1,12 +1,12 @@
 """`TransformersEngine`: answers of a transformers model, many requests at once, each with a persona of its own.
 
 Requests wait in a queue. One thread takes as many as fit into a batch, whatever their users, plugs, lengths and sampling
-settings, and calls `model.generate`. A row's answer goes out when it ends; the next batch begins when all have.
+settings, and calls `model.generate`. Only plugs whose generation settings differ, such as their end tokens, are not batched
+together. A row's answer goes out when it ends; the next batch begins when all have.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import threading
@@ -28,14 +28,14 @@ from ..modeling.prompt_cache import PromptCache, TenantsPromptCache, size_in_byt
 from ..modeling.strength import checked_strength
 from ..processing import PPlugProcessor
 from .engine import Answer, Engine, Request, Sampling
-from .prompts import check_persona, check_sampling, prompt_row, query_of
+from .prompts import check_persona, check_sampling, check_size, prompt_row, query_of
 from .row_sampling import RowSampling
 from .running import Running
+from .served_plug import ServedPlug
 
 logger = logging.getLogger(__name__)
 
 _CANARY = "What is good today?"
-_CHARACTERS = 32  # of a token at most; what has more for each token that may be is refused before it is read
 
 
 class TransformersEngine(Engine):
@@ -71,17 +71,9 @@ class TransformersEngine(Engine):
         self.max_batch, self.max_queue, self.max_prompt_tokens = max_batch, max_queue, max_prompt_tokens
         self.time_limit, self.gather = time_limit, gather
         self.prompt_cache = PromptCache(prompt_cache) if size_in_bytes(prompt_cache) else None
-        self._processor = PPlugProcessor.from_model(model)
-        self._processors: WeakKeyDictionary[Personalizer, PPlugProcessor] = WeakKeyDictionary()
+        self._tokenizer = PPlugProcessor.from_model(model).tokenizer
+        self._served: WeakKeyDictionary[Personalizer, ServedPlug] = WeakKeyDictionary()
         self._default, self._limit = model.active_plug, position_limit(model.backbone)
-        self._config = copy.deepcopy(model.generation_config)
-        self._config.update(do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50)
-        settings = (self._config, model.backbone.generation_config)  # the second has the defaults of the first
-        self._forces_end = any(getattr(each, "forced_eos_token_id", None) is not None for each in settings)
-        ends = self._config.eos_token_id
-        self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
-        if self._config.pad_token_id is None:
-            self._config.pad_token_id = self._fill()
         self._waiting: deque[Running] = deque()
         self._batch: list[Running] = []
         self._peak, self._lasted = 1, 0.0  # requests at once during the last batch, and its seconds
@@ -231,13 +223,10 @@ class TransformersEngine(Engine):
             check_persona(request, plug)
         checked_strength([request.strength], rows=1)  # without a persona, too: a batch is checked as a whole
         check_sampling(sampling)
-        if (size := len(str(request.prompt))) > _CHARACTERS * self.max_prompt_tokens:
-            raise DataError(
-                f"The prompt has {size} characters, and at most {self.max_prompt_tokens} tokens are taken."
-            )
+        check_size(request, self.max_prompt_tokens)
         with self._tokenising:
-            processor = self._processor_of(plug)
-            row = prompt_row(processor, self.model.backbone.config, request.prompt)
+            served = self._as_served(name)
+            row = prompt_row(served.processor, self.model.backbone.config, request.prompt)
         if not row.ids:
             raise DataError("The prompt is empty.")
         if len(row.ids) > self.max_prompt_tokens:
@@ -252,13 +241,17 @@ class TransformersEngine(Engine):
             limit = min(limit, room)
         request = replace(request, query=query_of(request))
         used = None if persona is None else name
-        return Running(request, row.ids, row.position, used, soft, limit, self.time_limit, streams)
+        return Running(request, served, row.ids, row.position, used, soft, limit, self.time_limit, streams)
 
-    def _processor_of(self, plug: Personalizer) -> PPlugProcessor:
-        """Return the processor of a plug, made once."""
-        if plug not in self._processors:
-            self._processors[plug] = PPlugProcessor.from_config(plug.config, self._processor.tokenizer)
-        return self._processors[plug]
+    def _as_served(self, name: str) -> ServedPlug:
+        """Return what a plug is asked with, made once. Plugs with equal settings share one object of them."""
+        plug = self.model.personalizers[name]
+        if plug not in self._served:
+            made = ServedPlug(self.model, name, self._tokenizer)
+            known = (other.settings for other in self._served.values() if other.settings == made.settings)
+            made.settings = next(known, made.settings)
+            self._served[plug] = made
+        return self._served[plug]
 
     # ---- the thread that uses the model --------------------------------------------------------------------
 
@@ -308,6 +301,8 @@ class TransformersEngine(Engine):
             return True
         if row.is_alone or rows[0].is_alone or not self.model._reading.padding:
             return False
+        if row.served.settings is not rows[0].served.settings:
+            return False
         if self._limit is None or self.model.config.is_encoder_decoder:
             return True
         both = [*rows, row]  # a batch is as long as its longest prompt and its longest answer
@@ -329,8 +324,8 @@ class TransformersEngine(Engine):
 
     def _generate(self, rows: list[Running]) -> None:
         model, causal = self.model, not self.model.config.is_encoder_decoder
-        device = model.get_input_embeddings().weight.device
-        ids, mask = (t.to(device) for t in self._processor._pad([r.ids for r in rows], self._fill(), left=causal))
+        device, served = model.get_input_embeddings().weight.device, rows[0].served
+        ids, mask = (t.to(device) for t in served.processor._pad([r.ids for r in rows], served.fill, left=causal))
         used = {row.plug for row in rows if row.plug is not None}
         cache: TenantsPromptCache | None = None
         if self.prompt_cache is not None and all(model.plugs[name].placement == "answer" for name in used):
@@ -344,41 +339,27 @@ class TransformersEngine(Engine):
             persona_strength=[row.request.strength for row in rows],
             plug=[row.plug for row in rows],
             prompt_cache=cache,
-            generation_config=self._config,
+            generation_config=served.settings,
             # A forced end replaces the last token of the longest answer, so it comes behind the limits of all rows.
-            max_new_tokens=max(row.limit for row in rows) + self._forces_end,
+            max_new_tokens=max(row.limit for row in rows) + served.forces_end,
             logits_processor=LogitsProcessorList([RowSampling(rows, counts_prompt=causal)]),
-            stopping_criteria=StoppingCriteriaList([_Progress(rows, self._ends, self._decode, self._note)]),
+            stopping_criteria=StoppingCriteriaList([_Progress(rows, self._note)]),
         )
         for row in rows:
             row.end(EngineError("The model ended without an answer."))  # of rows that have none
-
-    def _fill(self) -> int:
-        """Return the token that pads shorter prompts, which no model reads."""
-        pad = self._processor.tokenizer.pad_token_id
-        return pad if pad is not None else next(iter(self._ends), 0)
-
-    def _decode(self, tokens: list[int]) -> str:
-        return self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 class _Progress(StoppingCriteria):
     """Hands every row its new token, and ends those that are answered, cancelled or late."""
 
-    def __init__(
-        self,
-        rows: Sequence[Running],
-        ends: set[int],
-        decode: Callable[[list[int]], str],
-        note: Callable[[int], None],
-    ):
-        self.rows, self.ends, self.decode, self.note = rows, ends, decode, note
+    def __init__(self, rows: Sequence[Running], note: Callable[[int], None]):
+        self.rows, self.note = rows, note
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
         self.note(sum(not row.ended for row in self.rows))
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
             if not row.is_over():
-                row.take(token, self.ends, self.decode)
+                row.take(token)
         return torch.tensor([row.ended for row in self.rows], device=input_ids.device)
 
 

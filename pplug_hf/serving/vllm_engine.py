@@ -25,7 +25,7 @@ from ..modeling import Personalizer, frozen, plug_folder
 from ..processing import PPlugProcessor
 from ..storage.location import Location
 from .engine import Answer, Engine, Request, Sampling
-from .prompts import check_persona, check_sampling, prompt_row, query_of
+from .prompts import check_persona, check_sampling, check_size, prompt_row, query_of
 from .vllm_core import VllmCore, Work
 from .vllm_prompt import checked_rows, mixed_prompt, sampling_options
 
@@ -235,6 +235,7 @@ class VllmEngine(Engine):
             raise EngineBusyError(f"{self.waiting} requests are waiting, and no more are taken: ask again later.")
         plugs = [self._plug(request.plug) for request in requests]
         for request, plug in zip(requests, plugs, strict=True):
+            check_size(request, self._core.max_length)
             check_sampling(request.sampling)
             if request.persona is not None:
                 check_persona(request, plug.personalizer)
