@@ -104,7 +104,8 @@ def test_draws_follow_the_seed(client):
     def draws(**options):
         return [c.message.content for c in ask(client, temperature=2, n=3, **options)[0].choices]
 
-    assert len({*draws(seed=1)}) == 3 and draws(seed=1) == draws(seed=1) != draws(seed=5)
+    for seed in (1, -1):  # of answers with the seeds -1, 0 and 1
+        assert len({*draws(seed=seed)}) == 3 and draws(seed=seed) == draws(seed=seed) != draws(seed=5)
     assert draws() != draws()
 
 
@@ -114,6 +115,9 @@ def test_a_stop_text_ends_an_answer(client):
     for given in (stop, ["nothing like it", stop]):
         choice = ask(client, stop=given)[0].choices[0]
         assert choice.message.content == whole.partition(stop)[0] and choice.finish_reason == "stop"
+    assert ask(client, stop=["a" * 256])[0].choices[0].message.content == whole
+    with pytest.raises(openai.UnprocessableEntityError, match=r"1 to 256 characters.* got .* 257"):
+        ask(client, stop=["a" * 257])
 
 
 def test_max_completion_tokens_and_parts_of_content_are_taken(client):
@@ -164,12 +168,21 @@ def test_many_clients_at_once_get_what_each_would_alone(server, client):
         ({"extra_body": {"prompt_embeds": "AAAA"}}, 400, "unsupported_parameter"),
         ({"extra_body": {"repetition_penalty": 1.2}}, 400, "unsupported_parameter"),
         ({"extra_body": {"min_p": 0.1}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"continue_final_message": True}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"include_stop_str_in_output": True}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"truncate_prompt_tokens": 4}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"add_generation_prompt": False}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"skip_special_tokens": False}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"documents": [{"title": "sea", "text": "cold"}]}}, 400, "unsupported_parameter"),
+        ({"extra_body": {"prompt_logprobs": 1}}, 400, "unsupported_parameter"),
         ({"max_tokens": 65}, 422, "too_many_tokens"),
         ({"max_tokens": 0}, 422, "invalid_value"),
         ({"n": 17}, 422, "too_many_choices"),
         ({"temperature": -1}, 422, "invalid_value"),
         ({"top_p": 0}, 422, "invalid_value"),
         ({"stop": [""]}, 422, "invalid_value"),
+        ({"stop": ["sea"] * 17}, 422, "invalid_value"),
+        ({"stop": ["sea", "a" * 257]}, 422, "invalid_value"),
         ({"messages": []}, 422, "invalid_value"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 422, "invalid_value"),
         ({"messages": [{"role": "user", "content": "sea " * 3000}]}, 422, "invalid_value"),
@@ -204,6 +217,11 @@ def test_parameters_at_values_that_change_nothing_are_taken(client):
         "top_logprobs": 0,
         "best_of": 1,
         "ignore_eos": False,
+        "continue_final_message": False,
+        "include_stop_str_in_output": False,
+        "truncate_prompt_tokens": None,
+        "add_generation_prompt": True,
+        "skip_special_tokens": True,
         "response_format": {"type": "text"},
     }
     assert ask(client, extra_body={**ANNA, **neutral})[0].choices == ask(client)[0].choices

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from serving import CHAT, served, slow
+from serving import ANNA, CHAT, ITEMS, served, slow
 
+from pplug_hf.serving.engine import Answer
 from pplug_hf.serving.server.limits import Limits
 
 
@@ -68,3 +70,26 @@ def test_an_answer_that_takes_too_long_ends(tmp_path, monkeypatch):
         body = {"messages": CHAT, "max_tokens": 20, "stop": "nothing like it"}
         status, reply, headers = server("POST", "/v1/chat/completions", body)
         assert (status, reply["error"]["code"]) == (503, "timeout") and headers["retry-after"]
+
+
+def test_streams_of_many_answers_leave_room_for_other_requests(tmp_path, monkeypatch):
+    with served(tmp_path, limits=Limits(concurrency=4)) as server, ThreadPoolExecutor(4) as pool:
+        begun, go_on = threading.Semaphore(0), threading.Event()
+
+        def stream(question):
+            begun.release()
+            go_on.wait(60)
+            yield Answer("the", "length", 1, 1)
+
+        monkeypatch.setattr(server.engine, "stream", stream)
+        body = {"messages": CHAT, "n": 16, "stream": True}
+        streams = [pool.submit(server, "POST", "/v1/chat/completions", body) for _ in range(2)]
+        try:
+            assert all(begun.acquire(timeout=10) for _ in range(2 * 16))
+            for call in (("PUT", "/v1/personas/anna/items", {"items": ITEMS}), ("GET", "/v1/personas/anna")):
+                assert pool.submit(server, *call).result(10)[0] == 200
+            answer = pool.submit(server, "POST", "/v1/chat/completions", {"messages": CHAT, "max_tokens": 2, **ANNA})
+            assert answer.result(10)[0] == 200
+        finally:
+            go_on.set()
+        assert all(stream.result()[1].endswith(b"data: [DONE]\n\n") for stream in streams)

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
@@ -158,6 +160,71 @@ def test_an_append_during_which_a_user_is_replaced_loses_no_item(server, monkeyp
     status, reply, _ = server("POST", path, {"items": items[:2]})
     assert (status, reply["items"], written._value.get() - before) == (200, 3, 2)
     assert server.store.get("raced").item_ids == ("c", "a", "b")
+
+
+MANY = {"items": [{"id": str(i), "text": f"rain {i}"} for i in range(320)]}
+
+
+def test_a_large_write_takes_turns_with_others(tmp_path, monkeypatch):
+    with served(tmp_path) as server, ThreadPoolExecutor(2) as pool:
+        encode, encode_chunk = server.service.encode, server.service.personalizer.encode
+        large_began, small_asks, order = threading.Event(), threading.Event(), []
+
+        def asks(texts, *rest):
+            if len(texts) == 1:
+                small_asks.set()
+            return encode(texts, *rest)
+
+        def encodes(texts):
+            order.append(len(texts))
+            large_began.set()
+            small_asks.wait(20)
+            time.sleep(0.05)  # until the small write waits for its turn
+            return encode_chunk(texts)
+
+        monkeypatch.setattr(server.service, "encode", asks)
+        monkeypatch.setattr(server.service.personalizer, "encode", encodes)
+        large = pool.submit(server, "PUT", "/v1/personas/large/items", MANY)
+        large_began.wait(20)
+        small = pool.submit(server, "PUT", "/v1/personas/small/items", {"items": ITEMS[:1]})
+        assert (small.result()[0], large.result()[0]) == (200, 200)
+        assert sum(order) == 321 and 0 < order.index(1) < len(order) - 1
+        written = server.store.get("large")
+        assert written.item_ids == tuple(item["id"] for item in MANY["items"])
+        expected = encode_chunk([item["text"] for item in MANY["items"]]).vectors
+        assert torch.cosine_similarity(written.vectors.float(), expected).min().item() > 0.999
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_client_that_leaves_its_write_ends_the_work_on_it(tmp_path, monkeypatch, method):
+    with served(tmp_path) as server:
+        encode, encode_chunk = server.service.encode, server.service.personalizer.encode
+        began, client_left, chunks = threading.Event(), [], []
+
+        def asks(texts, ids, times, left):
+            client_left.append(left)
+            return encode(texts, ids, times, left)
+
+        def encodes(texts):
+            chunks.append(texts)
+            began.set()
+            client_left[0].wait(20)
+            return encode_chunk(texts)
+
+        monkeypatch.setattr(server.service, "encode", asks)
+        monkeypatch.setattr(server.service.personalizer, "encode", encodes)
+        data = json.dumps(MANY).encode()
+        head = f"{method} /v1/personas/anna/items HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            assert began.wait(20)
+        wanted = 'pplug_requests_total{route="/v1/personas/{user}/items",status="499"} 1.0'
+        for _ in range(2000):
+            if wanted in (text := server("GET", "/metrics")[1].decode()):
+                break
+            time.sleep(0.01)
+        assert wanted in text and len(chunks) == 1
+        assert server("GET", "/v1/personas/anna")[0] == 404
 
 
 @pytest.fixture(scope="module")

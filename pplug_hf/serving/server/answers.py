@@ -6,9 +6,8 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -18,13 +17,12 @@ from ..engine import Answer, Sampling
 from ..engine import Request as Question
 from .bodies import AnswerBody, ChatBody, CompletionBody
 from .failures import ApiError, api_error
+from .leaving import unless_left
 from .monitoring import now
 from .personas import Services, Tenant, decoded
 from .service import Found, Service
 
 router = APIRouter(prefix="/v1")
-
-T = TypeVar("T")
 
 
 @router.get("/models")
@@ -92,27 +90,9 @@ async def _answer(
     reply = _Reply(form, body, plug, found, request)
     if body.stream:
         return await reply.stream(service, questions, left)
-    answers = await _unless_left(request, left, service.run(service.engine.generate, questions))
+    answers = await unless_left(request, left, service.run(service.engine.generate, questions))
     _watch(service, question)
     return reply.whole(service, answers, n)
-
-
-async def _unless_left(request: Request, left: threading.Event, work: Awaitable[T]) -> T:
-    """Wait for work of the engine, which `left` ends if the client leaves before it is done."""
-
-    async def leave() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave())
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            left.set()
-        return await working
-    finally:
-        working.cancel()
-        leaving.cancel()
 
 
 def _plug(service: Service, name: str | None) -> str:
@@ -135,8 +115,10 @@ def _sampling(body: AnswerBody, service: Service) -> Sampling:
     if tokens > limit:
         raise ApiError(422, "too_many_tokens", f"An answer has at most {limit} tokens, got {tokens}.", "max_tokens")
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    if len(stop) > 16 or not all(stop):
-        raise ApiError(422, "invalid_value", "stop is up to 16 texts that are not empty.", "stop")
+    sizes, longest = sorted(map(len, stop)), service.limits.stop_characters
+    if len(stop) > 16 or (sizes and not 1 <= sizes[0] <= sizes[-1] <= longest):
+        text = f"stop is up to 16 texts of 1 to {longest} characters, got {len(stop)} of {sizes[0]} to {sizes[-1]}."
+        raise ApiError(422, "invalid_value", text, "stop")
     return Sampling(
         max_new_tokens=tokens,
         temperature=service.temperature if body.temperature is None else body.temperature,
@@ -235,7 +217,7 @@ class _Reply:
         """Return the pieces of all answers as they come. What fails before the first piece is an ordinary error."""
         pieces = _Pieces(service, questions, left)
         try:
-            first = await _unless_left(self.request, left, pieces.get())
+            first = await unless_left(self.request, left, pieces.get())
         except BaseException:
             pieces.close()
             raise
@@ -281,7 +263,7 @@ class _Pieces:
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Answer] | Exception]()
         self._closed = threading.Event()
         for i, question in enumerate(questions):
-            service.start(self._read, service, i, question)
+            service.read(self._read, service, i, question)
 
     def _read(self, service: Service, i: int, question: Question) -> None:
         pieces = service.engine.stream(question)

@@ -13,12 +13,15 @@ Strength = Annotated[float, Field(ge=0, le=4, allow_inf_nan=False)]
 
 # Would change the answer and are not done here, so they are refused rather than ignored.
 _REFUSED = [
+    "add_generation_prompt",
     "allowed_token_ids",
     "audio",
     "bad_words",
     "best_of",
     "chat_template",
     "chat_template_kwargs",
+    "continue_final_message",
+    "documents",
     "echo",
     "function_call",
     "functions",
@@ -27,23 +30,28 @@ _REFUSED = [
     "guided_json",
     "guided_regex",
     "ignore_eos",
+    "include_stop_str_in_output",
     "length_penalty",
     "logit_bias",
+    "logits_processors",
     "logprobs",
     "min_p",
     "min_tokens",
     "modalities",
     "prediction",
     "prompt_embeds",
+    "prompt_logprobs",
     "reasoning_effort",
     "repetition_penalty",
     "response_format",
+    "skip_special_tokens",
     "stop_token_ids",
     "structured_outputs",
     "suffix",
     "tool_choice",
     "tools",
     "top_logprobs",
+    "truncate_prompt_tokens",
     "typical_p",
     "use_beam_search",
     "verbosity",
@@ -52,7 +60,9 @@ _REFUSED = [
 # Values that some clients send and that change nothing.
 _NEUTRAL = {"best_of": 1, "length_penalty": 1, "repetition_penalty": 1, "typical_p": 1}
 _NEUTRAL |= {"min_p": 0, "min_tokens": 0, "top_logprobs": 0}
-# So does False, but not every 0, which is equal to it: a `logprobs` of 0 asks for the log probability of each token.
+_NEUTRAL |= {"add_generation_prompt": True, "skip_special_tokens": True}
+# Nor does False, where True is not the neutral value. But not every 0, which is equal to it, is harmless: a `logprobs` of 0
+# asks for the log probability of each token.
 _HARMLESS = (None, "none", "auto", [], {}, {"type": "text"}, ["text"])
 
 
@@ -108,8 +118,9 @@ class AnswerBody(BaseModel):
             ApiError: one is given.
         """
         for name in _REFUSED:
-            value = (self.model_extra or {}).get(name)
-            if value is not False and value not in _HARMLESS and value != _NEUTRAL.get(name):
+            value, neutral = (self.model_extra or {}).get(name), _NEUTRAL.get(name)
+            is_off = value is False and neutral is not True
+            if not is_off and value not in _HARMLESS and value != neutral:
                 raise ApiError(400, "unsupported_parameter", f"{name} is not supported: leave it out.", name)
 
     @property

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..rebinding import is_from_elsewhere
 from .api_keys import ApiKeys
 from .failures import ApiError, api_error
+from .leaving import disconnected
 from .limits import Limits
 from .monitoring import Monitoring, place_of
 
@@ -121,7 +122,7 @@ class _Passing:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
                         self.is_gone = True
-                        raise ApiError(400, "disconnected", "The client has left.")
+                        raise disconnected()
                     size += len(message.get("body", b""))
                     more = message.get("more_body", False) and size <= _DRAINED * limit
                     if size <= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
@@ -12,6 +13,7 @@ from ...modeling import Persona
 from ...tasks.items import history_text, parse_date, seconds
 from .bodies import ItemBody, ItemsBody
 from .failures import ApiError
+from .leaving import unless_left
 from .monitoring import now
 from .service import Service, unknown
 
@@ -56,15 +58,21 @@ User = Annotated[str, Depends(user_of)]
 
 
 @router.put("/{user}/items")
-async def replace(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, object]:
+async def replace(
+    user: User, body: ItemsBody, request: Request, service: Services, tenant: Tenant
+) -> dict[str, object]:
     """Put items in the place of all that a user has."""
-    return await service.run(_replace, service, tenant, user, body.items)
+    left = threading.Event()
+    return await unless_left(request, left, service.run(_replace, service, tenant, user, body.items, left))
 
 
 @router.post("/{user}/items")
-async def append(user: User, body: ItemsBody, service: Services, tenant: Tenant) -> dict[str, object]:
+async def append(
+    user: User, body: ItemsBody, request: Request, service: Services, tenant: Tenant
+) -> dict[str, object]:
     """Add items to a user's history. Items whose ids are there already are left out, so a request may be repeated."""
-    return await service.run(_append, service, tenant, user, body.items)
+    left = threading.Event()
+    return await unless_left(request, left, service.run(_append, service, tenant, user, body.items, left))
 
 
 @router.get("/{user}")
@@ -118,15 +126,19 @@ def _description(service: Service, user: str, persona: Persona) -> dict[str, obj
     }
 
 
-def _replace(service: Service, tenant: str, user: str, items: list[ItemBody]) -> dict[str, object]:
+def _replace(
+    service: Service, tenant: str, user: str, items: list[ItemBody], left: threading.Event
+) -> dict[str, object]:
     _check(service, items, len(items))
-    newer = _encoded(service, items)
+    newer = _encoded(service, items, left)
     service.of_tenant(tenant).replace(user, newer)
     service.monitoring.items.labels("written").inc(len(items))
     return _description(service, user, newer)
 
 
-def _append(service: Service, tenant: str, user: str, items: list[ItemBody]) -> dict[str, object]:
+def _append(
+    service: Service, tenant: str, user: str, items: list[ItemBody], left: threading.Event
+) -> dict[str, object]:
     """Append what is new. If others change the user meanwhile, count again: encoding takes long, and the limit holds."""
     store, newer = service.of_tenant(tenant), None
     while True:
@@ -138,7 +150,7 @@ def _append(service: Service, tenant: str, user: str, items: list[ItemBody]) -> 
         if not new:
             return _show(service, tenant, user)
         if newer is None or newer.item_ids != tuple(item.id for item in new):
-            newer = _encoded(service, new)
+            newer = _encoded(service, new, left)
         try:
             store.append(user, newer, expected_version=version)
         except MismatchError:
@@ -163,8 +175,8 @@ def _check(service: Service, items: list[ItemBody], total: int) -> None:
         raise ApiError(422, "too_many_items", text, "items")
 
 
-def _encoded(service: Service, items: list[ItemBody]) -> Persona:
-    return service.encode(_texts(service, items), [item.id for item in items], [_time(item) for item in items])
+def _encoded(service: Service, items: list[ItemBody], left: threading.Event) -> Persona:
+    return service.encode(_texts(service, items), [item.id for item in items], [_time(item) for item in items], left)
 
 
 def _texts(service: Service, items: list[ItemBody]) -> list[str]:

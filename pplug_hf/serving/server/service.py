@@ -15,10 +15,13 @@ from ...modeling.encoders import check_finite
 from ..engine import Engine
 from ..store import PersonaStore
 from .failures import ApiError
+from .leaving import disconnected
 from .limits import Limits
 from .monitoring import Monitoring, now
 
 T = TypeVar("T")
+
+_CHUNK = 32  # texts that are encoded at once
 
 
 class Found(NamedTuple):
@@ -63,8 +66,10 @@ class Service:
         self.monitoring = Monitoring(lambda: self.engine.waiting)
         self.started = now()
         self._pool = ThreadPoolExecutor(self.limits.concurrency + 8, "pplug-request")
+        # Every answer of a stream is read by a thread, which must not be one that other requests wait for.
+        self._readers = ThreadPoolExecutor(self.limits.concurrency * self.limits.choices, "pplug-stream")
         self._watch = ThreadPoolExecutor(1, "pplug-watch")  # never waits for requests
-        self._encoding = threading.Lock()
+        self._encoder = ThreadPoolExecutor(1, "pplug-encode")  # its queue is fair, which a lock is not
         self._checked: tuple[float, PPlugError | None] = (-1.0, None)  # when, and what was wrong
         self._checking: Future[None] | None = None
 
@@ -80,6 +85,10 @@ class Service:
     def start(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function in a thread, and do not wait for it."""
         self._pool.submit(function, *arguments)
+
+    def read(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function that reads a stream of the engine in a thread, and do not wait for it."""
+        self._readers.submit(function, *arguments)
 
     async def check(self) -> None:
         """Ask the engine its known question, at most once a second. While it waits behind a batch, the last answer counts.
@@ -108,7 +117,7 @@ class Service:
     def close(self) -> None:
         """End all threads, the engine and the store."""
         self.engine.close()
-        for pool in (self._pool, self._watch):
+        for pool in (self._pool, self._readers, self._encoder, self._watch):
             pool.shutdown(wait=False, cancel_futures=True)
         self.store.close()
 
@@ -149,17 +158,33 @@ class Service:
         self.monitoring.empty.append(float(not is_known))
         return Found(persona if is_known else None, "applied" if is_known else "unknown")
 
-    def encode(self, texts: list[str], ids: list[str], times: list[float]) -> Persona:
-        """Return new items of a user as vectors.
+    def encode(
+        self, texts: list[str], ids: list[str], times: list[float], left: threading.Event | None = None
+    ) -> Persona:
+        """Return new items of a user as vectors. Requests take turns after each chunk of texts.
+
+        Args:
+            texts: of the items.
+            ids: likewise.
+            times: likewise.
+            left: set when the client leaves, which ends the work.
 
         Raises:
             DataError: something in them is not a text.
+            ApiError: the client has left.
         """
         import torch
 
-        with self._encoding:
-            vectors = self.personalizer.encode(texts).vectors if texts else torch.zeros(0, self.store.spec.width or 0)
-        return Persona(vectors.cpu(), self.store.spec, tuple(ids), torch.tensor(times, dtype=torch.float64))
+        distinct = sorted(dict.fromkeys(texts), key=len)  # a chunk is as long as its longest text
+        found: dict[str, torch.Tensor] = {}
+        for start in range(0, len(distinct), _CHUNK):
+            if left is not None and left.is_set():
+                raise disconnected()
+            chunk = distinct[start : start + _CHUNK]
+            vectors = self._encoder.submit(self.personalizer.encode, chunk).result().vectors.cpu()
+            found.update(zip(chunk, vectors, strict=True))
+        rows = torch.stack([found[text] for text in texts]) if texts else torch.zeros(0, self.store.spec.width or 0)
+        return Persona(rows, self.store.spec, tuple(ids), torch.tensor(times, dtype=torch.float64))
 
 
 def unknown() -> ApiError:
