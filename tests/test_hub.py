@@ -1,11 +1,14 @@
 """A plug on the Hub and back, with the real client against a stand-in (hub_server.py), over the loopback alone."""
 
+import ast
 import json
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import tiny
+import transformers
 from hub_client import Client, Refused
 from hub_server import File, Hub
 from huggingface_hub import ModelCard
@@ -340,6 +343,72 @@ def test_what_the_plug_before_had_and_this_one_lacks_goes(hub, pushed, me):
     me("model.push_to_hub('me/changed')")
     assert set(others) & set(repo.files()) == {"notes.md", "sub/vocab.txt"}
     assert len(repo.commits) == 3
+
+
+# ---- tokenizers of every kind -----------------------------------------------------------------------------------
+
+PUSH = "from pplug_hf.hub.push import push_folder; push_folder(folder, name)"
+
+
+def vocabularies_of_transformers():
+    """Return the names of the files that its tokenizers say they are made of; their modules may need other packages."""
+    names = set()
+    for path in Path(transformers.__file__).parent.glob("**/tokenization_*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assign)]
+        constants = {
+            target.id: node.value.value
+            for node in nodes
+            for target in node.targets
+            if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant)
+        }
+        for node in nodes:
+            said = {target.id.lower() for target in node.targets if isinstance(target, ast.Name)}
+            if "vocab_files_names" in said and isinstance(node.value, ast.Dict):
+                names |= {constants[v.id] if isinstance(v, ast.Name) else v.value for v in node.value.values}
+    return names
+
+
+def test_the_vocabularies_of_all_tokenizers_are_pushed(hub, pushed, me, tmp_path):
+    names = vocabularies_of_transformers()
+    assert {"tokenizer.json", "spiece.model", "source.spm", "emoji.json"} <= names
+    load(me)
+    me("model.save_pretrained(folder)", folder=str(tmp_path))
+    for name in names - {"tokenizer_config.json"}:
+        (tmp_path / name).write_text("{}")
+    me(PUSH, folder=str(tmp_path), name="me/vocabularies")
+    assert names <= set(hub.repos["me/vocabularies"].files())
+
+
+def test_a_tokenizer_whose_vocabulary_has_a_name_of_its_own(hub, pushed, me, tmp_path):
+    load(me)
+    words = ["[PAD]", "[UNK]", "[SEP]", "[X_SEP]", "[CLS]", "[MASK]", *tiny.WORDS]
+    (tmp_path / "words").write_text("\n".join(words))
+    ids = "result = model.tokenizer('a dark film')['input_ids']"
+    make = "from transformers import ProphetNetTokenizer; model.tokenizer = ProphetNetTokenizer(path)"
+    me(make, path=str(tmp_path / "words"))
+    expected = me(ids)
+    me("model.push_to_hub('me/words')")
+    load(me, "me/words")
+    assert me(ids) == expected and len(set(expected)) == 4
+
+
+def test_a_tokenizer_of_several_chat_templates(hub, pushed, me, tmp_path):
+    templates = {"default": "a{{ messages[0].content }}", "tools": "b{{ messages[0].content }}"}
+    load(me)
+    me(
+        "model.tokenizer.chat_template = templates; model.save_pretrained(folder)",
+        templates=templates,
+        folder=str(tmp_path),
+    )
+    me("model.tokenizer.save_pretrained(folder)")  # in transformers' form, as older plugs have it
+    assert (tmp_path / "additional_chat_templates").is_dir()
+    me(PUSH, folder=str(tmp_path), name="me/templates")
+    for name in (str(tmp_path), "me/templates"):
+        load(me, name)
+        assert me("result = model.tokenizer.chat_template") == templates
+        assert me("result = PPlugProcessor.from_pretrained(name).chat_template", name=name) == templates
+    me("model.tokenizer.chat_template = None; model.save_pretrained(folder)")
+    assert not list(tmp_path.glob("*chat_template*"))
 
 
 # ---- what may not be told ---------------------------------------------------------------------------------------

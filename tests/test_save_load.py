@@ -426,8 +426,8 @@ def test_a_killed_save_leaves_the_old_plug_or_the_new_one(places, copy, where, c
         calls.append(where)
         return step(*args, **kwargs) if len(calls) <= call else os._exit(9)
 
-    (copy / "special_tokens_map.json").write_text("{}")  # of an older vocabulary
     PPlugProcessor(old.tokenizer, placement="prompt", system="old").save_pretrained(copy)
+    (copy / "special_tokens_map.json").write_text("{}")  # of an older vocabulary
     if (child := os.fork()) == 0:
         monkeypatch.setattr(where, kill)
         new.save_pretrained(copy)
@@ -451,6 +451,57 @@ def test_a_processor_saved_with_the_old_plug_does_not_outlive_it(copy, places):
         assert PPlugProcessor.from_pretrained(copy).placement == placement
         PPlugProcessor.from_model(model).save_pretrained(copy)
         assert PPlugProcessor.from_pretrained(copy).placement == placement
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("moment", ["tokenizer", "processor", *range(3)])
+def test_a_killed_save_of_a_processor_leaves_the_old_files_or_the_new_ones(places, copy, moment, monkeypatch):
+    model, new = PPlugModel.from_pretrained(copy), made(places)
+    PPlugProcessor(model.tokenizer, system="old").save_pretrained(copy)
+    new.tokenizer.add_tokens(["sailor"])
+    processor, replace, calls = PPlugProcessor(new.tokenizer, system="new"), os.replace, []
+
+    def kill(*args, **kwargs):
+        calls.append(args)
+        return replace(*args, **kwargs) if moment in range(len(calls), 4) else os._exit(9)
+
+    def kill_while_writing(folder, *args, **kwargs):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (Path(folder) / name).write_text("{")
+        os._exit(9)
+
+    if (child := os.fork()) == 0:
+        if moment == "tokenizer":
+            monkeypatch.setattr(type(new.tokenizer), "save_pretrained", lambda self, *args: kill_while_writing(*args))
+        elif moment == "processor":
+            monkeypatch.setattr(PPlugProcessor, "to_json_file", kill)
+        else:
+            monkeypatch.setattr(os, "replace", kill)
+        processor.save_pretrained(copy)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    is_old = moment in ("tokenizer", "processor")
+    same_answers(PPlugModel.from_pretrained(copy), model)
+    loaded = PPlugProcessor.from_pretrained(copy)
+    assert loaded.system == ("old" if is_old else "new")
+    assert ("sailor" in loaded.tokenizer.get_vocab()) != is_old
+
+
+def test_a_processor_is_saved_as_transformers_saves_one(copy, places, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(PPlugProcessor, "push_to_hub", lambda self, *args, **options: pushed.append((args, options)))
+    processor = PPlugProcessor.from_model(made(places))
+    processor.chat_template = processor.tokenizer.chat_template = {"default": "a", "tools": "b"}
+    for folder in (tmp_path / "alone", str(copy)):
+        assert processor.save_pretrained(folder) == [os.path.join(folder, "processor_config.json")] and not pushed
+        loaded = PPlugProcessor.from_pretrained(folder)
+        assert loaded.chat_template == loaded.tokenizer.chat_template == {"default": "a", "tools": "b"}
+        assert all(path.is_file() for path in Path(folder).iterdir())
+    processor.save_pretrained(tmp_path / "alone", push_to_hub=True, private=True)
+    processor.save_pretrained(tmp_path / "alone", push_to_hub=True, repo_id="me/words")
+    assert pushed == [(("alone",), {"private": True}), (("me/words",), {})]
+    with pytest.raises(ConfigurationError, match="not a plug"):
+        processor.save_pretrained(places / "gpt2")
 
 
 def test_saves_at_the_same_time_wait_for_each_other(copy):

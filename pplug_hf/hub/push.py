@@ -15,10 +15,10 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..errors import ConfigurationError, HubError
-from ..modeling.plug_folder import load_config, weight_shapes
+from ..modeling.plug_folder import join_chat_templates, load_config, weight_shapes
 from ..storage.files import read_json_object
 from ..storage.hub_errors import FAILURES, hub_error, status_of
-from ..storage.layout import CARD, CONFIG, PLUG_FILES, TRAIN_SETTINGS
+from ..storage.layout import CARD, CHAT_TEMPLATES, CONFIG, PLUG_FILES, TRAIN_SETTINGS
 from ..storage.location import Location, hub_repository, is_hub_id
 from .cards import write_card
 from .stub import add_stub
@@ -108,6 +108,10 @@ def _stage(location: Location, staging: Path, api: HfApi) -> None:
     for name in (*PLUG_FILES, TRAIN_SETTINGS, CARD):
         if (path := location.file(name)) is not None:
             shutil.copyfile(path, staging / name)
+    for path in location.chat_templates():
+        (staging / CHAT_TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(path, staging / CHAT_TEMPLATES / path.name)
+    join_chat_templates(staging)
     for path in staging.glob("*config.json"):
         values = read_json_object(path, f"The {path.name} of {location.name!r}", "save it again")
         values = {key: value for key, value in values.items() if key not in _ORIGINS}

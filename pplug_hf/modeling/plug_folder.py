@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,8 +18,17 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError, kind_of
-from ..storage.files import read_json_object
-from ..storage.layout import ARTEFACT, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from ..storage.files import read_json_object, write_text
+from ..storage.layout import (
+    ARTEFACT,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES,
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    WEIGHTS,
+)
 from ..storage.location import HubArguments, Location
 from .plug import PersonaPlug
 
@@ -214,6 +225,21 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | os.PathLike
         )
     else:
         tokenizer.save_pretrained(folder)
+        join_chat_templates(Path(folder))
+
+
+def join_chat_templates(folder: Path) -> None:
+    """Move the chat templates of a tokenizer that has several into its settings: all files of a plug lie in one folder."""
+    if not (folder / CHAT_TEMPLATES).is_dir():
+        return
+    paths = {path.stem: path for path in sorted((folder / CHAT_TEMPLATES).glob("*.jinja"))}
+    if (default := folder / CHAT_TEMPLATE).is_file():
+        paths["default"] = default
+    templates = [{"name": name, "template": path.read_text(encoding="utf-8")} for name, path in paths.items()]
+    settings = read_json_object(folder / TOKENIZER_CONFIG, TOKENIZER_CONFIG) | {"chat_template": templates}
+    write_text(folder / TOKENIZER_CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(folder / CHAT_TEMPLATES)
+    default.unlink(missing_ok=True)
 
 
 def check_tokenizer(location: Location) -> bool:

@@ -12,14 +12,19 @@ HIDDEN = ".pplug-"  # prefix of the files that exist while a plug is saved
 SAVED = f"{HIDDEN}saved"  # folder of a new plug whose files are moved into place
 PROMPTS = f"{HIDDEN}prompts"  # folder of a training's prompt cache
 
-# The vocabularies of transformers' tokenizers.
+# The vocabularies of transformers' tokenizers: the values of their `vocab_files_names`.
 VOCABULARIES = (
-    *("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "sentencepiece.model"),
-    *("sentencepiece.bpe.model", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"),
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "source.spm", "target.spm", "prophetnet.tokenizer", "tekken.json"),
+    *("vocab.json", "vocab.txt", "vocab-src.json", "vocab-tgt.json", "target_vocab.json", "entity_vocab.json"),
+    *("merges.txt", "bpe.codes", "dict.txt", "byte_maps.json", "normalizer.json", "emoji.json"),
+    *("word_shape.json", "word_pronunciation.json"),
 )
 TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATES = "additional_chat_templates"  # folder of the others, where transformers has saved several
 TOKENIZER_FILES = (
-    *(TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", CHAT_TEMPLATE),
     *VOCABULARIES,
 )
 GENERATION_CONFIG = "generation_config.json"

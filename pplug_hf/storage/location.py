@@ -29,7 +29,7 @@ from ..errors import ConfigurationError, DataError, MissingFileError, PPlugError
 from ..version import __version__
 from .files import read_json_object
 from .hub_errors import FAILURES, hub_error
-from .layout import CONFIG, FROZEN_FILES, PLUG_FILES, SAVED, VOCABULARIES, WEIGHTS
+from .layout import CHAT_TEMPLATES, CONFIG, FROZEN_FILES, PLUG_FILES, SAVED, VOCABULARIES, WEIGHTS
 from .replace import finish
 from .retry import T, with_retries
 
@@ -265,6 +265,17 @@ class Location:
         if not paths:
             self.require(CONFIG)
         return paths[0].parent
+
+    def chat_templates(self) -> list[Path]:
+        """Return the additional chat templates of a tokenizer in a local folder; a pushed one has them in its settings.
+
+        Raises:
+            DataError: one is too large, or a link that leads out of the folder.
+        """
+        if not self.is_local:
+            return []
+        names = sorted(path.name for path in Path(self.name, self.subfolder, CHAT_TEMPLATES).glob("*.jinja"))
+        return [path for name in names if (path := self._local_file(f"{CHAT_TEMPLATES}/{name}")) is not None]
 
     def settings(self) -> dict[str, Any]:
         """Read the config.json of a backbone or encoder before a library does; empty if there is none.

@@ -20,7 +20,16 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigurationError, DataError
 from .files import locked, read_json_object
-from .layout import CONFIG, HIDDEN, PROCESSOR_CONFIG, SAVED, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from .layout import (
+    CHAT_TEMPLATES,
+    CONFIG,
+    HIDDEN,
+    PROCESSOR_CONFIG,
+    SAVED,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    WEIGHTS,
+)
 
 _WRITING = f"{HIDDEN}saving-"
 _NAMES = ".names"  # inside SAVED: the names of the new plug's files
@@ -117,6 +126,8 @@ def _move(folder: Path) -> None:
         stale = {TOKENIZER_CONFIG: TOKENIZER_FILES, CONFIG: (PROCESSOR_CONFIG,)}
         for name in {old for new, files in stale.items() if new in names for old in files} - set(names):
             (folder / name).unlink(missing_ok=True)
+        if TOKENIZER_CONFIG in names:  # which holds all of its chat templates
+            shutil.rmtree(folder / CHAT_TEMPLATES, ignore_errors=True)
         shutil.rmtree(saved, ignore_errors=True)
     except OSError as error:
         raise DataError(
