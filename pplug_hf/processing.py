@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -17,9 +19,10 @@ from .errors import ConfigurationError, DataError, MismatchError, PPlugError, ki
 from .modeling.backbone import checked_tokenizer
 from .modeling.persona import Personas
 from .modeling.personalizer import histories_of
-from .modeling.plug_folder import check_tokenizer, load_config, open_location
+from .modeling.plug_folder import check_tokenizer, join_chat_templates, load_config, open_location
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
+from .storage.replace import replacing
 from .tasks.items import whole_texts
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Row(NamedTuple):
     ids: list[int]
     position: int  # tokens in front of the soft prompt
     answer: list[int]  # tokens to learn; a causal model reads them behind the prompt
+    text: tuple[int, int] = (0, 0)  # where in it the user's text begins and ends
 
 
 class PPlugProcessor(ProcessorMixin):
@@ -153,10 +157,34 @@ class PPlugProcessor(ProcessorMixin):
             values = {**{name: getattr(config, name) for name in _OF_PLUG}, **values}
         return values, unused
 
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write the processor's files, as a rule into the folder of a plug.
+
+        The folder holds the old files or the new ones, also if the process is killed meanwhile.
+
+        Args:
+            save_directory: a new folder, one of a plug, or one of a processor alone.
+            push_to_hub: upload them afterwards; `kwargs` then go to `push_to_hub`, `repo_id` by default is the folder's name.
+
+        Returns:
+            The path of the processor's settings, as in transformers.
+
+        Raises:
+            ConfigurationError: the folder holds another kind of model.
+        """
+        with replacing(save_directory) as staging:
+            super().save_pretrained(staging)
+            join_chat_templates(Path(staging))
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+        return [os.path.join(save_directory, PROCESSOR_CONFIG)]
+
     def __call__(  # type: ignore[override]
         self,
         text: str | Sequence[str],
-        persona: Personas = None,
+        persona: Personas | EllipsisType = ...,
         query: str | Sequence[str] | None = None,
         labels: str | Sequence[str] | None = None,
         max_length: int | None = None,
@@ -169,7 +197,8 @@ class PPlugProcessor(ProcessorMixin):
 
         Args:
             text: prompts. Where the processor writes chats, each is the text of a user's turn.
-            persona: one history or [`Persona`] per prompt (a bare history for a single prompt).
+            persona: one history or [`Persona`] per prompt (a bare history for a single prompt); None for nobody. Leave it out
+                to give it to the model with the batch, `model.generate(**batch, persona=...)`.
             query: one request per prompt that weights the history (default: the prompt).
             labels: one answer per prompt. Causal models then get prompt + answer + end as `input_ids`.
             max_length: most tokens of a prompt, its chat template included. A longer one loses the middle of its text, with
@@ -183,7 +212,7 @@ class PPlugProcessor(ProcessorMixin):
         Returns:
             `input_ids`, `attention_mask` [B, T] (causal: padded left; encoder-decoder: right), `labels` with -100
             where nothing is predicted, and `persona`, `query` as given, one per row; in chats, or with offsets,
-            `persona_position` [B], too.
+            `persona_position` [B], too, and if no persona is given, `query_mask` [B, T], ones at the user's text.
 
         Raises:
             DataError: something that is not a text, a text where a history belongs, or a template that has no room for a
@@ -195,12 +224,14 @@ class PPlugProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ConfigurationError(f"return_tensors must be 'pt', got {return_tensors!r}.")
         prompts = _rows(text, "text")
-        given = _rows_of(len(prompts), "prompts", persona=persona, query=query, labels=labels)
+        later = persona is ...
+        given = _rows_of(len(prompts), "prompts", persona=None if later else persona, query=query, labels=labels)
         answers = given.pop("labels")
         if self.chat and given["persona"] is not None and query is None:
             given["query"] = prompts  # not the whole chat
         rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
-        return self._batch(rows, answers is not None, given, positions=self.chat or persona_offset is not None)
+        positions = self.chat or persona_offset is not None
+        return self._batch(rows, answers is not None, given, positions, texts=positions and later and query is None)
 
     def room(self, max_length: int) -> int:
         """Return how many tokens of a text a prompt has room for, besides special tokens and the template of a chat.
@@ -268,7 +299,7 @@ class PPlugProcessor(ProcessorMixin):
         self,
         conversation: object,
         *,
-        persona: Personas = None,
+        persona: Personas | EllipsisType = ...,
         query: str | Sequence[str] | None = None,
         labels: bool | str | Sequence[str] | None = None,
         tokenize: bool = True,
@@ -291,7 +322,8 @@ class PPlugProcessor(ProcessorMixin):
 
         Args:
             conversation: a list of messages, or a list of such lists. Contents are texts, or lists of text parts.
-            persona: one history or [`Persona`] per chat (a bare history for a single chat).
+            persona: one history or [`Persona`] per chat (a bare history for a single chat), None or left out, as of
+                [`__call__`].
             query: one text per chat that weights the history (default: the last user's text).
             labels: True to train on the last message of each chat, which is the assistant's; or one answer per chat,
                 which becomes that message. Its tokens and the end of the turn are the labels; where the template marks
@@ -306,7 +338,7 @@ class PPlugProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` [B, T], `persona_position` [B], and what was asked for of `labels`, `persona`,
-            `query`, as of [`__call__`].
+            `query`, or `query_mask`, as of [`__call__`].
 
         Raises:
             DataError: no user message with text, contents that are not text, no assistant's message to train on, a template
@@ -314,6 +346,8 @@ class PPlugProcessor(ProcessorMixin):
             MismatchError: counts differ.
             ConfigurationError: an option that does not go with the others, or a tokenizer that tells no offsets.
         """
+        later = persona is ...
+        persona = None if later else persona
         if not tokenize or not return_dict:
             if persona is not None or query is not None or labels:
                 raise ConfigurationError("persona, query and labels make a batch: leave out tokenize and return_dict.")
@@ -340,7 +374,7 @@ class PPlugProcessor(ProcessorMixin):
         if truncation and max_length is None:
             max_length = self.tokenizer.model_max_length
         rows = self._chat_rows(chats, learn, self._template(**kwargs), [None] * len(chats), max_length)
-        return self._batch(rows, learn, given, positions=True)
+        return self._batch(rows, learn, given, positions=True, texts=later and query is None)
 
     def with_system(self, chat: Sequence[Message]) -> list[Message]:
         """Return a chat with the processor's system text, as training wrote it, unless it brings a system text of its own.
@@ -408,7 +442,7 @@ class PPlugProcessor(ProcessorMixin):
                 if max_target_length is not None and len(answer) > max_target_length:
                     answer = [*answer[: max_target_length - 1], answer[-1]]
             kept, place = self._cut(ids, place, (start, stop), max_length)
-            rows.append(Row(kept, place, answer))
+            rows.append(Row(kept, place, answer, (start, stop - len(ids) + len(kept))))
         return rows
 
     def _behind(self, prompt: list[int], lesson: Rendered) -> list[int]:
@@ -438,7 +472,7 @@ class PPlugProcessor(ProcessorMixin):
                 behind = [at for at in words if encoded["offset_mapping"][i][at][1] > offset]
                 place = behind[0] if behind else words[-1] + 1 if words else len(ids)
             kept, place = self._cut(ids, place, (0, len(ids)), max_length)
-            rows.append(Row(kept, place, answer))
+            rows.append(Row(kept, place, answer, (0, len(kept))))
         return rows
 
     def _cut(self, ids: list[int], place: int, text: tuple[int, int], max_length: int | None) -> tuple[list[int], int]:
@@ -461,7 +495,9 @@ class PPlugProcessor(ProcessorMixin):
         at = text[0] + (room + 1) // 2
         return ids[:at] + ids[at + excess :], place if place <= at else max(at, place - excess)
 
-    def _batch(self, rows: list[Row], learn: bool, given: Mapping[str, object], positions: bool) -> BatchFeature:
+    def _batch(
+        self, rows: list[Row], learn: bool, given: Mapping[str, object], positions: bool, texts: bool
+    ) -> BatchFeature:
         """Return rows as one batch with what goes with them."""
         batch: dict[str, object] = {}
         prompts = [row.ids for row in rows]
@@ -472,7 +508,12 @@ class PPlugProcessor(ProcessorMixin):
             prompts = [row.ids + row.answer for row in rows]
         if positions:
             batch["persona_position"] = torch.tensor([row.position for row in rows])
-        ids, mask = self._pad(prompts, self.tokenizer.pad_token_id, left=not self.is_encoder_decoder)
+        left = not self.is_encoder_decoder
+        if texts:
+            spans = [(*row.text, len(ids)) for row, ids in zip(rows, prompts, strict=True)]
+            asked = [[0] * start + [1] * (stop - start) + [0] * (length - stop) for start, stop, length in spans]
+            batch["query_mask"] = self._pad(asked, 0, left)[0]
+        ids, mask = self._pad(prompts, self.tokenizer.pad_token_id, left)
         batch = {"input_ids": ids, "attention_mask": mask, **batch}
         return BatchFeature(batch | {name: values for name, values in given.items() if values is not None})
 

@@ -103,7 +103,7 @@ class PPlugCollator:
         if isinstance(query[0], Tensor):
             batch["query"] = torch.stack(query)
         if not self.processor.is_encoder_decoder:
-            prompts = self.processor(text=text, max_length=self.max_length)
+            prompts = self.processor(text=text, persona=None, max_length=self.max_length)
             batch |= {_PROMPT + name: values for name, values in prompts.items()}
         return batch
 

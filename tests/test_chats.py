@@ -2,6 +2,7 @@
 
 import logging
 import random
+from functools import partial
 
 import bench_data
 import pytest
@@ -22,6 +23,7 @@ from pplug_hf.methods.prompts import RetrievalPrompt, persona_positions
 from pplug_hf.methods.resources import Decoding, Resources
 from pplug_hf.methods.selection import SelectionModel, TextForm
 from pplug_hf.methods.selector import texts_of
+from pplug_hf.modeling import encoders
 from pplug_hf.serving.prompts import prompt_row
 
 BOT, USER, SYSTEM = "<bot>", "<user>", "<system>"
@@ -92,6 +94,45 @@ def test_a_batch_to_train_on():
     assert processor.answer_ids(["moon"]) == [ids("moon <eos>")]
 
 
+def texts_that_weight(monkeypatch, call, **batch):
+    """Return what a call of a model asks its query encoder."""
+    asked, embed = [], encoders.embed
+
+    def spy(encoder, texts, prompt, **options):
+        asked.extend(texts if options.get("task") == "query" else ())
+        return embed(encoder, texts, prompt, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoders, "embed", spy)
+        call(**batch)
+    return asked
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_persona_that_comes_with_the_call_is_weighted_by_the_users_text(family, monkeypatch):
+    model = tiny.model(family, train_input_encoder=False)
+    processor = made(family=family, system="good night")
+    texts, personas = ["the sea", TEXT], [tiny.HISTORY] * 2
+    past = [{"role": "user", "content": "moon"}, {"role": "assistant", "content": "cold"}]
+    talks = [[*past, {"role": "user", "content": text}] for text in texts]
+    batches = [processor(texts), processor.apply_chat_template(talks, add_generation_prompt=True)]
+    lesson, generate = processor(texts, labels=["moon", "cold"]), partial(model.generate, max_new_tokens=1)
+    for given, batch in ((model, lesson), *((generate, batch) for batch in batches)):
+        assert texts_that_weight(monkeypatch, given, **batch, persona=personas) == texts
+        assert texts_that_weight(monkeypatch, given, **batch, persona=personas, query=["rain", "snow"]) == [
+            "rain",
+            "snow",
+        ]
+        assert texts_that_weight(monkeypatch, given, **batch) == []  # nobody
+    cut = processor([TEXT], max_length=10)
+    assert texts_that_weight(monkeypatch, generate, **cut, persona=tiny.HISTORY) == ["write about moon"]
+
+
+def test_a_persona_that_is_nobody_needs_no_text():
+    assert "query_mask" not in made()([TEXT], persona=None) and "query_mask" not in made()([TEXT], query=TEXT)
+    assert "query_mask" not in PPlugProcessor(tiny.tokenizer("llama"))([TEXT])
+
+
 def test_what_is_too_long_loses_the_middle_of_its_text(caplog, monkeypatch):
     logging.Logger.warning_once.cache_clear()
     for name in ("transformers", "pplug_hf"):
@@ -154,7 +195,8 @@ def test_a_system_text_arrives_although_the_user_says_the_same():
 def test_a_served_chat_begins_as_a_text_does(template, system):
     processor, config = made(template, system=system, placement="answer"), tiny.backbone("llama").config
     chat = [{"role": "user", "content": "the sea"}]
-    assert prompt_row(processor, config, chat) == prompt_row(processor, config, "the sea")
+    served, text = prompt_row(processor, config, chat), prompt_row(processor, config, "the sea")
+    assert (served.ids, served.position) == (text.ids, text.position)
 
 
 PARTS = PLAIN.replace(

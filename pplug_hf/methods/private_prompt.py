@@ -89,7 +89,7 @@ class PrivatePrompt(PrivateWeights):
 
     def loss(self, prompts: Sequence[str], answers: Sequence[str], max_length: int, max_answer_length: int) -> Tensor:
         batch = self.processor(
-            text=prompts, labels=answers, max_length=max_length, max_target_length=max_answer_length
+            text=prompts, persona=None, labels=answers, max_length=max_length, max_target_length=max_answer_length
         ).to(device=self.model.prompt.device)
         return self.model(**batch).loss
 

@@ -190,7 +190,7 @@ class Lora(PrivateWeights):
     def loss(self, prompts: Sequence[str], answers: Sequence[str], max_length: int, max_answer_length: int) -> Tensor:
         model = self.language_model
         batch = self.processor(
-            text=prompts, labels=answers, max_length=max_length, max_target_length=max_answer_length
+            text=prompts, persona=None, labels=answers, max_length=max_length, max_target_length=max_answer_length
         ).to(device=model.device)
         targets: Tensor = batch.pop("labels")
         batch.pop("persona_position", None)

@@ -294,7 +294,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Args:
             plug: None for the active plug, a name for all rows, or a name or None (no plug) per row.
             persona, query, strength: as in `forward`.
-            ids, mask, labels: of the prompts, whose texts stand in for a query that is not given.
+            ids, labels: of the prompts, whose texts stand in for a query that is not given.
+            mask: [B, T], ones at the tokens of these texts.
         """
         B, names, personalizer = len(ids), None, None
         if isinstance(plug, list | tuple):
@@ -327,6 +328,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         plug: str | Sequence[str | None] | None,
         persona: Personas,
         query: Query | None,
+        query_mask: Tensor | None,
         strength: Strength | None,
         position: Tensor | None,
         labels: Tensor | None = None,
@@ -335,7 +337,12 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         backbone = self._attached() if self.backbone is None else self.backbone
         ids = checked_ids(ids, mask, labels, aligned=not self.config.is_encoder_decoder)
         mask = torch.ones_like(ids) if mask is None else mask.long()
-        soft_prompt = self._soft_prompts(plug, persona, query, strength, ids, mask, labels)
+        if query_mask is not None and query_mask.shape != ids.shape:
+            raise MismatchError(
+                f"query_mask must be of input_ids' shape, {list(ids.shape)}, got {list(query_mask.shape)}."
+            )
+        asked = mask if query_mask is None else mask * query_mask.to(mask)
+        soft_prompt = self._soft_prompts(plug, persona, query, strength, ids, asked, labels)
         where = {"labels": labels, "position": position, "reading": self._reading, "limit": self._position_limit}
         return insert(backbone, soft_prompt, ids, mask, **where)
 
@@ -350,6 +357,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         plug: str | Sequence[str | None] | None = None,
         num_items_in_batch: Tensor | int | None = None,
         persona_strength: Strength | None = None,
+        query_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | Seq2SeqLMOutput:
         """Compute logits, and the loss of equation (6) if there are labels.
@@ -359,7 +367,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             attention_mask: [B, T], ones at real tokens; padding may be on either side.
             labels: [B, L] answers (encoder-decoder) or [B, T] (causal), -100 where there is nothing to predict.
             persona: one history, [`Persona`] or None per row. None is a user without history.
-            query: one per row, which weights the history: texts, or vectors [B, D]. Default: the prompt.
+            query: one per row, which weights the history: texts, or vectors [B, D]. Default: the prompt, or what `query_mask`
+                shows of it.
             persona_position: [B], number of prompt tokens in front of the prefix. Default: what the plug's placement says.
             plug: name of the loaded plug to use, or one name per row, None for a row without any plug. Default: the
                 active plug.
@@ -367,6 +376,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                 labels here.
             persona_strength: one for all rows or one per row: 0 answers as for a user without history, 1 (the default) as
                 trained, more than 1 exaggerates the user. P_a = P_0 + a (P - P_0).
+            query_mask: [B, T], ones at the part of each prompt that stands in for its query: of a chat, the user's text.
             **kwargs: for the backbone's forward.
 
         Returns:
@@ -376,7 +386,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             batch that predicts a label to the last.
         """
         self._attached()
-        who = plug, persona, query, persona_strength, persona_position
+        who = plug, persona, query, query_mask, persona_strength, persona_position
         inserted = self._insert(input_ids, attention_mask, *who, labels)
         if self.training:
             kwargs.setdefault("use_cache", False)
@@ -418,6 +428,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         attention_mask: Tensor | None = None,
         persona: Personas = None,
         query: Query | None = None,
+        query_mask: Tensor | None = None,
         persona_strength: Strength | None = None,
         persona_position: Tensor | None = None,
         plug: str | Sequence[str | None] | None = None,
@@ -431,7 +442,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Args:
             input_ids: [B, T] prompts, padded on either side.
             attention_mask: [B, T]. Default: as in transformers, padding is where the pad token is, unless that is EOS, too.
-            persona, query, persona_strength, persona_position, plug: as in `forward`.
+            persona, query, query_mask, persona_strength, persona_position, plug: as in `forward`.
             generation_config: default `model.generation_config`.
             prompt_cache: with `placement="answer"`, take what is in front of the soft prompts from here: the states of a prompt
                 are the same for every user, and those of a conversation go on in its next turn. Answers are the same
@@ -450,7 +461,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
         if attention_mask is None and isinstance(input_ids, Tensor):
             attention_mask = inferred_mask(input_ids, {**settings.to_dict(), **kwargs})
-        who = plug, persona, query, persona_strength, persona_position
+        who = plug, persona, query, query_mask, persona_strength, persona_position
         inserted = self._insert(input_ids, attention_mask, *who)
         cache = self.prompt_cache if prompt_cache is None else prompt_cache
         if cache is not None:
