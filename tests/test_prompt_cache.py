@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from reference import close
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.backbone import freeze_backbone
@@ -350,6 +351,41 @@ def test_a_backbone_that_remembers_otherwise_is_refused_once(name, caplog):
     assert len([r for r in caplog.records if "does not work with a prompt cache" in r.message]) == 1
     with pytest.raises(ConfigurationError, match=type(backbone).__name__):
         cache.states(backbone, ROWS)
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.0],
+    "long_factor": [4.0, 8.0],
+    "original_max_position_embeddings": 8,
+}
+ROPES = {
+    "phi3": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 8},
+    "llama": {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 8},
+    "gemma3_text": {
+        "rope_parameters": {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}},
+    },
+    "mistral": {"rope_parameters": {"rope_type": "linear", "factor": 2.0}},
+}
+
+
+@pytest.mark.parametrize("family", ROPES)
+def test_a_backbone_whose_positions_depend_on_the_length_is_refused(family, caplog):
+    """The states of a text that is longer than some length differ from those that its beginning had."""
+    shape = {"vocab_size": len(tiny.VOCABULARY), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4, "pad_token_id": tiny.PAD}
+    config = AutoConfig.for_model(family, **shape, **ROPES[family])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = AutoModelForCausalLM.from_config(config).eval()
+    freeze_backbone(backbone)
+    cache = PromptCache()
+    if family == "mistral":
+        check(backbone, cache, [STEM])
+        check(backbone, cache, [[*STEM, *range(20, 30)]])
+    else:
+        assert not cache.fits(backbone)
+        assert "depend on the length" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,20 @@ class EncoderStates:
         yield got, backbone(input_ids=ids, **options).logits
 
 
+def _rope_types(settings: Mapping[str, Any], of_rope: bool = False) -> Iterator[str]:
+    """Yield the kinds of rotary positions in a configuration, those of layer types and of nested models, too."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _rope_types(value, of_rope or name in ("rope_parameters", "rope_scaling"))
+        elif of_rope and name in ("rope_type", "type") and isinstance(value, str):
+            yield value
+
+
+def _depends_on_length(rope_type: str) -> bool:
+    """Return True for kinds that change all angles once a text is longer than some length; a few tokens do not show it."""
+    return rope_type in ("longrope", "su") or "dynamic" in rope_type  # as transformers' `dynamic_rope_update`
+
+
 @torch.no_grad()
 def find_states(backbone: PreTrainedModel) -> CausalStates | EncoderStates:
     """Find out on a few tokens how the states of a backbone are kept.
@@ -146,8 +160,10 @@ def find_states(backbone: PreTrainedModel) -> CausalStates | EncoderStates:
 
     Raises:
         ValueError: they cannot be; the message says why. So it is where layers remember otherwise than by keys and values
-            (Mamba, linear attention), or padding changes the answers.
+            (Mamba, linear attention), padding changes the answers, or the states of a text change as it grows.
     """
+    if grows := sorted(filter(_depends_on_length, _rope_types(backbone.config.to_dict()))):
+        raise ValueError(f"its rotary positions depend on the length of the whole text: rope_type {grows[0]!r}")
     states = EncoderStates() if backbone.config.is_encoder_decoder else CausalStates()
     ids = sample_words(backbone, word_embeddings(backbone)).to(word_embeddings(backbone).weight.device)  # [B, 6]
     mask = torch.ones_like(ids)
