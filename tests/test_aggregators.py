@@ -9,7 +9,7 @@ from bench_data import SHELVES, write_data
 from reference import close
 from safetensors.torch import load_file
 
-from pplug_hf import PPlugConfig, PPlugModel
+from pplug_hf import Persona, PPlugConfig, PPlugModel
 from pplug_hf.cli import main
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.modeling.aggregators import AGGREGATORS, Aggregator, Attention, Items, Mean, register_aggregator
@@ -126,6 +126,40 @@ def test_an_aggregator_of_ones_own_sees_how_old_items_are(halving):
     for persona in (DATED, model.encode_persona(DATED)):
         close(model.persona_weights([persona, []])[0], expected / expected.sum(), 1e-5)
         close(model.persona_weights(persona)[0], expected / expected.sum(), 1e-5)
+
+
+@pytest.fixture
+def recent(monkeypatch):
+    """Ages where there are dates, and equal weights where there are none."""
+    monkeypatch.setattr("pplug_hf.modeling.aggregators.AGGREGATORS", dict(AGGREGATORS))
+
+    @register_aggregator("recent")
+    class Recent(Aggregator):
+        needs_query, needs_ages = False, True
+
+        def forward(self, queries, items):
+            scores = items.mask.float() if items.ages is None else items.mask * 0.5 ** (items.ages / 365)
+            return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-9)
+
+    return Recent
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+@pytest.mark.parametrize("gradients", [True, False])  # without, projections are remembered
+def test_a_users_weights_do_not_depend_on_who_else_is_in_the_batch(recent, encoded, gradients):
+    model = tiny.model("gpt2", aggregator="recent", item_template="{text}")
+    undated = [{"text": text} for text in tiny.HISTORY]
+    users = [DATED, undated, [], DATED[1:], undated[2:], *[DATED] * 17]
+    users = model.encode_persona(users) if encoded else users
+    users.append(Persona(torch.zeros(0, 12), model.personalizer.spec))  # of nobody, who has no dates
+    with torch.set_grad_enabled(gradients):
+        together = model.personalizer(users).embeddings
+        alone = torch.cat([model.personalizer([user]).embeddings for user in users])
+    close(together, alone)
+    weights = model.persona_weights(users)
+    assert weights[1].tolist() == [0.25] * 4 and weights[0, 3] > 0.4
+    for row, user in zip(weights, users, strict=True):
+        close(row[: len(user)], model.persona_weights(user)[0])
 
 
 def test_an_aggregator_of_ones_own_is_saved_loaded_and_trained(halving, tmp_path):

@@ -30,7 +30,7 @@ class Items(NamedTuple):
 
     vectors: Tensor  # [S, D]
     mask: Tensor  # [B, S], which of them belong to each row
-    ages: Tensor | None = None  # [S] days between each item and the newest of its history; None if a date is missing
+    ages: Tensor | None = None  # [S] days between each item and the newest of its history; None if dates are missing
 
 
 class Aggregator(nn.Module, ABC):
@@ -41,7 +41,7 @@ class Aggregator(nn.Module, ABC):
     """
 
     needs_query: ClassVar[bool] = True  # False: queries are neither encoded nor handed over
-    needs_ages: ClassVar[bool] = False  # True: `items.ages` is there where every item has a date
+    needs_ages: ClassVar[bool] = False  # True: `items.ages` is there for histories of dated items
 
     def __init__(self, config: PPlugConfig):
         super().__init__()

@@ -51,21 +51,25 @@ Histories = Sequence[Tensor] | Sequence[Group]
 
 
 def batch_histories(
-    histories: Histories, hidden: Sequence[Tensor] | None = None, ages: Sequence[Tensor] | None = None
+    histories: Histories, hidden: Sequence[Tensor] | None = None, ages: Sequence[Tensor | None] | None = None
 ) -> Sequence[Group]:
     """Return the histories of a batch as the groups of rows that a plug works on; groups come back as they are.
 
     Args:
         histories: B matrices [N_b, D] of item vectors.
         hidden: their hidden vectors [N_b, M], if both come from `PersonaPlug.project`.
-        ages: of their items [N_b], in days.
+        ages: of their items [N_b], in days; None for a row without. A row's weights must not depend on whether others have
+            some, so those with and without are in different groups.
     """
     if isinstance(histories[0], Group):
         return histories  # type: ignore[return-value]
-    groups = []
-    for start in range(0, len(histories), GROUP):
-        rows = slice(start, start + GROUP)
-        groups.append(_group(histories[rows], hidden and hidden[rows], ages and ages[rows]))
+    groups, start = [], 0
+    for end in range(1, len(histories) + 1):
+        differ = ages is not None and end < len(ages) and (ages[start] is None) != (ages[end] is None)
+        if end == len(histories) or end - start == GROUP or differ:
+            rows = slice(start, end)
+            groups.append(_group(histories[rows], hidden and hidden[rows], ages and ages[rows]))
+            start = end
     return groups
 
 
@@ -78,7 +82,8 @@ def _group(histories: Any, hidden: Any, ages: Any) -> Group:
     user = torch.arange(len(users)).repeat_interleave(lengths, output_size=len(items))  # [S]
     mask = torch.tensor([users[history] for history in histories])[:, None] == user  # [B, S]
     known = hidden and _join(dict(zip(histories, hidden, strict=True)).values())  # [S, M]
-    days = ages and _join(dict(zip(histories, ages, strict=True)).values())  # [S]
+    dated = ages and ages[0] is not None
+    days = _join(dict(zip(histories, ages, strict=True)).values()) if dated else None  # [S]
     return Group(Items(items, mask.to(items.device), days), known)
 
 
@@ -89,9 +94,12 @@ def _join(parts: Iterable[Tensor]) -> Tensor:
 
 def pair_queries(queries: Tensor | None, histories: Histories) -> list[tuple[Tensor | None, Group]]:
     """Return every group of rows with its queries [B, D]."""
-    groups = batch_histories(histories)
-    parts = [None] * len(groups) if queries is None else queries.split(GROUP)
-    return list(zip(parts, groups, strict=True))
+    pairs, start = [], 0
+    for group in batch_histories(histories):
+        end = start + len(group.items.mask)
+        pairs.append((None if queries is None else queries[start:end], group))
+        start = end
+    return pairs
 
 
 def weigh(plug: Plug, queries: Tensor | None, group: Group) -> Weighted:

@@ -28,7 +28,7 @@ LIMIT = 2**28  # bytes; a batch that needs more is computed piece by piece, and 
 
 def get_or_compute(
     plug: PersonaPlug, items: Sequence[Persona | Tensor]
-) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor] | None]:
+) -> tuple[list[Tensor], list[Tensor] | None, list[Tensor | None] | None]:
     """Return the items of histories as `batch_histories` takes them.
 
     Args:
@@ -38,12 +38,13 @@ def get_or_compute(
     Returns:
         Item vectors [N, D] on the plug's device and in its dtype; their hidden vectors [N, M]; their ages in days [N].
         None in place of the hidden vectors where gradients are needed, weights are not whole (sharded over processes),
-        or memory would not do; None in place of the ages unless the plug asks for them and every item has a time.
+        or memory would not do; None in place of the ages unless the plug asks for them, and of a row's whose items lack
+        times.
     """
     users: Any = list(dict.fromkeys(items))
     ages = None
-    if plug.aggregator.needs_ages and all(isinstance(u, Persona) and u.timestamps is not None for u in users):
-        made_ages = {user: _ages(user).to(plug.no_persona) for user in users}
+    if plug.aggregator.needs_ages:
+        made_ages = {user: _ages(user, plug.no_persona) for user in users}
         ages = [made_ages[user] for user in items]
     if all(isinstance(user, Persona) for user in users) and _may_remember(plug, users):
         known = dict(zip(users, _caches.setdefault(plug, _Cache()).of(plug, users), strict=True))
@@ -52,10 +53,13 @@ def get_or_compute(
     return [vectors[user] for user in items], None, ages
 
 
-def _ages(persona: Persona) -> Tensor:
-    """Days between each item and the newest of its history, [N]."""
-    assert persona.timestamps is not None
-    return (persona.timestamps.max() - persona.timestamps) / 86400 if len(persona) else persona.timestamps
+def _ages(user: Persona | Tensor, like: Tensor) -> Tensor | None:
+    """Return the days between each item and the newest of its history, [N]; None where times are missing."""
+    if not len(user):
+        return like.new_zeros(0)
+    if not isinstance(user, Persona) or user.timestamps is None:
+        return None
+    return ((user.timestamps.max() - user.timestamps) / 86400).to(like)
 
 
 def _may_remember(plug: PersonaPlug, users: Sequence[Persona]) -> bool:
