@@ -19,7 +19,6 @@ from .errors import ConfigurationError, DataError, MismatchError, kind_of
 
 if TYPE_CHECKING:
     from .modeling import PPlugForConditionalGeneration
-    from .modeling.plugs import LoadedPlug
     from .processing import PPlugProcessor
 
 TASK = "personalized-text-generation"
@@ -195,16 +194,13 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         """Return the name of the plug that writes a prompt: the active one, if a row has none or names one that is not there."""
         return plug if isinstance(plug, str) and plug in self.model.plugs else self.model.active_plug
 
-    def _loaded(self, name: str) -> LoadedPlug:
-        return self.model._current() if name == self.model.active_plug else self.model._plugs[name]
-
     def _processor_of(self, name: str) -> PPlugProcessor:
         """Return the processor of a plug: each writes prompts, and stands in them, as its training did."""
         from .processing import PPlugProcessor
 
         if name == self._served:
             return self.processor
-        loaded = self._loaded(name)
+        loaded = self.model._loaded(name)
         return PPlugProcessor.from_config(loaded.personalizer.config, loaded.tokenizer or self.tokenizer)
 
     def _forward(self, model_inputs: dict[str, Any], **generate_kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -224,7 +220,7 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         chosen = {**getattr(self, "_generate_kwargs", {}), **given}
         if "eos_token_id" in chosen or getattr(chosen.get("generation_config"), "eos_token_id", None) is not None:
             return [([*range(len(requests))], {})]
-        ends = [self._loaded(one.writer).generation_config.eos_token_id for one in requests]
+        ends = [self.model._loaded(one.writer).generation_config.eos_token_id for one in requests]
         distinct = [end for i, end in enumerate(ends) if end not in ends[:i]]
         return [([i for i, own in enumerate(ends) if own == end], {"eos_token_id": end}) for end in distinct]
 

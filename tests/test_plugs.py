@@ -106,6 +106,22 @@ MIXES = [
 ]
 
 
+def test_each_generates_by_its_own_settings(model, family):
+    names, inputs = [*model.plugs][:2], inputs_of(family)
+    for length, name in enumerate(names, 3):
+        model.set_plug(name)
+        model.generation_config.max_new_tokens = length
+    asked = {"persona": [tiny.HISTORY] * len(tiny.PROMPTS), "query": tiny.PROMPTS, "min_new_tokens": 3}
+    start = inputs["input_ids"].shape[1] if family in tiny.CAUSAL else 1
+    for active in names:
+        model.set_plug(active)
+        for length, name in enumerate(names, 3):
+            for given in (name, [name] * len(tiny.PROMPTS), [None, *[name] * (len(tiny.PROMPTS) - 1)]):
+                assert model.generate(**inputs, **asked, plug=given).shape[1] <= start + length
+        long = model.generate(**inputs, **asked | {"min_new_tokens": 4}, plug=names[1])
+        assert long.shape[1] == start + 4, "those of the plug that is named"
+
+
 @pytest.mark.parametrize("names", MIXES, ids=str)
 def test_rows_with_plugs_of_their_own_equal_one_by_one(model, folders, family, names):
     """Generation and loss, with vectors and texts as requests; None is the bare backbone."""

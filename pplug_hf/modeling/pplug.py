@@ -255,6 +255,16 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Return the active plug with the tokenizer and the settings that it has now."""
         return LoadedPlug(self.personalizer, self.tokenizer, self.generation_config)
 
+    def _loaded(self, name: str) -> LoadedPlug:
+        """Return a plug by its name."""
+        return self._current() if name == self.active_plug else self._plugs[name]
+
+    def _asked(self, plug: str | Sequence[str | None] | None) -> LoadedPlug:
+        """Return the plug that all rows name which name one, as far as it is loaded; else the active plug."""
+        names = {plug} if plug is None or isinstance(plug, str) else set(plug) - {None}
+        name = names.pop() if len(names) == 1 else None
+        return self._loaded(name if name is not None and name in self._plugs.loaded else self.active_plug)
+
     def _personalizer(self, name: str | None) -> Personalizer:
         """Return the plug of that name, or the active one, on the backbone's device."""
         if not name or name == self._plugs.active:
@@ -443,7 +453,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             input_ids: [B, T] prompts, padded on either side.
             attention_mask: [B, T]. Default: as in transformers, padding is where the pad token is, unless that is EOS, too.
             persona, query, query_mask, persona_strength, persona_position, plug: as in `forward`.
-            generation_config: default `model.generation_config`.
+            generation_config: default: the plug's own, or the active plug's if rows name several.
             prompt_cache: with `placement="answer"`, take what is in front of the soft prompts from here: the states of a prompt
                 are the same for every user, and those of a conversation go on in its next turn. Answers are the same
                 as without. Default: `model.prompt_cache`.
@@ -456,9 +466,10 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         backbone = self._attached() if self.backbone is None else self.backbone
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        settings = copy.deepcopy(generation_config or self.generation_config)
+        own = self._asked(plug).generation_config
+        settings = copy.deepcopy(generation_config or own)
         if generation_config is not None:
-            settings.update(**self.generation_config.to_dict(), defaults_only=True)  # completes a partial one
+            settings.update(**own.to_dict(), defaults_only=True)  # completes a partial one
         if attention_mask is None and isinstance(input_ids, Tensor):
             attention_mask = inferred_mask(input_ids, {**settings.to_dict(), **kwargs})
         who = plug, persona, query, query_mask, persona_strength, persona_position

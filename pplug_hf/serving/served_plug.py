@@ -20,7 +20,7 @@ class ServedPlug:
     """
 
     def __init__(self, model: PPlugForConditionalGeneration, name: str, tokenizer: PreTrainedTokenizerBase):
-        plug = model._current() if name == model.active_plug else model._plugs[name]
+        plug = model._loaded(name)
         self.processor = PPlugProcessor.from_config(plug.personalizer.config, plug.tokenizer or tokenizer)
         self.settings: GenerationConfig = copy.deepcopy(plug.generation_config)
         self.settings.update(do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50)
