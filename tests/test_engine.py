@@ -237,6 +237,7 @@ def with_own_words(folder, prompt):
     for seed, template in enumerate((TEMPLATE + "<bot>", TEMPLATE)):
         words = tiny.tokenizer("qwen3")
         words.chat_template = template
+        torch.manual_seed(seed)  # of the weights that are drawn with the plug
         made.append(tiny.from_backbone(backbone, tiny.shared_encoder(), tokenizer=words))
         tiny.randomise(made[-1].plug, seed)
     model, second = made
