@@ -259,9 +259,9 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         """Return a plug by its name."""
         return self._current() if name == self.active_plug else self._plugs[name]
 
-    def _asked(self, plug: str | Sequence[str | None] | None) -> LoadedPlug:
+    def _asked(self, plug: str | Sequence[str | None]) -> LoadedPlug:
         """Return the plug that all rows name which name one, as far as it is loaded; else the active plug."""
-        names = {plug} if plug is None or isinstance(plug, str) else set(plug) - {None}
+        names = {plug} if isinstance(plug, str) else set(plug) - {None}
         name = names.pop() if len(names) == 1 else None
         return self._loaded(name if name is not None and name in self._plugs.loaded else self.active_plug)
 
@@ -466,7 +466,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         backbone = self._attached() if self.backbone is None else self.backbone
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
-        own = self._asked(plug).generation_config
+        own = self.generation_config if plug is None else self._asked(plug).generation_config
         settings = copy.deepcopy(generation_config or own)
         if generation_config is not None:
             settings.update(**own.to_dict(), defaults_only=True)  # completes a partial one
