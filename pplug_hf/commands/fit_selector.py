@@ -42,9 +42,8 @@ def train(job: FitJob) -> Artefact:
     job, pool = _with_pool(job)
     options, resources = job.options, job.resources
     select, held = _questions(job)
-    runner = Runner(
-        resources, [*select, *held], job.train
-    )  # of which rows with counts take what their plug has not seen
+    # Of the whole train split, rows with counts take what their plug has not seen.
+    runner = Runner(resources, [*select, *held], job.train)
     runner.check({row: [method] for row, method in pool.items()})
     encoder = resources.encoder(None if resources.retriever else next(iter(resources.plugs.values()))[0])
     form = TextForm(order=options.order, length=options.text_length)
