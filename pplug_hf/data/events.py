@@ -215,7 +215,8 @@ def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[st
         if frame[role].map(lambda value: isinstance(value, list | dict)).any():
             raise DataError(f"The column {column!r} holds lists or objects, not texts; the columns are {there}.")
         if role != "time":
-            frame[role] = frame[role].map(_text)
+            values = frame[role].astype(object)  # of any kind: what is missing is None
+            frame[role] = values.where(values.notna(), None).map(_text)
     blank = {c: ((frame[r] == "") | frame[r].isna()).to_numpy(dtype=bool) for r, c in named.items()}
     notes = [
         f"{int(n.sum()):,} of {len(frame):,} events without {c!r} are left out." for c, n in blank.items() if n.any()
@@ -230,7 +231,7 @@ def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[st
 
 def _text(value: object) -> str:
     """Return a value as text; a whole number that pandas made a float, because others are missing, is whole again."""
-    if require("pandas", "train", "A log of events").isna(value):
+    if value is None or value != value:
         return ""
     (text,) = whole_texts([str(int(value) if isinstance(value, float) and value.is_integer() else value)])
     return text.strip()
