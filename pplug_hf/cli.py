@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 # command -> (module, settings, function, one line)
 _COMMANDS = {
-    "demo": (
-        "demo",
-        "DemoSettings",
-        "demo",
-        "train, compare, save and reload a tiny plug, offline, in about a minute",
-    ),
+    "demo": ("demo", "DemoSettings", "demo", "train, compare, save and reload a tiny plug, offline, in a minute"),
     "train": ("train", "TrainSettings", "train", "train a plug on questions and histories"),
     "evaluate": ("evaluate", "EvaluateSettings", "evaluate", "compare a plug with its ablations and baselines"),
     "bench": ("bench", "BenchSettings", "bench", "compare any methods, with and without plugs; resumes after a kill"),
