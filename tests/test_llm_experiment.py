@@ -21,7 +21,9 @@ from plan import Group, Setting, groups, instruction, short, tuned
 from run import Board
 from training import Personas, Schedule, Trained, batches_of, run, train
 
-from pplug_hf import get_task
+from pplug_hf import FitSettings, get_task
+from pplug_hf.data.examples import read_examples
+from pplug_hf.data.histories import three_way_split
 from pplug_hf.data.records import Example
 from pplug_hf.modeling.encoders import item_texts
 
@@ -289,6 +291,17 @@ def test_one_history_for_everybody_is_that_of_the_training_in_every_split(data, 
         (history,) = Personas(corpus, split, "cpu").everybody("main", 5)
         torch.testing.assert_close(history.items.vectors[0], mean)
         assert history.items.mask.tolist() == [[True]] * 5
+
+
+def test_plugs_for_selectors_know_none_of_the_users_whom_selectors_learn_from(data, tokenizer, tmp_path):
+    _, train = read_examples(data / "LaMP_4", "train")
+    shares = three_way_split(train, FitSettings.select_users, FitSettings.held_users, FitSettings.split_seed)
+    encoder, sizes = tiny.shared_encoder(), Sizes(1000, 1000, 6)
+    corpus = Corpus(data, "LaMP_4", encoder, tokenizer, tmp_path, sizes, for_selectors=True)
+    assert set(corpus.users("all")) == {e.user for e in shares.fit}
+    assert set(corpus.users("val")) == {e.user for e in shares.held}
+    usual = Corpus(data, "LaMP_4", encoder, tokenizer, tmp_path, sizes)
+    assert {e.user for e in shares.select} & set(usual.users("all"))
 
 
 def test_questions_are_divided_by_what_training_had_and_by_history():

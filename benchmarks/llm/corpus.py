@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 
 from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.examples import read_examples
-from pplug_hf.data.histories import history_examples, split_users
+from pplug_hf.data.histories import history_examples, split_users, three_way_split
 from pplug_hf.data.records import Example
 from pplug_hf.data.synthetic import synthetic_examples
 from pplug_hf.data.vectors import VectorStore
@@ -74,6 +74,8 @@ class Corpus:
         tokenizer: of the language model, with a chat template.
         work: folder for vectors and rankings.
         sizes: of its splits.
+        for_selectors: learn from the users alone from whom `pplug-hf fit` trains retrievers, and validate on those on whom it
+            does: so a selector can have the plugs in its pool.
     """
 
     folder: Path
@@ -82,13 +84,17 @@ class Corpus:
     tokenizer: Any
     work: Path
     sizes: Sizes = field(default_factory=Sizes)
+    for_selectors: bool = False
 
     def __post_init__(self) -> None:
         self.task: Task
         self.task, questions = read_examples(self.folder / self.name, "train")
         held_out = [read_examples(self.folder / self.name, split, self.task)[1] for split in ("dev", "test")]
         self.others = [e for split in held_out for e in split]
-        self.questions, val = split_users(questions, VALIDATION_USERS, SPLIT_SEED, nearest=True)
+        if self.for_selectors:
+            self.questions, _, val = three_way_split(questions)
+        else:
+            self.questions, val = split_users(questions, VALIDATION_USERS, SPLIT_SEED, nearest=True)
         self.splits = {
             "val": _some(val, self.sizes.val),
             "dev": held_out[0][: self.sizes.test],

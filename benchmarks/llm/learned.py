@@ -48,6 +48,13 @@ def main() -> None:
     parser.add_argument(
         "--plugs", nargs="+", default=[], help="plugs to compare with, as in bench: NAME=FOLDER,FOLDER"
     )
+    parser.add_argument(
+        "--pool-plugs",
+        nargs="+",
+        default=[],
+        help="plugs that selectors choose, too, as in --plugs: of `run.py --for-selectors`, so that they know none of the users "
+        "whom selectors learn from",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="of each method (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=1500, help="to train on (default: %(default)s)")
     parser.add_argument("--split", default="test", help="split to answer (default: %(default)s)")
@@ -97,7 +104,7 @@ class Rivals:
             own |= {"encoder": args.encoder, "rewards": str(args.output / "rewards")}
         elif method.startswith("rspg"):
             own |= {"encoder": args.encoder, "answers": str(args.output / "answers")}
-            own |= {"pool": self.pool(), "trained": self.named("ropg", first=True)}
+            own |= {"pool": self.pool(), "trained": self.named("ropg", first=True), "plugs": args.pool_plugs or None}
         elif method == "oppu":
             own["task_loras"] = str(args.output / "task-loras")
         if args.smoke:
@@ -108,7 +115,8 @@ class Rivals:
     def pool(self) -> list[str]:
         """Return the rows that selectors choose among."""
         names = ["bm25", "recency", "dense", *(name for name in self.trained if name.startswith("ropg"))]
-        return ["no-persona", *(f"{name}@4" + ":turns" * self.turns for name in names)]
+        retrieved = [f"{name}@4" + ":turns" * self.turns for name in names]
+        return ["no-persona", *retrieved, *names_of(self.args.pool_plugs)]
 
     def named(self, kind: str = "", first: bool = False) -> list[str]:
         """Return what is trained as NAME=FOLDER,FOLDER."""
@@ -149,6 +157,11 @@ class Rivals:
         return best
 
 
+def names_of(plugs: list[str]) -> list[str]:
+    """Return the names of plugs that are given as NAME=FOLDER,FOLDER."""
+    return [plug.partition("=")[0] for plug in plugs]
+
+
 def trial_of(method: str, rate: float) -> str:
     """Return the folder of a learning rate's trial."""
     return f"{method}-rate-{rate:g}"
@@ -187,9 +200,10 @@ def run(rivals: Rivals) -> None:
                 *[f"{name}:wrong-user"] * (name in ("ftp", "oppu")),
                 *[f"{name}:no-history"] * (name == "oppu"),
             ]
-    plugs = [plug.partition("=")[0] for plug in args.plugs]
+    plugs = names_of(args.plugs)
     rows += [row for plug in plugs for row in (f"{plug}:wrong-user", plug)]
-    given: dict[str, Any] = {"rows": rows, "trained": rivals.named(), "plugs": args.plugs or None, "split": args.split}
+    given: dict[str, Any] = {"rows": rows, "trained": rivals.named(), "split": args.split}
+    given["plugs"] = [*args.plugs, *args.pool_plugs] or None
     given |= {"oracle": ["pool=" + ",".join(rivals.pool())]} if "rspg-pre" in rivals.trained else {}
     given |= {"retriever": args.encoder, "reference": plugs[0] if plugs else "dense@4"}
     settings = BenchSettings(output=str(rivals.place / "bench"), **given, **rivals.shared)

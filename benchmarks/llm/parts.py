@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from corpus import TASKS, Corpus
-from run import sizes_of
-from tables import answers_of, compared, load, nats_of, rows_of, scores_of
+from corpus import TASKS
+from tables import answers_of, asked, compared, load, nats_of, rows_of, scores_of
 
 from pplug_hf import read_lamp
 from pplug_hf.data.records import Example
@@ -51,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     about, found = load(args.results)
     found = [group for group in found if group["group"].startswith(f"{args.task}-")]
-    corpus = Corpus(args.data, args.task, None, None, args.results, sizes_of(about["smoke"]))
+    corpus = asked(args.data, args.task, about)
     task, train = read_lamp(args.data / args.task, "train")
     divide, val = {"seen": by_seen, "history": by_history}[args.by], rows_of(found, "val")
     for split in ("dev", "test"):

@@ -38,7 +38,7 @@ from pplug_hf.evaluation.predictions import git_commit
 from pplug_hf.modeling.encoders import freeze_encoder, load_encoder
 from pplug_hf.storage.files import atomic_write, write_text
 
-KEPT = ("pplug",)  # plugs that are saved
+KEPT = ("pplug", "pplug-k8")  # plugs that are saved
 
 
 class Board:
@@ -175,7 +175,8 @@ def work(args: argparse.Namespace) -> None:
     def corpus(task: str) -> Corpus:
         if task not in corpora:
             sizes = sizes_of(args.smoke)
-            corpora[task] = Corpus(args.data, task, encoder, tokenizer, args.output / "work", sizes)
+            work = args.output / "work"
+            corpora[task] = Corpus(args.data, task, encoder, tokenizer, work, sizes, args.for_selectors)
         return corpora[task]
 
     schedule = Schedule(args.steps, args.batch_size)
@@ -281,6 +282,7 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
         "backbone": Path(args.backbone).name,
         "dtype": "bfloat16" if cuda or args.bf16 else "float32",
         "compiled": args.compile,
+        "for_selectors": args.for_selectors,
         "smoke": args.smoke,
     }
 
@@ -305,7 +307,8 @@ def lead(args: argparse.Namespace) -> None:
     board = Board(args.output, args.tasks, args.smoke, tuple(args.short), tuple(args.groups))
     now, path = about(args), args.output / "about.json"
     before = json.loads(path.read_text()) if path.is_file() else now
-    if other := [name for name in ("schedule", "backbone", "dtype", "smoke") if before.get(name) != now[name]]:
+    same = ("schedule", "backbone", "dtype", "smoke", "for_selectors")
+    if other := [name for name in same if before.get(name, False) != now[name]]:
         sys.exit(f"{args.output} has results of another {', '.join(other)}: choose another --output.")
     board.clear()
     write_text(path, json.dumps(now, indent=1) + "\n")
@@ -365,6 +368,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="on a CPU, too")
     parser.add_argument(
         "--compile", action="store_true", help="parts of the language model: faster on a CPU with --bf16"
+    )
+    parser.add_argument(
+        "--for-selectors",
+        action="store_true",
+        help="plugs that a selector can have in its pool: they learn from fewer users",
     )
     parser.add_argument("--smoke", action="store_true", help="a few examples and steps of every kind of group")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)

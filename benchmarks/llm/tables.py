@@ -210,6 +210,11 @@ def costs(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def asked(data: Path, task: str, about: Mapping[str, Any]) -> Corpus:
+    """Return the corpus that results come from; it encodes and tokenises nothing."""
+    return Corpus(data, task, None, None, data, sizes_of(about["smoke"]), about.get("for_selectors", False))
+
+
 def main() -> None:
     """Write all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -226,7 +231,7 @@ def main() -> None:
         mine = [group for group in found if group["group"].startswith(f"{folder}-")]
         if not mine:
             continue
-        corpus = Corpus(args.data, folder, None, None, args.output, sizes_of(about["smoke"]))
+        corpus = asked(args.data, folder, about)
         val = rows_of(mine, "val")
         for split in ("dev", "test"):
             rows = rows_of(mine, split)
