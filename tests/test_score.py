@@ -342,7 +342,7 @@ def test_files_that_do_not_fit(tmp_path, capsys, golds, predictions, more, messa
         (None, "There is no file"),
         (b"<!DOCTYPE html>", "is a web page, not JSON"),
         (b'{"task": "LaMP_3", "golds": [', "is not valid JSON, or is cut off"),
-        (gzip.compress(b'{"golds": []}')[:-6], "damaged or cut-off gzip"),
+        (gzip.compress(b'{"golds": []}', mtime=0)[:-6], "damaged or cut-off gzip"),
         (b'[{"id": "1", "output": "3"}]', "must hold an object with the keys 'task' and 'golds'; found list"),
         (b'{"task": "LaMP_3", "golds": [{"id": "1"}]}', "golds: row 0 must have the keys ['id', 'output']"),
         (b'{"task": ["LaMP_3"], "golds": []}', "'task' must be a text such as 'LaMP_3', not list"),
