@@ -218,7 +218,9 @@ def test_one_history_is_drawn_when_asked(world, tmp_path, monkeypatch):
     assert more["dates"] == [item["date"][:10] for item in example.history]
     assert texts == [f"{item['tag']} {item['text']}" for item in example.history]
     assert len(weights) == len(texts) and weights.sum().item() == pytest.approx(1, abs=1e-5)
-    assert (tmp_path / "history-241.png").is_file() and "Private, with the user's texts" in printed
+    picture = tmp_path / "history-241.png"
+    assert picture.read_bytes().startswith(b"\x89PNG") and "Private, with the user's texts" in printed
+    assert picture.stat().st_mode & 0o777 == 0o600
     for change, message in (
         ({"show_history": "no such"}, "There is no question with the id 'no such'"),
         ({"show_history": "200"}, "The history of the question '200' is empty: name another"),
@@ -259,6 +261,44 @@ def test_the_tables_come_back_from_the_predictions_alone(finished, world, tmp_pa
     # The decoding is that of the answers, whatever is asked for now: a model card shows it.
     decoding = {name: results["settings"][name] for name in ("num_beams", "max_length", "constrained")}
     assert decoding == {name: old["settings"][name] for name in decoding} and decoding["num_beams"] == 2
+
+
+def rows_of_table(folder):
+    """Names of the rows with their numbers of runs."""
+    return {row: len(runs) for row, runs in json.loads((folder / "results.json").read_text())["runs"].items()}
+
+
+def test_tables_have_the_seeds_that_are_asked_for(world, tmp_path):
+    """Fewer seeds than were once answered, and names written otherwise: the table is that of the bench."""
+    quietly(settings_for(world, tmp_path, "bm25@4", "pplug"), task=SHELVES)
+    asked = settings_for(world, tmp_path, "bm25@04", "pplug", plugs=[f"pplug={world / 'plug0'}"])
+    _, printed = quietly(asked, task=SHELVES)
+    assert "not in the table, because they were not asked for: pplug,1.json" in printed
+    table = (tmp_path / "table.md").read_text()
+    _, printed = quietly(replace(asked, tables_only=True), task=SHELVES)
+    assert (tmp_path / "table.md").read_text() == table
+    assert rows_of_table(tmp_path) == {"bm25@4": 1, "pplug": 1}
+    assert "not in the table, because they were not asked for: pplug,1.json" in printed
+    quietly(replace(asked, rows=None, tables_only=True), task=SHELVES)  # those that are there
+    assert rows_of_table(tmp_path) == {"bm25@4": 1, "pplug": 1}
+    quietly(replace(asked, plugs=None, tables_only=True), task=SHELVES)
+    assert rows_of_table(tmp_path) == {"bm25@4": 1, "pplug": 2}, "nobody says which seeds"
+    asked = replace(asked, rows=None, plugs=[f"mean={world / 'mean'}"], tables_only=True)
+    _, printed = quietly(asked, task=SHELVES)
+    assert rows_of_table(tmp_path) == {"bm25@4": 1} and "asked for: pplug,0.json, pplug,1.json" in printed
+    with pytest.raises(MissingFileError, match=r"no predictions of the row 'pplug' \(run 2\)"):
+        three = ",".join(str(world / name) for name in ("plug0", "plug1", "frozen"))
+        quietly(replace(asked, rows=["pplug"], plugs=[f"pplug={three}"]), task=SHELVES)
+
+
+def test_tables_compare_with_a_plug_and_not_with_adapters(world, tmp_path):
+    quietly(settings_for(world, tmp_path, "no-persona", "pplug:wrong-user", "pplug"), task=SHELVES)
+    content = json.loads((tmp_path / "predictions" / "no-persona.json").read_text())
+    for row in ("ftp:wrong-user", "ftp:no-history", "ftp"):  # more variants than the plug has
+        made = content | {"row": row, "key": content["key"] | {"row": row, "artefact": "0" * 16}}
+        (tmp_path / "predictions" / f"{row.replace(':', ',')},0.json").write_text(json.dumps(made))
+    made, _ = quietly(settings_for(world, tmp_path, plugs=None, tables_only=True), task=SHELVES)
+    assert made.reference == "pplug" and "ftp:no-history" in made.predictions
 
 
 def count_answers(monkeypatch, stop_after=None):

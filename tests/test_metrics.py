@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 from dataclasses import replace
 
@@ -15,10 +16,13 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_
 
 from pplug_hf.cli import main
 from pplug_hf.data.records import Example
-from pplug_hf.errors import ConfigurationError, MismatchError
+from pplug_hf.errors import ConfigurationError, MismatchError, MissingPackageError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.evaluation.rendering import report
-from pplug_hf.tasks.task import TASKS, get_task, higher_is_better, main_metric, per_example, score
+from pplug_hf.tasks import lamp_metrics, text_metrics
+from pplug_hf.tasks.lamp_qa import RubricJudge
+from pplug_hf.tasks.metrics import METRICS
+from pplug_hf.tasks.task import TASKS, get_task, higher_is_better, main_metric, per_example, score, score_each
 from pplug_hf.tasks.text_metrics import UnicodeTokenizer, meteor
 
 TAGS = get_task("LaMP-2").labels
@@ -206,7 +210,9 @@ UNICODE = replace(get_task("LaMP-4"), name="unicode", metric="rouge-unicode")
 
 
 def test_rouge_says_which_golds_it_cannot_read(tmp_path, capsys):
-    with pytest.warns(UserWarning, match=r"6 of 8 golds \(75.0%\) have no token that rouge-1 reads.*rouge-unicode"):
+    with pytest.warns(
+        UserWarning, match=r"6 of 8 golds \(75.0%\) have no token that rouge-1 and rouge-L read: .*rouge-unicode"
+    ):
         result = score("LaMP-4", [*FOREIGN, "a film", "x"], [*FOREIGN, "a film", "y"])
     assert result == {"rouge-1": 1 / 8, "rouge-L": 1 / 8, "unparsed": 6}
     with warnings.catch_warnings():
@@ -284,6 +290,57 @@ class NoSynonyms:
 def test_meteor_is_nltks_without_synonyms(given_words, gold_words):
     expected = single_meteor_score(gold_words, given_words, wordnet=NoSynonyms()) if gold_words else 0
     assert meteor(" ".join(given_words), " ".join(gold_words)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("metric", "module"),
+    [
+        *((name, "rouge_score.rouge_scorer") for name in ("rouge", "rouge-unicode", "meteor")),
+        ("rouge-unicode", "regex"),
+        ("meteor", "nltk.tokenize"),
+        ("meteor", "nltk.stem"),
+    ],
+)
+def test_a_missing_package_is_noticed_before_anything_is_answered(metric, module, monkeypatch):
+    task, asked = replace(LONG, metric=metric), [Example("1", "u", "article: x", "x", "y", [])]
+    assert Comparison(task, asked, "mine")
+    for found in (text_metrics._word_finder, text_metrics._word_tokenizer, text_metrics._stemmer):
+        found.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'pplug-hf\[eval\]'"):
+        Comparison(task, asked, "mine")
+
+
+def test_answers_are_judged_once(monkeypatch):
+    """By a judge, which usually costs money, and by the package's own metrics, of which none is fast."""
+    judged = []
+
+    class Judge(RubricJudge):
+        def judge(self, answer, aspect, extra):
+            judged.append(answer)
+            return float(answer)
+
+    monkeypatch.setitem(METRICS, "rubric", Judge())
+    extra = {"rubric_aspects": [{"aspect": "a"}, {"aspect": "b"}]}
+    asked = [Example(str(i), str(i), "question: x", "x", None, [], extra) for i in range(3)]
+    results = Comparison(get_task("LaMP-QA"), asked, "mine", {"mine": [["1", "0", "0.5"]]}, full=True).results()
+    assert results["rows"][0]["rubric"] == 0.5 and judged == ["1", "1", "0", "0", "0.5", "0.5"]
+
+    kinds, matched = [], []
+    real, rouge = text_metrics.meteor, lamp_metrics.rouge_scores
+    monkeypatch.setattr(text_metrics, "meteor", lambda *pair: matched.append(pair) or real(*pair))
+    monkeypatch.setattr(lamp_metrics, "rouge_scores", lambda kind, *rest: kinds.append(kind) or rouge(kind, *rest))
+    scores, values = score_each(LONG, ["a cat", "b"], ["a dog", "b"])
+    assert len(matched) == 2 and sorted(kinds) == ["rouge1", "rougeL"]
+    assert scores == score(LONG, ["a cat", "b"], ["a dog", "b"]) and scores["meteor"] == values.mean()
+    kinds.clear()
+    assert score_each(UNICODE, ["a cat"], ["a dog"])[0]["rouge-1-unicode"] == 0.5 and len(kinds) == 2
+
+
+def test_meteor_reads_other_scripts_and_says_what_does_not():
+    with pytest.warns(UserWarning, match=r"2 of 3 golds .* no token that rouge-1 and rouge-L read.* a 0 there"):
+        found = score(LONG, ["привет мир", "", "a film"], ["привет мир", "夏", "a film"])
+    assert found == {"meteor": pytest.approx(2 * 0.9375 / 3), "rouge-1": 1 / 3, "rouge-L": 1 / 3, "unparsed": 1}
 
 
 def test_meteor_by_hand():

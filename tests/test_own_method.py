@@ -1,7 +1,7 @@
 """A method of one's own: one class in one file, registered, run by name, resumed and compared."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -12,7 +12,8 @@ from pplug_hf.data.lamp import read_lamp
 from pplug_hf.errors import ConfigurationError, MismatchError
 from pplug_hf.evaluation.runner import Runner
 from pplug_hf.methods import names
-from pplug_hf.methods.base import Method, Plain, Retrieval
+from pplug_hf.methods.artefacts import Draft
+from pplug_hf.methods.base import Method, Plain, Retrieval, whole_cost
 from pplug_hf.methods.decoding import Answers, ModelInputs
 from pplug_hf.methods.names import method_of, methods_of, name_of, register_method
 from pplug_hf.methods.persona import Plug
@@ -123,6 +124,46 @@ def test_it_may_be_made_of_other_methods(world, tmp_path):
     made, _ = quietly(settings_for(world, tmp_path, "longest", "pplug", "bm25@1"), task=SHELVES)
     (chosen,), (one, _), (other,) = (made.predictions[row] for row in ("longest", "pplug", "bm25@1"))
     assert chosen == [max(pair, key=len) for pair in zip(one, other, strict=True)]
+
+
+@dataclass
+class Costly(Method):
+    """A part that was trained, with parts of its own."""
+
+    folder: str = ""
+    cost: dict = field(default_factory=dict)
+    inside: tuple = ()
+
+    def about(self, resources):
+        return {"cost": self.cost}
+
+    def parts(self, resources):
+        return self.inside
+
+
+def test_its_cost_has_that_of_all_its_parts_each_once(world, tmp_path):
+    ranker = Costly("ranker", {"trained_weights": 7, "language_model_passes": 100})
+    plug = Costly("plug", {"trained_weights": 30, "bytes_per_user": 5}, (ranker,))
+    alone, plain = Costly("plug", {"trained_weights": 30}), Costly("", {"seconds_per_user": 2})
+    selector = Costly("own", {"trained_weights": 1000, "generations_per_question": 4}, (plug, ranker, alone, plain))
+    assert whole_cost(selector, None, {"seconds_per_user": 1}) == {
+        "trained_weights": 1037,
+        "language_model_passes": 100,
+        "bytes_per_user": 5,
+        "seconds_per_user": 3,
+        "generations_per_question": 4,
+    }
+    twice = Costly("", {}, (Costly("", {"generations_per_question": 2}),))
+    assert whole_cost(twice, None, {}) == {"generations_per_question": 2}
+
+    artefact = Draft.open(tmp_path / "r", "ranker", {}).finish({}, about={"cost": {"trained_weights": 7}})
+    folder = str(artefact.folder)
+    resources = Resources(SHELVES, {"pplug": [str(world / "plug0")]}, trained={"r": [folder]}, fuse=["bm25", "r"])
+    weights = whole_cost(Plug("pplug", str(world / "plug0")), resources, {})["trained_weights"]
+    for ranker in (Retrieval("r", 1, folder=folder), Retrieval("rrf", 1)):
+        assert whole_cost(ranker, resources, {}) == {"trained_weights": 7}
+        method = Plug("pplug", str(world / "plug0"), retrieval=ranker)
+        assert whole_cost(method, resources, {})["trained_weights"] == weights + 7
 
 
 def test_it_gives_one_answer_to_each_question(world, tmp_path):

@@ -10,6 +10,7 @@ from test_cli import BACKBONE
 from test_own_data import SPLITS, TASK, run, write_lines
 
 from pplug_hf.cli import main
+from pplug_hf.commands.fit import FitSettings, fit
 from pplug_hf.data.examples import read_examples
 from pplug_hf.errors import ConfigurationError
 from pplug_hf.evaluation.compare import Comparison
@@ -125,6 +126,37 @@ def test_a_comparison_is_in_its_direction(task):
         assert made.rows()[1]["gain"][0] == 1
     finally:
         del METRICS["distance"]
+
+
+def test_scores_of_its_own_hold_wherever_it_judges(task):
+    class Two(Meteor):
+        fields = ()
+
+        def per_example(self, predictions, golds, task):
+            return np.array([float(p == g) for p, g in zip(predictions, golds, strict=True)])
+
+        def score(self, predictions, golds, task):
+            return super().score(predictions, golds, task) | {"words": 7.0}
+
+    register_metric(Two(), exist_ok=True)
+    _, examples = read_examples(rows("dev"), "dev", task)
+    made = Comparison(task, examples, "good", {"good": [[str(e.target) for e in examples]]})
+    assert {name: made.rows()[0][name] for name in ("meteor", "words")} == {"meteor": 1, "words": 7}
+
+
+@pytest.mark.parametrize("method, options", [("rspg-pre", {}), ("ropg-rl", {"encoder": "e", "reward": "metric"})])
+def test_nothing_is_trained_for_a_judge_that_cannot_judge(task, tmp_path, method, options):
+    class Broken(Meteor):
+        fields = ()
+
+        def check(self):
+            raise ConfigurationError("no judge here")
+
+    register_metric(Broken(), exist_ok=True)
+    settings = FitSettings(method=method, data="mine", output=str(tmp_path / "out"), backbone=BACKBONE)
+    with pytest.raises(ConfigurationError, match="no judge here"):
+        fit(settings, task, {"train": rows("train")}, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_are_taken_once(task):

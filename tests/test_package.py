@@ -128,7 +128,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     shipped = {name for name in wheel.namelist() if name.startswith("pplug_hf/")}
     assert shipped == expected
     assert {"pplug_hf/py.typed", "pplug_hf/demo/assets/backbone/model.safetensors"} <= shipped
-    assert sum(info.file_size for info in wheel.infolist()) < 4e6
+    assert sum(info.file_size for info in wheel.infolist()) < 4.5e6
 
 
 def test_the_wheel_installs_the_command(wheel):

@@ -149,6 +149,7 @@ def test_a_bench_reports_users_and_keeps_pairs_on_request(world, tmp_path):
     asked = settings_for(world, tmp_path, plugs=None, tables_only=True, pairs=True, seed=3)
     _, printed = quietly(asked, task=SHELVES)
     text = (tmp_path / "pairs.json").read_text()
+    assert (tmp_path / "pairs.json").stat().st_mode & 0o777 == 0o600
     found = json.loads(text)
     assert len(found) == USERS and "Private" in printed and not any(f"u{i}" in text for i in range(USERS))
     golds = {g["id"]: g["output"] for g in json.loads((world / "shelves" / "dev_outputs.json").read_text())["golds"]}

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from bench_data import SHELVES, make_world, predictions, quietly, settings_for
 
 from pplug_hf.data.examples import read_examples
 from pplug_hf.data.records import Example
-from pplug_hf.errors import ConfigurationError
+from pplug_hf.errors import ConfigurationError, MissingFileError
 from pplug_hf.evaluation.compare import Comparison
 from pplug_hf.evaluation.pools import Pool, add_pool, parse_pools
 from pplug_hf.evaluation.results import read_results
@@ -150,12 +151,27 @@ def test_a_bench_shows_a_pool(world, tmp_path):
     asked = settings_for(world, tmp_path, plugs=None, tables_only=True, oracle=["gate=no-persona,pplug"])
     again, _ = quietly(asked, task=SHELVES)
     assert again.predictions["gate:chance"] and json.loads((tmp_path / "results.json").read_text())["pools"]
-    asked = settings_for(world, tmp_path, "no-persona", plugs=None, tables_only=True, oracle=["no-persona,pplug"])
-    with pytest.raises(ConfigurationError, match="chooses from pplug, and there is no such row"):
+    asked = settings_for(world, tmp_path, "no-persona", plugs=None, tables_only=True, oracle=["no-persona,mean"])
+    with pytest.raises(MissingFileError, match="no predictions of the row 'mean'"):
         quietly(asked, task=SHELVES)
     asked = settings_for(world, tmp_path / "none", "no-persona", oracle=["no-persona,ghost"])
     with pytest.raises(ConfigurationError, match="There is no row 'ghost'"):
         quietly(asked, task=SHELVES)
+
+
+@pytest.mark.parametrize("plugs", [True, False], ids=["named", "not named"])
+def test_the_tables_of_a_pool_come_back_from_the_predictions(world, tmp_path, plugs):
+    """Its rows that were not asked for otherwise, and the draws of chance, included."""
+    asked = settings_for(world, tmp_path, "pplug", "no-persona", oracle=["no-persona,bm25@04,pplug"])
+    quietly(asked, task=SHELVES)
+    table = (tmp_path / "table.md").read_text()
+    (tmp_path / "table.md").unlink()
+    quietly(replace(asked, tables_only=True, plugs=asked.plugs if plugs else None), task=SHELVES)
+    assert (tmp_path / "table.md").read_text() == table and "pool:chance" in table
+
+    (tmp_path / "predictions" / "random@4,2.json").unlink()  # one draw too few
+    made, _ = quietly(replace(asked, tables_only=True, plugs=asked.plugs if plugs else None), task=SHELVES)
+    assert list(made.predictions) == ["pplug", "no-persona", "bm25@4", "pool:oracle", "pool:worst", "pool:random"]
 
 
 def test_draws_of_random_retrieval_find_other_items(world):

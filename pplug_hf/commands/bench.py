@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..data.examples import Source, has_split, read_examples
 from ..data.histories import newest, remaining
@@ -17,27 +19,37 @@ from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.attention_profile import mean_profile
 from ..evaluation.compare import Comparison, save_results, to_json
 from ..evaluation.plots import plot_weights
-from ..evaluation.pools import Pool, add_pool, chance_runs, check_pool, parse_pools, pools_of
+from ..evaluation.pools import CHANCE, Pool, add_pool, chance_runs, parse_pools, pools_of
 from ..evaluation.predictions import (
     Prediction,
     check_together,
     git_commit,
+    note_others,
     read_predictions,
     versions,
 )
 from ..evaluation.rendering import report, save_pictures
 from ..evaluation.runner import Runner
 from ..methods.base import Method, Retrieval
-from ..methods.names import canonical, default_rows, methods_of, parse_plugs, parse_trained, reference_of
+from ..methods.names import (
+    canonical,
+    default_rows,
+    methods_of,
+    name_in_files,
+    parse_plugs,
+    parse_trained,
+    reference_of,
+)
 from ..methods.persona import Plug
 from ..methods.resources import Decoding, Resources
 from ..modeling.encoders import item_texts
 from ..modeling.plug_folder import load_config
-from ..storage.files import write_text
+from ..storage.files import private_write
 from ..tasks.task import Task, main_metric
 from ..version import __version__
 from .options import AnsweringSettings, BenchSettings
 
+T = TypeVar("T")
 _TRAINED = {"plug", "training", "artefact"}  # in the keys of rows that training made
 _PACKAGES = ("torch", "transformers", "tokenizers", "sentence-transformers", "numpy", "rouge-score", "bm25s")
 
@@ -65,7 +77,7 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
         _check_show_history(settings, examples)
     pools = parse_pools(settings.oracle) if settings.oracle else []
     if settings.tables_only:
-        return _tables(settings, task, source, examples, pools)
+        return _tables(settings, task, source, examples, plugs, trained, pools)
 
     has_labels = bool(task.labels and task.answer_field)
     rows, training = settings.rows, []
@@ -83,8 +95,7 @@ def bench(settings: BenchSettings, task: Task | None = None, data: Source | None
             dense=bool(settings.retriever or plugs),
             reference=settings.reference,
         )
-    methods = methods_of([*rows, *(row for pool in pools for row in pool.rows)], plugs, trained)
-    pools = [replace(pool, rows=tuple(methods_of(pool.rows, plugs, trained))) for pool in pools]  # bm25@04 is bm25@4
+    methods, pools = _with_pools(rows, pools, partial(methods_of, plugs=plugs, trained=trained))
     if pools:
         with suppress(ConfigurationError):  # of a task whose items have no form in a prompt
             methods |= chance_runs(pools, task)
@@ -170,29 +181,74 @@ def answer_rows(
     return resources, runner.run(methods)
 
 
+def _with_pools(
+    rows: Iterable[str], pools: Iterable[Pool], read: Callable[[Iterable[str]], dict[str, T]]
+) -> tuple[dict[str, T], list[Pool]]:
+    """Return what was asked for, the rows of pools included, and the pools, all by the names that a table has.
+
+    Args:
+        rows: names as typed.
+        pools: of such names.
+        read: finds what stands behind them, by their names in a table: bm25@04 is bm25@4.
+    """
+    found = read([*rows, *(row for pool in pools for row in pool.rows)])
+    return found, [replace(pool, rows=tuple(read(pool.rows))) for pool in pools]
+
+
 def _tables(
-    settings: BenchSettings, task: Task, source: Source, examples: list[Example], pools: Sequence[Pool]
+    settings: BenchSettings,
+    task: Task,
+    source: Source,
+    examples: list[Example],
+    plugs: Mapping[str, list[str]],
+    trained: Mapping[str, list[str]],
+    pools: list[Pool],
 ) -> Comparison:
     """Make everything but the predictions from the predictions.
+
+    With plugs or artefacts, the table has the rows and seeds that a bench with them has, else all seeds that are there.
 
     Raises:
         MissingFileError: There are none, or not those of a row.
         MismatchError: They were made with different data, backbones or decodings, or are of other questions.
     """
     folder = Path(settings.output) / "predictions"
-    found = list(read_predictions(folder))
+    found = {(made.row, made.run): made for made in read_predictions(folder)}
     if not found:
         raise MissingFileError(f"There are no predictions of a bench in {str(folder)!r}: run it without tables_only.")
-    there = canonical({made.row for made in found})
-    names = list(dict.fromkeys(settings.rows or there))
-    if missing := [name for name in names if name not in there]:
-        raise MissingFileError(
-            f"There are no predictions of the row {missing[0]!r} in {str(folder)!r}; there are {', '.join(there)}."
-        )
-    chosen = [made for name in names for made in sorted(found, key=lambda made: made.run) if made.row == name]
-    for pool in pools:
-        check_pool(pool, names)
-    return _finish(settings, task, source, examples, chosen, reference_of(settings.reference, names), pools)
+    there: dict[str, list[int]] = {}
+    for row, run in sorted(found):
+        there.setdefault(row, []).append(run)
+
+    def read(names: Iterable[str]) -> dict[str, Sequence[int]]:
+        """Return the runs of rows."""
+        if plugs or trained:
+            return {row: range(len(seeds)) for row, seeds in methods_of(names, plugs, trained).items()}
+        return {row: there.get(row, [0]) for row in map(name_in_files, names)}
+
+    def is_known(name: str) -> bool:
+        with suppress(ConfigurationError):
+            return bool(read([name]))
+        return False
+
+    rows = canonical([name for name in there if is_known(name)]) if settings.rows is None else settings.rows
+    runs, pools = _with_pools(rows, pools, read)
+    draws = range(max((len(pool.rows) for pool in pools), default=0))
+    if pools and set(draws) <= set(there.get(CHANCE, ())):
+        runs[CHANCE] = draws
+    # Keys tell plugs from adapters, whose rows have names of the same form; with more variants, more is asked about a plug.
+    variants = Counter(re.split("[:+]", row)[0] for row, own in there.items() if "plug" in found[row, own[0]].key)
+    likely = plugs if plugs or trained else [name for name, _ in variants.most_common()]
+    reference = reference_of(settings.reference, list(runs), likely)
+    wanted = [(row, run) for row, numbers in runs.items() for run in numbers]
+    for row, run in wanted:
+        if (row, run) not in found:
+            raise MissingFileError(
+                f"There are no predictions of the row {row!r}{f' (run {run})' if run else ''} in {str(folder)!r}; there are "
+                f"{', '.join(canonical(there))}."
+            )
+    note_others(found, wanted)
+    return _finish(settings, task, source, examples, [found[run] for run in wanted], reference, pools)
 
 
 def _finish(
@@ -234,7 +290,8 @@ def _finish(
     save_results(results, text, output)
     save_pictures(results, main_metric(task), output)
     if settings.pairs:
-        write_text(output / "pairs.json", to_json(comparison.pairs(settings.seed)))
+        with private_write(output / "pairs.json") as file:
+            file.write(to_json(comparison.pairs(settings.seed)).encode())
         print(f"Private, with scores of single users: {output / 'pairs.json'}")
     print(f"\n{text}\nIn {settings.output}: table.md, results.json, predictions.")
     return comparison
@@ -277,7 +334,9 @@ def _draw_history(
         (weights,) = plug.weights([example], resources)
         dates = [str(item.get("date") or "")[:10] for item in example.history]
         title = f"Weights of history items for: {example.query}"
-        plot_weights(weights, texts, title, dates=dates, answer=answered).savefig(path)
+        figure = plot_weights(weights, texts, title, dates=dates, answer=answered)
+        with private_write(path) as file:
+            figure.savefig(file, format="png")
         print(f"Private, with the user's texts: {path}")
     except ConfigurationError as error:
         print(error)

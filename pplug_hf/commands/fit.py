@@ -12,9 +12,10 @@ from ..data.histories import UserSplit, newest, remaining, split_users, three_wa
 from ..data.records import Example, history_notes
 from ..errors import ConfigurationError, DataError
 from ..methods.artefacts import Artefact
-from ..methods.fit_options import FIT, options_of
+from ..methods.fit_options import FIT, RspgOptions, options_of
 from ..methods.fitting import FitJob
 from ..methods.resources import Decoding, Resources
+from ..tasks.metrics import get_metric
 from ..tasks.task import Task
 from .options import FitSettings
 
@@ -43,6 +44,8 @@ def fit(
         raise ConfigurationError(f"{settings.method} cannot be trained with these options: {error}.") from error
     source = settings.data if data is None else data
     task, train = read_examples(source, "train", task or settings.task)
+    if isinstance(chosen, RspgOptions) or getattr(chosen, "reward", None) == "metric":
+        get_metric(task.metric).check()  # which judges the answers that the method learns from
     users = split(settings, train)
     decoding = Decoding(**{f.name: getattr(settings, f.name) for f in fields(Decoding)})
     shared = ("backbone", "backbone_dtype", "chat", "system", "device", "batch_size", "seed", "vectors")

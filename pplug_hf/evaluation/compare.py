@@ -17,7 +17,7 @@ from ..data.records import Example, some
 from ..errors import DataError
 from ..storage.files import write_text
 from ..tasks.metrics import get_metric
-from ..tasks.task import Task, higher_is_better, main_metric, per_example, score
+from ..tasks.task import Task, higher_is_better, main_metric, score_each
 from .style import Style, own_texts
 from .user_statistics import bootstrap_mean, paired_bootstrap, pairs, per_user, plain, user_means
 
@@ -188,7 +188,7 @@ class Comparison:
         return results
 
     def judge(self, answers: list[str]) -> tuple[dict[str, float], np.ndarray]:
-        """Return all metrics of a run, and the main one of each of its examples, [n]; once, because ROUGE is slow.
+        """Return all metrics of a run, and the main one of each of its examples, [n]; once, because judging may be slow.
 
         Args:
             answers: n of them, in the order of the examples.
@@ -196,8 +196,7 @@ class Comparison:
         key = tuple(answers)
         if key not in self._judged:
             extra = [e.extra for e in self.examples]
-            scores = score(self.task, answers, self._golds, extra=extra)
-            self._judged[key] = scores, per_example(self.task, answers, self._golds, extra=extra)
+            self._judged[key] = score_each(self.task, answers, self._golds, extra=extra)
         return self._judged[key]
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..data.records import Example
-from ..storage.files import atomic_write
+from ..storage.files import private_write
 
 PAIRS, KEY = "pairs.jsonl", "key.json"
 
@@ -55,9 +55,6 @@ def _hash(*parts: object) -> bytes:
 
 
 def _write_private(path: Path, lines: Iterable[str]) -> None:
-    with (
-        atomic_write(path) as staging,
-        open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
-    ):
+    with private_write(path) as file:
         for line in lines:
             file.write(line.encode("utf-8", "replace") + b"\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -64,6 +64,12 @@ def read_predictions(folder: Path) -> Iterator[Prediction]:
             yield Prediction(content["row"], content["run"], content["key"], content["about"], answers, path.name)
         except (ValueError, KeyError, TypeError):
             print(f"Passed over {path.name}: it does not hold predictions of a bench.")
+
+
+def note_others(saved: Mapping[tuple[str, int], Prediction], wanted: Iterable[tuple[str, int]]) -> None:
+    """Print which predictions are there and not in a table; both are known by row and run."""
+    if others := sorted(saved[run].file for run in saved.keys() - set(wanted)):
+        print(f"In the folder and not in the table, because they were not asked for: {', '.join(others)}.")
 
 
 def check_together(chosen: Sequence[Prediction], digest: str, examples: Sequence[Example]) -> None:

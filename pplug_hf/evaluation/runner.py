@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..data.records import Example, data_digest
 from ..errors import ConfigurationError, DataError, MismatchError
-from ..methods.base import Method
+from ..methods.base import Method, whole_cost
 from ..methods.digests import differences
 from ..methods.resources import Resources
 from .attention_profile import weight_profile
@@ -29,6 +29,7 @@ from .predictions import (
     Prediction,
     file_name,
     git_commit,
+    note_others,
     read_predictions,
     shared_key,
     write_prediction,
@@ -109,8 +110,7 @@ class Runner:
             print(f"Again: {saved[run].file} was made with another {names}.")
         if done:
             print(f"{len(done)} of {len(runs)} runs are there already.")
-        if others := [made.file for run, made in saved.items() if run not in runs]:
-            print(f"In the folder and not in the table, because they were not asked for: {', '.join(sorted(others))}.")
+        note_others(saved, runs)
         todo = {run: method for run, method in runs.items() if run not in done}
         folders = list(dict.fromkeys(["", *(method.folder for method in todo.values())]))
         with tqdm(total=len(todo), desc="Rows", unit="row", disable=len(todo) < 2) as bar:
@@ -146,8 +146,8 @@ class Runner:
         about: dict[str, Any] = {"seconds": round(time.monotonic() - start, 1)}
         about |= {"device": str(self.resources.language_model.device.type), "git_commit": git_commit()}
         about |= {**({"prompts": counts} if counts else {}), **method.about(self.resources)}
-        if cost:
-            about["cost"] = {**cost, **about.get("cost", {})}
+        if whole := whole_cost(method, self.resources, cost):
+            about["cost"] = whole
         if weights is not None and (profile := weight_profile(weights, self.examples)) is not None:
             about["weights"] = profile
         answers = {e.id: text for e, text in zip(self.examples, texts, strict=True)}

@@ -17,7 +17,7 @@ of what other users' texts get, or users with an ordinary style would be close t
 is the share of **other** users to whom it is less close than to its own. So 1 is a text that nobody else would have
 written like that, and 0 one that everybody else would rather. Another user's text gets about 0.5 on average, and one
 answer for all users exactly 0.5: blandness earns nothing. That holds for means over users, not over questions, of
-which some users have more: see `bootstrap.user_means`. What the users' real answers get is what can be reached.
+which some users have more: see `user_statistics.user_means`. What the users' real answers get is what can be reached.
 
 U users, F features, n answers.
 """

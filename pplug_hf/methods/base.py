@@ -13,9 +13,9 @@ training stand here too: `Plain` and `Retrieval`. `Trained` is the base class of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tqdm import tqdm
 
@@ -104,6 +104,42 @@ class Method:
         """
         return {}
 
+    def parts(self, resources: Resources) -> Sequence[Method]:
+        """Return the methods inside this one, whose costs `about` leaves out and `whole_cost` adds.
+
+        Args:
+            resources: shared by all methods.
+        """
+        return ()
+
+
+def whole_cost(method: Method, resources: Resources, measured: Mapping[str, float]) -> dict[str, float]:
+    """Return what a method costs with all its parts, by COSTS; an artefact in several of them counts once.
+
+    Args:
+        method: whose answers are there.
+        resources: shared by all methods.
+        measured: cost of these answers, as far as `about` does not say.
+    """
+    first = {**measured, **_own_cost(method, resources)}
+    costs: dict[object, dict[str, float]] = {method.folder or id(method): first}
+    parts = list(method.parts(resources))
+    for part in parts:
+        parts += part.parts(resources)
+        own = costs.setdefault(part.folder or id(part), {})
+        # The same artefact may come twice, with different changes: users' own weights, and what all users share.
+        for name, value in _own_cost(part, resources).items():
+            own[name] = max(value, own.get(name, value))
+    names = dict.fromkeys(name for own in costs.values() for name in own)
+    whole = {name: sum(own.get(name, 0) for own in costs.values()) for name in names}
+    own_generations = {name: first[name] for name in ("generations_per_question",) if name in first}
+    return whole | own_generations  # which are those of all its parts
+
+
+def _own_cost(method: Method, resources: Resources) -> Mapping[str, float]:
+    cost: Any = method.about(resources).get("cost", {})
+    return cost
+
 
 @dataclass(frozen=True)
 class Plain(Method):
@@ -191,6 +227,10 @@ class Retrieval(Method):
     def about(self, resources: Resources) -> dict[str, object]:
         return {"cost": resources.artefact(self.folder).about.get("cost", {})} if self.folder else {}
 
+    def parts(self, resources: Resources) -> Sequence[Method]:
+        fused = resources.fused() if self.retriever == "rrf" else {}
+        return [Retrieval(name, self.k, folder=folder) for name, folder in fused.items() if folder]
+
     def key(self, resources: Resources) -> dict[str, object]:
         key = resources.ranker_key(self.retriever, self.folder)
         return key | {"seed": resources.seed + self.draw} if self.wrong_user or self.draw else key
@@ -240,6 +280,9 @@ class Trained(Method):
             check_two_users(examples, "wrong-user")
         if self.retrieval:
             self.retrieval.check(examples, resources)
+
+    def parts(self, resources: Resources) -> Sequence[Method]:
+        return [self.retrieval] if self.retrieval else []
 
     def key(self, resources: Resources) -> dict[str, object]:
         key: dict[str, object] = {"artefact": resources.artefact(self.folder).digest}

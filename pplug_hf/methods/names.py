@@ -160,6 +160,12 @@ def read_name(name: str) -> Method | None:
     return None
 
 
+def name_in_files(name: str) -> str:
+    """Return the name that a row has in files, for one that may have been written as bm25@04; likewise without knowledge."""
+    method = None if name in METHODS else read_name(name)
+    return name if method is None else name_of(method)
+
+
 def _is_ranker(kind: str) -> bool:
     return kind == RANKER or (kind != PLUG and issubclass(class_of(kind), Ranker))
 
@@ -361,13 +367,13 @@ def default_rows(
     return names
 
 
-def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str] | None = None) -> str:
+def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str]) -> str:
     """Return the name of the row that the others are compared with.
 
     Args:
         wanted: its name, if somebody chose it.
         names: of all rows.
-        plugs: names of plugs, the more likely first (default: by the number of their variants among the rows).
+        plugs: names of plugs, the more likely first.
 
     Raises:
         ConfigurationError: there are no rows, or the wanted one is not among them.
@@ -380,9 +386,6 @@ def reference_of(wanted: str | None, names: Sequence[str], plugs: Iterable[str] 
         return wanted
     if not names:
         raise ConfigurationError("rows is empty: name at least one, or leave it out for the usual ones.")
-    if plugs is None:
-        found = [method.name for method in map(read_name, names) if isinstance(method, Plug)]
-        plugs = sorted(dict.fromkeys(found), key=lambda name: -found.count(name))
     own = [name for name in plugs if name in names]
     return next((name for name in own if name != INSTRUCTION_ONLY), own[0] if own else names[0])
 

@@ -112,11 +112,7 @@ class Plug(Method):
         return answers._replace(weights=self.weights(examples, resources))
 
     def weights(self, examples: Sequence[Example], resources: Resources) -> list[Tensor]:
-        """Return the weight of each item of each example's whole history, n vectors [N].
-
-        Raises:
-            ConfigurationError: this plug's aggregator has no weights.
-        """
+        """Return the weight of each item of each example's whole history, n vectors [N]."""
         model = resources.plug(self.folder)
         personas, queries = self._personas(examples, resources), self._queries(examples, resources)
         found: list[Tensor] = []
@@ -166,6 +162,9 @@ class Plug(Method):
         if self.history == "wrong-user":
             key["seed"] = resources.seed
         return key | (self.retrieval.key(resources) if self.retrieval else {})
+
+    def parts(self, resources: Resources) -> Sequence[Method]:
+        return [self.retrieval] if self.retrieval else []
 
     def about(self, resources: Resources) -> dict[str, object]:
         config = resources.config(self.folder)

@@ -281,7 +281,7 @@ class Resources:
         if name == "random":
             options = {"seed": self.seed + draw}
         elif name == "rrf":
-            options = {"rankers": [self.ranker(each, place) for each, place in self._fused().items()]}
+            options = {"rankers": [self.ranker(each, place) for each, place in self.fused().items()]}
         elif name == "dense":
             encoder, template, items, queries = self._dense()
             options = {"store": self.store(encoder, items), "item_template": template, "query_prompt": queries}
@@ -292,7 +292,7 @@ class Resources:
         if folder:
             self.artefact(folder).check_task(self.task.name, self.task.digest)
         elif name == "rrf":
-            for each, place in self._fused().items():
+            for each, place in self.fused().items():
                 self.check_ranker(each, place)
         elif name != "dense":
             get_ranker(name, self.task)
@@ -305,15 +305,15 @@ class Resources:
             return {"retriever": {"artefact": self.artefact(folder).digest}}
         if name == "rrf":
             return {
-                "fused": {each: self.ranker_key(each, place) for each, place in self._fused().items()},
+                "fused": {each: self.ranker_key(each, place) for each, place in self.fused().items()},
                 "c": FUSION_C,
             }
         if name == "random":
             return {"seed": self.seed}
         return {"retriever": self.dense_key()} if name == "dense" else {}
 
-    def _fused(self) -> dict[str, str]:
-        """Return the rankers that rrf fuses: name -> folder of the first seed, or ""."""
+    def fused(self) -> dict[str, str]:
+        """Return the rankers that `rrf` fuses: name -> folder of the first seed, or ""."""
         usual = ["recency", "bm25", *(["dense"] if self.retriever or self.plugs else [])]
         names = usual if self.fuse is None else self.fuse
         for name in names:

@@ -9,7 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock
 
@@ -35,6 +35,23 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def private_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Replace a file as a whole by one that its owner alone can read; see `atomic_write`.
+
+    Args:
+        path: of the file; its folder is made if there is none.
+
+    Yields:
+        The new file, open for writing.
+    """
+    with (
+        atomic_write(path) as staging,
+        open(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file,
+    ):
+        yield file
 
 
 @contextlib.contextmanager

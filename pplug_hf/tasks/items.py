@@ -146,7 +146,11 @@ def parse_date(value: object) -> tuple[int, ...]:
         One to seven numbers in UTC, the last one microseconds; none for a value that is not a time, such as a day that
         no calendar has.
     """
-    text = text_of(value).strip()
+    return _parsed(text_of(value).strip())
+
+
+@lru_cache(maxsize=1 << 16)  # an item is part of many histories
+def _parsed(text: str) -> tuple[int, ...]:
     try:
         if epoch := _EPOCH.fullmatch(text):
             return _numbers(_since_1970(*epoch.groups()))

@@ -16,6 +16,7 @@ import math
 import re
 import warnings
 from collections import Counter
+from types import ModuleType
 from typing import Protocol, Unpack, get_args
 
 import numpy as np
@@ -160,13 +161,15 @@ class Tokenizer(Protocol):
     def tokenize(self, text: str) -> list[str]: ...
 
 
-def rouge_scores(predictions: Texts, golds: Texts, tokenizer: Tokenizer | None = None) -> np.ndarray:
-    """Return ROUGE-1 and ROUGE-L of each pair, [n, 2]."""
-    scorer = require("rouge_score.rouge_scorer", "eval", "ROUGE").RougeScorer(
-        ["rouge1", "rougeL"], use_stemmer=False, tokenizer=tokenizer
-    )
+def _rouge_scorer() -> ModuleType:
+    return require("rouge_score.rouge_scorer", "eval", "ROUGE")
+
+
+def rouge_scores(kind: str, predictions: Texts, golds: Texts, tokenizer: Tokenizer | None = None) -> np.ndarray:
+    """Return ROUGE of each pair, [n]; its kind is "rouge1" or "rougeL"."""
+    scorer = _rouge_scorer().RougeScorer([kind], use_stemmer=False, tokenizer=tokenizer)
     scores = [scorer.score(gold, prediction) for prediction, gold in zip(predictions, golds, strict=True)]
-    return np.array([[each["rouge1"].fmeasure, each["rougeL"].fmeasure] for each in scores])
+    return np.array([each[kind].fmeasure for each in scores])
 
 
 class Accuracy(Metric):
@@ -176,7 +179,9 @@ class Accuracy(Metric):
     titles = (("accuracy", "accuracy", "accuracy"), ("f1", "macro-F1", "f1"))
     is_free_text = False
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
+    def summary(
+        self, values: np.ndarray, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
+    ) -> dict[str, float]:
         return score_labels(predictions, golds, task.labels, name=task.name)
 
     def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
@@ -193,7 +198,9 @@ class AbsoluteError(Metric):
     needs_numbers = True
     fallbacks = get_args(Fallback)
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
+    def summary(
+        self, values: np.ndarray, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
+    ) -> dict[str, float]:
         fallback = options.get("fallback", "farthest")
         return score_ratings(predictions, golds, task.labels, fallback=fallback, name=task.name)
 
@@ -226,17 +233,24 @@ class Rouge(Metric):
         """Return true if a text has a token."""
         return re.search("[a-z0-9]", text.lower()) is not None
 
-    def means(self, predictions: Texts, golds: Texts) -> dict[str, float]:
-        """Return both scores, and the number of answers without a token."""
-        means = rouge_scores(predictions, golds, self.tokenizer).mean(axis=0)
-        scores = {name: float(mean) for (name, _, _), mean in zip(self.titles[-2:], means, strict=True)}
-        return scores | {"unparsed": sum(not self.is_readable(text) for text in predictions)}
+    def check(self) -> None:
+        _rouge_scorer()
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
-        return self.means(predictions, golds)
+    def means(self, predictions: Texts, golds: Texts, values: np.ndarray | None = None) -> dict[str, float]:
+        """Return both scores, and the number of answers without a token; `values` are ROUGE-1 of each if that is known."""
+        if values is None:
+            values = rouge_scores("rouge1", predictions, golds, self.tokenizer)
+        longest = rouge_scores("rougeL", predictions, golds, self.tokenizer)
+        means = {name: float(each.mean()) for (name, _, _), each in zip(self.titles, (values, longest), strict=True)}
+        return means | {"unparsed": sum(not self.is_readable(text) for text in predictions)}
+
+    def summary(
+        self, values: np.ndarray, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
+    ) -> dict[str, float]:
+        return self.means(predictions, golds, values)
 
     def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
-        return rouge_scores(predictions, golds, self.tokenizer)[:, 0]
+        return rouge_scores("rouge1", predictions, golds, self.tokenizer)
 
     def notes(self, golds: Texts) -> list[str]:
         blind = sum(not self.is_readable(gold) for gold in golds)
@@ -244,8 +258,8 @@ class Rouge(Metric):
             return []
         advice = "" if self.tokenizer else " For other scripts use a task with the metric 'rouge-unicode'."
         return [
-            f"{blind} of {len(golds)} golds ({blind / len(golds):.1%}) have no token that {self.main} reads: every answer "
-            f"to them scores 0.{advice}"
+            f"{blind} of {len(golds)} golds ({blind / len(golds):.1%}) have no token that "
+            f"{' and '.join(name for name, _, _ in self.titles)} read: every answer to them has a 0 there.{advice}"
         ]
 
 

@@ -51,8 +51,8 @@ class Metric(ABC):
         higher_is_better: the direction of its scores.
         is_free_text: answers are texts, not labels; style and shared questions matter only for texts.
         needs_numbers: the labels of a task must be numbers.
-        fallbacks: rules for answers that cannot be read; `score` and `per_example` take one as `fallback`.
-        fields: further fields of a row that it reads; `score` and `per_example` take them as `extra`.
+        fallbacks: rules for answers that cannot be read; its methods take one as `fallback`.
+        fields: further fields of a row that it reads; its methods take them as `extra`.
         needs_golds: a question must have a right answer.
     """
 
@@ -91,8 +91,29 @@ class Metric(ABC):
             predictions, golds, task: as of `per_example`.
             **options: likewise.
         """
-        mean = float(self.per_example(predictions, golds, task, **options).mean())
-        return {self.main: mean, "unparsed": sum(not text for text in predictions)}
+        values = self.per_example(predictions, golds, task, **options)
+        return self.summary(values, predictions, golds, task, **options)
+
+    def summary(
+        self, values: np.ndarray, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
+    ) -> dict[str, float]:
+        """Return what `score` returns, where the answers are judged already; a metric with more scores than one defines it.
+
+        Args:
+            values: of `per_example`, [n].
+            predictions, golds, task: as of `per_example`.
+            **options: likewise.
+        """
+        return {self.main: float(values.mean()), "unparsed": sum(not text for text in predictions)}
+
+    def score_each(
+        self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
+    ) -> tuple[dict[str, float], np.ndarray]:
+        """Return what `score` and what `per_example` return, and judge each answer once; arguments as of `per_example`."""
+        values = self.per_example(predictions, golds, task, **options)
+        if type(self).score is not Metric.score:  # of its own, which need not agree with `summary`
+            return self.score(predictions, golds, task, **options), values
+        return self.summary(values, predictions, golds, task, **options), values
 
     def notes(self, golds: Texts) -> list[str]:
         """Return sentences about what it cannot judge; `score` warns with them, and results have them.

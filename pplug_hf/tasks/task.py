@@ -473,6 +473,15 @@ def score(
     return metric.score(predictions, golds, task, **options)
 
 
+def score_each(
+    task: Task | str, predictions: Texts, golds: Texts, *, fallback: Fallback = "farthest", extra: Extra = None
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return what `score` and what `per_example` return, and judge each answer once. Arguments and errors as in `score`."""
+    metric, task, predictions, golds, options = _judged(task, predictions, golds, fallback, extra)
+    warn_notes(metric, golds)
+    return metric.score_each(predictions, golds, task, **options)
+
+
 def per_example(
     task: Task | str, predictions: Texts, golds: Texts, *, fallback: Fallback = "farthest", extra: Extra = None
 ) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 from ..optional import require
 from .lamp_metrics import Rouge
 from .metrics import METRICS as METRICS
-from .metrics import Judged, Options, Texts, register_metric
+from .metrics import Judged, Metric, Options, Texts, register_metric
 
 _BY_CHARACTER = "".join(
     rf"\p{{scx={script}}}" for script in ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
@@ -53,19 +53,38 @@ class UnicodeRouge(Rouge):
     titles = (("rouge-1-unicode", "ROUGE-1 (Unicode)", ""), ("rouge-L-unicode", "ROUGE-L (Unicode)", ""))
     tokenizer = UnicodeTokenizer()
 
+    def check(self) -> None:
+        super().check()
+        _word_finder()
+
     def is_readable(self, text: str) -> bool:
         return bool(UnicodeTokenizer().tokenize(text))
 
 
-class Meteor(Rouge):
-    """METEOR without synonyms, ROUGE-1 and ROUGE-L."""
+class Meteor(Metric):
+    """METEOR without synonyms, which reads any script, and next to it ROUGE-1 and ROUGE-L."""
 
     name, main = "meteor", "meteor"
     titles = (("meteor", "METEOR", "meteor"), *Rouge.titles)
+    rouge = Rouge()
 
-    def score(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> dict[str, float]:
-        mean = float(self.per_example(predictions, golds, task).mean())
-        return {"meteor": mean, **self.means(predictions, golds)}
+    def check(self) -> None:
+        self.rouge.check()
+        _word_tokenizer()
+        _stemmer()
+
+    def is_readable(self, text: str) -> bool:
+        """Return true if a text has a token of METEOR's."""
+        return bool(_words(text))
+
+    def summary(
+        self, values: np.ndarray, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
+    ) -> dict[str, float]:
+        scores = {self.main: float(values.mean()), **self.rouge.means(predictions, golds)}
+        return scores | {"unparsed": sum(not self.is_readable(text) for text in predictions)}
+
+    def notes(self, golds: Texts) -> list[str]:
+        return self.rouge.notes(golds)
 
     def per_example(self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]) -> np.ndarray:
         return np.array([meteor(prediction, gold) for prediction, gold in zip(predictions, golds, strict=True)])
