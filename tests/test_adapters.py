@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -21,7 +22,14 @@ from pplug_hf.commands.bench import BenchSettings
 from pplug_hf.commands.fit import fit
 from pplug_hf.commands.options import FitSettings
 from pplug_hf.data.examples import read_examples
-from pplug_hf.errors import ConfigurationError, DataError, MismatchError, MissingFileError, MissingPackageError
+from pplug_hf.errors import (
+    ConfigurationError,
+    DataError,
+    MismatchError,
+    MissingFileError,
+    MissingPackageError,
+    StoreError,
+)
 from pplug_hf.methods import adapter_fit, pair_training
 from pplug_hf.methods.adapter_folder import delete_user, open_weights, user_hash
 from pplug_hf.methods.artefacts import read_artefact
@@ -265,6 +273,26 @@ def test_a_user_can_be_deleted(places, ftp, tmp_path):
     assert own[4:6] == bare[4:6] and own[2:4] != bare[2:4] and not torn.exists()
 
 
+def test_a_deletion_that_fails_says_so_and_can_be_repeated(places, ftp, tmp_path, monkeypatch):
+    folder = shutil.copytree(ftp[0], tmp_path / "ftp")
+    place, unlink = folder / "users" / user_hash("u2"), os.unlink
+
+    def busy(path, **where):
+        if str(path).endswith("adapter_model.safetensors"):
+            raise PermissionError(13, "in use", path)
+        unlink(path, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", busy)
+        with pytest.raises(StoreError, match=rf"{place}' cannot be deleted \(in use\), so they are still there"):
+            delete_user(folder, "u2")
+    assert (place / "adapter_model.safetensors").is_file()
+    shared = resources(places, ftp=folder)
+    bare, own = rows_of(shared, "no-persona", "ftp")
+    assert own[4:6] == bare[4:6], "they do not count any more"
+    assert delete_user(folder, "u2") and not place.exists() and not delete_user(folder, "u2")
+
+
 def refused(places, name, error, match, examples=EXAMPLES, task=SHELVES, backbone="llama", **trained):
     shared = resources(places, backbone, **trained)
     shared.task = task
@@ -335,6 +363,8 @@ def test_options_that_cannot_work_are_refused(places, tmp_path):
     for name in ("epochs", "rank", "items_per_user", "learning_rate"):
         with pytest.raises(ConfigurationError, match=f"{name} is 0; give more than 0"):
             train(places, out, **{name: 0})
+    with pytest.raises(ConfigurationError, match=r"in one layer .* as modules='qv' asks: pass modules='qkv'"):
+        train(places, out, backbone="gpt2", modules="qv")
     with pytest.raises(MissingFileError, match="no split 'test', whose users"):
         train(places, out, split="test")
     with pytest.raises(DataError, match="No user has an item"):
@@ -378,6 +408,21 @@ def test_passes_are_chosen_on_held_out_users_of_the_train_split(places, tmp_path
     curve = artefact.about["held_loss_by_pass"]
     assert len(curve) == 5 and len(set(curve)) == 5 and artefact.about["users"] == 1
     assert artefact.run["split"]["held_users"] == 0.1
+
+
+def test_questions_of_a_held_out_user_are_read_in_batches():
+    questions, read = EXAMPLES[:5], []
+    fit = adapter_fit.AdapterFit(kind="ftp", private=pair_training.PairTraining(batch_size=2))
+    fitting = adapter_fit._Fitting(fit, Path(), SimpleNamespace(task=SHELVES), "", {})
+
+    def loss(prompts, answers, *_):
+        read.append((list(prompts), list(answers)))
+        return torch.tensor(float(len(read)))
+
+    assert fitting._question_loss(SimpleNamespace(loss=loss), questions) == pytest.approx((2 * 1 + 2 * 2 + 1 * 3) / 5)
+    assert [len(prompts) for prompts, _ in read] == [2, 2, 1]
+    assert [each for prompts, _ in read for each in prompts] == [e.prompt for e in questions]
+    assert [each for _, answers in read for each in answers] == [e.target for e in questions]
 
 
 # ---- on a LoRA of the task ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 
+import families
 import numpy as np
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from pplug_hf.commands.train import choose_examples
 from pplug_hf.data.examples import read_examples
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
-from pplug_hf.methods import label_frequencies
+from pplug_hf.methods import label_frequencies, likelihood
 from pplug_hf.methods.label_frequencies import (
     LabelFrequencies,
     LabelMixture,
@@ -25,6 +26,8 @@ from pplug_hf.methods.label_frequencies import (
     history_labels,
     label_log_probs,
 )
+from pplug_hf.methods.likelihood import target_log_probs
+from pplug_hf.modeling.backbone import freeze_backbone
 from pplug_hf.processing import PPlugProcessor
 from pplug_hf.tasks.task import get_task
 
@@ -109,6 +112,7 @@ def test_scores_are_the_models_own_losses(backbone, processor, batch_size):
     assert (scores.std(dim=0) > 0.05).all()  # prompts matter
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated:FutureWarning")
 def test_models_that_always_give_all_logits_score_the_same(backbone, processor, monkeypatch):
     expected = label_log_probs(backbone, processor, PROMPTS, LABELS)
     forward = backbone.forward
@@ -141,6 +145,38 @@ def test_each_prompt_is_encoded_once(family):
     processor = PPlugProcessor(tiny.tokenizer(family), is_encoder_decoder=True)
     label_log_probs(backbone, processor, PROMPTS, LABELS, batch_size=2 * len(LABELS))
     assert rows == [2, 2, 1]
+
+
+def by_length(prompts, size):
+    """Batches of prompts, the longest first."""
+    ordered = sorted(prompts, key=len, reverse=True)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gemma3_text", "mistral", "bloom", "jamba", "mamba"])
+def test_each_prompt_is_read_once_where_its_states_can_be_repeated(name, monkeypatch):
+    """Sliding windows are 8 tokens wide here; Jamba and Mamba keep other states than keys and values."""
+    backbone = families.backbone(name, "causal")  # random weights by a seed
+    freeze_backbone(backbone)
+    processor = PPlugProcessor(tiny.tokenizer("llama"))
+    prompts = ["write a long story about two fish in the cold sea and the dark moon like " + p for p in PROMPTS]
+    pairs = [(prompt, label) for prompt in prompts for label in LABELS]
+    expected, _ = target_log_probs(backbone, processor, *zip(*pairs, strict=True))  # one answer to each: read whole
+    known, read = likelihood._keeps_states(backbone), []
+    assert known == (name not in ("jamba", "mamba"))
+    monkeypatch.setattr(likelihood, "_keeps_states", lambda _: known)  # finds it out by asking the model
+    backbone.register_forward_pre_hook(
+        lambda module, args, options: read.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    scores = label_log_probs(backbone, processor, prompts, LABELS, batch_size=2 * len(LABELS))
+    torch.testing.assert_close(scores.flatten(), expected, atol=1e-4, rtol=1e-5)
+    longest = max(map(len, processor.answer_ids(LABELS)))
+    batches = [processor(batch)["input_ids"].shape for batch in by_length(prompts, 2)]
+    if known:
+        calls = [((B, T - 1), (B * len(LABELS), longest)) for B, T in batches]
+        assert read == [shape for pair in calls for shape in pair]
+    else:
+        assert read == [(B * len(LABELS), T + longest) for B, T in batches]
 
 
 def test_no_prompts():

@@ -14,7 +14,7 @@ from pplug_hf.errors import ConfigurationError, MismatchError, MissingPackageErr
 from pplug_hf.methods import private_weights
 from pplug_hf.methods.pair_training import PairTraining, eager_attention, train_on_pairs
 from pplug_hf.methods.private_prompt import PROMPT, PrivatePrompt
-from pplug_hf.methods.private_weights import Lora, LoraShape, layers_of, merged
+from pplug_hf.methods.private_weights import Lora, LoraShape, check_modules, layers_of, merged
 from pplug_hf.modeling.backbone import freeze_backbone
 
 PAIRS = list(zip(tiny.PROMPTS, tiny.ANSWERS, strict=True))
@@ -226,6 +226,16 @@ def test_layers_are_found_by_their_names():
     assert found["llama"] == found["bart"] == ["q_proj", "k_proj", "v_proj"]
     assert layers_of(tiny.backbone("qwen3"), "qv") == ["q_proj", "v_proj"]
     assert layers_of(torch.nn.Linear(2, 2), "qkv") is None
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_keys_cannot_be_left_out_of_a_layer_that_computes_them_with_others(family):
+    model = tiny.backbone(family)
+    check_modules(model, "qkv")
+    if family != "gpt2":
+        return check_modules(model, "qv")
+    with pytest.raises(ConfigurationError, match=r"in one layer \(c_attn\), .* pass modules='qkv'"):
+        check_modules(model, "qv")
 
 
 def test_without_peft_there_is_one_message(monkeypatch):

@@ -29,6 +29,7 @@ from pplug_hf.methods import label_frequencies
 from pplug_hf.methods.artefacts import Draft, read_artefact
 from pplug_hf.methods.base import Method
 from pplug_hf.methods.decoding import Answers, ModelInputs
+from pplug_hf.methods.label_frequencies import divided
 from pplug_hf.methods.names import METHODS
 from pplug_hf.methods.selection import (
     SelectionModel,
@@ -428,6 +429,43 @@ def test_counts_of_a_pool_are_fitted_on_users_whom_their_plug_has_not_seen(world
     assert {e.user for e in asked[0]} == unseen and not unseen & {e.user for e in users.fit}
 
 
+def test_a_plug_that_knows_users_of_the_selector_is_refused(world, tmp_path):
+    plug, settings = (
+        save_plug(world, tmp_path / "plug", item_template="{text}"),
+        tmp_path / "plug" / "train_settings.json",
+    )
+    pool = {"pool": ["no-persona", "pplug", "one"], "plugs": [f"pplug={plug}"], "epochs": 1}
+    users = three_way_split(read_lamp(world / "many", "train", SHELVES)[1], 0.5, 0.3)
+    asked = {e.user for e in (*users.select, *users.held)}
+    for split in ({"validation_users": 0.1}, {"validation_users": 0.8, "split_seed": 7}):
+        split = {"leave_out_users": 0.0, "split_seed": 0} | split
+        settings.write_text(json.dumps({"settings": split}))
+        known, _ = divided(plug, read_lamp(world / "many", "train", SHELVES)[1])
+        count = len({e.user for e in known} & asked)
+        message = f"trained on {count} of the {len(asked)} users .* --validation_users 0.8 .* --split_seed 0`"
+        with pytest.raises(ConfigurationError, match=message):
+            train(*job(world, tmp_path / "gate", **pool))
+        assert count and not (tmp_path / "gate").exists()
+    # It may bring its encoder, or have held out more users.
+    train(*job(world, tmp_path / "encoder", **{**pool, "pool": ["one", "two"], "encoder": None}))
+    settings.write_text(json.dumps({"settings": {**split, "validation_users": 0.9, "split_seed": 0}}))
+    _, printed = train(*job(world, tmp_path / "gate", **pool))
+    assert "Nothing says" not in printed
+
+
+def test_what_does_not_say_whom_it_learned_from_is_named(world, selectors, tmp_path):
+    shutil.copytree(world / "rspg-pre", tmp_path / "silent")
+    about = json.loads((tmp_path / "silent" / "method.json").read_text())
+    about["run"].pop("split")
+    (tmp_path / "silent" / "method.json").write_text(json.dumps(about))
+    plug = save_plug(world, tmp_path / "plug", item_template="{text}")
+    pool = {"pool": ["no-persona", "pplug", "one"], "plugs": [f"pplug={plug}"], "epochs": 1}
+    _, printed = train(
+        *job(world, tmp_path / "gate", trained=[*selectors[:1], f"silent={tmp_path / 'silent'}"], **pool)
+    )
+    assert f"Nothing says which users '{tmp_path / 'silent'}', '{tmp_path / 'plug'}' learned from" in printed
+
+
 def test_a_pool_of_plugs_and_rankers(world, tmp_path):
     """A gate between persona and retrieval, two rows of which have the same prompts."""
     pool, plugs = ["no-persona", "bm25@2", "pplug", "frequencies", "one"], plugs_of(world)[:1]
@@ -483,6 +521,27 @@ def test_a_kill_costs_no_answers_and_changes_nothing(world, tmp_path, monkeypatc
         train(*job(world, tmp_path / "killed", seed=1))
     other = train(*job(world, tmp_path / "seed", seed=1, answers=f"{tmp_path / 'killed'}-answers"))[0]
     assert len(Told.asked) == 3 and other.digest != made.digest, "seeds share the answers"
+
+
+def test_seeds_share_the_answers_to_random_items(world, tmp_path):
+    pool = {"pool": ["one", "two", "random@2"], "answers": str(tmp_path / "answers"), "epochs": 1}
+    first, _ = train(*job(world, tmp_path / "0", **pool))
+    second, printed = train(*job(world, tmp_path / "1", seed=1, **pool))
+    assert "3 of 3 runs are there already" in printed and "Again" not in printed
+    assert first.settings["pool"] == second.settings["pool"] and first.run["seed"] != second.run["seed"]
+    trained = [f"first={tmp_path / '0'}", f"second={tmp_path / '1'}"]
+    compare(world, tmp_path / "bench", "random@2", "first", "second", trained=trained, seed=3)
+
+
+def test_weights_of_single_users_are_in_no_pool(world, tmp_path):
+    for kind in ("ftp", "oppu", "user-tokens"):
+        Draft.open(tmp_path / kind, kind, {"split": {}}).finish({"retrieval": None})
+        trained = [f"own={tmp_path / kind}"]
+        for pool in (["one", "own"], ["one", "own:no-history"], None):
+            with pytest.raises(
+                ConfigurationError, match=r"The row own.* answers with weights of the users of one split"
+            ):
+                train(*job(world, tmp_path / "none", pool=pool, trained=trained))
 
 
 def test_what_cannot_be_chosen_from_is_refused(world, selectors, tmp_path):

@@ -18,6 +18,7 @@ from ..methods.artefacts import Artefact
 from ..methods.base import Method
 from ..methods.digests import json_digest
 from ..methods.fitting import FitJob
+from ..methods.label_frequencies import divided
 from ..methods.names import Folders, default_rows, parse_plugs, parse_trained
 from ..methods.rewards import normalised
 from ..methods.selection import (
@@ -86,25 +87,61 @@ def _with_pool(job: FitJob) -> tuple[FitJob, dict[str, Method]]:
     """Return the job with what its pool needs besides the language model, and the rows of the pool; nothing is loaded."""
     plugs = parse_plugs(job.options.plugs or ())
     trained = parse_trained(job.options.trained or (), plugs)
-    job = replace(job, resources=replace(job.resources, plugs=plugs, trained=trained))
+    # Random items are drawn alike for all seeds of the training, which share the answers.
+    seed = job.split["split_seed"]
+    job = replace(job, resources=replace(job.resources, plugs=plugs, trained=trained, seed=seed))
     job.resources.check()
     if not (job.resources.retriever or plugs):
         raise ConfigurationError(
             "A selector starts from a sentence encoder: pass encoder, or plugs, which bring theirs."
         )
-    for folder in (folder for folders in trained.values() for folder in folders):
-        _check_split(folder, job.resources.artefact(folder).run.get("split"), job)
-    return job, pool_methods(job.options.pool or usual_pool(job, plugs, trained), plugs, trained)
+    pool = pool_methods(job.options.pool or usual_pool(job, plugs, trained), plugs, trained)
+    used = {method.folder for method in pool.values()}
+    asked = [folder for folders in plugs.values() for folder in folders if folder in used]
+    train = job.read("train") if asked else []
+    says = {folder: _check_split(folder, job) for folders in trained.values() for folder in folders}
+    says |= {folder: _check_plug(folder, train, job) for folder in asked}
+    if unknown := [repr(folder) for folder, known in says.items() if not known]:
+        print(
+            f"Nothing says which users {', '.join(unknown)} learned from: if they are those of the selector, it learns to trust "
+            "answers that are better there than elsewhere."
+        )
+    return job, pool
 
 
-def _check_split(folder: str, split: Mapping[str, object] | None, job: FitJob) -> None:
-    """Raise a `ConfigurationError` if what is in the pool was trained on other users than those of this division."""
+def _check_split(folder: str, job: FitJob) -> bool:
+    """Return whether an artefact says how its training divided the users.
+
+    Raises:
+        ConfigurationError: otherwise than this one.
+    """
+    split = job.resources.artefact(folder).run.get("split") or {}
     shares = ("leave_out_users", "select_users", "held_users", "split_seed")
-    if split is not None and (other := [name for name in shares if split.get(name) != job.split[name]]):
+    if split and (other := [name for name in shares if split.get(name) != job.split[name]]):
         raise ConfigurationError(
             f"{folder!r} was trained with {', '.join(f'{name}={split.get(name)}' for name in other)}, so it may know the "
             "users that the selector learns from: pass the same here."
         )
+    return bool(split)
+
+
+def _check_plug(folder: str, train: Sequence[Example], job: FitJob) -> bool:
+    """Return whether a plug says which users of the train split it was trained on.
+
+    Raises:
+        ConfigurationError: on some that the selector learns from.
+    """
+    if (parts := divided(folder, train)) is None:
+        return False
+    mine, split = {e.user for part in (job.users.select, job.users.held) for e in part}, job.split
+    if known := mine & {e.user for e in parts[0]}:
+        raise ConfigurationError(
+            f"The plug {folder!r} was trained on {len(known)} of the {len(mine)} users that the selector learns from, so its "
+            "answers are better there than elsewhere: train one that holds them out, by `pplug-hf train --validation_users "
+            f"{split['select_users'] + split['held_users']} --leave_out_users {split['leave_out_users']} --split_seed "
+            f"{split['split_seed']}`."
+        )
+    return True
 
 
 def usual_pool(job: FitJob, plugs: Folders, trained: Folders) -> list[str]:

@@ -39,7 +39,7 @@ from .fitting import FitJob
 from .pair_training import PairTraining, eager_attention, train_on_pairs
 from .persona import plug_digest
 from .private_prompt import PROMPT, PrivatePrompt
-from .private_weights import Lora, LoraShape, PrivateWeights
+from .private_weights import Lora, LoraShape, PrivateWeights, check_modules
 from .prompts import retrieval_prompt, text_budget
 from .resources import Resources
 from .retrievers import get_ranker
@@ -106,6 +106,8 @@ def train(job: FitJob) -> Artefact | None:
     if not pairs:
         raise DataError("No user has an item to train on: they lack an answer, or the questions ask for them.")
     others = _other_questions(job.users.fit, asked, questions) if fit.kind == "oppu" else []
+    if fit.kind != "user-tokens":
+        check_modules(resources.language_model, fit.lora.modules)
     draft = job.draft(
         fit.kind,
         asked=data_digest(task, asked, answers=False),
@@ -220,9 +222,14 @@ class _Fitting:
 
     @torch.no_grad()
     def _question_loss(self, weights: PrivateWeights, questions: Sequence[Example]) -> float:
-        """Return the loss of the right answers to a user's questions."""
-        prompts, answers = [self._prompt(e) for e in questions], [str(e.target) for e in questions]
-        return weights.loss(prompts, answers, self.fit.max_length, self.fit.private.max_answer_length).item()
+        """Return the loss of the right answers to a user's questions, each counted once."""
+        training, total = self.fit.private, 0.0
+        for start in range(0, len(questions), training.batch_size):
+            batch = questions[start : start + training.batch_size]
+            prompts, answers = [self._prompt(e) for e in batch], [str(e.target) for e in batch]
+            loss = weights.loss(prompts, answers, self.fit.max_length, training.max_answer_length)
+            total += loss.item() * len(batch)
+        return total / len(questions)
 
     def facts(self) -> dict[str, object]:
         """Return what has to be known to answer with the weights, besides their files."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from ..errors import StoreError
 from ..storage.files import new_folder, read_json_object, write_text
 from ..tasks.items import item_id
 from .artefacts import FILE, read_artefact
@@ -83,16 +84,29 @@ def delete_user(folder: str | Path, user: str) -> bool:
         user: as in the data.
 
     Returns:
-        True if there were any.
+        True if there were any files of this user, such as those that an interrupted call left.
+
+    Raises:
+        StoreError: they cannot be deleted. They do not count any more, and are still there.
     """
     artefact, place = read_artefact(folder), f"{USERS}/{user_hash(user)}"
     content = read_json_object(artefact.folder / FILE, FILE)
     left = {name: digest for name, digest in artefact.files.items() if not name.startswith(f"{place}/")}
     # From now on the weights do not count, even if deleting them is interrupted.
     write_text(artefact.folder / FILE, json.dumps(content | {"files": left}, indent=2) + "\n")
-    for path in (artefact.folder / place, *artefact.folder.glob(f"{USERS}/.{user_hash(user)}-*")):
-        shutil.rmtree(path, ignore_errors=True)  # also what a killed training had half written
-    return len(left) < len(artefact.files)
+    # Also what a killed training had half written.
+    found = [artefact.folder / place, *artefact.folder.glob(f"{USERS}/.{user_hash(user)}-*")]
+    found = [path for path in found if path.exists()]
+    for path in found:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if path.exists():  # else another process was faster
+                raise StoreError(
+                    f"The weights of a user in {str(path)!r} cannot be deleted ({error.strerror or error}), so they are still "
+                    "there: delete this folder, or call delete_user again."
+                ) from error
+    return bool(found)
 
 
 def cost(folder: Path) -> dict[str, object]:

@@ -195,12 +195,25 @@ def held_out(plug: str, train: Sequence[Example]) -> Sequence[Example]:
         plug: its folder.
         train: questions of the train split; returned as they are if the folder does not say, or too few were held out to fit on.
     """
+    parts = divided(plug, train)
+    return train if parts is None or len(parts[1]) < FEWEST else parts[1]
+
+
+def divided(plug: str, train: Sequence[Example]) -> tuple[list[Example], list[Example]] | None:
+    """Return the questions of the users whom a plug was trained on, and of those whom its training held out.
+
+    Args:
+        plug: its folder.
+        train: all questions of the train split.
+
+    Returns:
+        Both, without the users left out; None if the folder does not say.
+    """
     if (known := _split_of(plug)) is None:
-        return train
+        return None
     left_out, share, seed = *known[:2], int(known[2])
     rest, _ = split_users(train, left_out, seed)
-    _, held = split_users(rest, share, seed + 1, nearest=True)
-    return held if len(held) >= FEWEST else train
+    return split_users(rest, share, seed + 1, nearest=True)
 
 
 def _split_of(plug: str) -> Sequence[float] | None:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from ..modeling.prefix import cache_argument, position_ids
+from ..modeling.prompt_states import find_states
 from ..processing import PPlugProcessor
 from .decoding import ModelInputs, batches_by_length, evaluating
 
@@ -46,6 +49,8 @@ def label_log_probs(
     score = _score_encoder_decoder if processor.is_encoder_decoder else _score_causal
     log_probs = torch.zeros(len(prompts), len(labels))
     with evaluating(backbone):
+        if score is _score_causal and len(labels) > 1 and _keeps_states(backbone):
+            score = _score_behind_states
         for rows in batches_by_length(prompts, max(1, batch_size // max(1, len(labels))), "Scoring labels"):
             batch = [prompts[row] for row in rows]
             nll, _ = score(backbone, processor, batch, list(labels) * len(batch), max_length)  # [B * L]
@@ -139,6 +144,41 @@ def _score_causal(
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     logits = backbone(input_ids=ids, attention_mask=mask, position_ids=positions, **limit).logits[:, -kept:]
     return _nll(logits[:, :-1], targets[:, -kept:][:, 1:])
+
+
+def _keeps_states(backbone: PreTrainedModel) -> bool:
+    """Return whether what a causal model computes of a prompt can be kept and repeated."""
+    try:
+        find_states(backbone)
+    except ValueError:
+        return False
+    return True
+
+
+def _score_behind_states(
+    backbone: Any, processor: PPlugProcessor, prompts: list[str], answers: list[str], max_length: int | None
+) -> tuple[Tensor, Tensor]:
+    """As `_score_causal`; each prompt is read once, and its keys and values are repeated for its answers."""
+    batch = processor(text=prompts, max_length=max_length).to(device=backbone.device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]  # [B, T]
+    if ids.shape[1] == 1:
+        return _score_causal(backbone, processor, prompts, answers, max_length)
+    times = len(answers) // len(prompts)
+    repeated = [prompt for prompt in prompts for _ in range(times)]
+    rows = [torch.tensor(row.answer) for row in processor.rows(repeated, answers)]
+    targets = pad_sequence(rows, batch_first=True, padding_value=-100).to(backbone.device)  # [R, W]
+    # Prompts end at the right edge. Their last token is left to the second call, because it predicts the first of an answer.
+    cache: Any = DynamicCache()
+    options = {cache_argument(backbone): cache, "use_cache": True}
+    limit = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(backbone.forward).parameters else {}
+    places = position_ids(mask)[:, :-1]
+    backbone(input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=places, **options, **limit)
+    cache.batch_repeat_interleave(times)
+    given = targets[:, :-1]
+    ids = torch.cat([ids[:, -1:].repeat_interleave(times, dim=0), given.clamp(min=0)], dim=1)  # [R, W]
+    mask = torch.cat([mask.repeat_interleave(times, dim=0), (given != -100).to(mask)], dim=1)  # [R, T - 1 + W]
+    places = position_ids(mask)[:, -ids.shape[1] :]
+    return _nll(backbone(input_ids=ids, attention_mask=mask, position_ids=places, **options).logits, targets)
 
 
 def _nll(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

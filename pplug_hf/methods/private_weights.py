@@ -310,6 +310,16 @@ def layers_of(language_model: PreTrainedModel, modules: Modules) -> list[str] | 
     return [name for name in _FUSED if name in names] or None
 
 
+def check_modules(language_model: PreTrainedModel, modules: Modules) -> None:
+    """Raise a `ConfigurationError` if keys are to have no LoRA, and one layer computes them with queries and values."""
+    layers = layers_of(language_model, "qkv")
+    if modules == "qv" and layers and layers == layers_of(language_model, "qv"):
+        raise ConfigurationError(
+            f"{type(language_model).__name__} computes queries, keys and values in one layer ({', '.join(layers)}), so keys "
+            "cannot be left without a LoRA as modules='qv' asks: pass modules='qkv'."
+        )
+
+
 def check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Raise a `MismatchError` unless weights have the names and shapes of a model's own."""
     shapes = {name: list(value.shape) for name, value in state.items()}

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from ..data.records import Example
 from ..errors import ConfigurationError, MismatchError
+from .adapters import UserAdapters
 from .artefacts import read_artefact
 from .base import Method, Need, Trained
 from .decoding import Answers
@@ -138,6 +139,9 @@ class Selector(Trained):
         pool = {row: method.key(resources) for row, method in self.members(resources).items()}
         return {**super().key(resources), "pool": pool}
 
+    def parts(self, resources: Resources) -> Sequence[Method]:
+        return list(self.members(resources).values())
+
     def about(self, resources: Resources) -> dict[str, object]:
         artefact, R = resources.artefact(self.folder), len(_pool(self.folder))
         cost = {"generations_per_question": R if artefact.settings["reads"] == "answers" else 1}
@@ -159,7 +163,8 @@ def pool_methods(
         trained: likewise.
 
     Raises:
-        ConfigurationError: fewer than two rows, one that depends on who else is asked, or a selector.
+        ConfigurationError: fewer than two rows, one that depends on who else is asked, one with weights of single users, or a
+            selector.
     """
     methods = {row: seeds[0] for row, seeds in methods_of(names, plugs, trained).items()}
     if len(methods) < 2:
@@ -169,6 +174,11 @@ def pool_methods(
     for row, method in methods.items():
         if "wrong-user" in row or "nearest-user" in row:
             raise ConfigurationError(f"The row {row} depends on who else is asked: leave it out of the pool.")
+        if isinstance(method, UserAdapters):
+            raise ConfigurationError(
+                f"The row {row} answers with weights of the users of one split, and a selector learns from the train split and "
+                "answers another: leave it out of the pool."
+            )
         if method.reads_answers:
             raise ConfigurationError(f"The row {row} reads answers of other rows itself: leave it out of the pool.")
     return methods
