@@ -97,8 +97,9 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             persona_strength: a number for all prompts, or a list with one per prompt: 0 is nobody, 1 (the default) as
                 trained, more exaggerates the user.
             batch_size: prompts per pass (default: 1).
-            return_full_text: include the prompt, as the text-generation pipeline does (default: yes for causal models;
-                an encoder-decoder model's answer does not continue the prompt).
+            return_full_text: include the prompt, as the text-generation pipeline does (default: yes where the answer
+                continues it, which it does neither in an encoder-decoder model nor in a chat). A text that the plug writes
+                as a chat is then given as this chat.
             skip_special_tokens: leave special tokens out of the answer (default: yes).
             stop_sequence: text, or texts, after which an answer ends.
             tokenizer_encode_kwargs: for the processor, e.g. `{"max_length": 256}`; for a chat, for its
@@ -107,7 +108,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
 
         Returns:
             `[{"generated_text": ...}, ...]`, one per returned sequence; a list of such lists for a list of prompts; an
-            iterator of them for a generator or data set. The generated text of a chat is the chat and its answer.
+            iterator of them for a generator or data set. The generated text of a chat is the chat and its answer; that of
+            a text which the plug writes as a chat is the answer alone.
 
         Raises:
             MismatchError: the number of personas, queries, plugs or strengths is not the number of prompts.
@@ -257,10 +259,12 @@ class PersonalizedTextGenerationPipeline(Pipeline):
         self, model_outputs: dict[str, Any], return_full_text: bool | None = None, skip_special_tokens: bool = True
     ) -> list[dict[str, object]]:
         """Return the texts of one prompt's sequences [1, n, L]."""
+        prompt, processor = model_outputs["request"].prompt, self._processor_of(model_outputs["request"].writer)
+        is_turn = processor.chat and isinstance(prompt, str)
         if return_full_text is None:
-            return_full_text = not self.model.config.is_encoder_decoder
-        prompt = model_outputs["request"].prompt
-        tokenizer: Any = self._processor_of(model_outputs["request"].writer).tokenizer
+            return_full_text = not self.model.config.is_encoder_decoder and not is_turn
+        prompt = [{"role": "user", "content": prompt}] if is_turn else prompt
+        tokenizer: Any = processor.tokenizer
         answers = [
             tokenizer.decode(ids, skip_special_tokens=skip_special_tokens) for ids in model_outputs["sequences"][0]
         ]

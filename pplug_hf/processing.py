@@ -20,6 +20,7 @@ from .modeling.backbone import checked_tokenizer
 from .modeling.persona import Personas
 from .modeling.personalizer import histories_of
 from .modeling.plug_folder import check_tokenizer, join_chat_templates, load_config, open_location
+from .modeling.saving import save_options
 from .storage.layout import CONFIG, PROCESSOR_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from .storage.location import HUB_ARGUMENTS
 from .storage.replace import replacing
@@ -95,8 +96,8 @@ class PPlugProcessor(ProcessorMixin):
             model.tokenizer = tokenizer
         if model.tokenizer is None:
             raise ConfigurationError(
-                f"No tokenizer was found beside the backbone {model.config.backbone!r}: pass "
-                "PPlugProcessor.from_model(model, tokenizer=...)."
+                f"No tokenizer was found beside the backbone {model.config.backbone!r}, or it is code of its repository, which is "
+                "not run: pass PPlugProcessor.from_model(model, tokenizer=...)."
             )
         return cls.from_config(model.config, model.tokenizer)
 
@@ -167,18 +168,20 @@ class PPlugProcessor(ProcessorMixin):
         Args:
             save_directory: a new folder, one of a plug, or one of a processor alone.
             push_to_hub: upload them afterwards; `kwargs` then go to `push_to_hub`, `repo_id` by default is the folder's name.
+            **kwargs: options of `push_to_hub`.
 
         Returns:
             The path of the processor's settings, as in transformers.
 
         Raises:
-            ConfigurationError: the folder holds another kind of model.
+            ConfigurationError: the folder holds another kind of model, or an option is unknown.
         """
+        options = save_options(kwargs, self.push_to_hub)
         with replacing(save_directory) as staging:
             super().save_pretrained(staging)
             join_chat_templates(Path(staging))
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+            self.push_to_hub(options.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **options)
         return [os.path.join(save_directory, PROCESSOR_CONFIG)]
 
     def __call__(  # type: ignore[override]
@@ -203,7 +206,8 @@ class PPlugProcessor(ProcessorMixin):
             labels: one answer per prompt. Causal models then get prompt + answer + end as `input_ids`.
             max_length: most tokens of a prompt, its chat template included. A longer one loses the middle of its text, with
                 a warning.
-            max_target_length: cut answers to this many tokens.
+            max_target_length: most tokens of an answer, its end included. A longer one loses what comes before its end,
+                with a warning.
             persona_offset: number of characters of each prompt in front of the soft prompt (default, and None for a prompt:
                 what the plug's placement says).
             turns: earlier turns of each chat, the user's text and the answer of each.
@@ -243,21 +247,41 @@ class PPlugProcessor(ProcessorMixin):
             max_length - len(self.rows(["?"])[0].ids) + len(self.tokenizer("?", add_special_tokens=False)["input_ids"])
         )
 
-    def length_notes(self, prompts: Sequence[str], max_length: int) -> list[str]:
-        """Return a sentence about prompts that are longer than the budget: the middle of their text is lost.
+    def length_notes(
+        self,
+        prompts: Sequence[str],
+        max_length: int,
+        answers: Sequence[str] = (),
+        max_target_length: int | None = None,
+    ) -> list[str]:
+        """Return a sentence about prompts, and one about answers, that are longer than their budget and are cut.
 
         Args:
             prompts: n of them.
             max_length: tokens of a prompt, the template of a chat included.
+            answers: to learn from; any number.
+            max_target_length: tokens of an answer, its end included.
         """
-        limit = self.room(max_length)
+        notes = []
+        if cut := self._longer(prompts, self.room(max_length)):
+            notes.append(
+                f"{cut} of {len(prompts)} prompts have more than max_length={max_length} tokens and lose the middle of "
+                "their text."
+            )
+        if max_target_length is None or not answers:
+            return notes
+        around = len(self.answer_ids(["?"])[0]) - len(self.tokenizer("?", add_special_tokens=False)["input_ids"])
+        if cut := self._longer(answers, max_target_length - around):
+            notes.append(
+                f"{cut} of {len(answers)} answers have more than max_target_length={max_target_length} tokens and are "
+                "learned as if they ended there."
+            )
+        return notes
+
+    def _longer(self, texts: Sequence[str], limit: int) -> int:
+        """Return how many texts have more tokens than that."""
         given = {"add_special_tokens": False, "truncation": True, "max_length": max(limit, 0) + 1}
-        if not (cut := sum(len(ids) > limit for ids in self.tokenizer(list(prompts), **given)["input_ids"])):
-            return []
-        return [
-            f"{cut} of {len(prompts)} prompts have more than max_length={max_length} tokens and lose the middle of their "
-            "text."
-        ]
+        return sum(len(ids) > limit for ids in self.tokenizer(whole_texts([*texts]), **given)["input_ids"])
 
     def rows(
         self,
@@ -439,8 +463,7 @@ class PPlugProcessor(ProcessorMixin):
                 answer = self._behind(ids, r)
                 ended = template.ends_turn(r.text) or self.tokenizer.eos_token_id is None
                 answer = answer if ended else [*answer, self.tokenizer.eos_token_id]
-                if max_target_length is not None and len(answer) > max_target_length:
-                    answer = [*answer[: max_target_length - 1], answer[-1]]
+                answer = _cut_answer(answer, 1, max_target_length)
             kept, place = self._cut(ids, place, (start, stop), max_length)
             rows.append(Row(kept, place, answer, (start, stop - len(ids) + len(kept))))
         return rows
@@ -558,11 +581,14 @@ class PPlugProcessor(ProcessorMixin):
     def _answer_ids(self, answers: list[str], max_length: int | None) -> list[list[int]]:
         answers = whole_texts(answers)
         if self.is_encoder_decoder:
-            encoded = self.tokenizer(text_target=answers, truncation=max_length is not None, max_length=max_length)
-            return encoded["input_ids"]
+            encoded = self.tokenizer(text_target=answers, verbose=False)["input_ids"]
+            if max_length is None or all(len(ids) <= max_length for ids in encoded):
+                return encoded
+            _warn_of_cut_answer(max_length)
+            return self.tokenizer(text_target=answers, truncation=True, max_length=max_length)["input_ids"]
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        limit = None if max_length is None else max_length - len(end)
-        return [ids[:limit] + end for ids in self.tokenizer(answers, add_special_tokens=False)["input_ids"]]
+        encoded = self.tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]
+        return [_cut_answer(ids + end, len(end), max_length) for ids in encoded]
 
     def _pad(self, rows: list[list[int]], value: int | None, left: bool) -> tuple[Tensor, Tensor]:
         """Rows of token ids to [B, T] ids and mask."""
@@ -611,6 +637,21 @@ def _rows_of(
         if values is not None and len(values) != count:
             raise MismatchError(f"Got {len(values)} of {name} for {count} {prompts}: pass one per prompt.")
     return rows
+
+
+def _cut_answer(ids: list[int], end: int, max_length: int | None) -> list[int]:
+    """Return an answer without the tokens that are too many, which stand before its end of 0 or 1 token."""
+    if max_length is None or len(ids) <= max_length:
+        return ids
+    _warn_of_cut_answer(max_length)
+    return [*ids[: max_length - end], *ids[len(ids) - end :]]
+
+
+def _warn_of_cut_answer(max_length: int) -> None:
+    logger.warning_once(
+        f"An answer is longer than max_target_length={max_length} tokens and is learned as if it ended there: raise "
+        "max_target_length, or shorten the answers."
+    )
 
 
 def _answered(text: str) -> dict[str, str]:

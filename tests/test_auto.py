@@ -265,7 +265,11 @@ def test_somebody_who_does_not_import_the_package(pushed, tmp_path, installed):
     else:
         asked = said[0]
         assert said[2].startswith("ValueError") and said[1] == said[3]
-        assert said[1].startswith("ImportError") and "pip install pplug_hf" in said[1]
+        assert (
+            said[1].startswith("ImportError")
+            and "`pip install .` in a checkout" in said[1]
+            and "pip install pplug" not in done.stdout
+        )
     assert asked.startswith("ValueError") and "trust_remote_code=True" in asked
 
 

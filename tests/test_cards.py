@@ -21,7 +21,7 @@ from pplug_hf.cli import main
 from pplug_hf.configuration import PPlugConfig
 from pplug_hf.errors import ConfigurationError, DataError, MissingFileError
 from pplug_hf.hub.card_text import CardText, _merged
-from pplug_hf.hub.cards import write_card
+from pplug_hf.hub.cards import card_options, write_card
 from pplug_hf.methods.persona import plug_digest
 
 COMMIT = "7bcac572ce56db69c1ea7c8af255c5d7c9672fc2"
@@ -306,6 +306,24 @@ def test_names_that_the_hub_does_not_take(folder, name):
     for options in ({"repo_id": name}, {"datasets": [name]}):
         with pytest.raises(ConfigurationError, match="is not a Hub id"):
             write(folder, **options)
+
+
+def test_one_text_is_as_good_as_a_list(folder):
+    said = metadata(write(folder, language="en", tags="news", datasets="me/films"))
+    assert said["language"] == "en" and said["tags"][-1] == "news" and said["datasets"] == ["me/films"]
+    lists = metadata(write(folder, language=("en", "de"), tags=["news"], datasets=("me/films",)))
+    assert lists == {**said, "language": ["en", "de"]}
+
+
+def test_what_the_scripts_of_transformers_say_about_a_card():
+    given = {"finetuned_from": "gpt2", "tasks": "summarization", "model_name": "x", "license": None, "language": "en"}
+    given |= {"dataset_tags": "me/films", "dataset_args": "main", "dataset": "me/films main"}
+    assert card_options(given) == {"language": "en", "datasets": ["me/films"]}
+    assert card_options({"datasets": ["me/a"], "dataset_tags": ["me/b"]}) == {"datasets": ["me/a", "me/b"]}
+    with pytest.raises(ConfigurationError, match="A card has no option licence; options are results, license"):
+        card_options({"licence": "mit"})
+    with pytest.raises(ConfigurationError, match="is not a Hub id"):
+        card_options({"datasets": "no id"})
 
 
 def test_sizes(folder):

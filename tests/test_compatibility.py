@@ -223,7 +223,7 @@ def test_a_newer_version_is_warned_about_with_both_versions(warnings):
     config = PPlugConfig.from_dict({"config_version": 7, "num_persona_tokens": 2, "newer": 1})
     newer, unknown = warnings()
     assert f"config_version 7, and pplug-hf {pplug_hf.__version__} knows versions up to 1" in newer
-    assert "pip install -U pplug-hf" in newer and "'newer'" in unknown
+    assert "Update pplug-hf" in newer and "'newer'" in unknown
     assert config.num_persona_tokens == 2
     assert config.config_version == 1  # which is what would be saved again
 

@@ -192,6 +192,12 @@ def test_unknown_names_give_one_clear_error(name):
     assert name in str(error.value)
 
 
+def test_a_subfolder_that_cannot_be_loaded_is_not_passed_over(places):
+    for name in (str(places / "encoder"), "me/encoder"):
+        with pytest.raises(ConfigurationError, match="pass the path of that folder"):
+            load_encoder(name, subfolder="none")
+
+
 # ---- on a model -------------------------------------------------------------------------------------------------
 
 

@@ -163,7 +163,7 @@ def test_a_file_that_is_damaged(made, tmp_path, kept):
 def test_a_file_without_a_tokenizer(places, tmp_path):
     tiny.gguf(tmp_path / "bare.gguf", words=False)
     model = tiny.from_backbone(str(tmp_path / "bare.gguf"), str(places / "encoder"))
-    with pytest.raises(ConfigurationError, match=r"No tokenizer was found beside the backbone '.*bare\.gguf': pass"):
+    with pytest.raises(ConfigurationError, match=r"No tokenizer was found beside the backbone '.*bare\.gguf'.*: pass"):
         PPlugProcessor.from_model(model)
 
 
@@ -188,14 +188,14 @@ def test_a_missing_package(made, monkeypatch, package):
         ("me/model.gguf", "me/model.gguf"),
         ("gpt2", "gpt2"),
         ("/me/model/x.gguf", None),
-        ("me/x.bin/x", None),
+        ("me/model/inner/folder", "me/model"),
         ("../model/x.gguf", None),
         ("x.gguf", None),
         (None, None),
     ],
 )
 def test_the_repository_of_a_name(name, repository):
-    assert hub_repository(name) == repository
+    assert hub_repository(name, "backbone") == repository
 
 
 @pytest.mark.parametrize("name", ["me/model/../../etc/x.gguf", "me/model//etc/x.gguf", "me/model/..\\x.gguf"])

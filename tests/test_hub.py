@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -195,6 +196,23 @@ def test_a_gguf_file_of_a_repository(hub, pushed, me, stranger, tmp_path):
         hub.repos["me/gguf-plug"].commit("main", hostile)
         _, kinds = refused(me, LOAD, name="me/gguf-plug", given={})
         assert "ConfigurationError" in kinds
+
+
+def test_a_backbone_in_a_folder_of_a_repository(hub, pushed, me, stranger, tmp_path):
+    """Its place is recorded and found again, whatever the root of the repository holds."""
+    shutil.copytree(hub.places / "gpt2", tmp_path / "inner")
+    tiny.backbone("gpt2", seed=1).save_pretrained(tmp_path)
+    commit = hub.repo("me/nested", private=True).add(tmp_path)
+    me("model = tiny.from_backbone('me/nested', 'me/encoder', backbone_kwargs={'subfolder': 'inner'})")
+    me("tiny.randomise(model.plug); model.push_to_hub('me/inner-plug', private=True)")
+    answers, files = me(ANSWER), hub.repos["me/inner-plug"].files()
+    config = json.loads(files["config.json"].data)
+    assert (config["backbone"], config["backbone_revision"]) == ("me/nested/inner", commit)
+    assert ModelCard(files["README.md"].data.decode()).data.base_model == "me/nested"
+    for given in ({"token": TOKEN}, {"local_files_only": True}):
+        load(stranger, "me/inner-plug", **given)
+        assert stranger(ANSWER) == answers
+    assert stranger("result = model.tokenizer is not None")
 
 
 def test_a_download_that_was_cut_off_is_no_plug_offline(hub, pushed, me, requests, tmp_path):
@@ -447,7 +465,7 @@ def test_nothing_of_this_machine_is_pushed(hub, me, places, tmp_path):
     assert me(ANSWER) == answers
 
 
-@pytest.mark.parametrize("name", ["/etc", "../elsewhere", "~/model", "a/b/c"])
+@pytest.mark.parametrize("name", ["/etc", "../elsewhere", "~/model", "./a/b/c"])
 def test_a_repository_cannot_name_a_folder_of_this_machine(hub, pushed, me, name):
     repo = hub.repo("me/hostile", private=True)
     files = hub.repos["me/plug"].files()
@@ -492,6 +510,8 @@ def test_a_failing_card_blocks_no_upload(hub, pushed, me, requests):
     hub.repo("me/cards")
     me("model.push_to_hub('me/cards', results='/no/such/folder')")
     assert "model.safetensors" in hub.repos["me/cards"].files() and "README.md" not in hub.repos["me/cards"].files()
+    text, _ = refused(me, "model.push_to_hub('me/cards', datasets='no id')")  # what is known beforehand
+    assert "is not a Hub id" in text
     hub.yaml_errors.append("the Hub does not like it")
     try:
         me("with torch.no_grad(): model.plug.instruction += 1")

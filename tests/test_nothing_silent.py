@@ -381,6 +381,45 @@ def test_a_prompt_goes_through_the_processor_and_a_soft_prompt_needs_a_query(mod
         model.soft_prompt(["moon"])
 
 
+def test_arguments_that_say_how_to_load_are_refused_for_what_is_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    parts = model.backbone, model.history_encoder
+    given = {"backbone": parts[0], "encoder": parts[1]}
+    for what, value in (("dtype", "bfloat16"), ("encodr", "x"), ("device_map", "cpu")):
+        options = {what: value}
+        with pytest.raises(ConfigurationError, match=f"The backbone is loaded already, and {what} would say"):
+            PPlugForConditionalGeneration.from_pretrained(tmp_path, **given, **options)
+        with pytest.raises(ConfigurationError, match=f"The backbone is loaded already, and {what} would say"):
+            tiny.from_backbone(*parts, tokenizer=model.tokenizer, backbone_kwargs=options)
+    with pytest.raises(ConfigurationError, match="The encoder is loaded already, and truncate_dim would say"):
+        tiny.from_backbone(*parts, tokenizer=model.tokenizer, encoder_kwargs={"truncate_dim": 4})
+    with pytest.raises(ConfigurationError, match=r"loaded already, and revison .* check its spelling"):
+        model.load_plug(tmp_path, "late", encoder=parts[1], revison="v2")
+    assert list(model.plugs) == ["default"]
+    PPlugForConditionalGeneration.from_pretrained(
+        tmp_path, **given, dtype="auto", device_map=None
+    )  # as transformers' pipelines pass them
+
+
+def test_how_to_load_the_backbone_is_no_option_of_a_plug():
+    for name in ("dtype", "device_map", "revision"):
+        with pytest.raises(ConfigurationError, match=rf"Unknown option {name};.*backbone_kwargs=\{{"):
+            tiny.from_backbone(BACKBONE, ENCODER, **{name: "auto"})
+
+
+def test_unknown_options_of_saving_are_refused_before_anything_is_written(model, processor, tmp_path):
+    for save in (model.save_pretrained, processor.save_pretrained):
+        for name in ("junk", "push_to_hub_", "variant"):
+            with pytest.raises(
+                ConfigurationError, match=f"save_pretrained got .* argument '{name}': .*commit_message"
+            ):
+                save(tmp_path / "plug", **{name: "fp16"})
+    assert not list(tmp_path.iterdir())
+    known = {"max_shard_size": "1GB", "safe_serialization": True, "save_function": torch.save, "variant": None}
+    model.save_pretrained(tmp_path / "plug", **known, private=True, token=None)
+    processor.save_pretrained(tmp_path / "plug", max_shard_size="1GB", repo_id="me/plug")
+
+
 def test_an_unknown_dtype_names_the_choices():
     message = "dtype must be one of auto, float32, bfloat16, float16, float64, or a torch.dtype; got 'bf16'"
     with pytest.raises(ConfigurationError, match=message):

@@ -482,10 +482,11 @@ def test_a_device_loads_neither_backbone_nor_trained_weights(plug, tmp_path):
 
 def test_a_device_may_have_its_encoder_elsewhere_but_not_another_one(plug, places):
     folder, _ = plug
-    for encoder in (tiny.encoder(), str(places / "encoder")):
-        assert len(
-            Personalizer.from_pretrained(folder, encoder=encoder, encoder_kwargs={"device": "cpu"}).encode(["a"])
-        )
+    for options in (
+        {"encoder": tiny.encoder()},
+        {"encoder": str(places / "encoder"), "encoder_kwargs": {"device": "cpu"}},
+    ):
+        assert len(Personalizer.from_pretrained(folder, **options).encode(["a"]))
     with pytest.raises(MismatchError, match=r"made for the encoder .* and got \(model_type=bert"):
         Personalizer.from_pretrained(folder, encoder=tiny.encoder(seed=1))
 

@@ -291,6 +291,19 @@ def test_a_chat_begins_as_the_prompts_of_training_do():
     assert pipe(chat, **NEW)[0]["generated_text"][0] == chat[0]  # the system text is not the user's
 
 
+def test_an_answer_to_a_text_that_is_written_as_a_chat_is_not_glued_to_it():
+    tokenizer = tiny.tokenizer("llama")
+    tokenizer.chat_template = TEMPLATES["plain"].replace("bos_token", "'<bos>'")
+    torch.manual_seed(0)
+    model = tiny.from_backbone(tiny.backbone("llama"), tiny.shared_encoder(), tokenizer=tokenizer)
+    pipe, chat = pipeline(TASK, model=model), [{"role": "user", "content": "the sea"}]
+    (answer,) = pipe("the sea", persona=tiny.HISTORY, return_full_text=False, **NEW)
+    assert pipe("the sea", persona=tiny.HISTORY, **NEW) == [answer]
+    whole = pipe(chat, persona=tiny.HISTORY, **NEW)
+    assert whole[0]["generated_text"][1]["content"].strip() == answer["generated_text"]
+    assert pipe("the sea", persona=tiny.HISTORY, return_full_text=True, **NEW) == whole
+
+
 @pytest.mark.parametrize(
     "choices",
     [{"placement": "prompt"}, {"system": "good night"}, {"chat": "never"}],

@@ -1,10 +1,13 @@
 """Texts to model inputs."""
 
+import logging
+
 import pytest
 import reference
 import tiny
 import torch
 from transformers.utils import ModelOutput
+from transformers.utils import logging as transformers_logging
 
 from pplug_hf import PPlugProcessor
 from pplug_hf.errors import ConfigurationError, DataError, MismatchError
@@ -84,6 +87,35 @@ def test_cuts(family):
     assert batch["input_ids"].shape[1] == (3 if seq2seq else 5)
     assert (batch["labels"] != -100).sum() == 2
     assert batch["labels"][0, -1] == tiny.EOS  # what teaches the model to stop is never cut
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_answers_that_are_cut_are_counted_and_said_once(family, chat, caplog, monkeypatch):
+    logging.Logger.warning_once.cache_clear()
+    for name in ("transformers", "pplug_hf"):
+        monkeypatch.setattr(transformers_logging.get_logger(name), "propagate", True)
+    made = processor(family, TEMPLATES["plain"] if chat else None)
+    made.chat = chat
+    answers = ["the sea is cold and dark", "the sea", "sea"]
+    whole = max(map(len, made.answer_ids(answers[1:])))
+    options = {"max_length": 30, "max_target_length": whole}
+    batch = made(tiny.PROMPTS, labels=answers, **options)
+    assert [row[row != -100][-1].item() for row in batch["labels"]] == [tiny.EOS] * 3
+    assert (batch["labels"] != -100).sum(1).max() == whole
+    made(tiny.PROMPTS, labels=answers, **options)
+    said = [r.getMessage() for r in caplog.records if "answer" in r.getMessage()]
+    assert said == [
+        f"An answer is longer than max_target_length={whole} tokens and is learned as if it ended there: raise "
+        "max_target_length, or shorten the answers."
+    ]
+    notes = made.length_notes(tiny.PROMPTS, 30, answers, whole)
+    assert notes == [
+        f"1 of 3 answers have more than max_target_length={whole} tokens and are learned as if they ended there."
+    ]
+    assert len(made.length_notes(tiny.PROMPTS, 3 + 4 * chat, answers, whole)) == 2
+    assert not made.length_notes(tiny.PROMPTS, 30, answers, max(map(len, made.answer_ids(answers))))
+    assert not made.length_notes(tiny.PROMPTS, 30)
 
 
 def test_personas_stay_what_they_are(model):

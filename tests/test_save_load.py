@@ -146,6 +146,22 @@ def test_arguments_reach_the_backbone_and_the_encoder(saved):
     assert {p.dtype for p in loaded.plug.parameters()} == {torch.float32}
 
 
+def test_a_plug_finds_a_backbone_and_an_encoder_in_a_subfolder_again(places, tmp_path, caplog):
+    for part, others in (("llama", "gpt2"), ("encoder", "t5")):  # in the root is something else
+        shutil.copytree(places / others, tmp_path / part)
+        shutil.copytree(places / part, tmp_path / part / "inner")
+    parts = str(tmp_path / "llama"), str(tmp_path / "encoder")
+    inner = {"subfolder": "inner"}
+    model = tiny.from_backbone(*parts, backbone_kwargs=inner, encoder_kwargs=inner)
+    tiny.randomise(model.plug)
+    assert model.config.backbone == str(tmp_path / "llama" / "inner") and model.tokenizer is not None
+    model.save_pretrained(tmp_path / "plug")
+    same_answers(model, PPlugModel.from_pretrained(tmp_path / "plug"))
+    given = {"backbone_kwargs": inner, "encoder_kwargs": inner}
+    same_answers(model, PPlugModel.from_pretrained(tmp_path / "plug", backbone=parts[0], encoder=parts[1], **given))
+    assert not caplog.records
+
+
 def test_only_the_main_process_writes(saved, tmp_path):
     PPlugModel.from_pretrained(saved).save_pretrained(tmp_path / "plug", is_main_process=False)
     assert not list(tmp_path.iterdir())
@@ -156,6 +172,35 @@ def test_frozen_weights_in_a_given_state_dict_are_left_out(saved, tmp_path):
     everything = model.state_dict() | {f"backbone.{k}": v for k, v in model.backbone.state_dict().items()}
     model.save_pretrained(tmp_path / "plug", state_dict=everything)
     assert contents(tmp_path / "plug")["model.safetensors"] == contents(saved)["model.safetensors"]
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_weights_may_have_the_names_of_a_wrapper(saved, tmp_path, prefix):
+    model = PPlugModel.from_pretrained(saved)
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "plug", state_dict=state)
+    assert contents(tmp_path / "plug")["model.safetensors"] == contents(saved)["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda state: {f"wrapped.{key}": value for key, value in state.items()}, "lacks"),
+        (lambda state: dict(list(state.items())[1:]), "lacks 1 of the plug's"),
+        (lambda state: state | {"plug.more": torch.zeros(1)}, "has 1 weights that this plug has not .first plug.more"),
+    ],
+)
+def test_a_state_dict_that_is_not_the_plugs_is_refused(copy, change, message):
+    model, before = PPlugModel.from_pretrained(copy), contents(copy)
+    with pytest.raises(DataError, match=message):
+        model.save_pretrained(copy, state_dict=change(model.state_dict()))
+    assert contents(copy) == before
+
+
+def test_a_new_configuration_never_stands_beside_old_weights(copy):
+    """As the Trainer saves a model whose weights DeepSpeed keeps in files of its own."""
+    PPlugModel.from_pretrained(copy).save_pretrained(copy, state_dict={})
+    assert {path.name for path in copy.iterdir()} == FILES - {"model.safetensors"}
 
 
 def test_a_fresh_process_gives_the_same_answers(places, tmp_path, monkeypatch):

@@ -194,7 +194,8 @@ def test_a_configuration_imports_nothing(plug, parts, alarm, monkeypatch):
         "~/.ssh",
         "..",
         ".",
-        "a/b/c",
+        "me/mine/inner",
+        "./a/b/c",
         "file:///etc",
         "https://host/x",
         "C:\\x",
@@ -227,8 +228,10 @@ def test_a_plug_of_the_hub_names_no_folder_of_this_machine(name, part, plug, par
 
 
 def test_keywords_of_the_plug_do_not_reach_into_it(plug, parts):
-    """Names of fields are not taken from keyword arguments: they belong to the backbone, which was given."""
-    loaded = PPlugModel.from_pretrained(plug, **parts, hidden_size=7, num_persona_tokens=9)
+    """Names of fields are not taken from keyword arguments: they belong to the backbone, and nothing is made of them."""
+    with pytest.raises(ConfigurationError, match="hidden_size, num_persona_tokens would say"):
+        PPlugModel.from_pretrained(plug, **parts, hidden_size=7, num_persona_tokens=9)
+    loaded = PPlugModel.from_pretrained(plug, **parts)
     assert (loaded.config.hidden_size, loaded.config.num_persona_tokens) == (16, 1)
 
 
@@ -540,12 +543,18 @@ def test_a_tokenizer_that_is_code_is_not_saved_and_must_be_passed(custom, places
     change(custom / "tokenizer_config.json", **own)
     tokenizer = transformers.AutoTokenizer.from_pretrained(custom, **trust)
     assert type(tokenizer).__module__.startswith("transformers_modules.")
-    kwargs = {"backbone_kwargs": trust, "tokenizer": tokenizer}
+    kwargs = {"backbone_kwargs": trust}
+    assert tiny.from_backbone(str(custom), str(places / "encoder"), **kwargs).tokenizer is None
+    assert "is code of its repository, which is not run" in caplog.text and "pass tokenizer=" in caplog.text
+    caplog.clear()
+    kwargs["tokenizer"] = tokenizer
     model = tiny.from_backbone(str(custom), str(places / "encoder"), **kwargs)
     model.save_pretrained(tmp_path / "plug")
     assert set(os.listdir(tmp_path / "plug")) == {"config.json", "generation_config.json", "model.safetensors"}
     assert "Own is code of its repository and is not saved" in caplog.text
+    assert "which is not run" not in caplog.text
     again = PPlugModel.from_pretrained(tmp_path / "plug", backbone_kwargs=trust)
+    assert "which is not run" in caplog.text
     with pytest.raises(ConfigurationError, match=r"No tokenizer was found .*tokenizer="):
         PPlugProcessor.from_model(again)
     inputs = PPlugProcessor.from_model(again, tokenizer)("the sea", persona=[tiny.HISTORY])

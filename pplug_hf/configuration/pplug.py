@@ -176,7 +176,7 @@ def _current(values: Mapping[str, object]) -> dict[str, Any]:
     if checked(_declared()["config_version"], version) > CONFIG_VERSION:
         logger.warning_once(
             f"This plug has config_version {version}, and pplug-hf {__version__} knows versions up to "
-            f"{CONFIG_VERSION}: it may answer differently from what its author saw. Run pip install -U pplug-hf."
+            f"{CONFIG_VERSION}: it may answer differently from what its author saw. Update pplug-hf."
         )
     renamed = {RENAMED[name]: value for name, value in values.items() if name in RENAMED}
     values = {**_BEFORE, **renamed, **{name: value for name, value in values.items() if name not in RENAMED}}

@@ -33,6 +33,9 @@ from .card_text import CardText
 _ENVIRONMENT = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True)
 _TEMPLATE = _ENVIRONMENT.from_string((files("pplug_hf.hub") / "model_card.md").read_text(encoding="utf-8"))
 _TAGS = ["pplug", "personalization", "soft-prompt", "persona"]
+_OPTIONS = ("results", "license", "datasets", "language", "tags")  # of a user
+# Of transformers' create_model_card.
+_OF_TRAINERS = ("model_name", "finetuned_from", "tasks", "dataset", "dataset_args")
 _DERIVED = ("base_model", "base_model_relation", "model-index")  # metadata that follow from the plug
 _PLAIN = re.compile(r"([A-Za-z0-9-][\w.+-]{0,39})?")  # of a list or a mapping it is none
 _SUBFOLDER = r"\w[\w./-]*"
@@ -51,9 +54,9 @@ def write_card(
     subfolder: str = "",
     results: str | os.PathLike | None = None,
     license: str | None = None,
-    datasets: Sequence[str] = (),
-    language: Sequence[str] = (),
-    tags: Sequence[str] = (),
+    datasets: str | Sequence[str] = (),
+    language: str | Sequence[str] = (),
+    tags: str | Sequence[str] = (),
     published: bytes = b"",
 ) -> dict[str, Any]:
     """Write the README.md of a plug folder, or bring the one that is there up to date.
@@ -70,7 +73,7 @@ def write_card(
         repo_id, subfolder: where the plug will be on the Hub.
         results: folder of `pplug-hf bench`, or its results.json.
         license, datasets, language: of the plug, Hub ids of its data, of its data; they replace what the card says.
-        tags: to add to those of the card.
+        tags: to add to those of the card. Each of them may be one text or several.
         published: the README.md in the repository that the plug is pushed to.
 
     Returns:
@@ -80,17 +83,15 @@ def write_card(
         DataError: the README.md or the results cannot be read; the card is as it was.
         ConfigurationError: a name that the Hub does not take.
     """
-    for name in [*datasets, *([] if repo_id is None else [repo_id])]:
-        if not is_hub_id(name):
-            raise ConfigurationError(f"{name!r} is not a Hub id: write it as owner/name.")
+    datasets, languages, tags = _many(datasets), _many(language), _many(tags)
+    _check_ids([*datasets, *([] if repo_id is None else [repo_id])])
     bench = None if results is None else read_results(results)
     path = Path(folder, CARD)
     here, there = CardText(path.read_bytes() if path.is_file() else b""), CardText(published)
     card, other = (here, there) if here.own_text or not published else (there, here)
     if repo_id is None and (place := _SNIPPET.search(card.parts.get("use", ""))):
         repo_id, subfolder = place[1], place[2] or ""
-    languages = language[0] if len(language) == 1 else list(language)
-    stated = {"license": license, "datasets": list(datasets), "language": languages}
+    stated = {"license": license, "datasets": datasets, "language": languages[0] if len(languages) == 1 else languages}
     backbone, encoder = _frozen(config, "backbone"), _frozen(config, "encoder")
     metadata = _metadata(card, other, backbone["id"], stated, tags)
 
@@ -128,6 +129,31 @@ def write_card(
     with atomic_write(path) as staging:
         staging.write_bytes(card.updated(metadata, text))
     return metadata
+
+
+def card_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a user says about a plug as `write_card` takes it.
+
+    Args:
+        given: results, license, datasets, language, tags; or what `Trainer.create_model_card` of transformers takes, of which
+            dataset_tags are the Hub ids of the data, and the rest is left out, because the plug itself says it.
+
+    Raises:
+        ConfigurationError: something else, or a data set that is not a Hub id.
+    """
+    options = {name: value for name, value in given.items() if name not in _OF_TRAINERS and value is not None}
+    if ids := [*_many(options.pop("datasets", None)), *_many(options.pop("dataset_tags", None))]:
+        options["datasets"] = ids
+    if unknown := sorted(options.keys() - set(_OPTIONS)):
+        raise ConfigurationError(f"A card has no option {', '.join(unknown)}; options are {', '.join(_OPTIONS)}.")
+    _check_ids(ids)
+    return options
+
+
+def _check_ids(names: Sequence[str]) -> None:
+    for name in names:
+        if not is_hub_id(name):
+            raise ConfigurationError(f"{name!r} is not a Hub id: write it as owner/name.")
 
 
 def model_index(results: dict[str, Any], name: str, dataset: str | None) -> list[dict[str, Any]]:
@@ -170,7 +196,7 @@ def _frozen(config: PPlugConfig, kind: str) -> dict[str, Any]:
     name, revision = getattr(config, kind), getattr(config, f"{kind}_revision")
     said = _plain({**(getattr(config, f"{kind}_fingerprint") or {}), "revision": revision})
     # A relative folder can look like a Hub id, but has no commit.
-    return {"model_type": "model", **said, "id": hub_repository(name) if revision else None}
+    return {"model_type": "model", **said, "id": hub_repository(name, kind) if revision else None}
 
 
 def _training(path: Path, config: PPlugConfig) -> dict[str, Any]:
@@ -194,4 +220,4 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _many(values: Any) -> list[Any]:
-    return values if isinstance(values, list) else [] if values is None else [values]
+    return list(values) if isinstance(values, list | tuple | set) else [] if values is None else [values]

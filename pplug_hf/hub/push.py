@@ -20,7 +20,7 @@ from ..storage.files import read_json_object
 from ..storage.hub_errors import FAILURES, hub_error, status_of
 from ..storage.layout import CARD, CHAT_TEMPLATES, CONFIG, PLUG_FILES, TRAIN_SETTINGS
 from ..storage.location import Location, hub_repository, is_hub_id
-from .cards import write_card
+from .cards import card_options, write_card
 from .stub import add_stub
 
 # Where something was loaded from, as transformers and its tokenizers may record it.
@@ -48,7 +48,8 @@ def push_folder(
     """Upload a plug folder in one commit: the repository holds the previous plug or this one, never a mixture.
 
     A backbone or encoder that is not on the Hub is recorded by its fingerprint alone. The card in the repository is
-    brought up to date and keeps what a person wrote; if that fails, the plug is pushed without a card.
+    brought up to date and keeps what a person wrote; if that fails, the plug is pushed without a card. What is said about the
+    card is checked first.
 
     Args:
         folder: a saved plug.
@@ -59,15 +60,17 @@ def push_folder(
         subfolder: of the repository, to push into.
         commit_message, commit_description: of the commit.
         token: to log in with (default: that of `hf auth login`).
-        **card: for `write_card`: results, license, datasets, language, tags.
+        **card: for the card: results, license, datasets, language, tags; see `card_options`.
 
     Returns:
         The commit; `commit_url`, and `pr_url` of a pull request, say where it is.
 
     Raises:
         MissingFileError, DataError, ConfigurationError: the folder does not hold a complete plug.
+        ConfigurationError: an unknown option of the card, or a name that the Hub does not take.
         HubError: the Hub refuses, or the connection broke.
     """
+    card = card_options(card)
     target, task = Location(repo_id, revision, subfolder, token), f"Could not push to {repo_id!r}"
     if not is_hub_id(repo_id):
         raise ConfigurationError(f"repo_id must be 'name' or 'owner/name', got {repo_id!r}.")
@@ -123,7 +126,7 @@ def _stage(location: Location, staging: Path, api: HfApi) -> None:
 def _published(config: dict[str, Any], kind: str, api: HfApi) -> dict[str, str | None]:
     """Return the Hub id and the commit of a frozen part as a repository may name them; None and None of a local one."""
     name, commit = config.get(kind), config.get(f"{kind}_revision")
-    repository = hub_repository(name)
+    repository = hub_repository(name, kind)
     if repository and commit is None:  # it was loaded by somebody else, who did not say which commit
         try:
             commit = api.resolve_revision(repository).resolved

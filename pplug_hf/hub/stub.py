@@ -1,8 +1,9 @@
 """A file in each repository that tells users without this package to install it.
 
-For a model type that it does not know, transformers looks into the repository's `auto_map` and reports which packages
-the code named there imports: `pip install pplug_hf`. That code is a single import, the same in every repository. Once
-pplug_hf is imported, transformers uses the installed classes and never reads the file.
+For a model type that it does not know, transformers looks into the repository's `auto_map` and runs the code named there, if
+the user trusts it. That code is a single import, the same in every repository, and an error that says where the package is:
+transformers' own would say `pip install pplug_hf`, a name that on PyPI may be anybody's. Once pplug_hf is imported,
+transformers uses the installed classes and never reads the file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from pathlib import Path
 from ..storage.layout import CONFIG
 
 STUB = "modeling_pplug.py"
-_TEXT = '''"""This plug needs the package pplug-hf: run `pip install pplug-hf`, and `import pplug_hf` before you load it.
+_TEXT = '''"""This plug needs the package pplug-hf: install it from a checkout of its repository, and `import pplug_hf` before you load it.
 
 After that import nothing in this file is used, and trust_remote_code is not needed.
 """
 
-from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugProcessor  # noqa: F401
+try:
+    from pplug_hf import PPlugConfig, PPlugForConditionalGeneration, PPlugProcessor  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "This plug needs the package pplug-hf: run `pip install .` in a checkout of its repository, and `import pplug_hf` "
+        "before you load the plug."
+    ) from error
 '''
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,8 +40,10 @@ from transformers.models.auto.modeling_auto import (
 from ..configuration.pplug import DTYPES
 from ..errors import ConfigurationError, PPlugError
 from ..optional import require
-from ..storage.location import Location, cached_commit, split_gguf
+from ..storage.location import Location, cached_commit
 from .prefix import make_contiguous, word_embeddings
+
+logger = logging.getLogger(__name__)
 
 CHAT_CHOICES = ("auto", "always", "never")
 
@@ -54,10 +56,11 @@ def load_backbone(
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
         model_type: of the text model alone, if the files hold one that also sees: "gemma3_text" of a "gemma3".
-        **kwargs: for `from_pretrained` (revision, dtype, device_map, quantization_config, gguf_file, ...).
+        **kwargs: for `from_pretrained`, of what is not loaded yet (revision, subfolder, dtype, device_map,
+            quantization_config, gguf_file, ...).
 
     Raises:
-        ConfigurationError: not a model that generates text from embeddings.
+        ConfigurationError: not a model that generates text from embeddings, or arguments for one that is loaded.
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
         HubError: the Hub refuses.
         MissingPackageError: a GGUF file needs a package that is not installed.
@@ -67,11 +70,17 @@ def load_backbone(
         raise ConfigurationError(f"dtype must be one of auto, {', '.join(DTYPES)}, or a torch.dtype; got {dtype!r}.")
     if isinstance(source, str | os.PathLike):
         source = Location(os.fspath(source), kind="backbone")
+    given = kwargs
     if isinstance(source, Location):
-        source = _load(*source.updated(kwargs), model_type)
+        given, source = {}, _load(*source.updated(kwargs), model_type)
     if not isinstance(source, PreTrainedModel) or not source.can_generate() or source.config.model_type == "pplug":
         raise ConfigurationError(
             f"The backbone must be a transformers model that generates text, got {type(source).__name__}: {_advice(source)}."
+        )
+    if unused := [name for name, value in given.items() if value is not None and (name, value) != ("dtype", "auto")]:
+        raise ConfigurationError(
+            f"The backbone is loaded already, and {', '.join(unused)} would say how to load one: leave it out, or pass the "
+            "backbone's Hub id or folder. If it is meant for something else, check its spelling."
         )
     return source
 
@@ -167,8 +176,7 @@ def _load(location: Location, kwargs: dict[str, Any], model_type: str | None) ->
             f"{missing[0]}), which would stay random: it is not a complete language model."
         )
     model.config._commit_hash = location.commit  # as transformers did until 5.20
-    if location.gguf_file:
-        model.config.name_or_path = location.full_name
+    model.config.name_or_path = location.full_name  # of which transformers keeps the first part
     return model
 
 
@@ -324,7 +332,8 @@ def hidden_size(backbone: PreTrainedModel) -> int:
 def origin(backbone: PreTrainedModel) -> tuple[str | None, str | None]:
     """(Hub id or folder, commit) a backbone was loaded from, as far as it, or else the cache, knows.
 
-    Of a GGUF file: (its path, its SHA-256), or on the Hub ("owner/name/file.gguf", commit).
+    Of a folder in a repository: ("owner/name/folder", commit). Of a GGUF file: (its path, its SHA-256), or on the Hub
+    ("owner/name/file.gguf", commit).
     """
     config = backbone.config
     name = config.name_or_path or None
@@ -343,6 +352,8 @@ def find_tokenizer(
 ) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer saved with a backbone; None if there is none, which only matters once a prompt must be decoded.
 
+    One whose class is code of the repository counts as none, with a warning: trust reaches the backbone alone.
+
     Args:
         backbone: the language model.
         location: of the plug, whose token, cache and choices serve for the tokenizer too.
@@ -351,13 +362,18 @@ def find_tokenizer(
     name, commit = origin(backbone)
     if name is None:
         return None
-    location = location or Location(name).updated(kwargs)[0]
-    subfolder = "" if split_gguf(name)[1] else kwargs.get("subfolder") or ""
-    location = replace(location, name=name, revision=commit, subfolder=subfolder, gguf_file="", kind="backbone")
+    location = (location or Location(name).updated(kwargs)[0]).frozen_module(name, commit, "backbone")
     try:
         name, arguments = _loading_arguments(location)
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            logger.warning(
+                "The tokenizer of the backbone %s is code of its repository, which is not run: prompts are neither written nor "
+                "read with it, and its chat template is not known. If you trust it, load it with AutoTokenizer and pass "
+                "tokenizer=<the loaded one>.",
+                location.full_name,
+            )
         return None
 
 

@@ -36,15 +36,20 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
 
     Args:
         source: what to load. All its files come from one commit, which `origin` tells afterwards.
-        **kwargs: for `SentenceTransformer` (device, model_kwargs, ...), and where it is to be found, as transformers
-            calls it (revision, token, cache_dir, local_files_only, force_download).
+        **kwargs: for what is not loaded yet: of `SentenceTransformer` (device, model_kwargs, ...), and where it is to be
+            found, as transformers calls it (revision, token, cache_dir, local_files_only, force_download).
 
     Raises:
         MissingFileError: no such folder, and neither the cache nor the Hub has it.
         HubError: the Hub refuses.
-        ConfigurationError: it needs code of its own, or is not an encoder.
+        ConfigurationError: it needs code of its own, or is not an encoder, or there are arguments for one that is loaded.
     """
     if isinstance(source, SentenceTransformer) and not isinstance(source, SparseEncoder):
+        if unused := [name for name, value in kwargs.items() if value is not None]:
+            raise ConfigurationError(
+                f"The encoder is loaded already, and {', '.join(unused)} would say how to load one: leave it out, or pass the "
+                "encoder's Hub id or folder."
+            )
         return source
     if not isinstance(source, str | os.PathLike | Location):
         raise ConfigurationError(
@@ -57,6 +62,11 @@ def load_encoder(source: str | os.PathLike | Location | SentenceTransformer, **k
     if "cache_folder" in kwargs:  # as SentenceTransformer calls it
         kwargs["cache_dir"] = kwargs.pop("cache_folder")
     location, kwargs = source.updated(kwargs)
+    if location.subfolder:
+        raise ConfigurationError(
+            f"sentence-transformers loads no encoder from a subfolder, got {location.subfolder!r} of {location.name!r}: "
+            "pass the path of that folder on this machine, or download it first (huggingface_hub.snapshot_download)."
+        )
     kwargs["model_kwargs"] = {"use_safetensors": True, **(kwargs.get("model_kwargs") or {})}
     location = location.pinned()
     location.check_attention()

@@ -43,7 +43,7 @@ def locate(kind: str, given: str | os.PathLike | T | None, config: PPlugConfig, 
             f"This plug does not say where its {kind} is: pass {kind}=<a loaded one, or its name>. It was made with one "
             f"that is not on the Hub: {wanted}."
         )
-    repository = hub_repository(recorded)
+    repository = hub_repository(recorded, kind)
     if not location.is_local and (repository is None or os.path.exists(repository)):
         what = "no Hub id" if repository is None else "a path on this machine"
         raise ConfigurationError(

@@ -284,7 +284,7 @@ def _read(path: str) -> Persona:
     if int(header["persona_format"]) > FORMAT or surplus:
         logger.warning(
             "The persona %r has format %s and this version of pplug-hf knows %d: what it does not know is left out%s. "
-            "Run pip install -U pplug-hf.",
+            "Update pplug-hf.",
             *(path, header["persona_format"], FORMAT, f" ({', '.join(surplus[:3])})" if surplus else ""),
         )
     ids = json.loads(header.get("item_ids", "null"))

@@ -102,8 +102,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             encoder: Hub id, local folder, or a loaded `SentenceTransformer`.
             tokenizer: the backbone's; default: the one saved with the backbone.
             backbone_kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config,
-                gguf_file, ...).
-            encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...).
+                gguf_file, ...), unless it is loaded.
+            encoder_kwargs: for `SentenceTransformer` (revision, device, model_kwargs, ...), unless it is loaded.
             check_backbone: find out on a few tokens how the backbone takes a soft prompt, and refuse it at once if it cannot.
                 Without it, soft prompts and words go in as `inputs_embeds`.
             chat: write prompts as a user's turn of the tokenizer's chat template: "auto" (if it has one), "always" or "never".
@@ -116,11 +116,16 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             The model in eval mode, its plug freshly drawn and in fp32.
 
         Raises:
-            ConfigurationError: an unknown choice, or not a language model that can take a soft prompt.
+            ConfigurationError: an unknown choice, arguments for something that is loaded already, or not a language model
+                that can take a soft prompt.
             MissingFileError: backbone or encoder cannot be found.
         """
         if unknown := set(choices) - set(known_choices()):
-            raise ConfigurationError(f"Unknown option {sorted(unknown)}; options are {', '.join(known_choices())}.")
+            raise ConfigurationError(
+                f"Unknown option {', '.join(sorted(unknown))}; options are {', '.join(known_choices())}. How the backbone is "
+                "loaded (dtype, device_map, revision, ...) goes into backbone_kwargs={...}, and how the encoder is, into "
+                "encoder_kwargs={...}."
+            )
         backbone = backbones.load_backbone(backbone, **(backbone_kwargs or {}))
         if check_backbone:
             backbone_check.check_backbone(backbone)
@@ -208,7 +213,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             pretrained_model_name_or_path: plug folder or Hub id, made for this model's backbone.
             name: what to call it.
             **kwargs: as of `from_pretrained`: revision, subfolder, token, encoder, ... A sentence encoder that another
-                plug has loaded already is shared.
+                plug has loaded already is shared, unless there are `encoder_kwargs`.
 
         Raises:
             ConfigurationError: the name is taken or not a text, or the model has no backbone yet.
@@ -220,7 +225,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         # Opened once: configuration and weights are of one commit.
         where = {argument: kwargs.pop(argument) for argument in HUB_ARGUMENTS if argument in kwargs}
         location = plug_folder.open_location(pretrained_model_name_or_path, **where)
-        if kwargs.get("encoder") is None:
+        if kwargs.get("encoder") is None and not kwargs.get("encoder_kwargs"):
             kwargs["encoder"] = self._plugs.encoder_of(plug_folder.load_config(location))
         model = type(self).from_pretrained(location, backbone=backbone, **kwargs)  # type: ignore[arg-type]
         model.personalizer.train(self.training)

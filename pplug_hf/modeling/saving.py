@@ -7,8 +7,10 @@ and `save_pretrained` alike hold the trained tensors only.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from inspect import signature
 from typing import Any, Self
 
 from huggingface_hub import CommitInfo
@@ -17,17 +19,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..configuration import PPlugConfig
+from ..errors import ConfigurationError, DataError
 from ..storage.location import HubArguments
 from ..storage.replace import replacing
 from . import backbone as backbones
 from . import encoders, frozen, plug_folder
+from .plug import PersonaPlug
 from .weight_sample import weight_digests
+
+# What `torch.compile`, DDP and FSDP put in front of a model's names.
+_WRAPPERS = re.compile(r"^((_orig_mod|module|_fsdp_wrapped_module)\.)+")
+# Options of transformers that change nothing in a plug, which is one small safetensors file.
+_FORMATS = ("max_shard_size", "safe_serialization", "save_function", "save_original_format", "save_peft_format")
 
 
 class SavingMixin:
     """Saving and loading of [`PPlugForConditionalGeneration`], which has what they need."""
 
     config: PPlugConfig
+    plug: PersonaPlug
     tokenizer: Any  # a PreTrainedTokenizerBase, or None
     state_dict: Callable[..., dict[str, Tensor]]
 
@@ -46,23 +56,31 @@ class SavingMixin:
 
         Args:
             save_directory: a new folder, or one that holds a plug.
-            state_dict: weights to write (default: the model's); frozen ones are left out.
+            state_dict: weights to write (default: the model's), also as a wrapper names them (`torch.compile`, DDP). Frozen
+                ones are left out. An empty one writes none, for they are in other files (DeepSpeed's, at stage 3).
             is_main_process: write at all.
             push_to_hub: upload afterwards; `kwargs` then go to `push_to_hub`.
+            **kwargs: options of `push_to_hub`. Those of transformers about shards and formats are accepted too: a plug is one
+                safetensors file.
 
         Raises:
-            ConfigurationError: the folder holds another kind of model.
+            ConfigurationError: the folder holds another kind of model, or an option is unknown.
+            DataError: `state_dict` does not hold the weights of this plug.
         """
         if not is_main_process:
             return
+        options = save_options({k: v for k, v in kwargs.items() if k not in _FORMATS}, self.push_to_hub)
         weights = self.state_dict() if state_dict is None else state_dict
+        weights = {_WRAPPERS.sub("", key): value for key, value in weights.items()}
         weights = {key: value for key, value in weights.items() if _is_plug(key)}
+        if state_dict:
+            _check_names(weights.keys(), filter(_is_plug, self.plug.state_dict(prefix="plug.")))
         with replacing(save_directory) as staging:
             super().save_pretrained(staging, state_dict=weights)  # type: ignore[misc]
             if self.tokenizer is not None:
                 plug_folder.save_tokenizer(self.tokenizer, staging)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+            self.push_to_hub(options.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **options)
 
     def push_to_hub(
         self,
@@ -78,8 +96,8 @@ class SavingMixin:
         tags: str | Sequence[str] | None = None,
         results: str | os.PathLike | None = None,
         license: str | None = None,
-        datasets: Sequence[str] = (),
-        language: Sequence[str] = (),
+        datasets: str | Sequence[str] = (),
+        language: str | Sequence[str] = (),
     ) -> CommitInfo:
         """Upload the plug, the backbone's tokenizer and a model card, in one commit. The backbone is never uploaded.
 
@@ -91,9 +109,9 @@ class SavingMixin:
             subfolder: where in the repository.
             commit_message, commit_description: of the commit.
             token: to log in with (default: that of `hf auth login`).
-            tags: more tags for the card.
+            tags: more tags for the card, one or several.
             results: folder of `pplug-hf bench`, for the card.
-            license, datasets, language: for the card.
+            license, datasets, language: for the card. Of data sets (Hub ids) and languages one or several.
 
         Returns:
             The commit; `commit_url`, and `pr_url` of a pull request, say where it is.
@@ -115,7 +133,7 @@ class SavingMixin:
                 commit_message=commit_message,
                 commit_description=commit_description,
                 token=token,
-                tags=[tags] if isinstance(tags, str) else tags or (),
+                tags=tags,
                 results=results,
                 license=license,
                 datasets=datasets,
@@ -155,7 +173,8 @@ class SavingMixin:
             check_backbone: as of `from_backbone`.
             revision, subfolder: of the plug.
             token, cache_dir, local_files_only, force_download: for every part.
-            **kwargs: more `backbone_kwargs`: dtype, device_map, quantization_config, attn_implementation, ...
+            **kwargs: more `backbone_kwargs`: dtype, device_map, quantization_config, attn_implementation, ... They are for a
+                backbone that is not loaded yet.
 
         Returns:
             The model in eval mode. The plug is fp32 whatever the backbone's dtype.
@@ -163,7 +182,8 @@ class SavingMixin:
         Raises:
             MissingFileError: the plug, its backbone or its encoder cannot be found.
             HubError: the Hub refuses, or fails.
-            ConfigurationError: the plug's backbone or encoder is on no Hub and was not given.
+            ConfigurationError: the plug's backbone or encoder is on no Hub and was not given, or there are arguments for
+                one that is loaded already.
             MismatchError: backbone or encoder is not the one the plug was trained with.
             DataError: the weights are damaged or do not fit the configuration.
         """
@@ -199,6 +219,41 @@ class SavingMixin:
         if generation_config is not None:
             model.generation_config = generation_config
         return model.eval()
+
+
+def save_options(given: dict[str, Any], push_to_hub: Callable[..., object]) -> dict[str, Any]:
+    """Return the options of a `save_pretrained` that are set.
+
+    Args:
+        given: by name.
+        push_to_hub: the method that takes them.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    options = {name: value for name, value in given.items() if value is not None}
+    takes = signature(push_to_hub)
+    try:
+        takes.bind_partial(**options)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"save_pretrained {error}: there are push_to_hub=True, and for it {', '.join(takes.parameters)}."
+        ) from None
+    return options
+
+
+def _check_names(given: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise a `DataError` unless a state dict has the plug's weights: others would stand beside its configuration."""
+    given, expected = set(given), set(expected)
+    if missing := sorted(expected - given):
+        raise DataError(
+            f"state_dict lacks {len(missing)} of the plug's {len(expected)} weights (first {missing[0]}): pass "
+            "model.state_dict(), or leave it out."
+        )
+    if surplus := sorted(given - expected):
+        raise DataError(
+            f"state_dict has {len(surplus)} weights that this plug has not (first {surplus[0]}): it is another plug's."
+        )
 
 
 def _is_plug(key: str, prefix: str = "") -> bool:

@@ -127,10 +127,11 @@ class VllmEngine(Engine):
         """
         location = plug_folder.open_location(plug)
         place = frozen.locate("backbone", backbone, plug_folder.load_config(location), location).pinned()
-        if place.gguf_file:
+        if place.gguf_file or place.subfolder:
+            kind = "a GGUF file: convert it" if place.gguf_file else "in a folder of a repository: download it"
             raise ConfigurationError(
-                "VllmEngine loads language models from folders of safetensors, and this one is a GGUF file: convert it once, "
-                "and pass backbone=<its folder>."
+                f"VllmEngine loads language models from folders of safetensors, and this one is {kind} once, and pass "
+                "backbone=<its folder>."
             )
         config = AutoConfig.from_pretrained(place.name, trust_remote_code=False, **place.hub_arguments)
         loaded: dict[str, LoadedPlug] = {}

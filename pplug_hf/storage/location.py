@@ -85,17 +85,18 @@ class Location:
     gguf_file: str = ""  # of a backbone that is one file in the GGUF format; it may also end the name
 
     def __post_init__(self) -> None:
-        name, file = split_gguf(self.name) if self.kind == "backbone" else (self.name, "")
+        name, inner = split_inner(self.name) if self.kind == "backbone" else (self.name, "")
+        folder, file = ("", inner) if inner.endswith(".gguf") else (inner, "")
         gguf_file = PurePosixPath((self.gguf_file or file).replace("\\", "/"))
-        path = PurePosixPath((self.subfolder or "").replace("\\", "/"), gguf_file.parent)
+        path = PurePosixPath(folder, (self.subfolder or "").replace("\\", "/"), gguf_file.parent)
         if path.is_absolute() or ".." in path.parts:
             option, value = ("gguf_file", gguf_file) if gguf_file.name else ("subfolder", self.subfolder)
             raise ConfigurationError(f"{option} must lie inside the {self.kind}, got {str(value)!r}.")
-        options = {
-            "name": name,
-            "gguf_file": gguf_file.name,
-            "subfolder": "" if path == PurePosixPath() else str(path),
-        }
+        subfolder = "" if path == PurePosixPath() else str(path)
+        inner = os.path.join(name, subfolder)
+        if subfolder and self.kind in ("backbone", "encoder") and os.path.isdir(name) and os.path.isdir(inner):
+            name, subfolder = inner, ""  # a model in a folder of a folder is a model in a folder
+        options = {"name": name, "gguf_file": gguf_file.name, "subfolder": subfolder}
         for option, value in options.items():
             object.__setattr__(self, option, value)
         if self.force_download and self.local_files_only:
@@ -114,8 +115,9 @@ class Location:
 
     @property
     def full_name(self) -> str:
-        """The name, and of a GGUF file its path behind it."""
-        return str(PurePosixPath(self.name, self.subfolder, self.gguf_file)) if self.gguf_file else self.name
+        """The name, and behind it the subfolder and the GGUF file: what `Location` takes apart again."""
+        inner = PurePosixPath(self.subfolder, self.gguf_file)
+        return self.name if inner == PurePosixPath() else str(self.name / inner)
 
     @property
     def is_local(self) -> bool:
@@ -406,19 +408,30 @@ def _cache_of(folder: Path) -> tuple[Path, ...]:
 
 def split_gguf(name: str) -> tuple[str, str]:
     """Return ("folder", "file.gguf") of "folder/file.gguf", likewise of "owner/name/file.gguf"; (name, "") of all others."""
-    if not name.endswith(".gguf") or os.path.isdir(name):
+    return split_inner(name) if name.endswith(".gguf") else (name, "")
+
+
+def split_inner(name: str) -> tuple[str, str]:
+    """Return what `split_gguf` does, and ("owner/name", "inner/folder") of a folder inside of a repository."""
+    if os.path.isdir(name):
         return name, ""
     folder, file = os.path.split(name)
-    if os.path.isdir(folder or os.curdir):
+    if name.endswith(".gguf") and os.path.isdir(folder or os.curdir):
         return folder or os.curdir, file
     owner, *rest = name.split("/", 2)
     repository = f"{owner}/{rest[0]}" if len(rest) == 2 else None
     return (repository, rest[1]) if repository and is_hub_id(repository) else (name, "")
 
 
-def hub_repository(name: str | None) -> str | None:
-    """Return the repository that a frozen module's name says, with or without a GGUF file; None if it is on no Hub."""
-    repository = split_gguf(name)[0] if name else None
+def hub_repository(name: str | None, kind: str) -> str | None:
+    """Return the repository that the name of a frozen module says; None if it is on no Hub.
+
+    Args:
+        name: of a "backbone" maybe with a folder or a GGUF file in the repository.
+        kind: "backbone" or "encoder".
+    """
+    split = split_inner if kind == "backbone" else split_gguf
+    repository = split(name)[0] if name else None
     return repository if is_hub_id(repository) else None
 
 
@@ -440,7 +453,8 @@ def local_files(name: str | None, commit: str | None) -> Path | None:
     """Return the folder of a model on this machine, its own or that of a commit in the cache; None if there is none."""
     if name is None or split_gguf(name)[1]:
         return None
-    folder = Path(name) if os.path.isdir(name) else _snapshots(name) / (commit or "")
+    repository, inner = split_inner(name)
+    folder = Path(name) if os.path.isdir(name) else _snapshots(repository) / (commit or "") / inner
     return folder if (folder / CONFIG).is_file() else None
 
 

@@ -122,8 +122,9 @@ def _move(folder: Path) -> None:
             (folder / path).parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # moved already
                 os.replace(saved / path, folder / path)
-        # No file of the old vocabulary may stay beside the new one, and no old settings that a processor would prefer.
-        stale = {TOKENIZER_CONFIG: TOKENIZER_FILES, CONFIG: (PROCESSOR_CONFIG,)}
+        # No file of the old vocabulary may stay beside the new one, no old weights beside a new configuration, and no old
+        # settings that a processor would prefer.
+        stale = {TOKENIZER_CONFIG: TOKENIZER_FILES, CONFIG: (PROCESSOR_CONFIG, WEIGHTS)}
         for name in {old for new, files in stale.items() if new in names for old in files} - set(names):
             (folder / name).unlink(missing_ok=True)
         if TOKENIZER_CONFIG in names:  # which holds all of its chat templates
