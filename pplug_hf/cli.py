@@ -127,9 +127,14 @@ def _run(arguments: list[str]) -> int:
     values: dict[str, Any] = {}
 
     try:
-        given = [*_recipe(arguments[0], arguments[1:]), *arguments[1:]]
+        recipe = _recipe(arguments[0], arguments[1:])
+        given = [*_as_arguments(recipe), *arguments[1:]]
         kinds, function, parser = load_command(arguments[0], _method(given) if arguments[0] == "fit" else None)
         values = parser.parse(given)
+        if values.get("train_input_encoder") is False or values.get("aggregator") == "mean":
+            # The user's options freeze an encoder that the recipe has a rate for. A rate of the user's is refused.
+            recipe.pop("encoder_learning_rate", None)
+            values = parser.parse([*_as_arguments(recipe), *arguments[1:]])
         chosen = kinds[0](**{f.name: values[f.name] for f in fields(kinds[0])})
         # A choice at its default is not passed on: the library may have a better one (an encoder's own prompts).
         own = [f for kind in kinds[1:] for f in fields(kind)]
@@ -248,10 +253,15 @@ _PRESET = (
 )
 
 
-def _recipe(command: str, arguments: list[str]) -> list[str]:
-    """Return the settings of a recipe or preset as options; they go in front of the user's, because the last one counts."""
+def _as_arguments(settings: Mapping[str, object]) -> list[str]:
+    """Return settings as options; they go in front of the user's, because the last one counts."""
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def _recipe(command: str, arguments: list[str]) -> dict[str, object]:
+    """Return the settings of the recipe or preset that is named."""
     if command not in _RECIPE_PARTS:
-        return []
+        return {}
     parser = ArgumentParser(prog=f"pplug-hf {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", nargs="?")
     parser.add_argument("--preset", nargs="?")
@@ -261,7 +271,7 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
             f"--recipe {named.recipe} and --preset {named.preset} contradict each other: pass one."
         )
     if not (named.recipe or named.preset in _PRESETS):  # another preset is a mistake that the parser names
-        return []
+        return {}
     from .tasks.recipes import get_recipe
 
     recipe = get_recipe(named.recipe or f"preset/{named.preset}")
@@ -272,8 +282,7 @@ def _recipe(command: str, arguments: list[str]) -> list[str]:
         raise ConfigurationError(
             f"The recipe {recipe.name!r} is not one of {command}: `pplug-hf recipes` lists all, those of fit last."
         )
-    settings = [pair for part in _RECIPE_PARTS[command] for pair in getattr(recipe, part).items()]
-    return [text for name, value in settings for text in (f"--{name}", str(value))]
+    return {name: value for part in _RECIPE_PARTS[command] for name, value in getattr(recipe, part).items()}
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:

@@ -56,7 +56,8 @@ _SETTINGS = {
 class PPlugCollator:
     """Rows of a `PersonaDataset` (`text`, `query`, `target`, `persona`) to one batch.
 
-    A row without a query has its text weight the history.
+    Queries are texts, and a row without one has its text weight the history; or every row has a vector [D]: a tensor,
+    an array or a list.
 
     Args:
         processor: of the model.
@@ -79,7 +80,8 @@ class PPlugCollator:
             `predict_with_generate` answers.
 
         Raises:
-            DataError: a row without a text, or something that [`PPlugProcessor`] refuses.
+            DataError: a row without a text, vectors for queries of some rows alone or of several widths, or something
+                that [`PPlugProcessor`] refuses.
         """
         if any("text" not in row for row in rows):
             raise DataError(
@@ -89,23 +91,41 @@ class PPlugCollator:
         text = [row["text"] for row in rows]
         query: list[Any] = [row.get("query") for row in rows]
         target: list[Any] = [row.get("target") for row in rows]
+        vectors = [q for q in query if q is not None and not isinstance(q, str)]
+        if 0 < len(vectors) < len(rows):
+            raise DataError(
+                f"{len(vectors)} of {len(rows)} rows have a vector for a query, and the others a text or none: give "
+                "all rows vectors, or none."
+            )
         asked = [t if q is None else q for t, q in zip(text, query, strict=True)]
         batch = dict(
             self.processor(
                 text=text,
                 persona=[row.get("persona") for row in rows],
-                query=asked if any(isinstance(one, str) for one in query) else None,
+                query=asked if not vectors and any(one is not None for one in query) else None,
                 labels=None if all(answer is None for answer in target) else target,  # withheld, as of a test split
                 max_length=self.max_length,
                 max_target_length=self.max_target_length,
             )
         )
-        if isinstance(query[0], Tensor):
-            batch["query"] = torch.stack(query)
+        if vectors:
+            batch["query"] = _stacked(vectors)
         if not self.processor.is_encoder_decoder:
             prompts = self.processor(text=text, persona=None, max_length=self.max_length)
             batch |= {_PROMPT + name: values for name, values in prompts.items()}
         return batch
+
+
+def _stacked(vectors: list[Any]) -> Tensor:
+    """Return vectors [D] of any kind as one tensor [B, D]."""
+    try:
+        made = [one if isinstance(one, Tensor) else torch.as_tensor(one, dtype=torch.float32) for one in vectors]
+        return torch.stack(made)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = ", ".join(sorted({kind_of(one) for one in vectors}))
+        raise DataError(
+            f"The queries of a batch must be texts, or vectors of one width, got {kinds} that make no matrix."
+        ) from error
 
 
 @dataclass
@@ -114,7 +134,8 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
 
     learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate of projector and instruction."})
     encoder_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the input encoder (default: a twentieth of learning_rate)."}
+        default=None,
+        metadata={"help": "Learning rate of a trained input encoder (default: a twentieth of learning_rate)."},
     )
     ddp_find_unused_parameters: bool | None = field(
         default=True,
@@ -132,10 +153,6 @@ class PPlugTrainingArguments(Seq2SeqTrainingArguments):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
             self.use_cpu = True
         super().__post_init__()
-        # One process uses one accelerator. On several, the Trainer would use nn.DataParallel, which divides tensors among
-        # them but gives each all personas: start several processes instead.
-        if self.n_gpu > 1:
-            self._n_gpu = 1
 
 
 class _SetEpoch(TrainerCallback):
@@ -149,9 +166,17 @@ class _SetEpoch(TrainerCallback):
         train_dataloader: object = None,
         **kwargs: object,
     ) -> None:
-        set_epoch = getattr(getattr(train_dataloader, "dataset", None), "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(int(state.epoch or 0))
+        _set_epoch(getattr(train_dataloader, "dataset", None), int(state.epoch or 0))
+
+
+def _set_epoch(data: Any, epoch: int) -> None:
+    """Tell a data set its epoch, or those that it is a part of or made of, as torch's `Subset` and `ConcatDataset`."""
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+        return
+    for inner in (*getattr(data, "datasets", ()), getattr(data, "dataset", None)):
+        if inner is not None:
+            _set_epoch(inner, epoch)
 
 
 class _SimilarLengths(LengthGroupedSampler):
@@ -169,6 +194,45 @@ class _SimilarLengths(LengthGroupedSampler):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
+# Arguments that could not do what they say.
+_OTHER_LOSS = "A plug learns from the loss of its model, so {} has no effect: leave it out."
+_NO_EFFECT = {
+    "label_smoothing_factor": _OTHER_LOSS,
+    "neftune_noise_alpha": "A plug learns on a backbone without noise, so {} has no effect: leave it out.",
+    **dict.fromkeys(
+        ("bf16_full_eval", "fp16_full_eval"),
+        "{} would leave the plug in half precision, which trains and is saved in float32: leave it out, and load the "
+        "backbone in half precision, with backbone_kwargs={{'dtype': 'bfloat16'}}.",
+    ),
+}
+
+
+def _check_arguments(args: Seq2SeqTrainingArguments) -> None:
+    """Raise a `ConfigurationError` for arguments that a plug cannot be trained with."""
+    for name, message in _NO_EFFECT.items():
+        if getattr(args, name):
+            raise ConfigurationError(message.format(name))
+    if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ConfigurationError(
+            f"hub_strategy is {args.hub_strategy.value!r}, and only plugs are pushed, not the state of a training, "
+            "which is pickled and names folders of this machine: use 'every_save' or 'end'."
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and args.world_size == 1:
+        raise ConfigurationError(
+            f"Of {os.environ['WORLD_SIZE']} processes without accelerators, these arguments know one, and each would "
+            "write the same folder: use PPlugTrainingArguments, or pass use_cpu=True."
+        )
+
+
+def check_encoder_rate(rate: float | None, trained: bool) -> None:
+    """Raise a `ConfigurationError` for a learning rate of an input encoder that is not trained."""
+    if rate is not None and not trained:
+        raise ConfigurationError(
+            f"encoder_learning_rate={rate} has no effect, because this plug trains no input encoder: leave it out, or "
+            "make the plug with train_input_encoder=True."
+        )
+
+
 class PPlugTrainer(Seq2SeqTrainer):
     """`Seq2SeqTrainer` for a `PPlugForConditionalGeneration`.
 
@@ -182,12 +246,14 @@ class PPlugTrainer(Seq2SeqTrainer):
         data_collator: of batches (default: a [`PPlugCollator`] of `processing_class`, or of the model's processor).
         *others: as of `Seq2SeqTrainer`.
         prompt_cache: for plugs with `placement="answer"`: every prompt is read once, rather than in every step. For passes
-            over a data set, make it with `evict=False`. It becomes the model's, and stays so.
+            over a data set, make it with `evict=False`. It becomes the model's, and stays so; likewise of each that a
+            `model_init` makes.
         **kwargs: as of `Seq2SeqTrainer`.
 
     Raises:
-        ConfigurationError: other arguments, another loss than the model's, noisy embeddings, or a prompt cache for a soft prompt in front of
-            the prompt.
+        ConfigurationError: other arguments, another loss than the model's, noisy embeddings, evaluation in half
+            precision, pushes of checkpoints, several processes that do not know of each other, or a prompt cache for a
+            soft prompt in front of the prompt.
     """
 
     model: PPlugForConditionalGeneration
@@ -204,33 +270,40 @@ class PPlugTrainer(Seq2SeqTrainer):
     ):
         if not isinstance(args, Seq2SeqTrainingArguments):
             raise ConfigurationError(f"args must be PPlugTrainingArguments, got {kind_of(args)}.")
+        _check_arguments(args)
+        # One process uses one accelerator. On several, the Trainer would use nn.DataParallel, which divides tensors
+        # among them but gives each all personas: start several processes instead.
+        if args.n_gpu > 1:
+            args._n_gpu = 1
+        self._prompt_cache = prompt_cache
         super().__init__(model, args, data_collator, *others, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ConfigurationError(_OTHER_LOSS.format("compute_loss_func"))
         if data_collator is None:  # the Trainer's own would take texts and personas for tensors
             given = self.processing_class if isinstance(self.processing_class, PPlugProcessor) else None
             self.data_collator = PPlugCollator(given or PPlugProcessor.from_model(self.model))
+        if self.model_init is None:
+            self._prepare_model(self.model)
         if prompt_cache is not None:
-            self.model.check_prompt_cache()
-            self.model.prompt_cache = prompt_cache
             self._share_beginning(prompt_cache)
-        refused = {
-            "label_smoothing_factor": self.args.label_smoothing_factor,
-            "compute_loss_func": self.compute_loss_func,
-        }
-        for name in [name for name, value in refused.items() if value]:
-            raise ConfigurationError(
-                f"A plug learns from the loss of its model, so {name} has no effect: leave it out."
-            )
-        if self.args.neftune_noise_alpha:
-            raise ConfigurationError(
-                "A plug learns on a backbone without noise, so neftune_noise_alpha has no effect: leave it out."
-            )
         self.add_callback(_SetEpoch)
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """Make a model with `model_init`, as the Trainer does at first and for every training, ready to be trained."""
+        model = super().call_model_init(trial)
+        self._prepare_model(model)
+        return model
+
+    def _prepare_model(self, model: Any) -> None:
+        if self._prompt_cache is not None:
+            model.check_prompt_cache()
+            model.prompt_cache = self._prompt_cache
         # Every process has loaded the frozen parts itself: sending them would take long, and quantised ones break.
-        weights = [*self.model.named_parameters(), *self.model.named_buffers()]
+        weights = [*model.named_parameters(), *model.named_buffers()]
         frozen = [name for name, _ in weights if not name.startswith("plug.")]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, frozen)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.model.plug.sync_query_encoder = True
+            model.plug.sync_query_encoder = True
 
     def _share_beginning(self, cache: PromptCache) -> None:
         """Have a cache store what prompts of the training data begin with once."""
@@ -240,19 +313,18 @@ class PPlugTrainer(Seq2SeqTrainer):
             pairs = zip(batch["input_ids"], batch["attention_mask"], strict=True)
             cache.share(ids[mask.bool()].tolist() for ids, mask in pairs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does, with the faster kind of attention where prompts are kept; arguments are its own."""
-        with (
-            backbones.training_attention(self.model.backbone) if self.model.prompt_cache is not None else nullcontext()
-        ):
-            return super().train(*args, **kwargs)
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, with the faster kind of attention where prompts are kept."""
+        cached = self.model.prompt_cache is not None
+        with backbones.training_attention(self.model.backbone) if cached else nullcontext():
+            return super()._inner_training_loop(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the Trainer's optimiser, over the plug alone.
 
         Raises:
-            ConfigurationError: nothing to train, something outside of the plug that would be trained, or a quantised
-                backbone that passes no gradient.
+            ConfigurationError: nothing to train, something outside of the plug that would be trained, a learning rate
+                for an input encoder that is frozen, or a quantised backbone that passes no gradient.
         """
         trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not trainable:
@@ -266,11 +338,12 @@ class PPlugTrainer(Seq2SeqTrainer):
                 "history encoder must stay frozen. Call model.backbone.requires_grad_(False)."
             )
         backbones.check_gradients(self.model.backbone)
+        encoder = {id(p) for name, p in trainable.items() if name.startswith("plug.input_encoder.")}
+        rate = getattr(self.args, "encoder_learning_rate", None)
+        check_encoder_rate(rate, bool(encoder))
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        encoder = {id(p) for name, p in trainable.items() if name.startswith("plug.input_encoder.")}
         if fresh and encoder:
-            rate = getattr(self.args, "encoder_learning_rate", None)
             rate = self.args.learning_rate / 20 if rate is None else rate
             for group in list(optimizer.param_groups):
                 own = [p for p in group["params"] if id(p) in encoder]
@@ -370,16 +443,21 @@ class PPlugTrainer(Seq2SeqTrainer):
 
     # ---- sharing -------------------------------------------------------------------------------------------
 
-    def create_model_card(self, **options: Any) -> None:  # type: ignore[override]
+    def create_model_card(self, *, repo_id: str | None = None, **options: Any) -> None:  # type: ignore[override]
         """Write the card of the plug that is saved in the output folder, or bring it up to date.
 
         Args:
-            **options: for [`write_card`]: repo_id, results, license, datasets, language, tags.
-        """
-        from .hub.cards import write_card
+            repo_id: where the plug will be on the Hub.
+            **options: for the card: results, license, datasets, language, tags; or those of the Trainer's own.
 
+        Raises:
+            ConfigurationError: an unknown option, or a name that the Hub does not take.
+        """
+        from .hub.cards import card_options, write_card
+
+        options = card_options(options)
         if self.is_world_process_zero():
-            write_card(self.args.output_dir, self.model.config, **options)
+            write_card(self.args.output_dir, self.model.config, repo_id=repo_id, **options)
 
     def push_to_hub(
         self,
@@ -395,7 +473,7 @@ class PPlugTrainer(Seq2SeqTrainer):
         Args:
             commit_message, token, revision, private: as in the Trainer's own.
             blocking: wait for the end of it.
-            **card: for [`write_card`]: results, license, datasets, language, tags.
+            **card: as of `create_model_card`.
 
         Returns:
             The commit, or the future of one.

@@ -102,6 +102,33 @@ def test_metrics_of_logits_see_one_for_each_label(family, data, tmp_path):
     assert made[1].model.prompt_cache is not None
 
 
+def test_every_model_that_the_trainer_makes_has_the_cache(data, tmp_path):
+    """A `model_init` is asked for a first model, and for another in every training."""
+    made, cache, seen = [], PromptCache(evict=False), []
+
+    def model_init():
+        made.append(plug_on("llama"))
+        made[-1].backbone.to(torch.bfloat16)
+        return made[-1]
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            seen.append(made[-1].backbone.config._attn_implementation)
+
+    arguments = PPlugTrainingArguments(str(tmp_path), max_steps=1, save_strategy="no", report_to="none", use_cpu=True)
+    trainer = PPlugTrainer(
+        args=arguments, model_init=model_init, train_dataset=data[0], prompt_cache=cache, callbacks=[Seen()]
+    )
+    trainer.train()
+    computed = cache.computed
+    trainer.train()
+    assert len(made) == 3 and all(model.prompt_cache is cache for model in made)
+    assert seen == ["eager"] * 2 and 0 < computed == cache.computed
+    ignored = [set(model._ddp_params_and_buffers_to_ignore) for model in made]
+    assert ignored == [ignored[0]] * len(made) and not any(name.startswith("plug.") for name in ignored[0])
+    assert {model.backbone.config._attn_implementation for model in made} == {"sdpa"}
+
+
 def test_the_trainer_refuses_a_cache_for_a_soft_prompt_in_front(data, tmp_path):
     with pytest.raises(ConfigurationError, match="'default' stands in front"):
         trained(make_model("llama"), tmp_path, data, PromptCache())
@@ -195,9 +222,8 @@ def test_without_a_cache(settings, monkeypatch, changes):
     assert not made
 
 
-def test_a_killed_training_leaves_its_prompts_to_the_next(settings, tmp_path, monkeypatch):
-    plain = run(settings, output=str(tmp_path / "plain"))
-    made, folder = caches_of(monkeypatch), tmp_path / "plug"
+def kill(settings, folder, monkeypatch):
+    """Train until the second checkpoint, with a cache of which most is in files."""
     steps = []
 
     def killed(self, *args, **kwargs):
@@ -211,7 +237,13 @@ def test_a_killed_training_leaves_its_prompts_to_the_next(settings, tmp_path, mo
         patch.setattr(PPlugTrainer, "compute_loss", killed)
         with pytest.raises(KeyboardInterrupt):
             run(settings, prompt_cache="1KB")
-    files = list((folder / ".pplug-prompts" / "0").glob("*.safetensors"))
+    return list((folder / ".pplug-prompts" / "0").glob("*.safetensors"))
+
+
+def test_a_killed_training_leaves_its_prompts_to_the_next(settings, tmp_path, monkeypatch):
+    plain = run(settings, output=str(tmp_path / "plain"))
+    made, folder = caches_of(monkeypatch), tmp_path / "plug"
+    files = kill(settings, folder, monkeypatch)
     assert files and len(files) == len(made[0]._files)
     files[0].write_bytes(files[0].read_bytes()[:-3])
     resumed = run(settings, prompt_cache="2KB")  # another budget is no other training
@@ -219,6 +251,20 @@ def test_a_killed_training_leaves_its_prompts_to_the_next(settings, tmp_path, mo
         close(resumed[name], plain[name])
     assert 0 < made[1].computed < made[0].computed
     assert not list(folder.glob(".pplug*"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"prompt_cache": "0"}, {"prompt_cache": "0", "resume": False}, {"gradient_checkpointing": True, "resume": False}],
+)
+def test_whichever_run_ends_leaves_no_prompts(changes, settings, tmp_path, monkeypatch):
+    """Those of a killed run, those of more processes, and without a cache of its own, too."""
+    folder = tmp_path / "plug"
+    assert kill(settings, folder, monkeypatch)
+    (folder / ".pplug-prompts" / "1").mkdir()
+    (folder / ".pplug-prompts" / "1" / "prompt.safetensors").touch()
+    run(settings, **changes)
+    assert (folder / "model.safetensors").exists() and not list(folder.glob(".pplug*"))
 
 
 def test_a_size_that_is_none(settings, tmp_path):

@@ -17,10 +17,13 @@ import pytest
 
 from pplug_hf import PPlugForConditionalGeneration, PPlugModel
 from pplug_hf.cli import _COMMANDS, main
+from pplug_hf.commands.options import TrainSettings
+from pplug_hf.commands.progress import saved
 from pplug_hf.configuration.pplug import choices
 from pplug_hf.errors import ConfigurationError, MissingPackageError
 from pplug_hf.evaluation import plots
 from pplug_hf.optional import require
+from pplug_hf.storage.layout import DEFAULT_FOLDER
 from pplug_hf.tasks.lamp.lamp_2 import MOVIE_TAGS
 from pplug_hf.version import __version__
 
@@ -117,6 +120,37 @@ def test_train_shows_losses_and_the_time_left_and_ends_with_the_next_command(pla
     assert last.startswith(f"Next: pplug-hf evaluate --plug PLUG --instruction_only {place.control} --data")
 
 
+def test_the_next_command_asks_as_the_training_did(place):
+    changed = {"max_items": 5, "max_length": 512, "leave_out_users": 0.1, "split_seed": 3, "device": "cpu", "seed": 4}
+    settings = TrainSettings(str(place.data), str(place.plug), "b", "e", vectors=DEFAULT_FOLDER, **changed)
+    assert saved(settings, True).splitlines()[-1] == (
+        f"Next: pplug-hf evaluate --plug {place.plug} --data {place.data} --max_items 5 --leave_out_users 0.1 --split_seed 3 "
+        "--max_length 512 --device cpu"
+    )
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (["--warmup", "1"], "--warmup 1.0 is no share of the steps"),
+        (
+            ["--prompt_cache", "4GB", "--placement", "prompt"],
+            "leave --prompt_cache out, or make a plug with --placement answer",
+        ),
+        (
+            ["--prompt_cache", "4GB", "--gradient_checkpointing"],
+            "With --gradient_checkpointing .* a --prompt_cache has no effect",
+        ),
+        (["--encoder_learning_rate", "1e-4"], "--encoder_learning_rate 0.0001 has no effect"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(given, message, place, capsys):
+    output = place.root / "nothing"
+    arguments = ["train", "--data", place.data, "--task", "demo", *PARTS, "--output", output, "--vectors", place.store]
+    assert main([str(part) for part in (*arguments, *given)]) == 1
+    assert re.search(message, capsys.readouterr().err) and not output.exists()
+
+
 def test_a_training_of_few_steps(place):
     output = place.root / "short"
     data = place.root / "one.jsonl"
@@ -138,7 +172,9 @@ def test_a_training_of_few_steps(place):
     answers = {gold["id"]: gold["output"] for gold in golds}
     lines = [json.dumps({**row, "output": answers[row["id"]], "user": row["user_id"]}) for row in rows]
     data.write_text("\n".join(lines))
-    printed = quietly(*train, *steps, *SMALL, "--vectors", place.store, "--new_users", "0.5")
+    cut = ["--max_target_length", "1"]
+    printed = quietly(*train, *steps, *SMALL, *cut, "--vectors", place.store, "--new_users", "0.5")
+    assert f"{len(lines)} of {len(lines)} answers have more than max_target_length=1 tokens" in printed
     assert re.findall(r"^step (\d) of 2, .*: loss", printed, re.MULTILINE) == ["1", "2"]
     assert printed.splitlines()[-1].startswith(
         f"Next: pplug-hf generate --plug {output} --prompt"

@@ -1,6 +1,10 @@
 """Rows with personas: who has which items, and which of them an epoch leaves out."""
 
+import copy
+import io
+import pickle
 import random
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import tiny
@@ -14,6 +18,8 @@ from pplug_hf.data.dataset import PersonaDataset
 from pplug_hf.data.lamp import Example
 from pplug_hf.data.vectors import VectorStore
 from pplug_hf.errors import ConfigurationError, DataError
+from pplug_hf.modeling.encoders import item_texts
+from pplug_hf.modeling.persona import item_facts
 
 
 class Numbers:
@@ -81,6 +87,48 @@ def test_items_become_texts_by_the_template():
     assert items(PersonaDataset([example(history)], Numbers(), item_template="{a}{b}"), 0) == [12, 34]
     with pytest.raises(DataError, match="item_template"):
         PersonaDataset([example(history)], Numbers())
+
+
+class Counted(dict):
+    """An item that counts how often it is read."""
+
+    reads = 0
+
+    def __getitem__(self, name):
+        Counted.reads += 1
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        Counted.reads += 1
+        return super().get(name, default)
+
+
+def test_an_item_of_many_histories_is_read_once():
+    """As of `history_examples`, which make N examples of N items: their work must not grow with the square."""
+    reads = {}
+    for n in (10, 40):
+        history = [Counted(id=f"i{i}", a=str(i % 7), date=f"2024-05-{i % 28 + 1:02}") for i in range(n)]
+        other = [{"id": "x", "a": "8"}, *history[1:3], {"a": "3", "date": "2020"}]
+        histories = [history, *(history[:i] for i in range(n)), history[3:6], other, other[:1], history[4:2:-1] * 2]
+        Counted.reads = 0
+        dataset = PersonaDataset([example(one) for one in histories], Numbers(), "{a}")
+        reads[n], rows = Counted.reads, [dataset[i]["persona"] for i in range(len(dataset))]
+        assert Counted.reads == reads[n]
+        for row, one in zip(rows, histories, strict=True):
+            assert row.vectors.flatten().int().tolist() == [int(text) for text in item_texts(one, "{a}")]
+            ids, times = item_facts(one)
+            assert row.item_ids == ids and (row.timestamps is None) == (times is None)
+            assert times is None or torch.equal(row.timestamps, times)
+        assert len({id(one.base) for one in dataset.rows[: n + 1]}) == 2  # views of one array, and the empty one
+    assert reads[40] <= 4 * reads[10]
+
+
+@pytest.mark.parametrize("history", ["abc", {"a": "1"}, 7])
+def test_what_is_no_history_is_refused(history):
+    one = example()
+    one.history = history
+    with pytest.raises(DataError, match="A history is a list of texts"):
+        PersonaDataset([one], Numbers(), "{a}")
 
 
 def test_without_histories_everybody_is_new():
@@ -162,6 +210,26 @@ def test_epoch_row_and_seed_each_change_what_is_left_out():
     other = numbered(*[30] * 6, history_dropout=0.9, seed=1)
     assert sum(one == two for one, two in zip(epochs[0], everything(other), strict=True)) <= 1
     assert numbered(30, history_dropout=0.9).rows[0].tolist() == list(range(30))  # the history itself stays
+
+
+def sent(dataset):
+    """The dataset as a worker process gets it that is started afresh."""
+    buffer = io.BytesIO()
+    ForkingPickler(buffer).dump(dataset)
+    return pickle.loads(buffer.getvalue())
+
+
+def test_a_worker_follows_the_epoch_and_a_copy_has_its_own():
+    dataset = numbered(*[30] * 4, history_dropout=0.9)
+    worker, *copies = sent(dataset), copy.copy(dataset), copy.deepcopy(dataset), pickle.loads(pickle.dumps(dataset))
+    before = everything(dataset)
+    dataset.set_epoch(3)
+    assert worker.epoch == 3 and everything(worker) == everything(dataset) != before
+    for one in copies:
+        assert one.epoch == 0 and everything(one) == before
+        follower = sent(one)
+        one.set_epoch(2)
+        assert follower.epoch == 2 and dataset.epoch == 3
 
 
 def test_every_item_is_left_out_about_equally_often():

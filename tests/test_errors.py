@@ -136,7 +136,7 @@ def create(backbone="gpt2", **choices):
 
 def test_an_unknown_option_names_the_options():
     with pytest.raises(
-        ConfigurationError, match=r"Unknown option \['num_tokens'\]; options are placement, num_persona_tokens, "
+        ConfigurationError, match=r"Unknown option num_tokens; options are placement, num_persona_tokens, "
     ):
         create(num_tokens=4)
     with pytest.raises(ConfigurationError, match="Unknown option"):

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplug_hf.data.histories import history_examples, split_users
+from pplug_hf.data.histories import history_examples, newest, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.errors import ConfigurationError
+from pplug_hf.tasks import items
 from pplug_hf.tasks.task import TASKS
 
 REAL = Path(os.environ.get("PPLUG_LAMP") or Path(__file__).resolve().parents[1] / ".." / "shared" / "lamp")
@@ -229,3 +230,18 @@ def test_split_all_or_nothing(fraction, sizes):
 def test_split_refuses_other_fractions(fraction):
     with pytest.raises(ConfigurationError, match="between 0 and 1"):
         split_users([], fraction)
+
+
+def test_the_newest_items_of_many_histories_of_one_user_take_one_look_at_each_date(monkeypatch):
+    looks, dates = [], items._DATE
+
+    class Looks:
+        def fullmatch(self, text):
+            looks.append(text)
+            return dates.fullmatch(text)
+
+    monkeypatch.setattr(items, "_DATE", Looks())
+    history = [{**item(i), "date": f"1987-{i // 28 + 1:02}-{i % 28 + 1:02}"} for i in range(0, 80, 2)]
+    rows = newest([example("a", history[:i]) for i in range(41)], 3)
+    assert [row.history for row in rows] == [history[max(0, i - 3) : i] for i in range(41)]
+    assert sorted(looks) == sorted({one["date"] for one in history})

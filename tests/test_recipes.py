@@ -293,6 +293,17 @@ def test_a_choice_of_ours_can_be_taken_back(seen):
     assert settings.encoder_learning_rate is None and settings.max_items is None
 
 
+@pytest.mark.parametrize(
+    "frozen", [["--train_input_encoder", "False"], ["--no-train-input-encoder"], ["--aggregator=mean"]]
+)
+def test_a_recipes_rate_of_an_encoder_that_the_user_freezes_goes(seen, frozen):
+    arguments = ["train", "--preset=large", "--data=d", "--output=o", "--backbone=b", "--encoder=e", *frozen]
+    for own, expected in ([], None), (["--encoder_learning_rate=0.1"], 0.1):
+        assert main([*arguments, *own]) == 0
+        settings, _ = seen.pop()
+        assert settings.encoder_learning_rate == expected and settings.learning_rate == 3e-3
+
+
 def test_the_bench_takes_what_concerns_answers(seen):
     assert main(["bench", "--recipe", "paper/lamp-3", "--data", "d", "--output", "o", "--num_beams", "2"]) == 0
     ((settings, plug),) = seen

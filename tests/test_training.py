@@ -7,6 +7,7 @@ import random
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pytest
 import reference
 import tiny
@@ -14,7 +15,8 @@ import torch
 from reference import close
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments
+from torch.utils.data import ConcatDataset, Subset
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from pplug_hf import PPlugModel, PPlugProcessor
 from pplug_hf.data.dataset import PersonaDataset
@@ -159,6 +161,23 @@ def test_a_row_without_a_query_has_its_text_for_one(dataset):
         collator([{"prompt": "the sea"}])
 
 
+@pytest.mark.parametrize(
+    "kind", [list, tuple, np.array, lambda values: np.array(values, dtype="float32"), torch.tensor]
+)
+def test_queries_may_be_vectors_of_any_kind(kind, dataset):
+    collator = PPlugCollator(PPlugProcessor.from_model(make_model("gpt2", train_input_encoder=False)))
+    vectors = [[float(i), 1.0] for i in range(3)]
+    rows = [{**dataset[i], "query": kind(vectors[i])} for i in range(3)]
+    query = collator(rows)["query"]
+    assert query.dtype == torch.float32 and query.tolist() == vectors
+    for i, other in [(0, None), (0, "sea"), (2, None), (1, "sea")]:
+        with pytest.raises(DataError, match="2 of 3 rows have a vector for a query"):
+            collator([{**row, "query": other} if j == i else row for j, row in enumerate(rows)])
+    for other in (kind([1.0]), ["sea", "moon"], {"a": 1}):
+        with pytest.raises(DataError, match=r"texts, or vectors of one width, got .* that make no matrix"):
+            collator([*rows[:2], {**rows[2], "query": other}])
+
+
 @pytest.mark.parametrize("processing_class", [True, False])
 def test_the_trainer_has_a_collator_and_arguments_of_its_own(processing_class, dataset, tmp_path):
     model = make_model("gpt2")
@@ -274,7 +293,8 @@ def test_a_backbone_on_several_devices_stays_there(placed, parallel, dataset, tm
     assert not hasattr(model, "hf_device_map")
 
 
-def test_one_process_uses_one_accelerator_of_several(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [PPlugTrainingArguments, Seq2SeqTrainingArguments])
+def test_one_process_uses_one_accelerator_of_several(kind, tmp_path, monkeypatch):
     """`nn.DataParallel` would give every replica the personas of all rows."""
 
     def devices(self):
@@ -284,15 +304,45 @@ def test_one_process_uses_one_accelerator_of_several(tmp_path, monkeypatch):
     found = cached_property(devices)
     found.__set_name__(TrainingArguments, "_setup_devices")
     monkeypatch.setattr(TrainingArguments, "_setup_devices", found)
-    trainer = make_trainer(make_model("t5"), tmp_path)
+    trainer = PPlugTrainer(make_model("t5"), kind(output_dir=str(tmp_path), per_device_train_batch_size=4))
     assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 4
     assert trainer._wrap_model(trainer.model) is trainer.model
 
 
-@pytest.mark.parametrize("name", ["label_smoothing_factor", "neftune_noise_alpha"])
-def test_what_would_change_the_loss_is_refused(name, tmp_path):
-    with pytest.raises(ConfigurationError, match=name):
-        make_trainer(make_model("gpt2"), tmp_path, **{name: 0.1})
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"label_smoothing_factor": 0.1}, "so label_smoothing_factor has no effect"),
+        ({"neftune_noise_alpha": 0.1}, "so neftune_noise_alpha has no effect"),
+        ({"bf16_full_eval": True}, "bf16_full_eval would leave the plug in half precision.*{'dtype': 'bfloat16'}"),
+        ({"fp16_full_eval": True}, "fp16_full_eval would"),
+        (
+            {"push_to_hub": True, "hub_strategy": "checkpoint"},
+            "hub_strategy is 'checkpoint', and only plugs are pushed",
+        ),
+        ({"push_to_hub": True, "hub_strategy": "all_checkpoints"}, "is 'all_checkpoints'.*use 'every_save' or 'end'"),
+    ],
+)
+def test_arguments_that_could_not_do_what_they_say_are_refused(arguments, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=message):
+        make_trainer(make_model("gpt2"), tmp_path, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
+    arguments = Seq2SeqTrainingArguments(output_dir=str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match=r"Of 2 processes .* know one.*pass use_cpu=True"):
+        PPlugTrainer(make_model("gpt2"), arguments)
+
+
+@pytest.mark.parametrize("choices", [{"train_input_encoder": False}, {"aggregator": "mean"}])
+def test_a_rate_for_an_encoder_that_is_not_trained_is_refused(choices, dataset, tmp_path):
+    trainer = make_trainer(make_model("gpt2", **choices), tmp_path, dataset, encoder_learning_rate=1e-3)
+    with pytest.raises(
+        ConfigurationError, match=r"encoder_learning_rate=0.001 has no effect.*train_input_encoder=True"
+    ):
+        trainer.train()
 
 
 def test_a_loss_of_the_users_is_refused(tmp_path):
@@ -508,6 +558,34 @@ def test_worker_processes_draw_the_same_items(workers, uninterrupted, store, tmp
     _, _, plug = run_with_drop_out("gpt2", store, tmp_path, dataloader_num_workers=workers, save_strategy="no")
     for name, tensor in expected.items():
         close(plug[name], tensor, 1e-6)
+
+
+class Epochs(PersonaDataset):
+    """Rows whose query tells the epoch."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "query": f"epoch {self.epoch}"}
+
+
+@pytest.mark.parametrize("options", [{}, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}])
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda data: data,
+        lambda data: Subset(data, range(4)),
+        lambda data: ConcatDataset([Subset(data, [0, 1]), Subset(data, [2, 3])]),
+    ],
+    ids=["itself", "Subset", "ConcatDataset"],
+)
+def test_whatever_wraps_or_loads_it_a_data_set_knows_its_epoch(options, wrapped, store, tmp_path):
+    data = wrapped(Epochs(make_examples(4), store, history_dropout=0.9))
+    trainer = make_trainer(make_model("gpt2"), tmp_path, data, num_train_epochs=3, **options)
+    losses, seen = trainer.compute_loss, []
+    trainer.compute_loss = lambda model, inputs, **more: (
+        seen.extend(set(inputs["query"])) or losses(model, inputs, **more)
+    )
+    trainer.train()
+    assert seen == ["epoch 0", "epoch 1", "epoch 2"]
 
 
 @pytest.mark.parametrize("higher", [False, True])
@@ -745,7 +823,9 @@ def test_the_trainers_card_is_the_plugs(dataset, tmp_path):
     trainer = make_trainer(make_model("t5"), tmp_path, dataset, max_steps=1, learning_rate=2e-2, hub_token="hf_secret")
     trainer.train()
     trainer.save_model()
-    trainer.create_model_card(license="mit")
+    with pytest.raises(ConfigurationError, match="A card has no option licence"):
+        trainer.create_model_card(licence="mit")
+    trainer.create_model_card(license="mit", finetuned_from="gpt2", tasks="summarization")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "library_name: pplug-hf" in card and "| `learning_rate` | 0.02 | 0.01 |" in card and "license: mit" in card
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

@@ -110,10 +110,10 @@ class TrainSettings:
     gradient_accumulation: int = option(1, "Batches per optimiser step.")
     learning_rate: float = option(1e-2, "Learning rate of projector and instruction (paper: 1e-4).")
     encoder_learning_rate: float | None = option(
-        None, "Learning rate of the input encoder (default: learning_rate / 20)."
+        None, "Learning rate of a trained input encoder (default: learning_rate / 20)."
     )
     weight_decay: float = option(0.01, "Weight decay.")
-    warmup: float = option(0.05, "Share of the steps with a rising learning rate.")
+    warmup: float = option(0.05, "Share of the steps with a rising learning rate, below 1.")
     gradient_checkpointing: bool = option(False, "Trade time for memory in the backbone.")
     prompt_cache: str = option(
         "auto",

@@ -6,14 +6,21 @@ import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling.plug_folder import weight_shapes
-from ..storage.layout import DEFAULT_FOLDER, WEIGHTS
-from .options import TrainSettings
+from ..storage.layout import WEIGHTS
+from .options import EvaluateSettings, TrainSettings
+
+# Options that `evaluate` takes as the training did, beside those that the plug knows.
+_AS_TRAINED = (
+    *("task", "max_items", "leave_out_users", "split_seed"),
+    *("backbone_dtype", "max_length", "device", "vectors"),
+)
 
 
 class TrainingProgress(ProgressCallback):
@@ -85,8 +92,10 @@ def saved(settings: TrainSettings, has_dev: bool) -> str:
         else ["--plug", "PLUG", "--instruction_only", settings.output]
     )
     command = ["pplug-hf", "evaluate", *plug, "--data", str(settings.data)]
-    command += ["--task", settings.task] if settings.task else []
-    command += ["--vectors", settings.vectors] if settings.vectors != DEFAULT_FOLDER else []
+    defaults = {f.name: f.default for f in fields(EvaluateSettings)}
+    for name in _AS_TRAINED:
+        if (value := getattr(settings, name)) != defaults[name]:
+            command += [f"--{name}", str(value)]
     if not has_dev:
         command = ["pplug-hf", "generate", "--plug", settings.output, "--prompt", "...", "--history", "history.txt"]
     return (

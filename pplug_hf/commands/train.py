@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -46,7 +46,7 @@ from ..storage.files import read_json_object, write_text
 from ..storage.layout import HIDDEN, PROMPTS, TRAIN_RUN, TRAIN_SETTINGS
 from ..storage.replace import check_writable
 from ..tasks.task import Task
-from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments
+from ..training import PPlugCollator, PPlugTrainer, PPlugTrainingArguments, check_encoder_rate
 from .options import TrainSettings
 from .progress import TrainingProgress, learned, saved
 
@@ -108,6 +108,8 @@ def _train(
 ) -> PPlugForConditionalGeneration:
     output = Path(settings.output)
     check_output(output)
+    if not 0 <= settings.warmup < 1:  # 1 would be one step for the Trainer
+        raise ConfigurationError(f"warmup={settings.warmup} is no share of the steps: choose one from 0 to below 1.")
     memory = memory_for_prompts(settings.prompt_cache, processes.device)
     set_seed(settings.seed)
     task, examples, validation = choose_examples(settings, task, data)
@@ -124,10 +126,19 @@ def _train(
             **plug,
         },
     )
+    check_encoder_rate(settings.encoder_learning_rate, model.plug.input_encoder is not None)
+    if memory and settings.prompt_cache != "auto":
+        model.check_prompt_cache()
+        if settings.gradient_checkpointing:
+            raise ConfigurationError(
+                "With gradient_checkpointing=True every prompt is read in every step, so a prompt_cache has no effect: "
+                "leave one of them out."
+            )
     processor = PPlugProcessor.from_model(model)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    run = identity_of_run(settings, task, model, [*examples, *validation])
+    both = [*examples, *validation]
+    run = identity_of_run(settings, task, model, both)
     trained_on = {"name": Path(settings.data).name, "examples": len(examples), "digest": run["data"]}
     trained_on["users"] = len({e.user for e in examples})
     checkpoint = last_checkpoint(output) if output.is_dir() else None
@@ -139,7 +150,8 @@ def _train(
         ):  # or the Trainer would keep the later steps of that run
             shutil.rmtree(old.parent)
     checkpoint = checkpoint if settings.resume else None
-    for note in processor.length_notes([e.prompt for e in (*examples, *validation)], settings.max_length):
+    prompts, answers = [e.prompt for e in both], [e.target for e in both if e.target is not None]
+    for note in processor.length_notes(prompts, settings.max_length, answers, settings.max_target_length):
         print(note)
     if processes.device.type != "cpu":
         model.history_encoder.to(processes.device)  # what reads texts now; the Trainer places the rest
@@ -147,7 +159,7 @@ def _train(
     model.print_trainable_parameters()
 
     progress = TrainingProgress()
-    with prompts_of_run(settings, model, memory, output / PROMPTS / str(processes.process_index)) as cache:
+    with prompts_of_run(settings, model, memory, output / PROMPTS, processes) as cache:
         trainer = PPlugTrainer(
             model=model,
             args=training_arguments(settings, len(datasets[0]), processes.num_processes),
@@ -195,17 +207,18 @@ def memory_for_prompts(size: str, device: torch.device) -> int:
 
 @contextmanager
 def prompts_of_run(
-    settings: TrainSettings, model: PPlugForConditionalGeneration, memory: int, folder: Path
+    settings: TrainSettings, model: PPlugForConditionalGeneration, memory: int, folder: Path, processes: Any
 ) -> Iterator[PromptCache | None]:
-    """Yield the cache of a training's prompts; None if it has none. A run that is killed leaves its files to the next."""
-    if model.config.placement != "answer" or not memory or settings.gradient_checkpointing:
-        yield None
-        return
-    yield PromptCache(memory, folder, evict=False)
+    """Yield this process's cache of a training's prompts; None if it has none.
+
+    A run that is killed leaves its files to the next, and whichever run ends removes all that are there.
+    """
+    cached = model.config.placement == "answer" and memory and not settings.gradient_checkpointing
+    yield PromptCache(memory, folder / str(processes.process_index), evict=False) if cached else None
     model.prompt_cache = None
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # another process still has files there
-        folder.parent.rmdir()
+    processes.wait_for_everyone()  # or another process would still read its files
+    if processes.is_local_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def recorded_settings(settings: TrainSettings, task: Task) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,25 +58,66 @@ class PersonaDataset(Dataset):
             )
         self.examples, self.queries = examples, queries
         self.spec = EncoderSpec.from_fingerprint(store.fingerprint, item_template)
-        self.history_dropout, self.new_users, self.seed, self.epoch = history_dropout, new_users, seed, 0
-        number: dict[str, int] = {}
-        self.rows = []  # per example, rows of self.vectors
+        self.history_dropout, self.new_users, self.seed = history_dropout, new_users, seed
+        self._epoch = torch.tensor(0).share_memory_()  # with workers that outlive an epoch, too
+        number: dict[str, int] = {}  # of a text: the row of self.vectors
+        known: dict[int, int] = {}  # number of an item, by its identity, which is its own while `kept` has it
+        kept: list[object] = []
+        row_of: list[int] = []
+        ids: list[str | None] = []
+        times: list[float] = []
+        whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.rows: list[np.ndarray] = []  # per example, rows of self.vectors
+        self._items: list[np.ndarray] = []  # per example, places in self._ids and self._times
         for example in examples:
-            texts = item_texts(example.history, item_template) if use_history else []
-            self.rows.append(np.array([number.setdefault(text, len(number)) for text in texts], dtype=np.int64))
+            history = example.history if use_history else ()
+            if isinstance(history, str | Mapping) or not isinstance(history, Iterable):
+                item_texts(history, item_template)  # raises
+            history = list(history)
+            # Examples that were made of one history share its items: each is looked at once.
+            new = list({id(item): item for item in history if id(item) not in known}.values())
+            for item, text in zip(new, item_texts(new, item_template), strict=True):
+                known[id(item)] = len(known)
+                kept.append(item)
+                row_of.append(number.setdefault(text, len(number)))
+                name, time = item_facts([item])
+                ids.append(name[0] if name else None)
+                times.append(np.nan if time is None else time.item())
+            items = np.array([known[id(item)] for item in history], dtype=np.int32)
+            # As a rule, they are its beginnings: views of the same arrays, or memory would grow with its square.
+            first = known[id(history[0])] if history else -1
+            if first not in whole or not np.array_equal(whole[first][0][: len(items)], items):
+                whole[first] = items, np.array([row_of[item] for item in items], dtype=np.int32)
+            self._items.append(whole[first][0][: len(items)])
+            self.rows.append(whole[first][1][: len(items)])
+        self._ids, self._times = np.array(ids, dtype=object), np.array(times)
         self.vectors = store(list(number))
         # The rows of an epoch: an example's number, and whether its history loses items.
         self.views = [(i, bool(history_dropout) and not repeats) for i in range(len(examples))]
         # By the example, not by `rows`: the instruction-only ablation takes as many steps.
         self.views += [(i, True) for i, e in enumerate(examples) if len(e.history) > 2 for _ in range(repeats)]
 
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch whose items are drawn."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
-        """Draw other items from now on; trainers call it.
+        """Draw other items from now on, in worker processes that are running, too; trainers call it.
 
         Args:
             epoch: its number, from 0 on.
         """
-        self.epoch = epoch
+        self._epoch.fill_(epoch)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch.share_memory_()  # a copy's is in no shared memory; a worker's is, and stays the same
+
+    def __copy__(self) -> PersonaDataset:
+        copy = type(self).__new__(type(self))
+        copy.__setstate__({**self.__dict__, "_epoch": self._epoch.clone()})
+        return copy
 
     def persona(self, index: int) -> Persona:
         """Return the history of a row, as it is in this epoch.
@@ -84,9 +126,14 @@ class PersonaDataset(Dataset):
             index: of the row.
         """
         number, loses = self.views[index]
-        rows = self.rows[number]
-        facts = item_facts(self.examples[number].history if len(rows) else ())
-        persona = Persona(self.vectors[torch.from_numpy(rows)], self.spec, *facts)
+        rows, items = self.rows[number], self._items[number]
+        ids, times = self._ids[items].tolist(), self._times[items]
+        persona = Persona(
+            self.vectors[torch.from_numpy(rows)],
+            self.spec,
+            None if None in ids else tuple(ids),
+            None if np.isnan(times).any() else torch.from_numpy(times),
+        )
         if loses and len(rows):
             rng = np.random.default_rng((self.seed, self.epoch, index))
             kept = len(rows) - int(rng.uniform(0, self.history_dropout) * len(rows) + 0.5)
