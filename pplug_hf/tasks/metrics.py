@@ -109,7 +109,12 @@ class Metric(ABC):
     def score_each(
         self, predictions: Texts, golds: Texts, task: Judged, **options: Unpack[Options]
     ) -> tuple[dict[str, float], np.ndarray]:
-        """Return what `score` and what `per_example` return, and judge each answer once; arguments as of `per_example`."""
+        """Return what `score` and what `per_example` return, and judge each answer once.
+
+        Args:
+            predictions, golds, task: as of `per_example`.
+            **options: likewise.
+        """
         values = self.per_example(predictions, golds, task, **options)
         if type(self).score is not Metric.score:  # of its own, which need not agree with `summary`
             return self.score(predictions, golds, task, **options), values
