@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,38 +60,8 @@ class PersonaDataset(Dataset):
         self.spec = EncoderSpec.from_fingerprint(store.fingerprint, item_template)
         self.history_dropout, self.new_users, self.seed = history_dropout, new_users, seed
         self._epoch = torch.tensor(0).share_memory_()  # with workers that outlive an epoch, too
-        number: dict[str, int] = {}  # of a text: the row of self.vectors
-        known: dict[int, int] = {}  # number of an item, by its identity, which is its own while `kept` has it
-        kept: list[object] = []
-        row_of: list[int] = []
-        ids: list[str | None] = []
-        times: list[float] = []
-        whole: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.rows: list[np.ndarray] = []  # per example, rows of self.vectors
-        self._items: list[np.ndarray] = []  # per example, places in self._ids and self._times
-        for example in examples:
-            history = example.history if use_history else ()
-            if isinstance(history, str | Mapping) or not isinstance(history, Iterable):
-                item_texts(history, item_template)  # raises
-            history = list(history)
-            # Examples that were made of one history share its items: each is looked at once.
-            new = list({id(item): item for item in history if id(item) not in known}.values())
-            for item, text in zip(new, item_texts(new, item_template), strict=True):
-                known[id(item)] = len(known)
-                kept.append(item)
-                row_of.append(number.setdefault(text, len(number)))
-                name, time = item_facts([item])
-                ids.append(name[0] if name else None)
-                times.append(np.nan if time is None else time.item())
-            items = np.array([known[id(item)] for item in history], dtype=np.int32)
-            # As a rule, they are its beginnings: views of the same arrays, or memory would grow with its square.
-            first = known[id(history[0])] if history else -1
-            if first not in whole or not np.array_equal(whole[first][0][: len(items)], items):
-                whole[first] = items, np.array([row_of[item] for item in items], dtype=np.int32)
-            self._items.append(whole[first][0][: len(items)])
-            self.rows.append(whole[first][1][: len(items)])
-        self._ids, self._times = np.array(ids, dtype=object), np.array(times)
-        self.vectors = store(list(number))
+        self._index = _index_items([example.history if use_history else () for example in examples], item_template)
+        self.rows, self.vectors = self._index.rows, store(self._index.texts)
         # The rows of an epoch: an example's number, and whether its history loses items.
         self.views = [(i, bool(history_dropout) and not repeats) for i in range(len(examples))]
         # By the example, not by `rows`: the instruction-only ablation takes as many steps.
@@ -126,14 +96,8 @@ class PersonaDataset(Dataset):
             index: of the row.
         """
         number, loses = self.views[index]
-        rows, items = self.rows[number], self._items[number]
-        ids, times = self._ids[items].tolist(), self._times[items]
-        persona = Persona(
-            self.vectors[torch.from_numpy(rows)],
-            self.spec,
-            None if None in ids else tuple(ids),
-            None if np.isnan(times).any() else torch.from_numpy(times),
-        )
+        rows = self.rows[number]
+        persona = Persona(self.vectors[torch.from_numpy(rows)], self.spec, *self._index.facts(number))
         if loses and len(rows):
             rng = np.random.default_rng((self.seed, self.epoch, index))
             kept = len(rows) - int(rng.uniform(0, self.history_dropout) * len(rows) + 0.5)
@@ -150,3 +114,60 @@ class PersonaDataset(Dataset):
         example = self.examples[number]
         query = example.query if self.queries is None else self.queries[number]
         return {"text": example.prompt, "query": query, "target": example.target, "persona": self.persona(index)}
+
+
+class _Index(NamedTuple):
+    """Histories as numbers of items and texts.
+
+    Args:
+        texts: all different ones.
+        rows: per history, the place of each item's text in `texts`, [N].
+        items: per history, the place of each item in `ids` and `times`, [N].
+        ids: of the items; None for one that has none.
+        times: of the items; nan likewise.
+    """
+
+    texts: list[str]
+    rows: list[np.ndarray]
+    items: list[np.ndarray]
+    ids: np.ndarray
+    times: np.ndarray
+
+    def facts(self, number: int) -> tuple[tuple[str, ...] | None, Tensor | None]:
+        """Return ids and times of a history's items, each None unless all items have it, as `item_facts` does."""
+        items = self.items[number]
+        ids, times = self.ids[items].tolist(), self.times[items]
+        return None if None in ids else tuple(ids), None if np.isnan(times).any() else torch.from_numpy(times)
+
+
+def _index_items(histories: Iterable[Any], template: str | None) -> _Index:
+    """Look at each item of many histories once: examples that were made of one history share its items."""
+    number: dict[str, int] = {}  # place of a text
+    known: dict[int, int] = {}  # place of an item, by its identity, which is its own while `kept` has it
+    kept: list[object] = []
+    row_of: list[int] = []
+    ids: list[str | None] = []
+    times: list[float] = []
+    longest: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # items and rows of a history, by its first item
+    found = []
+    for history in histories:
+        if isinstance(history, str | Mapping) or not isinstance(history, Iterable):
+            item_texts(history, template)  # raises
+        history = list(history)
+        new = list({id(item): item for item in history if id(item) not in known}.values())
+        for item, text in zip(new, item_texts(new, template), strict=True):
+            known[id(item)] = len(known)
+            kept.append(item)
+            row_of.append(number.setdefault(text, len(number)))
+            name, time = item_facts([item])
+            ids.append(name[0] if name else None)
+            times.append(np.nan if time is None else time.item())
+        items = np.array([known[id(item)] for item in history], dtype=np.int32)
+        # As a rule, they are its beginnings: views of the same arrays, or memory would grow with its square.
+        first = known[id(history[0])] if history else -1
+        if first not in longest or not np.array_equal(longest[first][0][: len(items)], items):
+            longest[first] = items, np.array([row_of[item] for item in items], dtype=np.int32)
+        found.append([each[: len(items)] for each in longest[first]])
+    return _Index(
+        list(number), [r for _, r in found], [i for i, _ in found], np.array(ids, dtype=object), np.array(times)
+    )
