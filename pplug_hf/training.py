@@ -228,8 +228,8 @@ def check_encoder_rate(rate: float | None, trained: bool) -> None:
     """Raise a `ConfigurationError` for a learning rate of an input encoder that is not trained."""
     if rate is not None and not trained:
         raise ConfigurationError(
-            f"encoder_learning_rate={rate} has no effect, because this plug trains no input encoder: leave it out, or "
-            "make the plug with train_input_encoder=True."
+            f"encoder_learning_rate={rate} has no effect, because this plug trains no input encoder: leave it out (pass "
+            "none if a recipe sets it), or make the plug with train_input_encoder=True."
         )
 
 

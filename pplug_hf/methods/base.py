@@ -132,8 +132,9 @@ def whole_cost(method: Method, resources: Resources, measured: Mapping[str, floa
             own[name] = max(value, own.get(name, value))
     names = dict.fromkeys(name for own in costs.values() for name in own)
     whole = {name: sum(own.get(name, 0) for own in costs.values()) for name in names}
-    own_generations = {name: first[name] for name in ("generations_per_question",) if name in first}
-    return whole | own_generations  # which are those of all its parts
+    if "generations_per_question" in first:  # it counts those of its parts
+        whole["generations_per_question"] = first["generations_per_question"]
+    return whole
 
 
 def _own_cost(method: Method, resources: Resources) -> Mapping[str, float]:
