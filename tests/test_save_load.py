@@ -328,6 +328,15 @@ def test_values_that_cannot_work(copy):
         PPlugModel.from_pretrained(copy)
 
 
+def test_a_configuration_from_another_folder(copy, places, tmp_path):
+    settings = json.loads((copy / "config.json").read_text())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps(settings | {"system": "Be brief."}))
+    assert PPlugModel.from_pretrained(copy, config=tmp_path / "other").config.system == "Be brief."
+    with pytest.raises(ConfigurationError, match="is a model of type 'gpt2', not a plug"):
+        PPlugModel.from_pretrained(copy, config=places / "gpt2")
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file(copy, name):
     (copy / name).unlink()

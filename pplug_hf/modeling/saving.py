@@ -147,7 +147,7 @@ class SavingMixin:
         *,
         backbone: str | PreTrainedModel | None = None,
         encoder: str | SentenceTransformer | None = None,
-        config: PPlugConfig | None = None,
+        config: PPlugConfig | str | os.PathLike | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         check_backbone: bool = True,
@@ -167,7 +167,7 @@ class SavingMixin:
             pretrained_model_name_or_path: plug folder or Hub id.
             backbone: a loaded model (or a folder or Hub id) to use instead of the recorded one; it must fit.
             encoder: likewise.
-            config: instead of the plug's own.
+            config: instead of the plug's own; also the folder or Hub id of a plug that has it.
             backbone_kwargs: for the backbone's `from_pretrained`.
             encoder_kwargs: for `SentenceTransformer`.
             check_backbone: as of `from_backbone`.
@@ -182,18 +182,16 @@ class SavingMixin:
         Raises:
             MissingFileError: the plug, its backbone or its encoder cannot be found.
             HubError: the Hub refuses, or fails.
-            ConfigurationError: the plug's backbone or encoder is on no Hub and was not given, or there are arguments for
-                one that is loaded already.
+            ConfigurationError: the plug's backbone or encoder is on no Hub and was not given, there are arguments for one
+                that is loaded already, or the configuration is another kind of model's.
             MismatchError: backbone or encoder is not the one the plug was trained with.
             DataError: the weights are damaged or do not fit the configuration.
         """
-        arguments: HubArguments = {
-            "revision": revision,
-            "subfolder": subfolder,
-            "token": token,
-            "cache_dir": cache_dir,
-        }
-        arguments |= {"local_files_only": local_files_only, "force_download": force_download}
+        any_place: HubArguments = {"token": token, "cache_dir": cache_dir}
+        any_place |= {"local_files_only": local_files_only, "force_download": force_download}
+        if config is not None and not isinstance(config, PPlugConfig):
+            config = plug_folder.load_config(config, **any_place)
+        arguments: HubArguments = {"revision": revision, "subfolder": subfolder, **any_place}
         location = plug_folder.open_location(pretrained_model_name_or_path, **arguments)
         config = config or plug_folder.load_config(location)
         location.folder()  # all of it, so that whatever breaks below, the cache has the whole plug or no weights
