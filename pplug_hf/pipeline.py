@@ -90,8 +90,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
                 chat gets the plug's system text unless it brings one.
             persona: a history or [`Persona`] for all prompts (encoded once), or a list with one of them or None per
                 prompt. None is a user without history.
-            query: one text, or one per prompt, that decides which history items matter. Default: the prompt (of a chat,
-                the last user's text).
+            query: one text, or one per prompt, that decides which history items matter. Default: what the plug takes
+                from the prompt (of a chat, from the last user's text).
             plug: name of a loaded plug (default: the active one), or a list with a name or None per prompt. None in a list
                 means an answer without any plug.
             persona_strength: a number for all prompts, or a list with one per prompt: 0 is nobody, 1 (the default) as
@@ -184,11 +184,11 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             chats = any(config.chat for config in self.model.plugs.values())  # their rows say where the persona stands
             inputs = processor([prompt], persona_offset=[None] if chats and not processor.chat else None, **options)
         if query is None and _is_chat(prompt):
-            query = last_user_text(prompt)
+            query = processor.query_of(last_user_text(prompt))
         elif query is None:
             tokenizer: Any = processor.tokenizer
             decoded = prompt if processor.chat else tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
-            query = inputs.pop("query", None) or decoded
+            query = inputs.pop("query", None) or processor.query_of(decoded)
         inputs.pop("query_mask", None)  # the query is known, and other plugs' prompts of the batch have none
         return {**inputs, "request": _Request(prompt, persona, query, of_row, persona_strength, writer)}
 

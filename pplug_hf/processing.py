@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .chats import ChatTemplate, Message, Rendered, chats_of, last_user_text, text_of
 from .configuration import PPlugConfig
+from .configuration.queries import split_prompt
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError, kind_of
 from .modeling.backbone import checked_tokenizer
 from .modeling.persona import Personas
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-_OF_PLUG = ("is_encoder_decoder", "placement", "chat", "system")  # fields of the configuration that a processor needs
+# Fields of the configuration that a processor needs.
+_OF_PLUG = ("is_encoder_decoder", "placement", "chat", "system", "query_marker", "query_end")
 
 
 class Row(NamedTuple):
@@ -56,6 +58,7 @@ class PPlugProcessor(ProcessorMixin):
         placement: of the plug: where the soft prompt stands, "prompt" or "answer".
         chat: whether prompts are written as a user's turn of the chat template.
         system: system text of these chats (default: what the template does without one).
+        query_marker, query_end: of the plug: texts of a prompt between which its query stands.
     """
 
     def __init__(
@@ -66,9 +69,12 @@ class PPlugProcessor(ProcessorMixin):
         placement: str = "prompt",
         chat: bool = False,
         system: str | None = None,
+        query_marker: str = "",
+        query_end: str = "",
     ):
         self.is_encoder_decoder, self.placement = is_encoder_decoder, placement
         self.chat, self.system = chat, system
+        self.query_marker, self.query_end = query_marker, query_end
         super().__init__(tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None))
 
     @classmethod
@@ -202,7 +208,7 @@ class PPlugProcessor(ProcessorMixin):
             text: prompts. Where the processor writes chats, each is the text of a user's turn.
             persona: one history or [`Persona`] per prompt (a bare history for a single prompt); None for nobody. Leave it out
                 to give it to the model with the batch, `model.generate(**batch, persona=...)`.
-            query: one request per prompt that weights the history (default: the prompt).
+            query: one request per prompt that weights the history (default: what the plug takes from the prompt).
             labels: one answer per prompt. Causal models then get prompt + answer + end as `input_ids`.
             max_length: most tokens of a prompt, its chat template included. A longer one loses the middle of its text, with
                 a warning.
@@ -232,7 +238,7 @@ class PPlugProcessor(ProcessorMixin):
         given = _rows_of(len(prompts), "prompts", persona=None if later else persona, query=query, labels=labels)
         answers = given.pop("labels")
         if self.chat and given["persona"] is not None and query is None:
-            given["query"] = prompts  # not the whole chat
+            given["query"] = list(map(self.query_of, prompts))  # not in the whole chat
         rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
         positions = self.chat or persona_offset is not None
         return self._batch(rows, answers is not None, given, positions, texts=positions and later and query is None)
@@ -348,7 +354,7 @@ class PPlugProcessor(ProcessorMixin):
             conversation: a list of messages, or a list of such lists. Contents are texts, or lists of text parts.
             persona: one history or [`Persona`] per chat (a bare history for a single chat), None or left out, as of
                 [`__call__`].
-            query: one text per chat that weights the history (default: the last user's text).
+            query: one text per chat that weights the history (default: what the plug takes from the last user's text).
             labels: True to train on the last message of each chat, which is the assistant's; or one answer per chat,
                 which becomes that message. Its tokens and the end of the turn are the labels; where the template marks
                 no end, EOS follows.
@@ -392,13 +398,17 @@ class PPlugProcessor(ProcessorMixin):
         answers = given.pop("labels")
         learn = labels is True or answers is not None
         if persona is not None and query is None:
-            given["query"] = [last_user_text(chat) for chat in chats]
+            given["query"] = [self.query_of(last_user_text(chat)) for chat in chats]
         if answers is not None:
             chats = [[*chat, _answered(text)] for chat, text in zip(chats, answers, strict=True)]
         if truncation and max_length is None:
             max_length = self.tokenizer.model_max_length
         rows = self._chat_rows(chats, learn, self._template(**kwargs), [None] * len(chats), max_length)
         return self._batch(rows, learn, given, positions=True, texts=later and query is None)
+
+    def query_of(self, text: str) -> str:
+        """Return the query in a prompt that comes without one, as of [`PPlugConfig`]."""
+        return split_prompt(text, self.query_marker, self.query_end)[1] or text
 
     def with_system(self, chat: Sequence[Message]) -> list[Message]:
         """Return a chat with the processor's system text, as training wrote it, unless it brings a system text of its own.

@@ -94,6 +94,7 @@ def test_train_says_what_it_learns_from_and_saves_a_plug(place):
     model = PPlugModel.from_pretrained(place.plug)
     assert model.config.num_persona_tokens == 2 and model.config.item_template == "{tag}: {text}"
     assert not [p.name for p in place.plug.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert model.config.query_of("Which shelf? book: a castle") == "a castle"  # as the task cuts it
     recorded = json.loads((place.plug / "train_settings.json").read_text())  # what a card says of the training
     assert recorded["task"] == "demo" and str(place.root) not in str(recorded)
     assert recorded["settings"]["validation_users"] == 0.3 and recorded["defaults"]["validation_users"] == 0.1

@@ -68,7 +68,7 @@ class Assistant:
         """
         if not prompt.strip():
             raise DataError("The prompt is empty: write what to answer.")
-        query = query.strip() or prompt
+        query = query.strip() or self.model.config.query_of(prompt)
         persona = self.stored(own) if isinstance(own, str) else self.model.encode_persona(list(own))
         personas = [None, persona, self.model.encode_persona(list(other))]
         batch = self.processor(text=[prompt] * 3, persona=personas, query=[query] * 3).to(self.model.device)

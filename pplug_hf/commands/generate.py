@@ -40,7 +40,7 @@ def generate(settings: GenerateSettings) -> str:
     if settings.system is not None:
         processor.system = settings.system
     persona = model.encode_persona(history if saved is None else saved)
-    query = settings.query or settings.prompt
+    query = settings.query or model.config.query_of(settings.prompt)
     text = _answer(settings, model, processor, persona, query)
     if not settings.stream:
         print(text)

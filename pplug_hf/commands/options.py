@@ -289,7 +289,7 @@ class GenerateSettings:
     prompt: str = required("What to answer.")
     history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
     persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
-    query: str | None = option(None, "Query that weights the history items (default: the prompt).")
+    query: str | None = option(None, "Query that weights the history items (default: what the plug takes from the prompt).")
     persona_strength: float = option(1.0, "Strength of the persona: 0 is nobody, 1 as trained, more exaggerates.")
     picture: str | None = option(None, "PNG file for the weights of the history items.")
     max_new_tokens: int = option(64, "Maximum answer length in tokens.")

@@ -119,6 +119,8 @@ def _train(
         backbone_kwargs={"dtype": settings.backbone_dtype},
         chat=settings.chat,
         system=settings.system,
+        query_marker=task.query_marker,
+        query_end=task.query_end,
         **{
             "item_template": task.item_template if settings.labelled_items else task.item_template_unlabelled,
             # Whoever is to learn from examples without histories learns faster so.

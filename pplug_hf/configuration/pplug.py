@@ -19,6 +19,7 @@ from transformers.utils import logging
 from ..errors import ConfigurationError
 from ..version import __version__
 from .choices import PlugChoices, T, choices
+from .queries import split_prompt
 
 CONFIG_VERSION = 1  # of the fields below; raise it with every renamed or removed field
 
@@ -91,6 +92,10 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
     # How a prompt is written for the backbone, so that it is asked as it was trained.
     chat: bool = _recorded(False, "Write prompts as the user's turn of the backbone's chat template.")
     system: str | None = _recorded(None, "System text of these chats (default: the template's own).")
+    query_marker: str = _recorded(
+        "", "Text of a prompt after which its query begins, where none is given; empty: the whole prompt is the query."
+    )
+    query_end: str = _recorded("", "Text of a prompt before which its query ends; empty: it goes on to the end.")
 
     is_encoder_decoder: bool = False  # the kind of the backbone, measured
 
@@ -109,6 +114,17 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
         elif name == "dtype" and isinstance(value, str) and value not in DTYPES:  # looked up in torch by this name
             raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(value)}.")
         super().__setattr__(name, value)
+
+    def query_of(self, text: str) -> str:
+        """Return what weights the history where no query is given: the part of a prompt that was the query in training.
+
+        Args:
+            text: the prompt; of a chat, the last text of the user.
+
+        Returns:
+            What stands between the two texts; the whole prompt where that is nothing.
+        """
+        return split_prompt(text, self.query_marker, self.query_end)[1] or text
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

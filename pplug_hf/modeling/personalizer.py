@@ -357,10 +357,13 @@ def histories_of(persona: object) -> list[PersonaLike]:
     return histories
 
 
-def prompt_texts(tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | None = None) -> list[str]:
-    """Return the prompts of a batch as texts, to stand in for the queries.
+def prompt_queries(
+    config: PPlugConfig, tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | None = None
+) -> list[str]:
+    """Return the queries in the prompts of a batch.
 
     Args:
+        config: of the plug, which knows where they stand.
         tokenizer: of the backbone.
         ids, mask: [B, T] of the prompts.
         labels: [B, T], where answers follow them.
@@ -371,4 +374,6 @@ def prompt_texts(tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | Non
             "place: pass query=<text>, or set model.tokenizer."
         )
     keep = mask.bool() if labels is None else mask.bool() & (labels == -100)
-    return [tokenizer.decode(row[k], skip_special_tokens=True) for row, k in zip(ids, keep, strict=True)]
+    return [
+        config.query_of(tokenizer.decode(row[k], skip_special_tokens=True)) for row, k in zip(ids, keep, strict=True)
+    ]

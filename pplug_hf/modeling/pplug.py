@@ -33,7 +33,7 @@ from .forward import read_causal, read_encoder_decoder
 from .frozen_backbone import FrozenBackboneModel
 from .new_plug import new_config
 from .persona import Personas
-from .personalizer import Personalizer, histories_of, prompt_texts
+from .personalizer import Personalizer, histories_of, prompt_queries
 from .plug import SoftPrompt
 from .plugs import LoadedPlug, Plugs, soft_prompts_by_name
 from .prefix import Inserted, checked_ids, generate_with_prefix, inferred_mask, insert, word_embeddings
@@ -93,6 +93,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         check_backbone: bool = True,
         chat: bool | str = "auto",
         system: str | None = None,
+        query_marker: str = "",
+        query_end: str = "",
         **choices: Any,
     ) -> PPlugForConditionalGeneration:
         """Create a new plug on a frozen language model.
@@ -109,6 +111,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             chat: write prompts as a user's turn of the tokenizer's chat template: "auto" (if it has one), "always" or "never".
                 Kept with the plug, so that every processor of it does what training did.
             system: system text of these chats (default: what the template does without one).
+            query_marker, query_end: texts of a prompt between which its query stands, as of a [`Task`] (default: all of it is
+                the query). Kept with the plug, too: a prompt that comes without a query has the one of training.
             **choices: fields of [`PPlugConfig`], e.g. `num_persona_tokens=4`. Prompts default to the encoder's own
                 ("query" for requests, "document" for history items).
 
@@ -132,7 +136,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         encoder = encoders.load_encoder(encoder, **(encoder_kwargs or {}))
         if backbones.checked_tokenizer(tokenizer) is None:
             tokenizer = backbones.find_tokenizer(backbone, **(backbone_kwargs or {}))
-        model = cls(new_config(backbone, encoder, tokenizer, chat, {"system": system, **choices}))
+        written = {"system": system, "query_marker": query_marker, "query_end": query_end}
+        model = cls(new_config(backbone, encoder, tokenizer, chat, written | choices))
         model._put_on(backbone, encoder, tokenizer, check_backbone)
         return model.eval()
 
@@ -309,7 +314,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         Args:
             plug: None for the active plug, a name for all rows, or a name or None (no plug) per row.
             persona, query, strength: as in `forward`.
-            ids, labels: of the prompts, whose texts stand in for a query that is not given.
+            ids, labels: of the prompts, whose texts hold a query that is not given.
             mask: [B, T], ones at the tokens of these texts.
         """
         B, names, personalizer = len(ids), None, None
@@ -327,7 +332,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
                 )
         if personalizer is not None:
             answers = None if self.config.is_encoder_decoder else labels  # a causal model's input also holds them
-            texts = partial(prompt_texts, self.tokenizer, ids, mask, answers) if query is None else texts
+            if query is None:
+                texts = partial(prompt_queries, personalizer.config, self.tokenizer, ids, mask, answers)
             return personalizer(users, texts, strength)
         assert names is not None
         if texts is not None and len(texts) != B:
@@ -382,8 +388,8 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
             attention_mask: [B, T], ones at real tokens; padding may be on either side.
             labels: [B, L] answers (encoder-decoder) or [B, T] (causal), -100 where there is nothing to predict.
             persona: one history, [`Persona`] or None per row. None is a user without history.
-            query: one per row, which weights the history: texts, or vectors [B, D]. Default: the prompt, or what `query_mask`
-                shows of it.
+            query: one per row, which weights the history: texts, or vectors [B, D]. Default: the query in the prompt, or in
+                what `query_mask` shows of it.
             persona_position: [B], number of prompt tokens in front of the prefix. Default: what the plug's placement says.
             plug: name of the loaded plug to use, or one name per row, None for a row without any plug. Default: the
                 active plug.

@@ -49,7 +49,7 @@ class Request:
     Args:
         prompt: text, or messages of a chat ({"role", "content"}), oldest first.
         persona: of the user; None answers as the bare model.
-        query: what the items are weighted by (default: the prompt, or the last text of the user).
+        query: what the items are weighted by (default: what the plug takes from the prompt, or from the last text of the user).
         plug: name of the plug, of an engine that has several (default: its first).
         strength: of the persona: 0 as for nobody, 1 as trained.
         sampling: see the class.

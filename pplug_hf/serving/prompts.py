@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..chats import chats_of, last_user_text, text_of
+from ..configuration import PPlugConfig
 from ..errors import ConfigurationError, DataError
 from ..modeling import Persona, Personalizer
 from ..modeling.encoders import check_finite
@@ -52,11 +53,16 @@ def prompt_row(
     return row._replace(position=place)
 
 
-def query_of(request: Request) -> str:
-    """Return what weights the items of a request: its query, else its prompt or the last text of the user."""
+def query_of(request: Request, config: PPlugConfig) -> str:
+    """Return what weights the items of a request: its query, or the one in its prompt or in the last text of the user.
+
+    Args:
+        request: to a plug.
+        config: of the plug.
+    """
     if request.query:
         return request.query
-    return request.prompt if isinstance(request.prompt, str) else last_user_text(request.prompt)
+    return config.query_of(request.prompt if isinstance(request.prompt, str) else last_user_text(request.prompt))
 
 
 def check_size(request: Request, max_tokens: int) -> None:
@@ -89,7 +95,7 @@ def check_persona(request: Request, personalizer: Personalizer) -> None:
         raise DataError(f"A request's persona is a Persona, got {got}: encode the history.")
     check_spec(request.persona, personalizer.spec)
     check_finite(request.persona.vectors)
-    if not query_of(request).strip():
+    if not query_of(request, personalizer.config).strip():
         raise DataError("The query is empty, and the persona is weighted by it: pass query=<text>.")
 
 

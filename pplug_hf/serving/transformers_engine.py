@@ -239,7 +239,7 @@ class TransformersEngine(Engine):
             if room < 1 or (behind and len(row.ids) + soft > self._limit):
                 raise DataError(f"The prompt has {len(row.ids)} tokens, and the model reads {self._limit}.")
             limit = min(limit, room)
-        request = replace(request, query=query_of(request))
+        request = replace(request, query=query_of(request, plug.config))
         used = None if persona is None else name
         return Running(request, served, row.ids, row.position, used, soft, limit, self.time_limit, streams)
 

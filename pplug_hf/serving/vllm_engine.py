@@ -268,9 +268,10 @@ class VllmEngine(Engine):
             rows = [i for i, r in enumerate(requests) if r.plug == name and r.persona is not None]
             if not rows:
                 continue
-            personas, queries = [requests[i].persona for i in rows], [query_of(requests[i]) for i in rows]
-            strengths = [requests[i].strength for i in rows]
-            both = self._plug(name).personalizer.soft_prompt(personas, queries, strengths)
+            personalizer = self._plug(name).personalizer
+            queries = [query_of(requests[i], personalizer.config) for i in rows]
+            personas, strengths = [requests[i].persona for i in rows], [requests[i].strength for i in rows]
+            both = personalizer.soft_prompt(personas, queries, strengths)
             for i, one in zip(rows, both, strict=True):
                 made[i] = one
         return made
@@ -295,7 +296,7 @@ class VllmEngine(Engine):
         """
         plug = self._plug(None)
         request = Request(self._canary[0] if self._canary else _QUESTION, sampling=Sampling(max_new_tokens=8))
-        nobody = plug.personalizer.soft_prompt(None, query_of(request))[0]
+        nobody = plug.personalizer.soft_prompt(None, query_of(request, plug.personalizer.config))[0]
         running: list[Work] = []
         try:
             for soft in (None, nobody):

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..configuration.queries import split_prompt
 from ..errors import ConfigurationError
 from .items import field_text, fields_of, item_text, text_of
 from .lamp_metrics import clean, warn_notes
@@ -366,15 +367,7 @@ class Task:
 
     def _split(self, input_text: str) -> tuple[str, str, str]:
         """Return an input as (instruction, query, rest), which joined are the input."""
-        head, marker, tail = input_text.partition(self.query_marker)
-        if not marker:
-            head, tail = "", input_text
-        # From the right, so that a title which quotes something is not cut at its own quotes.
-        end = tail.rfind(self.query_end) if marker and self.query_end else -1
-        body, rest = (tail[:end], tail[end:]) if end >= 0 else (tail, "")
-        query = body.strip()
-        start = len(body) - len(body.lstrip())
-        return head + marker + body[:start], query, body[start + len(query) :] + rest
+        return split_prompt(input_text, self.query_marker, self.query_end)
 
 
 def _parts_of(template: str) -> set[str]:

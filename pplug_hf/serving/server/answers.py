@@ -12,9 +12,10 @@ from dataclasses import replace
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from ...chats import Message, chats_of, last_user_text
+from ...chats import Message, chats_of
 from ..engine import Answer, Sampling
 from ..engine import Request as Question
+from ..prompts import query_of
 from .bodies import AnswerBody, ChatBody, CompletionBody
 from .failures import ApiError, api_error
 from .leaving import unless_left
@@ -139,9 +140,8 @@ def _seeded(sampling: Sampling, i: int) -> Sampling:
 def _watch(service: Service, question: Question) -> None:
     """Let the monitoring look at some of the personas."""
     if question.persona is not None and service.monitoring.is_due():
-        prompt = question.prompt
-        query = question.query or (prompt if isinstance(prompt, str) else last_user_text(prompt))
         personalizer = service.engine.personalizers[question.plug or service.engine.plugs[0]]
+        query = query_of(question, personalizer.config)
         service.start(service.monitoring.look_at, personalizer, question.persona, query)
 
 

@@ -71,7 +71,7 @@ class PersonaChoice(BaseModel):
 
     Args:
         user: id.
-        query: what the items are weighted by (default: the last text of the user).
+        query: what the items are weighted by (default: what the plug takes from the last text of the user).
         required: an unknown user is an error (default: they are answered without persona).
         strength: of the persona, 0 as for nobody, 1 as trained.
     """
