@@ -1,12 +1,14 @@
 """The store of vectors: every text is encoded once, ever, and never written down."""
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from reference import close
 from safetensors.torch import save_file
 
-from pplug_hf.data.vectors import VectorStore
+from pplug_hf.data.vectors import TextTable, VectorStore
 from pplug_hf.errors import DataError
 
 TEXTS = ["the sea", "i like rain and snow", "my dog", "the best book of the summer", "cold"]
@@ -69,6 +71,39 @@ def test_a_second_store_on_the_same_folder_encodes_nothing(encoder, tmp_path):
     assert len(again) == len(TEXTS)
     assert torch.equal(again(TEXTS[::-1], show_progress=False), first.flip(0))
     assert encoder.asked == [] and again.encoded == 0
+
+
+def test_rows_stay_what_they_are_while_more_texts_are_asked_for(encoder, tmp_path):
+    store_of(encoder, tmp_path)(TEXTS[2:], chunk_size=2, show_progress=False)
+    store = store_of(encoder, tmp_path)
+    rows = {}
+    for asked in (TEXTS[3:4], TEXTS[:2], [], TEXTS[::-1], [*TEXTS, TEXTS[0], "sea"]):
+        rows.update(zip(asked, store.rows(asked, show_progress=False), strict=True))
+        assert sorted(set(rows.values())) == list(range(len(store.vectors))) == list(range(len(rows)))
+        close(store.vectors[[*rows.values()]], expected([*rows]) if rows else torch.zeros(0, 12), 1e-5)
+    assert torch.equal(store([*rows], show_progress=False), store.vectors[[*rows.values()]])
+
+
+class Zeros(TextTable):
+    def compute(self, texts):
+        return torch.zeros(len(texts), 1024)
+
+
+def resident():
+    """The bytes of memory that this process has."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssFile:")))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux says how much memory a process has")
+def test_what_is_not_asked_for_is_not_read(tmp_path):
+    """The folder is shared by all data sets that an encoder has read."""
+    texts = [str(i) for i in range(20_000)]
+    assert len(Zeros(tmp_path, 1024, "")(texts, batch_size=4096, show_progress=False)) == len(texts)
+    before = resident()
+    store = Zeros(tmp_path, 1024, "")
+    assert store(texts[:2]).shape == (2, 1024) and store.rows(texts[5:7]) == [0, 1] and len(store) == len(texts)
+    assert resident() - before < 20_000 * 1024  # a quarter of the vectors
 
 
 def test_stores_that_write_at_the_same_time_share_a_folder(encoder, tmp_path):
