@@ -200,7 +200,9 @@ class PPlugProcessor(ProcessorMixin):
         max_target_length: int | None = None,
         persona_offset: Sequence[int | None] | None = None,
         turns: Sequence[Sequence[tuple[str, str]]] | None = None,
-        return_tensors: str = "pt",
+        return_tensors: str | None = "pt",
+        truncation: bool = False,
+        padding: bool | str = True,
     ) -> BatchFeature:
         """Make one batch for `model(**batch)` or `model.generate(**batch)`.
 
@@ -218,6 +220,8 @@ class PPlugProcessor(ProcessorMixin):
                 what the plug's placement says).
             turns: earlier turns of each chat, the user's text and the answer of each.
             return_tensors: "pt".
+            truncation: without a max_length, take what the tokenizer knows of the model.
+            padding: to the longest row.
 
         Returns:
             `input_ids`, `attention_mask` [B, T] (causal: padded left; encoder-decoder: right), `labels` with -100
@@ -228,17 +232,18 @@ class PPlugProcessor(ProcessorMixin):
             DataError: something that is not a text, a text where a history belongs, or a template that has no room for a
                 text within max_length.
             MismatchError: counts differ.
-            ConfigurationError: rows of different lengths and a vocabulary without pad token, or a tokenizer that does not
-                tell where its tokens are in a text, which chats and offsets need.
+            ConfigurationError: rows of different lengths and a vocabulary without pad token, a tokenizer that does not
+                tell where its tokens are in a text, which chats and offsets need, or another form of batch.
         """
-        if return_tensors != "pt":
-            raise ConfigurationError(f"return_tensors must be 'pt', got {return_tensors!r}.")
+        _check_form(return_tensors, padding)
         prompts = _rows(text, "text")
         later = persona is ...
         given = _rows_of(len(prompts), "prompts", persona=None if later else persona, query=query, labels=labels)
         answers = given.pop("labels")
         if self.chat and given["persona"] is not None and query is None:
             given["query"] = list(map(self.query_of, prompts))  # not in the whole chat
+        if truncation and max_length is None:
+            max_length = self.tokenizer.model_max_length
         rows = self.rows(prompts, answers, persona_offset, turns, max_length, max_target_length)
         positions = self.chat or persona_offset is not None
         return self._batch(rows, answers is not None, given, positions, texts=positions and later and query is None)
@@ -299,6 +304,7 @@ class PPlugProcessor(ProcessorMixin):
         max_target_length: int | None = None,
     ) -> list[Row]:
         """Return each prompt as tokens. Arguments and errors as in [`__call__`]."""
+        _check_lengths(max_length=max_length, max_target_length=max_target_length)
         for name, values in (("persona_offset", persona_offset), ("turns", turns)):
             if values is not None and len(values) != len(prompts):
                 raise MismatchError(f"Got {len(values)} of {name} for {len(prompts)} prompts: pass one per prompt.")
@@ -390,7 +396,9 @@ class PPlugProcessor(ProcessorMixin):
             given |= {} if return_tensors == "pt" else {"return_tensors": return_tensors}
             given |= {} if padding is True else {"padding": padding}
             return self.tokenizer.apply_chat_template(conversation, **given, **kwargs)
-        _check_chat_options(return_tensors, padding, labels, kwargs)
+        _check_form(return_tensors, padding, " With return_dict=False the tokenizer's other forms are there.")
+        _check_lengths(max_length=max_length)
+        _check_chat_options(labels, kwargs)
         chats = chats_of(conversation)
         given = _rows_of(
             len(chats), "chats", persona=persona, query=query, labels=None if isinstance(labels, bool) else labels
@@ -668,14 +676,21 @@ def _answered(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def _check_chat_options(
-    return_tensors: str | None, padding: bool | str, labels: object, kwargs: dict[str, object]
-) -> None:
+def _check_form(return_tensors: str | None, padding: bool | str, remedy: str = "") -> None:
     if return_tensors not in ("pt", None) or padding not in (True, False, "longest"):
         raise ConfigurationError(
-            f"A batch is return_tensors='pt', padded to its longest chat, got {return_tensors!r} and "
-            f"padding={padding!r}; with return_dict=False the tokenizer's other forms are there."
+            f"A batch is return_tensors='pt', padded to its longest row, got {return_tensors!r} and padding={padding!r}."
+            f"{remedy}"
         )
+
+
+def _check_lengths(**lengths: int | None) -> None:
+    for name, length in lengths.items():
+        if length is not None and length < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {length}.")
+
+
+def _check_chat_options(labels: object, kwargs: dict[str, object]) -> None:
     for name in ("return_assistant_tokens_mask", "tokenizer_kwargs"):
         if kwargs.pop(name, None):
             raise ConfigurationError(f"{name} is not supported: use labels=True, max_length= or return_dict=False.")

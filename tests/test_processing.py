@@ -156,13 +156,34 @@ def test_decoding_answers():
         ({"text": ["a", 3]}, DataError, r"text\[1\] is an int, not a text"),
         ({"text": "a", "labels": [None]}, DataError, r"labels\[0\] is a NoneType"),
         ({"text": "a", "persona": "my secret diary"}, DataError, r"pass \[text\]"),
-        ({"text": "a", "return_tensors": "np"}, ConfigurationError, "must be 'pt', got 'np'"),
+        ({"text": "a", "return_tensors": "np"}, ConfigurationError, "is return_tensors='pt'.*got 'np'"),
+        ({"text": "a", "padding": "max_length"}, ConfigurationError, "padded to its longest .* padding='max_length'"),
+        ({"text": "a", "max_length": 0}, ConfigurationError, "max_length must be at least 1, got 0"),
+        ({"text": "a", "max_target_length": 0}, ConfigurationError, "max_target_length must be at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, error, message):
     with pytest.raises(error, match=message) as raised:
         processor()(**arguments)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_the_standard_arguments_are_those_of_chats(family):
+    made = processor(family)
+    made.tokenizer.model_max_length = 3
+    texts = ["the sea the moon cold", "a dog"]
+    expected = made(texts, max_length=3)
+    for options in (
+        {"truncation": True},
+        {"truncation": True, "max_length": 3},
+        {"truncation": False, "max_length": 3},
+    ):
+        for padding in (True, "longest"):
+            batch = made(text=texts, padding=padding, return_tensors="pt", **options)
+            assert all(torch.equal(batch[name], expected[name]) for name in ("input_ids", "attention_mask"))
+    whole = made(texts, truncation=False)["input_ids"]
+    assert whole.shape[1] > 3 and torch.equal(whole, made(texts)["input_ids"])
 
 
 def test_a_vocabulary_without_pad_token():
@@ -347,6 +368,7 @@ def test_contents_may_be_text_parts():
         ([USER], {"labels": ["a"], "tokenize": False}, ConfigurationError, "leave out tokenize"),
         ([USER], {"return_tensors": "np"}, ConfigurationError, "return_tensors='pt'"),
         ([USER], {"return_assistant_tokens_mask": True}, ConfigurationError, "use labels=True"),
+        ([USER], {"max_length": 0}, ConfigurationError, "max_length must be at least 1, got 0"),
         (TALK[0], {"labels": True, "max_length": 3}, DataError, "The chat template needs 4 tokens around"),
     ],
 )
