@@ -88,6 +88,7 @@ _POSITIVE = (
     "num_beams",
     "patience",
     "questions_per_step",
+    "questions_per_user",
     "target_temperature",
     "temperature",
     "text_length",
@@ -95,7 +96,15 @@ _POSITIVE = (
     "top_p",
     "workers",
 )
-_NOT_NEGATIVE = ("persona_strength", "warmup", "weight_decay")
+_NOT_NEGATIVE = (
+    *("encoder_learning_rate", "history_repeats", "min_history", "persona_strength", "port", "seed", "stop_below"),
+    *("synthetic_users", "warmup", "weight_decay"),
+)
+_MOST = {"port": 2**16 - 1, "seed": 2**32 - 1}  # more are no ports, and no seeds of numpy
+_SHARES = (
+    *("dev", "dropout", "held_users", "history_dropout", "leave_out_users", "new_users", "select_users", "test"),
+    "validation_users",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -286,12 +295,20 @@ def _recipe(command: str, arguments: list[str]) -> dict[str, object]:
 
 
 def _check_numbers(values: Mapping[str, Any]) -> None:
-    for name in (*_POSITIVE, *_NOT_NEGATIVE):
-        value = values.get(name)
-        if value is not None and (not 0 <= value < inf or (value == 0 and name in _POSITIVE)):
-            bound = "greater than 0" if name in _POSITIVE else "at least 0"
-            finite = "" if abs(value) < inf else "finite and "
-            raise ConfigurationError(f"--{name} must be {finite}{bound}, got {value}.")
+    """Raise for numbers that cannot be meant: out of range, or, of whatever option, infinite or nan."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        is_positive, is_finite = name in _POSITIVE, -inf < value < inf
+        least = 0 if is_positive or name in (*_NOT_NEGATIVE, *_SHARES) else -inf
+        most = 1 if name in _SHARES else _MOST.get(name, inf)
+        if is_finite and least <= value <= most and not (is_positive and value == 0):
+            continue
+        wanted = ["greater than 0" if is_positive else "at least 0" if least == 0 else "finite"]
+        wanted += [f"at most {most}"] if most < inf else []
+        raise ConfigurationError(
+            f"--{name} must be {'' if is_finite or least < 0 else 'finite and '}{' and '.join(wanted)}, got {value}."
+        )
 
 
 def _check_places(values: Mapping[str, Any]) -> None:

@@ -169,6 +169,7 @@ def test_the_page_writes_the_system_text_as_training_did(tmp_path, template, cha
     [
         (["--history", "a", "--persona", "b"], "two forms of one thing"),
         (["--history", "a"], "--query is missing"),
+        (["--query", "a"], "give --history or --persona, too"),
     ],
 )
 def test_settings_that_cannot_be_meant(plug, tmp_path, capsys, more, message):

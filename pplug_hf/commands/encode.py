@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
+from ..configuration.choices import choices
+from ..configuration.pplug import checked
 from ..data.examples import Source, has_split, is_one_split, read_examples
 from ..data.item_log import find_files
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError
 from ..modeling import Personalizer
-from ..modeling.encoders import freeze_encoder, length_notes, load_encoder
+from ..modeling.encoders import freeze_encoder, item_texts, length_notes, load_encoder
 from ..serving.bulk import encode_items
 from ..serving.open_store import open_store
 from ..tasks.task import Task
 from .generate import read_history
 from .options import EncodeSettings
+
+# The options of each use of the command.
+_EVERY = ("encoder", "batch_size", "device")
+_DATA = ("data", "task", "splits", "labelled_items", "item_template", "history_prompt", "vectors")
+_ONE = ("plug", "history", "output")
+_LOG = ("plug", "source", "store", "user", "item", "time", "fields", "bad_rows", "engine", "workers", "tenant")
+_LOG += ("namespace", "dtype", "markers")
 
 
 def encode(settings: EncodeSettings, task: Task | None = None, data: Source | None = None) -> None:
@@ -39,15 +49,21 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
             "Give --data and --encoder, or --plug, --history and --output for one user, or --plug, --source and --store for "
             "a log."
         )
-    _no_other(settings, "--data fills --vectors", ("data",))
+    _no_other(settings, "--data fills --vectors", _DATA)
+    if settings.item_template is not None:
+        if not settings.labelled_items:
+            raise ConfigurationError("--item_template says which fields are read: leave out --labelled_items.")
+        checked(choices()["item_template"], settings.item_template)
     splits = [split for split in settings.splits if has_split(source, split)]
     if is_one_split(source) or not splits:
         splits = settings.splits[:1]  # the only one, or one to say that it is missing
     texts: dict[str, None] = {}
     for split in splits:
         found, examples = read_examples(source, split, task or settings.task, require_outputs=False)
+        usual = found.item_template if settings.labelled_items else found.item_template_unlabelled
+        template = usual if settings.item_template is None else settings.item_template
         for example in examples:
-            texts.update(dict.fromkeys(found.item_text(item, settings.labelled_items) for item in example.history))
+            texts.update(dict.fromkeys(item_texts(example.history, template)))
     encoder = freeze_encoder(load_encoder(settings.encoder, device=settings.device))
     prompt = encoder.prompts.get("document") or "" if settings.history_prompt is None else settings.history_prompt
     for note in length_notes(encoder, texts, prompt):
@@ -58,7 +74,7 @@ def encode(settings: EncodeSettings, task: Task | None = None, data: Source | No
 
 
 def _encode_one(settings: EncodeSettings, plug: str) -> None:
-    _all_of_three(settings, "--plug encodes the --history of one user into --output", ("plug", "history", "output"))
+    _all_of_three(settings, "--plug encodes the --history of one user into --output", _ONE)
     history = read_history(settings.history or "")
     personalizer = _load(settings, plug)
     persona = personalizer.encode(history, batch_size=settings.batch_size, show_progress=True)
@@ -68,12 +84,12 @@ def _encode_one(settings: EncodeSettings, plug: str) -> None:
 
 
 def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
-    _all_of_three(settings, "--plug encodes a log, --source, into a --store", ("plug", "source", "store"))
+    _all_of_three(settings, "--plug encodes a log, --source, into a --store", _LOG)
     assert settings.plug is not None and settings.store is not None
-    fields: dict[str, str] = {}
+    columns: dict[str, str] = {}
     for pair in settings.fields or ():
-        name, _, fields[name] = pair.partition("=")
-        if not name or not fields[name]:
+        name, _, columns[name] = pair.partition("=")
+        if not name or not columns[name]:
             raise ConfigurationError(f"--fields takes FIELD=COLUMN, got {pair!r}.")
     is_server = "://" in settings.store
     if is_server and settings.markers is None:
@@ -91,7 +107,7 @@ def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
             user=settings.user,
             item=settings.item,
             time=settings.time,
-            fields=fields,
+            fields=columns,
             engine=settings.engine,
             workers=settings.workers,
             batch_size=settings.batch_size,
@@ -105,7 +121,7 @@ def _encode_log(settings: EncodeSettings, source: list[str]) -> None:
 
 
 def _all_of_three(settings: EncodeSettings, use: str, names: tuple[str, ...]) -> None:
-    missing = [f"--{name}" for name in names if getattr(settings, name) is None]
+    missing = [f"--{name}" for name in names[:3] if getattr(settings, name) is None]
     if missing:
         raise ConfigurationError(f"{use}: give all three ({' and '.join(missing)} missing).")
     _no_other(settings, use, names)
@@ -113,8 +129,9 @@ def _all_of_three(settings: EncodeSettings, use: str, names: tuple[str, ...]) ->
 
 def _no_other(settings: EncodeSettings, use: str, names: tuple[str, ...]) -> None:
     """Raise if an option of another use of the command is given, which would do nothing."""
-    others = [name for name in ("data", "plug", "history", "output", "source", "store") if name not in names]
-    if useless := [f"--{name}" for name in others if getattr(settings, name) is not None]:
+    usual = EncodeSettings()
+    others = [f.name for f in fields(settings) if f.name not in (*_EVERY, *names)]
+    if useless := [f"--{name}" for name in others if getattr(settings, name) != getattr(usual, name)]:
         raise ConfigurationError(f"{use}: leave out {' and '.join(useless)}, which another use of encode takes.")
 
 

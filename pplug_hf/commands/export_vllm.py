@@ -29,6 +29,8 @@ def export_vllm(settings: ExportVllmSettings) -> None:
         raise ConfigurationError("--history and --persona are two forms of one thing: give one of them.")
     if given is not None and not settings.query:
         raise ConfigurationError("--query is missing: a soft prompt is of a user and a query.")
+    if given is None and settings.query:
+        raise ConfigurationError("--query is of a soft prompt: give --history or --persona, too.")
     location = plug_folder.open_location(settings.plug)
     config = plug_folder.load_config(location)
     backbone = locate("backbone", settings.backbone, config, location)

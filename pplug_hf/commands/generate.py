@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TextStreamer
 
+from ..data import sources
 from ..errors import ConfigurationError, DataError, MissingFileError
 from ..evaluation.plots import plot_weights
 from ..methods.decoding import answer
@@ -60,6 +60,8 @@ def _check(settings: GenerateSettings) -> None:
         raise ConfigurationError("--prompt is empty: write what to answer.")
     if settings.history is not None and settings.persona is not None:
         raise ConfigurationError("--history and --persona are two forms of one thing: give one of them.")
+    if settings.picture and settings.history is None and settings.persona is None:
+        raise ConfigurationError("--picture draws the items of a user: give --history or --persona, too.")
     checked_strength(settings.persona_strength, rows=1)
     if settings.top_p is not None and settings.top_p > 1:
         raise ConfigurationError(f"--top_p is a probability, at most 1, got {settings.top_p}.")
@@ -103,25 +105,29 @@ def _answer(
 
 
 def read_history(path: str) -> History:
-    """Read a history from a JSON list or from the lines of a text file.
+    """Read a history from a JSON list, from JSON Lines, or from the lines of a text file.
 
     Raises:
         MissingFileError: no such file.
-        DataError: not UTF-8, or JSON that is not a list.
+        DataError: a file of another kind, not UTF-8, damaged, or JSON that is not a list.
     """
     file = Path(path)
     if not file.is_file():
         raise MissingFileError(f"There is no history file {path!r}.")
+    kind = Path(file.name.removesuffix(".gz")).suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        return cast(History, list(sources.stream_lines(file)))
+    if kind == ".json":
+        history = sources.load(file)
+        if not isinstance(history, list):
+            raise DataError(f"The history file {path!r} holds a JSON {type(history).__name__}, not a list of items.")
+        return history
+    if file.suffix.lower() not in (".txt", ""):
+        raise DataError(
+            f"The history file {path!r} is of an unknown kind: give .json, .jsonl (both also .gz) or .txt, one item per line."
+        )
     try:
         content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"The history file {path!r} is not UTF-8 text (byte {error.start}).") from None
-    if file.suffix != ".json":
-        return [line for line in content.splitlines() if line.strip()]
-    try:
-        history = json.loads(content)
-    except ValueError as error:
-        raise DataError(f"The history file {path!r} is not valid JSON: {error}.") from None
-    if not isinstance(history, list):
-        raise DataError(f"The history file {path!r} holds a JSON {type(history).__name__}, not a list of items.")
-    return history
+    return [line for line in content.split("\n") if line.strip()]  # not splitlines: an item may have U+2028

@@ -18,6 +18,7 @@ CHAT = "Write prompts as the user's turn of the language model's chat template; 
 SYSTEM = "System text of these chats (default: what the template does without one)."
 TASK = "Task, e.g. LaMP-2, or a .json file with a task of your own (default: the task.json of the folder, or what the outputs file says)."
 DEVICE = "Device, e.g. cpu, cuda or cuda:1 (default: an accelerator, else the CPU)."
+HISTORY = "The items, texts or mappings of fields: a .json list, .jsonl, or .txt with one item per line."
 DATA = "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file."
 
 
@@ -287,9 +288,11 @@ class GenerateSettings:
 
     plug: str = required("Plug folder or Hub id.")
     prompt: str = required("What to answer.")
-    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    history: str | None = option(None, HISTORY)
     persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
-    query: str | None = option(None, "Query that weights the history items (default: what the plug takes from the prompt).")
+    query: str | None = option(
+        None, "Query that weights the history items (default: what the plug takes from the prompt)."
+    )
     persona_strength: float = option(1.0, "Strength of the persona: 0 is nobody, 1 as trained, more exaggerates.")
     picture: str | None = option(None, "PNG file for the weights of the history items.")
     max_new_tokens: int = option(64, "Maximum answer length in tokens.")
@@ -429,7 +432,7 @@ class EncodeSettings:
     data: str | None = option(None, "Folder with {split}_questions.json[.gz] or {split}.jsonl[.gz], or a .jsonl file.")
     encoder: str | None = option(None, "Frozen sentence encoder: Hub id or local folder.")
     plug: str | None = option(None, "Encode one --history into --output as this plug does; needs no backbone.")
-    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    history: str | None = option(None, HISTORY)
     output: str | None = option(None, "Folder, or .safetensors file, for the vectors.")
     task: str | None = option(None, TASK)
     splits: list[str] = field(
@@ -437,6 +440,9 @@ class EncodeSettings:
         metadata={"help": "Which splits of a folder; those that it lacks are passed over."},
     )
     labelled_items: bool = option(True, "With the user's own tag or score.")
+    item_template: str | None = option(
+        None, "Format string of an item's text, as of train or of a recipe (default: the task's)."
+    )
     history_prompt: str | None = option(None, "Text put in front of items (default: the encoder's own).")
     vectors: str = option(DEFAULT_FOLDER, "Folder of the vector store.")
     source: list[str] | None = option(
@@ -518,7 +524,7 @@ class ExportVllmSettings:
     output: str = required("Folder for chat_template.jinja, README.md and soft_prompts.safetensors.")
     backbone: str | None = option(None, "Language model: Hub id or folder (default: the one that the plug names).")
     encoder: str | None = option(None, "Sentence encoder: Hub id or folder (default: the one that the plug names).")
-    history: str | None = option(None, "JSON list of texts or items, or text file with one item per line.")
+    history: str | None = option(None, HISTORY)
     persona: str | None = option(None, "Folder or file of an encoded history, instead of --history.")
     query: str | None = option(None, "Query that weights the items of this user.")
 
