@@ -1,11 +1,13 @@
 """Items of many users, from files to a store: every item once, whatever kills the job, on every engine."""
 
 import gzip
+import hashlib
 import json
 import os
 import random
 import subprocess
 import sys
+from datetime import date
 
 import pytest
 import tiny
@@ -167,6 +169,37 @@ def test_numbers_keep_their_digits_beside_missing_ones(personalizer, tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "log.parquet")
     (part,) = read_parts(tmp_path / "log.parquet", "{tag}: {text}")
     assert part.rows[0][:4] == (str(2**60 + 1), "7", None, "1: sea") and part.rows[1].fault == "no user"
+
+
+def test_a_row_without_an_id_is_the_same_item_in_every_format(tmp_path):
+    rows = [
+        {"user": "1", "date": "2024-05-31", "score": "5", "text": "sea"},
+        {"user": "2", "date": "2024-06-01", "score": "", "text": "sun"},
+    ]
+    typed = [
+        {
+            **row,
+            "user": int(row["user"]),
+            "date": date.fromisoformat(row["date"]),
+            "score": int(row["score"] or 0) or None,
+        }
+        for row in rows
+    ]
+    pandas.DataFrame(rows).to_csv(tmp_path / "log.csv", index=False)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(typed), tmp_path / "log.parquet")
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in typed))
+    parts = [next(read_parts(path, "{score}: {text}")) for path in sorted(tmp_path.iterdir())]
+    assert len(parts) == 3 and len({part.digest for part in parts}) == 1
+    for row in rows:
+        del row["date"], row["score"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (texts,) = read_parts(tmp_path / "texts.jsonl", "{text}")
+    # As stores have them: no version changes what rows of texts alone are known by.
+    for row, fields in (
+        (parts[0].rows[0], "('date', '2024-05-31'), ('score', '5')"),
+        (texts.rows[0], "('date', None)"),
+    ):
+        assert row.id == hashlib.sha256(f"[{fields}, ('text', 'sea')]".encode()).hexdigest()[:16]
 
 
 def test_files_and_folders_are_read_in_order_one_part_at_a_time(personalizer, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from pplug_hf import PPlugForConditionalGeneration, PPlugModel
-from pplug_hf.cli import _COMMANDS, main
+from pplug_hf.cli import _COMMANDS, load_command, main
+from pplug_hf.commands.generate import read_history
 from pplug_hf.commands.options import TrainSettings
 from pplug_hf.commands.progress import saved
 from pplug_hf.configuration.pplug import choices
@@ -93,8 +94,8 @@ def test_train_says_what_it_learns_from_and_saves_a_plug(place):
     assert "trainable params: " in printed and f"Plug saved in {place.plug}" in printed
     model = PPlugModel.from_pretrained(place.plug)
     assert model.config.num_persona_tokens == 2 and model.config.item_template == "{tag}: {text}"
-    assert not [p.name for p in place.plug.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     assert model.config.query_of("Which shelf? book: a castle") == "a castle"  # as the task cuts it
+    assert not [p.name for p in place.plug.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     recorded = json.loads((place.plug / "train_settings.json").read_text())  # what a card says of the training
     assert recorded["task"] == "demo" and str(place.root) not in str(recorded)
     assert recorded["settings"]["validation_users"] == 0.3 and recorded["defaults"]["validation_users"] == 0.1
@@ -312,6 +313,9 @@ def test_a_history_is_encoded_without_a_backbone_and_answered_for(place, tmp_pat
     assert not picture or picture[1].is_file()
 
 
+ONE_HISTORY = ["encode", "--plug", "x", "--history", "y", "--output", "z"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -324,6 +328,27 @@ def test_a_history_is_encoded_without_a_backbone_and_answered_for(place, tmp_pat
             "leave out --output, which another use",
         ),
         (["encode", "--data", ".", "--plug", "y", "--history", "h", "--output", "z"], "leave out --data"),
+        (
+            ["encode", "--data", ".", "--encoder", "y", "--workers", "7", "--user", "u", "--bad_rows", "skip"],
+            "leave out --user and --bad_rows and --workers, which another use",
+        ),
+        (
+            [*ONE_HISTORY, "--history_prompt=: ", "--labelled_items=false", "--vectors=v", "--splits=train"],
+            "leave out --splits and --labelled_items and --history_prompt and --vectors, which",
+        ),
+        (
+            ["encode", "--source", "x", "--store", "y", "--plug", "z", "--task", "LaMP-2"],
+            "leave out --task, which another use",
+        ),
+        (
+            ["encode", "--data", ".", "--encoder", "y", "--item_template", "{text}", "--labelled_items", "false"],
+            "--item_template says which fields are read: leave out --labelled_items",
+        ),
+        (
+            ["encode", "--data", ".", "--encoder", "y", "--item_template", "{text!r}"],
+            "item_template",
+        ),
+        (["generate", "--plug", "x", "--prompt", "p", "--picture", "p.png"], "--picture draws the items of a user"),
         (["generate", "--plug", "x", "--prompt", "p", "--history", "y", "--persona", "z"], "give one of them"),
         (["generate", "--plug", "x", "--prompt", "p", "--persona", "no/where"], "persona"),
     ],
@@ -458,6 +483,33 @@ def test_training_that_cannot_start(place, capsys, more, message):
     assert not (place.root / "unused").exists()
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("prepare --questions_per_user -3", "--questions_per_user must be greater than 0, got -3."),
+        ("prepare --min_history -1", "--min_history must be at least 0, got -1."),
+        ("prepare --dev nan", "--dev must be finite and at least 0 and at most 1, got nan."),
+        ("prepare --test 1.5", "--test must be at least 0 and at most 1, got 1.5."),
+        ("train --history_dropout nan", "--history_dropout must be finite and at least 0 and at most 1, got nan."),
+        ("train --validation_users inf", "--validation_users must be finite and at least 0 and at most 1"),
+        ("train --synthetic_users -1", "--synthetic_users must be at least 0, got -1."),
+        ("train --encoder_learning_rate nan", "--encoder_learning_rate must be finite and at least 0, got nan."),
+        ("train --seed -1", "--seed must be at least 0 and at most 4294967295, got -1."),
+        ("bench --leave_out_users nan", "--leave_out_users must be finite and at least 0 and at most 1, got nan."),
+        ("fit --method ftp --clip nan", "--clip must be finite, got nan."),
+        ("fit --method oppu --dropout 2", "--dropout must be at least 0 and at most 1, got 2.0."),
+        ("serve --port 65536", "--port must be at least 0 and at most 65535, got 65536."),
+    ],
+)
+def test_numbers_that_cannot_be_meant(options, message, capsys):
+    """They are refused before any file is looked for; what is required is named, as files that are not there."""
+    command, *given = options.split()
+    _, _, parser = load_command(command, given[1] if command == "fit" else None)
+    needed = [text for action in parser._actions if action.required for text in (action.option_strings[0], "x")]
+    assert main([command, *needed, *given]) == 1
+    assert message in capsys.readouterr().err
+
+
 MISSING = [
     ("rouge_score", "ROUGE needs rouge-score; install it with: pip install 'pplug-hf[eval]'"),
     ("ijson", "Reading a JSON file row by row needs ijson; install it with: pip install 'pplug-hf[train]'"),
@@ -530,6 +582,8 @@ def test_what_is_no_plug(place, capsys, command):
         ("latin.txt", f"{SECRET} é".encode("latin-1"), "is not UTF-8 text"),
         ("numbers.json", json.dumps([SECRET, 3]).encode(), "History item 1 is an int, not a text"),
         ("fields.json", json.dumps([{"title": SECRET}]).encode(), "History item 0 has no field"),
+        ("cut.jsonl", f'{{"text": "{SECRET}", '.encode(), "is not valid JSON Lines"),
+        ("log.csv", f"text\n{SECRET}".encode(), "is of an unknown kind: give .json, .jsonl (both also .gz) or .txt"),
         (None, b"", "There is no history file"),
     ],
 )
@@ -539,6 +593,23 @@ def test_a_history_that_is_none(place, capsys, name, content, message):
         file.write_bytes(content)
     arguments = ["generate", "--plug", place.plug, "--prompt", "book: a castle", "--history", file]
     fails(capsys, 1, message, *arguments)
+
+
+def test_a_history_holds_the_same_items_in_any_kind_of_file(tmp_path):
+    items = [{"text": "a wand", "tag": "epic"}, {"text": "two\u2028lines", "tag": "dark"}]
+    lines = "\n".join(json.dumps(item, ensure_ascii=False) for item in items).encode()
+    for name, content in (
+        ("h.json", json.dumps(items).encode()),
+        ("h.JSON.gz", gzip.compress(json.dumps(items).encode())),
+        ("h.jsonl", lines),
+        ("h.jsonl.gz", gzip.compress(lines)),
+        ("h.ndjson", b"\xef\xbb\xbf" + lines + b"\n\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert read_history(str(tmp_path / name)) == items, name
+    for name in ("h.txt", "h"):  # a line ends where editors end it, and nowhere else
+        (tmp_path / name).write_bytes("a wand\r\n\n<b>two\u2028lines\x0cof text</b>\n".encode())
+        assert read_history(str(tmp_path / name)) == ["a wand", "<b>two\u2028lines\x0cof text</b>"]
 
 
 def test_an_interrupt_is_no_error(monkeypatch, capsys):

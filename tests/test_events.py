@@ -14,9 +14,11 @@ import pytest
 
 from pplug_hf import ConfigurationError, DataError, MissingFileError, from_events
 from pplug_hf.cli import main
-from pplug_hf.data import events
-from pplug_hf.data.examples import read_examples
+from pplug_hf.data import events, records, sources
+from pplug_hf.data.events import read_stored
+from pplug_hf.data.examples import read_examples, stream
 from pplug_hf.data.histories import nearest_users
+from pplug_hf.tasks.items import parse_date
 from pplug_hf.tasks.task_files import read_task
 
 pandas = pytest.importorskip("pandas")
@@ -111,6 +113,40 @@ def test_times_are_dates_numbers_or_the_order_of_the_rows():
         DataError, match=r"3 of 3 values of the column 'd' are not dates \(first in event 0\).*time_format"
     ):
         make(german)
+
+
+@pytest.mark.parametrize(
+    "times, dates, said",
+    [
+        (
+            [1_700_000_008, 1_700_000_009],
+            ["2023-11-14T22:13:28", "2023-11-14T22:13:29"],
+            "times since 1970, from 2023-11-14T",
+        ),
+        ([1_700_000_008_000, 1_700_000_009_000], ["2023-11-14T22:13:28", "2023-11-14T22:13:29"], "since 1970"),
+        ([1_700_000_008_000_000, 1_700_000_008_000_001], ["2023-11-14T22:13:28"] * 2, "since 1970"),
+        (["1700000008.25", "1700000009"], ["2023-11-14T22:13:28", "2023-11-14T22:13:29"], "since 1970"),
+        ([2018, 2020], ["2018", "2020"], "taken for years or .* from 2018 to 2020"),
+        ([8, 9], [None, None], "they order the events, and items have no dates. If .* time_format='%Y%m%d'"),
+        ([20240531123000, 20240531123001], [None, None], "they order the events"),
+        (["2018-03", "2018-04"], ["2018-03", "2018-04"], ""),
+        (["2018-03-09 10:00 UTC", "2018-03-10"], ["2018-03-09T10:00:00", "2018-03-10"], ""),
+        (["20180309T100000", "2018/03/10"], ["2018-03-09T10:00:00", "2018-03-10T00:00:00"], ""),
+    ],
+)
+def test_numbers_and_dates_are_read_as_in_items(times, dates, said):
+    made = make([event("a", "second", times[1]), event("a", "first", times[0])])
+    assert asked(made) == {"second": ["first"]}
+    assert [item.get("date") for item in made.splits["train"].items["a"]] == dates
+    assert [parse_date(date)[:1] for date in dates if date] == [(int(date[:4]),) for date in dates if date]
+    assert re.search(said, str(made)) and ("holds numbers" in str(made)) == bool(said)
+
+
+def test_numbers_are_dates_in_the_format_that_is_given():
+    made = make(
+        [event("a", "second", 20240531123001), event("a", "first", 20240531123000)], time_format="%Y%m%d%H%M%S"
+    )
+    assert [item["date"] for item in made.splits["train"].items["a"]] == ["2024-05-31T12:30:00", "2024-05-31T12:30:01"]
 
 
 # ---- who is held out --------------------------------------------------------------------------------------------
@@ -241,6 +277,42 @@ def test_a_folder_holds_every_event_once_and_reads_like_the_rows(tmp_path):
     assert [e.id for e in examples] == [e.id for e in read_examples(tmp_path / "train.jsonl", "train")[1]]
 
 
+def test_each_item_of_a_folder_is_looked_at_once(tmp_path, monkeypatch):
+    """Not by every later question of its user, or time would grow with the square."""
+    make([{"u": f"u{i % 2}", "t": f"t{i}", "a": "xy"[i % 3 == 0], "d": i} for i in range(40)]).save(tmp_path)
+    looked = []
+    check = records._check_fields
+    monkeypatch.setattr(records, "_check_fields", lambda item, *rest: looked.append(item["id"]) or check(item, *rest))
+    for read_all in (read_examples, stream):
+        read = list(read_all(tmp_path, "train")[1])
+        assert len(read) == 38 and len({id(item) for e in read for item in e.history}) == 38
+        assert len(looked) == len(set(looked)) == 38
+        looked.clear()
+
+
+def test_what_is_noted_of_a_folder_is_noted_of_each_question(tmp_path):
+    make([event("a", f"t{i}", i, "xy"[i % 2]) for i in range(8)], answers="labels").save(tmp_path)
+    path = tmp_path / "items.jsonl"
+    items = [json.loads(line) for line in path.read_text().splitlines()]
+    items[2] |= {"answer": "other", "date": "soon"}
+    items[4] |= {"answer": None, "date": "2001"}
+    items[5] |= {"date": "2000"}
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    stored = stream(tmp_path, "train")
+    plain = stream(
+        [
+            {**row, "profile": list(row["profile"])}
+            for row in read_stored(
+                [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()], path, "the rows"
+            )
+        ],
+        task=stored.task,
+    )
+    assert list(stored.examples) == list(plain.examples)
+    assert stored.repairs == plain.repairs and {"null", "unordered", "foreign_label"} <= stored.repairs.keys()
+    assert (stored.repairs["foreign_label"].count, stored.repairs["foreign_label"].questions) == (5, 5)
+
+
 def test_a_folder_is_made_again_but_nothing_else_is_overwritten(tmp_path):
     from_events(LOG, **COLUMNS).save(tmp_path / "data")
     from_events(LOG, **COLUMNS, test=0).save(tmp_path / "data")
@@ -315,6 +387,43 @@ def test_half_an_emoji_and_missing_values_of_nullable_columns(tmp_path):
         made = make(frame.astype({"a": kind}), answers="text", min_history=0)
         assert [item["text"] for item in made.splits["train"].items["a"]] == ["t0", "t1"]
         assert "1 of 3 events without 'a' are left out." in made.notes
+
+
+def test_users_with_long_numbers_stay_apart_beside_a_missing_one(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    numbers = [1234567890123456789 + i for i in range(3)]
+    rows = [event(user, f"t{i}", f"2024-01-0{i}") for user in numbers for i in (1, 2)] + [
+        event(None, "t", "2024-01-01")
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = arrow.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / "log.parquet")
+    nullable = pandas.DataFrame(rows).assign(u=pandas.array([*numbers, None], "Int64")[[0, 0, 1, 1, 2, 2, 3]])
+    stored = datasets.Dataset.from_list([*rows, event(7, "t", "2024-01-01")])
+    for source in (
+        *(rows, tmp_path / "log.jsonl", tmp_path / "log.parquet", table, nullable),
+        *(stored.select(range(7)), stored.select(range(7)).to_iterable_dataset()),
+    ):
+        made = make(source)
+        assert list(made.splits["train"].items) == [str(number) for number in numbers], source
+        assert "1 of 7 events without 'u' are left out." in made.notes
+    rounded = pandas.DataFrame({**pandas.DataFrame(rows), "u": [float(row["u"] or 5) for row in rows]})
+    with pytest.raises(DataError, match=r"column 'u' holds whole numbers as floats.*dtype='Int64'") as raised:
+        make(rounded)
+    assert "12345678" not in str(raised.value)
+    row = {"input": "book: x", "user": float(numbers[0]), "output": "epic", "profile": []}
+    with pytest.raises(DataError, match="user of id '0' is a float"):
+        read_examples([row], "train", "demo")
+
+
+@pytest.mark.parametrize("rows", ["a,t1,x,1,\na,t2,y,2,", "a,t1,x,1\na,t2,y,2,5", "a,t1,x,1,5\na,t2,y,2"])
+def test_rows_of_a_csv_file_that_are_longer_than_its_header_are_refused(tmp_path, rows):
+    (tmp_path / "log.csv").write_text(f"u,t,a,d\n{rows}\n")
+    for read in (make, lambda path: list(sources.stream_rows(path))):
+        with pytest.raises(DataError, match=r"more fields than its header|cannot be read as csv"):
+            read(tmp_path / "log.csv")
 
 
 # ---- what cannot be right ---------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pplug_hf.data.histories import history_examples, newest, split_users
 from pplug_hf.data.lamp import Example, read_lamp
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.tasks import items
+from pplug_hf.tasks import items as items_module
 from pplug_hf.tasks.task import TASKS
 
 REAL = Path(os.environ.get("PPLUG_LAMP") or Path(__file__).resolve().parents[1] / ".." / "shared" / "lamp")
@@ -101,6 +101,36 @@ def test_the_same_question_of_somebody_else_goes_where_answers_are_free_text():
 def test_an_item_twice_in_one_profile_does_not_find_its_own_answer():
     (made,) = history_examples([example("u", [item(0), item(0)])], MOVIES)
     assert list(made.history) == []
+
+
+def dated(*days):
+    return [{**item(i), "date": day} for i, day in enumerate(days)]
+
+
+def test_an_item_comes_after_what_is_older_in_whatever_order_a_profile_is():
+    newest_first = dated("2024-01-01", "2010", "2015-06-01")
+    made = history_examples([example("u", newest_first)], MOVIES)
+    assert {e.id: [i["date"] for i in e.history] for e in made} == {
+        "u/1": [],
+        "u/2": ["2010"],
+        "u/0": ["2010", "2015-06-01"],
+    }
+    undated = [*newest_first, item(3)]
+    assert [e.history for e in history_examples([example("u", undated)], MOVIES)] == [undated[:i] for i in range(4)]
+
+
+@given(st.permutations(range(6)), st.permutations(range(6)), st.booleans())
+def test_the_next_profile_of_a_user_is_read_as_if_alone(days, ends, undated):
+    items = dated(*(f"2001-01-0{day + 1}" for day in days))
+    items[3]["date"] = "" if undated else items[3]["date"]
+    rows = [example("u", items[: end + 1], id_=str(end)) for end in ends]
+    alone: dict[str, list] = {}
+    for row in rows:
+        for e in history_examples([row], MOVIES):
+            alone[e.id] = max(alone.get(e.id, []), e.history, key=len)
+    assert {e.id: e.history for e in history_examples(rows, MOVIES)} == alone
+    kept = [[row.history[i] for i in sorted(items_module.newest_first(row.history)[:2])] for row in rows]
+    assert [row.history for row in newest(rows, 2)] == kept
 
 
 def test_items_without_ids_are_told_apart_by_what_they_say():
@@ -233,14 +263,14 @@ def test_split_refuses_other_fractions(fraction):
 
 
 def test_the_newest_items_of_many_histories_of_one_user_take_one_look_at_each_date(monkeypatch):
-    looks, dates = [], items._DATE
+    looks, dates = [], items_module._DATE
 
     class Looks:
         def fullmatch(self, text):
             looks.append(text)
             return dates.fullmatch(text)
 
-    monkeypatch.setattr(items, "_DATE", Looks())
+    monkeypatch.setattr(items_module, "_DATE", Looks())
     history = [{**item(i), "date": f"1987-{i // 28 + 1:02}-{i % 28 + 1:02}"} for i in range(0, 80, 2)]
     rows = newest([example("a", history[:i]) for i in range(41)], 3)
     assert [row.history for row in rows] == [history[max(0, i - 3) : i] for i in range(41)]

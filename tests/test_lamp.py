@@ -204,8 +204,15 @@ def test_ids_that_differ_are_listed_on_both_sides(tmp_path):
 
 
 def test_gold_outside_the_labels(tmp_path):
-    text = message(write(tmp_path, [question("0"), question("1")], [gold("0"), gold("1", "western")]))
-    assert "'1' has 'western'" in text and "sci-fi" in text
+    text = message(write(tmp_path, [question("0"), question("1")], [gold("0"), gold("1", "my illness")]))
+    assert "those of these ids are not: '1'" in text and "sci-fi" in text and "illness" not in text
+
+
+@pytest.mark.parametrize("output", [["a title", "another"], {"text": "a title"}])
+def test_a_gold_that_is_no_text_is_refused(tmp_path, output):
+    row = {"id": "0", "input": "article: x", "profile": []}
+    text = message(write(tmp_path, [row], [gold(output=output)], task="LaMP_4"))
+    assert f"golds: 'output' of id '0' must be a text, not {type(output).__name__}" in text and "title" not in text
 
 
 def test_free_text_may_be_anything(tmp_path):

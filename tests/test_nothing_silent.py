@@ -80,7 +80,7 @@ def folder_of(settings):
             r"differ: epochs \(was 2, is 9\), learning_rate \(was 0.01, is 0.5\)\.",
         ),
         ({}, TASK, {"train": make_rows(7)}, {}, r"these differ: data\. Choose a new output folder, .* --resume False"),
-        ({}, replace(TASK, query_marker="Which shelf? book:"), SPLITS, {}, r"these differ: task, data\."),
+        ({}, replace(TASK, query_marker="Which shelf? book:"), SPLITS, {}, r"these differ: task, data, query_marker"),
         ({}, TASK, SPLITS, {"num_persona_tokens": 3}, r"differ: num_persona_tokens \(was 4, is 3\)\."),
         ({"labelled_items": False}, TASK, SPLITS, {}, r"labelled_items \(was True, is False\), item_template"),
     ],

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import accelerate
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_cli import BACKBONE, ENCODER
 
 from pplug_hf.cli import main
@@ -129,16 +130,20 @@ def test_equal_items_are_one_object(place):
 
 def test_other_splits_are_those_that_are_there(place):
     assert {e.id for e in read_others(SPLITS, ("dev", "test"), TASK)} == {row["id"] for row in SPLITS["dev"]}
-    assert read_others(place / "lines" / "train.jsonl", ("dev", "test"), TASK) == []  # it would read itself again
+    assert read_others(place / "lines" / "dev.jsonl", ("dev", "test"), TASK) == []  # it would read itself again
+    assert len(read_others(place / "lines" / "train.jsonl", ("dev", "test"), TASK)) == 4  # beside it
     withheld = {"test": [{k: v for k, v in row.items() if k != "output"} for row in SPLITS["dev"]]}
     assert len(read_others(withheld, ("dev", "test"), TASK)) == 4
 
 
 def test_what_cannot_be_read(place):
+    pandas = pytest.importorskip("pandas")
     for source, split, task, error, message in (
         (SPLITS, "test", TASK, MissingFileError, r"has no split 'test'; it has 'train', 'dev'"),
         (SPLITS["dev"], "dev", None, ConfigurationError, "Rows do not name their task"),
         ([], "dev", TASK, DataError, "The split 'dev' of the data set holds no questions"),
+        (pandas.DataFrame(SPLITS["dev"]), "dev", TASK, DataError, r"got a DataFrame: pass data.to_dict\('records'\)"),
+        ({"dev": pandas.DataFrame(SPLITS["dev"])}, "dev", TASK, DataError, "got a DataFrame"),
         (place / "lines", "test", TASK, MissingFileError, "it has the splits dev, train"),
         (place / "none.jsonl", "dev", TASK, MissingFileError, "no such folder"),
         (place / "lines", "dev", None, DataError, "No outputs file names the task"),
@@ -180,6 +185,7 @@ def test_the_other_splits_may_have_any_names(place, tmp_path):
         ("dev", {"train": train, "dev": SPLITS["dev"]}),
         ("validation", {"train": train, "validation": SPLITS["dev"]}),
         ("validation", tmp_path / "lines"),
+        ("validation", tmp_path / "lines" / "train.jsonl"),
         ("val", tmp_path / "lamp"),
     ):
         assert other_splits(source) == [name]
@@ -187,7 +193,30 @@ def test_the_other_splits_may_have_any_names(place, tmp_path):
             chosen.append(choose_examples(settings, TASK, source)[1])
     assert all(plain(examples) == plain(chosen[0]) for examples in chosen)
     assert not any(e.query == text for e in chosen[0])
-    assert other_splits(train) == other_splits(tmp_path / "lines" / "train.jsonl") == []
+    assert other_splits(train) == []
+
+
+def test_the_other_splits_of_a_file_are_beside_it(place, tmp_path, capsys):
+    """Questions of dev are no training examples of a file either; if nothing says what is asked elsewhere, that is said."""
+    row = SPLITS["dev"][-1]
+    text = row["input"].split("book: ")[1]
+    leaked = {**row, "profile": [{"text": text, "tag": "epic", "date": "2000"}, *row["profile"]]}
+    train = [*SPLITS["train"], {**leaked, "id": "leaked", "input": "Which shelf? book: another"}]
+    mine = write_lines(tmp_path / "mine.jsonl", train)
+    settings = TrainSettings(data=str(mine), output="x", backbone="x", encoder="x", validation_users=0.3)
+    asked = lambda path: sum(e.query == text for e in choose_examples(replace(settings, data=str(path)), TASK)[1])  # noqa: E731
+    assert other_splits(mine) == [] and asked(mine) == 1
+    assert "No dev or test split is beside" in capsys.readouterr().out
+    write_lines(tmp_path / "another_task.jsonl", [{"id": "1", "input": "another question", "profile": []}])
+    write_lines(tmp_path / "train.jsonl", train)
+    write_lines(tmp_path / "dev.jsonl", SPLITS["dev"])
+    assert other_splits(mine) == ["dev"] and asked(mine) == 0
+    assert "mine.jsonl: what dev asks is not trained on" in capsys.readouterr().out
+    assert other_splits(tmp_path / "dev.jsonl") == []
+    assert other_splits(tmp_path / "train.jsonl") == other_splits(tmp_path) == ["another_task", "dev", "mine"]
+    (tmp_path / "another_task.jsonl").unlink()
+    mine.unlink()
+    assert asked(tmp_path / "train.jsonl") == 0
 
 
 def test_the_newest_items_are_kept(place):
@@ -306,6 +335,16 @@ def test_encoding_what_training_has_encoded(place, plug):
     assert out.getvalue() == printed
 
 
+def test_items_are_encoded_in_advance_as_a_recipe_writes_them(place, tmp_path):
+    """Training with a plug's own template and prompt then encodes no item again."""
+    shared = ["--item_template", "tag: {tag}. tag: {tag}. {text}", "--history_prompt", "item: ", "--task"]
+    shared += [place / "task.json", "--data", place / "lines", "--encoder", ENCODER, "--vectors", tmp_path / "vectors"]
+    items = int(run("encode", *shared).split()[0])
+    (file,) = (tmp_path / "vectors").rglob("*.safetensors")
+    run("train", *shared, "--backbone", BACKBONE, "--output", tmp_path / "plug", "--epochs", "1")
+    assert list(file.parent.iterdir()) == [file] and len(load_file(file)["sha256"]) == items > 0
+
+
 def test_report_and_score_take_the_task(place, capsys):
     named = run("report", "--task", place / "task.json", "--data", place / "lines")
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -360,7 +399,7 @@ BAD = {
         lambda rows: rows,
         lambda rows: [{**g, "output": "funny"} for g in golds_of(rows)],
         "shelves",
-        "answers of task shelves must be one of epic, cosy, dark. Id '1-0' has 'funny'",
+        "answers of task shelves must be one of epic, cosy, dark; those of these ids are not: '1-0'",
     ),
 }
 
@@ -444,3 +483,11 @@ def test_training_says_the_same(place, tmp_path):
     assert "8 of 8 prompts have more than max_length=4 tokens and lose the middle of their text." in out.getvalue()
     with pytest.raises(ConfigurationError, match="max_items is 0"):
         choose_examples(replace(settings, max_items=0), TASK, SPLITS)
+
+
+def test_training_says_what_was_repaired_in_reading(place):
+    rows = [{**row, "profile": row["profile"][::-1]} for row in SPLITS["train"]]
+    settings = TrainSettings(data="mine", output="plug", backbone=BACKBONE, encoder=ENCODER, validation_users=0.3)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        choose_examples(settings, TASK, {"train": rows})
+    assert "While reading:\n" in out.getvalue() and "histories that are not oldest first (id " in out.getvalue()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_lamp import REAL, SECRET, gold, item, question, write
+from test_lamp import REAL, SECRET, gold, item, message, question, write
 
 from pplug_hf.data.examples import stream
 from pplug_hf.data.histories import history_examples
@@ -257,7 +257,7 @@ def test_nothing_is_left_of_what_is_refused(tmp_path):
     [
         ([plant(0), plant(1), plant(0)], "ids must occur once; these repeat: 'p0'"),
         ([plant(0, None), plant(1)], "these ids have none: 'p0'. Add the answers, or pass require_outputs=False"),
-        ([plant(0, "cellar")], "must be one of window, shade. Id 'p0' has 'cellar'"),
+        ([plant(0, "cellar")], "must be one of window, shade; those of these ids are not: 'p0'"),
         (
             [plant(profile=[item()])],
             "need the fields ['look', 'place'], but one of id 'p0' has ['description', 'tag']",
@@ -308,6 +308,25 @@ def test_broken_lines(tmp_path):
     for content, said in ((f'{{"input": "{SECRET}'.encode(), "line 3: "), (b'"\xff"', "line 3, is not UTF-8")):
         path.write_bytes(json.dumps(plant()).encode() + b"\n\n" + content)
         assert said in refused(path, task=PLANTS)
+
+
+def test_numbers_that_are_not_json_and_deep_nesting(tmp_path):
+    write(tmp_path, [], [gold()])
+    row = json.dumps(question(profile=[{**item(), "note": "?"}]))
+    table = tmp_path / "x.jsonl"
+    for value, whole, streamed, in_lines in (
+        ("NaN", "holds NaN, which is not JSON", "is not valid JSON", ""),
+        ("-Infinity", "holds -Infinity", "is not valid JSON", "holds -Infinity"),
+        ("[" * 150 + "]" * 150, "more than 100 deep", "more than 100 deep", "more than 100 deep"),
+    ):
+        (tmp_path / "dev_questions.json").write_text(f"[{row}]".replace('"?"', value))
+        table.write_text(row.replace('"?"', value) + "\n")
+        assert whole in message(tmp_path) and streamed in refused(tmp_path, "dev")
+        if in_lines:
+            assert in_lines in refused(table, task="LaMP-2")
+        else:  # a missing value
+            (read,) = stream(table, task="LaMP-2", require_outputs=False).examples
+            assert read.history[0]["note"] == ""
 
 
 def test_a_table_needs_its_packages(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import fields
 
-from ..data.examples import Source, other_splits, read_examples, read_others
+from ..data.examples import Source, exclusion_note, other_splits, read_examples, read_others
 from ..data.histories import UserSplit, newest, remaining, split_users, three_way_split
 from ..data.records import Example, history_notes
 from ..errors import ConfigurationError, DataError
@@ -68,6 +68,8 @@ def fit(
         resume=settings.resume,
     )
     print(f"{task.name}: {', '.join(f'{_counted(part)} to {use}' for part, use in zip(users, _USES, strict=True))}")
+    if getattr(chosen, "train_on_histories", False) and (note := exclusion_note(source)):
+        print(note)
     for note in history_notes(users.fit):
         print(note)
     function = FIT[settings.method][1]

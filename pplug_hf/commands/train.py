@@ -29,9 +29,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.dataset import PersonaDataset
-from ..data.examples import Source, has_split, other_splits, read_examples, read_others
+from ..data.examples import Source, exclusion_note, has_split, other_splits, read_examples, read_others
 from ..data.histories import history_examples, newest, split_users
-from ..data.records import Example, data_digest, history_notes, label_notes
+from ..data.records import Example, Repairs, data_digest, history_notes, label_notes
 from ..data.synthetic import synthetic_examples
 from ..data.vectors import VectorStore
 from ..errors import ConfigurationError, DataError
@@ -316,7 +316,8 @@ def choose_examples(
 ) -> tuple[Task, list[Example], list[Example]]:
     """Return task, training examples, and validation examples of other users; other splits are never used."""
     source = settings.data if data is None else data
-    task, examples = read_examples(source, "train", task or settings.task)
+    repairs = Repairs()
+    task, examples = read_examples(source, "train", task or settings.task, repairs=repairs)
     exclude = read_others(source, other_splits(source), task)
     if settings.leave_out_users:
         examples, _ = split_users(examples, settings.leave_out_users, settings.split_seed)
@@ -345,8 +346,12 @@ def choose_examples(
             f"Only {validating} held-out users choose the best checkpoint, which leaves much to chance: raise "
             f"validation_users (now {settings.validation_users}), or train on more users."
         )
+    if (settings.train_on_histories or settings.synthetic_users) and (note := exclusion_note(source)):
+        print(note)
     for note in [*label_notes(task, examples), *history_notes(examples)]:
         print(note)
+    if repairs:
+        print(f"While reading:\n{repairs}")
     return task, examples, validation
 
 

@@ -21,18 +21,16 @@ import numpy as np
 from ..errors import ConfigurationError, DataError, kind_of
 from ..optional import require
 from ..storage.files import write_text
-from ..tasks.items import whole_texts
+from ..tasks.items import is_rounded, parse_date, seconds, text_of, whole_texts
 from ..tasks.task import Task
 from . import sources
 from .histories import nearest_users
+from .records import Beginning
 
 SPLITS = ("train", "dev", "test")
 _MAX_LABELS = 50  # more different answers than these are free text,
 _TIMES_EACH = 4  # and so are answers that are given less often than this, on average
 _LONG = 40  # characters that no label has
-_SECOND = "%Y-%m-%dT%H:%M:%S"
-_UNITS = {"s": 10**8, "ms": 10**11}  # from 1973 on
-_UNIT_NAMES = {"s": "seconds", "ms": "milliseconds"}
 
 Answers: TypeAlias = Literal["auto", "labels", "text"]
 Split: TypeAlias = Literal["users", "per-user", "global"]
@@ -57,7 +55,7 @@ class StoredRows:
                     f"{self.where}: the question {row.get('id')!r} has a history of {count} items, but {sources.ITEMS} has "
                     f"{len(items)} of this user: make the folder again with pplug-hf prepare."
                 )
-            yield {**row, "profile": list(items[:count])}
+            yield {**row, "profile": Beginning(items, count)}
 
 
 def read_stored(rows: Iterable[object], path: Path, where: str) -> StoredRows:
@@ -141,7 +139,8 @@ def from_events(
     Args:
         source: a CSV, TSV, Parquet or JSON-lines file (also gzipped), a pandas or `datasets` table, or mappings.
         user, text, answer: names of columns: who, what it was about, what they answered.
-        time: column of dates (ISO 8601, or `time_format`), or of numbers; None if rows are in order already.
+        time: column of dates (see `tasks/items.py`; any of ISO 8601, or `time_format`), or of other numbers, which only
+            order the events; None if rows are in order already.
         question: column with a question of its own for every event, asked before the text.
         instruction: asked before every text, if there is no such column.
         name: of the task.
@@ -212,11 +211,18 @@ def _table(source: object, columns: dict[str, str | None]) -> tuple[Any, list[st
         raise DataError("The log holds no events.")
     frame = require("pandas", "train", "A log of events").DataFrame({role: frame[c] for role, c in named.items()})
     for role, column in named.items():
-        if frame[role].map(lambda value: isinstance(value, list | dict)).any():
+        values = frame[role].astype(object)  # of any kind: what is missing is None
+        values = frame[role] = values.where(values.notna(), None)
+        if values.map(lambda value: isinstance(value, list | dict | np.ndarray)).any():
             raise DataError(f"The column {column!r} holds lists or objects, not texts; the columns are {there}.")
-        if role != "time":
-            values = frame[role].astype(object)  # of any kind: what is missing is None
-            frame[role] = values.where(values.notna(), None).map(_text)
+        if role == "time":
+            continue
+        if values.map(is_rounded).any():
+            raise DataError(
+                f"The column {column!r} holds whole numbers as floats, which are too large to have all their digits: read "
+                "them as texts, or as whole numbers (in pandas dtype='Int64')."
+            )
+        frame[role] = values.map(_text)
     blank = {c: ((frame[r] == "") | frame[r].isna()).to_numpy(dtype=bool) for r, c in named.items()}
     notes = [
         f"{int(n.sum()):,} of {len(frame):,} events without {c!r} are left out." for c, n in blank.items() if n.any()
@@ -244,9 +250,13 @@ def _frame(source: Any) -> Any:
         return sources.read_frame(Path(source))
     if isinstance(source, pandas.DataFrame):
         return source.reset_index(drop=True)
-    # Of datasets, pyarrow and polars; a stream gives its rows.
-    if hasattr(source, "to_pandas") and hasattr(source, "__len__"):
-        return source.to_pandas()
+    # Of datasets, polars and pyarrow; a stream gives its rows.
+    if hasattr(source, "__len__") and hasattr(source, "with_format"):
+        source = source.with_format("arrow")[:]
+    if hasattr(source, "__len__") and hasattr(source, "to_arrow"):
+        source = source.to_arrow()
+    if hasattr(source, "__len__") and hasattr(source, "to_pandas"):
+        return source.to_pandas(types_mapper=pandas.ArrowDtype)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise DataError(f"A log is a file, a table or a list of mappings, not {kind_of(source)}.")
     rows = list(source)
@@ -257,34 +267,13 @@ def _frame(source: Any) -> Any:
 
 def _in_order(frame: Any, time_format: str | None, column: str | None, notes: list[str]) -> Any:
     """Return the events by user, oldest first, with `time` to compare by, and `id` and `date`."""
-    pandas = require("pandas", "train", "A log of events")
     if column is None:
         frame["time"] = range(len(frame))
         notes.append("No time column: the rows of a user are taken to be oldest first.")
     else:
-        numbers = None if time_format else pandas.to_numeric(frame["time"], errors="coerce")
-        if numbers is None or numbers.isna().any() or pandas.api.types.is_datetime64_any_dtype(frame["time"]):
-            options = {"format": time_format or "ISO8601", "utc": True, "errors": "coerce"}
-            times = pandas.to_datetime(frame["time"], **options)
-            if (wrong := times.isna()).any():
-                raise DataError(
-                    f"{int(wrong.sum()):,} of {len(frame):,} values of the column {column!r} are not dates (first in event "
-                    f"{int(wrong.idxmax())}): write them as 2024-05-31 or 2024-05-31T18:30:00, or name their format, as in "
-                    "time_format='%d/%m/%Y'."
-                )
-            days = (times == times.dt.normalize()).all()
-            frame["time"], frame["date"] = times, times.dt.strftime("%Y-%m-%d" if days else _SECOND)
-        else:
-            frame["time"] = numbers
-            unit = next((unit for unit, least in _UNITS.items() if numbers.between(least, 1000 * least).all()), None)
-            if unit:
-                frame["date"] = pandas.to_datetime(numbers, unit=unit).dt.strftime(_SECOND)
-            meant = (
-                f"taken for {_UNIT_NAMES[unit]} since 1970"
-                if unit
-                else "they order the events, and items have no dates"
-            )
-            notes.append(f"The column {column!r} holds numbers: {meant}.")
+        frame["time"], dates = _times(frame["time"], time_format, column, notes)
+        if dates:
+            frame["date"] = dates
     number = {name: str(n) for n, name in enumerate(frame["user"].unique())}
     frame = frame.sort_values("time", kind="stable")
     frame["user_number"] = frame["user"].map(number)
@@ -293,6 +282,44 @@ def _in_order(frame: Any, time_format: str | None, column: str | None, notes: li
     )
     frame["id"] = [str(n) for n in range(len(frame))]
     return frame
+
+
+def _times(values: Any, time_format: str | None, column: str, notes: list[str]) -> tuple[list[float], list[str]]:
+    """Return times to compare by, and how items have them: nothing if they are numbers that only order the events."""
+    pandas = require("pandas", "train", "A log of events")
+    numbers = pandas.to_numeric(values, errors="coerce")
+    numeric = time_format is None and not numbers.isna().any()
+    read = [() if time_format else parse_date(value) for value in values]
+    if not all(read):
+        if numeric:
+            notes.append(
+                f"The column {column!r} holds numbers: they order the events, and items have no dates. If they are dates, "
+                "name their format, as in time_format='%Y%m%d'."
+            )
+            return numbers.tolist(), []
+        texts = values.map(lambda value: text_of(value) if isinstance(value, int | float) else value)
+        times = pandas.to_datetime(texts, format=time_format or "ISO8601", utc=True, errors="coerce")
+        if (wrong := times.isna()).any():
+            raise DataError(
+                f"{int(wrong.sum()):,} of {len(values):,} values of the column {column!r} are not dates (first in event "
+                f"{int(wrong.idxmax())}): write them as 2024-05-31 or 2024-05-31T18:30:00, or name their format, as in "
+                "time_format='%d/%m/%Y'."
+            )
+        read = list(map(parse_date, times))
+    days = not any(part for numbers in read for part in numbers[3:])
+    dates = [_date(numbers[:3] if days else numbers) for numbers in read]
+    if numeric:
+        notes.append(
+            f"The column {column!r} holds numbers: taken for years or for times since 1970, from {min(dates)} to {max(dates)}."
+        )
+    return list(map(seconds, read)), dates
+
+
+def _date(numbers: tuple[int, ...]) -> str:
+    """Return a parsed time as text, without fractions of a second."""
+    day = "-".join(f"{part:0{width}}" for part, width in zip(numbers, (4, 2, 2), strict=False))
+    time = ":".join(f"{part:02}" for part in (*numbers[3:], 0)[:3])
+    return f"{day}T{time}" if len(numbers) > 3 else day
 
 
 def _task(

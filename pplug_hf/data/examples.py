@@ -23,11 +23,12 @@ from ..tasks.task import Task
 from ..tasks.task_files import find_task, read_task
 from . import lamp, sources
 from . import records as rows
-from .events import read_stored
-from .records import Example, Repairs, shared, some
+from .events import SPLITS, read_stored
+from .records import Example, Repairs, some
 
 Rows: TypeAlias = Iterable[Mapping[str, object]]
 Source: TypeAlias = str | os.PathLike | Rows | Mapping[str, Rows]
+_ENDINGS = ("_questions.json", ".jsonl")  # behind the name of a split
 
 
 class Stream(NamedTuple):
@@ -39,7 +40,12 @@ class Stream(NamedTuple):
 
 
 def read_examples(
-    source: Source, split: str, task: Task | str | None = None, *, require_outputs: bool = True
+    source: Source,
+    split: str,
+    task: Task | str | None = None,
+    *,
+    require_outputs: bool = True,
+    repairs: Repairs | None = None,
 ) -> tuple[Task, list[Example]]:
     """Return the task and the examples of a split.
 
@@ -49,6 +55,7 @@ def read_examples(
         task: the task, its name, or a JSON file with one (see `tasks/task_files.py`). LaMP's outputs files name
             it themselves; a folder of lines may hold it as `task.json`.
         require_outputs: whether a question without an answer is an error.
+        repairs: takes notes of what was repaired.
 
     Returns:
         The task; examples in the order of the source. Treat their items as read-only.
@@ -69,10 +76,10 @@ def read_examples(
     elif task is None:
         raise ConfigurationError("Rows do not name their task: pass task, as in task=Task(...) or task='LaMP-2'.")
     if isinstance(source, str | os.PathLike) and _is_lamp(Path(source), split):
-        task, examples = lamp.read_lamp(source, split, task, require_outputs=require_outputs)
+        task, examples = lamp.read_lamp(source, split, task, require_outputs=require_outputs, repairs=repairs)
     else:
-        task, found, _ = stream(source, split, task, require_outputs=require_outputs)
-        examples = shared(found)
+        task, found, _ = stream(source, split, task, require_outputs=require_outputs, repairs=repairs, share=True)
+        examples = list(found)
     if not examples:
         raise DataError(f"The split {split!r} of {name} holds no questions.")
     if empty := [e.id for e in examples if not e.query.strip()]:
@@ -90,15 +97,18 @@ def stream(
     *,
     require_outputs: bool = True,
     unnamed_user: str = "{id}",
+    repairs: Repairs | None = None,
+    share: bool = False,
 ) -> Stream:
     """Return examples one at a time; arguments and errors as in `tables.read_table`.
 
     Errors of single rows come when the row is read, those of the whole (ids, answers) behind the last one. A row that
-    does not say whose it is gets the user `unnamed_user`, made from its id.
+    does not say whose it is gets the user `unnamed_user`, made from its id. With `share`, equal history items are one
+    object.
     """
-    repairs = Repairs()
+    repairs = Repairs() if repairs is None else repairs
     raw: Any = source
-    read = partial(rows.examples, unnamed_user=unnamed_user, repairs=repairs)
+    read = partial(rows.examples, unnamed_user=unnamed_user, repairs=repairs, share=share)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.is_dir():
@@ -137,6 +147,10 @@ def stream(
             if split not in raw:
                 raise ConfigurationError(f"There is no split {split!r}; pass split=, one of {', '.join(raw)}.")
             raw = raw[split]
+        if type(raw).__name__ == "DataFrame":  # which would give its columns' names, not its rows
+            raise DataError(
+                "A data set is a list of rows, got a DataFrame: pass data.to_dict('records'), or .to_dicts() with polars."
+            )
         where = "the data set"
     task = rows.decide_task(task, None, where)
     return Stream(task, read(raw, task, where, require_outputs=require_outputs), repairs)
@@ -148,18 +162,43 @@ def has_split(source: Source, split: str) -> bool:
         return split in source
     if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
         return False
-    names = (f"{split}_questions.json", f"{split}.jsonl")
-    return any(sources.find_packed(Path(source) / name) for name in names)
+    return any(sources.find_packed(Path(source) / f"{split}{ending}") for ending in _ENDINGS)
 
 
 def other_splits(source: Source) -> list[str]:
-    """Return the names of all splits besides train, whatever they are. A file and bare rows are one split, and have none."""
+    """Return the names of all splits besides train, whatever they are; bare rows have none.
+
+    Those of a file lie beside it. Beside train.jsonl they may have any names; a file that is called something else may
+    lie among those of other data sets, so only dev and test are taken for its own.
+    """
     if isinstance(source, Mapping):
         return [str(name) for name in source if name != "train"]
-    if not isinstance(source, str | os.PathLike) or not Path(source).is_dir():
+    if not isinstance(source, str | os.PathLike):
         return []
-    names = sources.split_names(Path(source), "_questions.json", ".jsonl")
-    return [name for name in names if name != "train" and _holds_questions(Path(source), name)]
+    folder = _folder_of(source)
+    names = [name for name in sources.split_names(folder, *_ENDINGS) if name != "train"]
+    if is_one_split(source):
+        own = Path(source).name.removesuffix(".gz")
+        own = next((own.removesuffix(ending) for ending in _ENDINGS if own.endswith(ending)), own)
+        names = [name for name in names if name != own and (own == "train" or name in SPLITS)]
+    return [name for name in names if _holds_questions(folder, name)]
+
+
+def exclusion_note(source: Source) -> str | None:
+    """Return a sentence on which other splits were found for a file or bare rows, for what learns from histories."""
+    if not is_one_split(source):
+        return None
+    if not isinstance(source, str | os.PathLike):
+        return (
+            "The data set is one split, so nothing says what is asked elsewhere, and all items of histories may be trained "
+            "on: pass a mapping of all splits if there are more."
+        )
+    if others := other_splits(source):
+        return f"{source}: what {' and '.join(others)} asks is not trained on (files beside it)."
+    return (
+        f"No dev or test split is beside {source}, so nothing says what is asked elsewhere, and all items of histories may "
+        "be trained on: pass the folder of all splits if there are more."
+    )
 
 
 def is_one_split(source: Source) -> bool:
@@ -171,11 +210,19 @@ def is_one_split(source: Source) -> bool:
 
 def read_others(source: Source, splits: Sequence[str], task: Task) -> list[Example]:
     """Return the examples of further splits, if there are any, with answers or without."""
+    if isinstance(source, str | os.PathLike) and is_one_split(source):
+        beside = other_splits(source)
+        source, splits = _folder_of(source), [split for split in splits if split in beside]
     found: list[Example] = []
     for split in splits:
         if has_split(source, split):
             found += read_examples(source, split, task, require_outputs=False)[1]
     return found
+
+
+def _folder_of(source: str | os.PathLike) -> Path:
+    """Return a folder itself, and for a file the one that it is in."""
+    return Path(source).parent if Path(source).is_file() else Path(source)
 
 
 def _holds_questions(folder: Path, name: str) -> bool:

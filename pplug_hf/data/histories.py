@@ -5,15 +5,19 @@ becomes a question whose history is what came before it. Questions of the evalua
 pass them as `exclude`.
 """
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pplug_hf.data.lamp import Example
 from pplug_hf.errors import ConfigurationError
-from pplug_hf.tasks.items import item_id, newest_first, normalise
+from pplug_hf.tasks.items import item_id, newest_first, normalise, oldest_first
 from pplug_hf.tasks.task import Task, get_task
+
+_History: TypeAlias = list[dict[str, str]]
 
 
 def history_examples(examples: Sequence[Example], task: Task | str, exclude: Iterable[Example] = ()) -> list[Example]:
@@ -26,11 +30,12 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
 
     Returns:
         One example for each distinct (user, item id), with id `"{user}/{item id}"`, in order of first
-        appearance. Its history is what stands before the item in that profile of the user which has most
-        before it (profiles may be windows, so this need not be the longest); texts are shared, not copied.
-        Left out are items without query or answer, items whose answer is not a label of the task, questions that `examples` or `exclude` ask the same
-        user, and, where the answer is free text, questions that `exclude` asks anybody: co-authors share a
-        paper's title. Empty for a task whose items carry no answer.
+        appearance. Its history is what comes before the item in that profile of the user which has most
+        before it (profiles may be windows, so this need not be the longest): by date if every item of the
+        profile has one, else by its place. Texts are shared, not copied. Left out are items without query or
+        answer, items whose answer is not a label of the task, questions that `examples` or `exclude` ask the
+        same user, and, where the answer is free text, questions that `exclude` asks anybody: co-authors share
+        a paper's title. Empty for a task whose items carry no answer.
     """
     task = get_task(task)
     if task.answer_field is None:
@@ -39,23 +44,25 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
     asked = {(example.user, normalise(example.query)) for example in (*examples, *exclude)}
     asked_anybody = {normalise(example.query) for example in exclude} if task.is_free_text else set()
 
-    places: dict[tuple[str, str], tuple[Example, int]] = {}
-    for example in examples:
-        seen = set()
-        for position, item in enumerate(example.history):
-            key = (example.user, item_id(item))
-            if key in seen:
+    places: dict[tuple[str, str], tuple[str, _History, int]] = {}  # prompt, history and place in it
+    names: dict[str, set[str]] = {}
+    for example, history, known in _in_order(examples):
+        seen = names[example.user] = names[example.user] if known else set()
+        for position, item in enumerate(history[known:], known):
+            name = item_id(item)
+            if name in seen:
                 continue  # twice in one profile: from its second place it would find its own answer
-            seen.add(key)
-            if key not in places or position > places[key][1]:
-                places[key] = (example, position)
+            seen.add(name)
+            key = (example.user, name)
+            if key not in places or position > places[key][2]:
+                places[key] = (example.prompt, history, position)
 
     # Not a prompt without its instruction, of which LaMP has one.
     whole = next((example.prompt for example in examples if task.query_marker in example.prompt), None)
     made = []
-    for (user, name), (example, position) in places.items():
-        item = example.history[position]
-        like = example.prompt if whole is None or task.query_marker in example.prompt else whole
+    for (user, name), (prompt, history, position) in places.items():
+        item = history[position]
+        like = prompt if whole is None or task.query_marker in prompt else whole
         prompt, query = task.question(item, like)
         answer, text = task.item_label(item), normalise(query)
         if not query or not answer or (user, text) in asked or text in asked_anybody:
@@ -67,7 +74,7 @@ def history_examples(examples: Sequence[Example], task: Task | str, exclude: Ite
                 prompt=prompt,
                 query=query,
                 target=answer,
-                history=example.history[:position],
+                history=history[:position],
             )
         )
     return made
@@ -88,9 +95,32 @@ def newest(examples: Sequence[Example], most: int) -> list[Example]:
     return [
         e
         if len(e.history) <= most
-        else replace(e, history=[e.history[i] for i in sorted(newest_first(e.history)[:most])])
-        for e in examples
+        else replace(
+            e,
+            history=history[-most:]
+            if history is e.history
+            else [e.history[i] for i in sorted(newest_first(e.history)[:most])],
+        )
+        for e, history, _ in _in_order(examples)
     ]
+
+
+def _in_order(examples: Iterable[Example]) -> Iterator[tuple[Example, _History, int]]:
+    """Yield examples with their histories, oldest item first, and how many items the user's last one began with, too.
+
+    Most histories of a user begin with the one before: only what is new is looked at, or time would grow with the square.
+    A history that is in order is the example's own list.
+    """
+    last: dict[str, _History] = {}
+    for example in examples:
+        history = example.history if isinstance(example.history, list) else list(example.history)
+        before = last.get(example.user, [])
+        known = len(before) if history[: len(before)] == before else 0
+        new = history[max(known - 1, 0) :]  # and the one before, to compare with
+        if oldest_first(new) != new:
+            history, known = oldest_first(history), 0
+        last[example.user] = history
+        yield example, history, known
 
 
 def nearest_users(users: Iterable[str], fraction: float, seed: int = 0) -> list[str]:

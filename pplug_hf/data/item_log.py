@@ -18,7 +18,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, MissingFileError
-from ..tasks.items import fields_of, history_text, is_null, item_id, parse_date, seconds, text_of, whole_texts
+from ..tasks.items import (
+    fields_of,
+    history_text,
+    is_null,
+    is_rounded,
+    item_id,
+    parse_date,
+    seconds,
+    text_of,
+    whole_texts,
+)
 from . import sources
 
 PART = 4096  # rows
@@ -32,7 +42,7 @@ class Columns:
 
     Args:
         user: whose item it is.
-        item: id of the item (default: the column "id" if there is one, else a fingerprint of the row's fields).
+        item: id of the item (default: the column "id" if there is one, else a fingerprint of the row's fields as texts).
         time: a date or a time, see `tasks/items.py` (default: the column "date" if there is one, else items have none).
         fields: field of the item template -> column, for those of another name. Where the plug has no template, the
             field is called "text".
@@ -180,7 +190,10 @@ class _Reader:
         time = parse_date(date)
         if self.time and not time:
             raise DataError("no date" if is_null(date) or not text_of(date).strip() else "not a date")
-        name = item_id({**item, "date": date}) if self.item is None else _id(values.get(self.item), "item id")
+        if self.item is None:  # of the texts: a CSV file's "5" and "" are a Parquet file's 5 and null
+            name = item_id({field: text_of(value) or None for field, value in {**item, "date": date}.items()})
+        else:
+            name = _id(values.get(self.item), "item id")
         return ItemRow(user, name, seconds(time) if time else None, text)
 
 
@@ -189,6 +202,8 @@ def _id(value: object, name: str) -> str:
     text = "" if isinstance(value, list | dict) else text_of(value)
     if not text.strip():
         raise DataError(f"no {name}")
+    if is_rounded(value):
+        raise DataError(f"the {name} is a float, and too large to have all its digits")
     if len(text) > _MAX_ID:
         raise DataError(f"the {name} has more than {_MAX_ID} characters")
     if whole_texts([text]) != [text]:

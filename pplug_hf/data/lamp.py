@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pplug_hf.data import records as rows
 from pplug_hf.data import sources
-from pplug_hf.data.records import Example
+from pplug_hf.data.records import Example, Repairs
 from pplug_hf.errors import MissingFileError
 from pplug_hf.tasks.task import Task
 
@@ -24,7 +24,12 @@ KEYS = frozenset({"id", "input", "profile"})
 
 
 def read_lamp(
-    folder: str | os.PathLike, split: str, task: Task | str | None = None, *, require_outputs: bool = True
+    folder: str | os.PathLike,
+    split: str,
+    task: Task | str | None = None,
+    *,
+    require_outputs: bool = True,
+    repairs: Repairs | None = None,
 ) -> tuple[Task, list[Example]]:
     """Read one split of a task.
 
@@ -35,6 +40,7 @@ def read_lamp(
             history items must be that task's: the benchmark's server has another task under LaMP_2 too.
         require_outputs: Whether a missing outputs file is an error. If not, every target is None where it is
             missing (the benchmark withholds the answers of its test split).
+        repairs: Takes notes of what was repaired.
 
     Returns:
         The task and its examples, in the order of the questions file. Equal history items are one shared
@@ -51,8 +57,15 @@ def read_lamp(
     declared, golds, outputs = find_golds(folder, split, require_outputs)
     task = rows.decide_task(task, declared, f"{questions}")
 
-    found = rows.examples(data, task, f"{questions}", keys=KEYS, golds=golds, golds_where=outputs and f"{outputs}")
-    return task, rows.shared(found)
+    found = rows.examples(
+        *(data, task, f"{questions}"),
+        keys=KEYS,
+        golds=golds,
+        golds_where=outputs and f"{outputs}",
+        repairs=repairs,
+        share=True,
+    )
+    return task, list(found)
 
 
 def find_golds(

@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from pplug_hf.errors import ConfigurationError, DataError
-from pplug_hf.tasks.items import field_text, fields_of, is_null, item_text, parse_date, text_of
+from pplug_hf.tasks.items import field_text, fields_of, is_null, is_rounded, item_text, parse_date, text_of
 from pplug_hf.tasks.metrics import get_metric
 from pplug_hf.tasks.task import TASKS, Task, get_task
 
@@ -36,7 +37,8 @@ REPAIRS = {
     "year_only": "history items with a year for a date: kept",
     "odd_date": "history items whose date is not YYYY, YYYY-MM, YYYY-MM-DD with or without a time, or seconds since 1970: "
     "kept as they are",
-    "unordered": "histories that are not oldest first: kept in their order",
+    "unordered": "histories that are not oldest first: kept in their order; where all items have dates, training on them "
+    "goes by these",
     "extra_fields": "fields that are not the task's: left out",
     "broken_text": "texts with half a surrogate pair: the half became U+FFFD",
     "shared_id": "ids that another split has too: they are different questions",
@@ -101,6 +103,14 @@ class Repairs(Findings):
         return "\n".join(self.lines(REPAIRS)) or "nothing to repair"
 
 
+class Beginning(list[Mapping[str, object]]):
+    """The first items of a list; rows share the `whole` list, and `examples` looks at each of its items once."""
+
+    def __init__(self, whole: Sequence[Mapping[str, object]], count: int):
+        super().__init__(whole[:count])
+        self.whole = whole
+
+
 def examples(
     raw: Iterable[object],
     task: Task,
@@ -112,6 +122,7 @@ def examples(
     require_outputs: bool = False,
     unnamed_user: str = "{id}",
     repairs: Repairs | None = None,
+    share: bool = False,
 ) -> Iterator[Example]:
     """Check raw rows one by one and make examples of them.
 
@@ -125,6 +136,7 @@ def examples(
         require_outputs: Whether a row without an answer is an error.
         unnamed_user: The user of a row that does not say whose it is.
         repairs: Takes notes.
+        share: Make equal history items one object, because rows of one user repeat them: for who keeps all examples.
 
     Yields:
         Examples in the order of the rows. History items keep all their fields, as text; of the row's further fields
@@ -136,10 +148,12 @@ def examples(
             have other ids, or an answer is not a label of the task: keep nothing of rows that end with an error.
     """
     repairs = Repairs() if repairs is None else repairs
+    known: dict[tuple, dict[str, str]] | None = {} if share else None
+    histories: dict[int, _History] = {}  # by the identity of a list that rows share, which is its own while it is here
     seen: set[str] = set()
     repeated: dict[str, None] = {}
     unanswered: dict[str, None] = {}  # not in golds, or without an output
-    wrong: dict[str, str] = {}
+    wrong: dict[str, None] = {}
     metric = get_metric(task.metric)
     if task.input_template:
         keys = keys - {"input"} | fields_of(task.input_template)
@@ -151,7 +165,11 @@ def examples(
             repeated[id_] = None
         seen.add(id_)
         items = _items(row["profile"], id_, where)
-        _check_fields(items, id_, task, where)
+        if isinstance(items, Beginning):
+            whole = histories.setdefault(id(items.whole), _History(items.whole, task, where, known))
+        else:
+            whole = _History(items, task, where, known)
+        history, notes = whole.first(len(items), id_)
         answer = row.get("output") if golds is None else golds.get(id_)
         if (golds is not None and id_ not in golds) or (golds is None and is_null(answer)):
             unanswered[id_] = None
@@ -161,9 +179,13 @@ def examples(
             repairs.add("null_output", id_, is_null(answer))
             repairs.add("other_number", id_, target != text_of(answer).strip())
             if task.labels and target not in task.labels:
-                wrong[id_] = target[:60]
+                wrong[id_] = None  # what they are instead may be private
         named = (row.get(name) for name in (task.user_field, "user_id", "user"))
         user = next((value for value in named if text_of(value).strip()), None)
+        if is_rounded(user):
+            raise DataError(
+                f"{where}: the user of id {id_!r} is a float, and too large to have all its digits; write users as texts."
+            )
         repairs.add("no_user", id_, user is None)
         prompt = item_text(row, task.input_template) if task.input_template else text_of(row["input"])
         repairs.add("no_marker", id_, task.query_marker not in prompt)
@@ -171,14 +193,15 @@ def examples(
         if not query.strip():
             query = prompt.strip()
             repairs.add("empty_query", id_, bool(query))
-        _note_nulls_and_dates(row, items, id_, repairs)
+        repairs.add("empty_history", id_, not history)
+        notes.add_to(repairs, row, id_)
         yield Example(
             id=id_,
             user=unnamed_user.format(id=id_) if user is None else text_of(user),
             prompt=prompt,
             query=query,
             target=target,
-            history=_read_labels([{k: text_of(v) for k, v in item.items()} for item in items], id_, task, repairs),
+            history=history,
             extra={name: row[name] for name in metric.fields if name in row},
             named=user is not None,
         )
@@ -197,10 +220,9 @@ def examples(
             "require_outputs=False to read questions alone."
         )
     if wrong:
-        more = f", ... ({len(wrong)} in all)" if len(wrong) > SHOWN else ""
-        shown = ", ".join(f"{id_!r} has {wrong[id_]!r}" for id_ in list(wrong)[:SHOWN]) + more
         raise DataError(
-            f"{golds_where or where}: answers of task {task.name} must be one of {', '.join(task.labels)}. Id {shown}."
+            f"{golds_where or where}: answers of task {task.name} must be one of {', '.join(task.labels)}; those of these ids "
+            f"are not: {some(wrong)}."
         )
 
 
@@ -221,6 +243,7 @@ def read_golds(data: object, where: str) -> tuple[str | None, dict[str, str | No
     for position, each in enumerate(checked_list(data["golds"], f"{where}, golds")):
         row = _checked_row(each, frozenset({"id", "output"}), f"{where}, golds", position)
         id_ = str(row["id"])
+        _check_text(row, ("output",), id_, f"{where}, golds")
         if id_ in golds:
             repeated[id_] = None
         golds[id_] = None if is_null(row["output"]) else text_of(row["output"])
@@ -263,12 +286,6 @@ def decide_task(
     return task
 
 
-def shared(examples: Iterable[Example]) -> list[Example]:
-    """Return all examples, with equal history items as one object, because rows of one user repeat them."""
-    items: dict[tuple, dict[str, str]] = {}
-    return [replace(e, history=[items.setdefault(tuple(item.items()), item) for item in e.history]) for e in examples]
-
-
 def checked_list(data: object, where: str) -> list[object]:
     """Return a list as it is; raise a `DataError` for anything else."""
     if not isinstance(data, list):
@@ -301,6 +318,8 @@ def _row_id(row: Mapping[str, object], position: int, keys: frozenset[str], wher
 
 def _items(profile: object, id_: str, where: str) -> list[Mapping[str, object]]:
     """Return the items of a profile: a list, an array (of pandas), or a dict of columns (of `datasets.Sequence`)."""
+    if isinstance(profile, Beginning):
+        return profile
     if isinstance(profile, np.ndarray):
         profile = profile.tolist()
     if isinstance(profile, Mapping) and all(isinstance(column, list) for column in profile.values()):
@@ -323,64 +342,92 @@ def _check_text(row: Mapping[str, object], names: Iterable[str], id_: str, where
             )
 
 
-def _check_fields(items: list[Mapping[str, object]], id_: str, task: Task, where: str) -> None:
+def _check_fields(item: Mapping[str, object], id_: str, task: Task, where: str) -> None:
     fields = task.fields
-    for item in items:
-        if fields <= item.keys():
-            _check_text(item, fields, id_, where)
-            continue
-        found = item.keys() - {"id", "date"}
-        if found >= {"text", "title", "category"}:
-            hint = "This is the benchmark's news categorisation; the movies of LaMP-2 are under LaMP_2/new."
-        else:
-            fitting = [other.name for other in TASKS.values() if other.fields <= found]
-            hint = f"They fit {', '.join(fitting) or 'no known task'}."
-        raise DataError(
-            f"{where} does not hold task {task.name}: history items need the fields {sorted(fields)}, but "
-            f"one of id {id_!r} has {sorted(found)}. {hint}"
+    if fields <= item.keys():
+        _check_text(item, fields, id_, where)
+        return
+    found = item.keys() - {"id", "date"}
+    if found >= {"text", "title", "category"}:
+        hint = "This is the benchmark's news categorisation; the movies of LaMP-2 are under LaMP_2/new."
+    else:
+        fitting = [other.name for other in TASKS.values() if other.fields <= found]
+        hint = f"They fit {', '.join(fitting) or 'no known task'}."
+    raise DataError(
+        f"{where} does not hold task {task.name}: history items need the fields {sorted(fields)}, but "
+        f"one of id {id_!r} has {sorted(found)}. {hint}"
+    )
+
+
+class _Notes(NamedTuple):
+    """What is to be noted of the first items of a history."""
+
+    null: int = 0
+    null_fields: tuple[str, ...] = ()
+    other_number: int = 0
+    foreign_label: int = 0
+    undated: int = 0
+    year_only: int = 0
+    odd_date: int = 0
+    ordered: bool = True
+    last: tuple[int, ...] = ()  # date
+
+    def and_of(self, item: Mapping[str, object], given: str, label: str) -> _Notes:
+        """Return these notes and those of the next item, whose answer is `given`, and `label` as the task writes it."""
+        null = [name for name, value in item.items() if is_null(value) and name != "date"]
+        date = parse_date(item.get("date"))
+        odd = not date and bool(text_of(item.get("date")).strip())
+        shared = min(len(self.last), len(date))  # a year is compared with years
+        return _Notes(
+            self.null + len(null),
+            (*self.null_fields, *(name for name in null if name not in self.null_fields)),
+            self.other_number + bool(label and label != given),
+            self.foreign_label + bool(given and not label),
+            self.undated + (not date and not odd),
+            self.year_only + (len(date) == 1),
+            self.odd_date + odd,
+            self.ordered and self.last[:shared] <= date[:shared],
+            date or self.last,
         )
 
-
-def _read_labels(items: list[dict[str, str]], id_: str, task: Task, repairs: Repairs) -> list[dict[str, str]]:
-    """Return the items with their labels as the task writes them."""
-    name = task.answer_field
-    if not task.labels or name is None:
-        return items
-    other = foreign = 0
-    for item in items:
-        given, label = item[name].strip(), task.item_label(item)
-        foreign += bool(given) and not label
-        if label and label != given:
-            item[name], other = label, other + 1
-    repairs.add("other_number", id_, other)
-    repairs.add("foreign_label", id_, foreign)
-    return items
+    def add_to(self, repairs: Repairs, row: Mapping[str, object], id_: str) -> None:
+        """Note them of a question."""
+        top = [name for name in ("input", "profile") if is_null(row.get(name, ""))]
+        repairs.add("null", id_, self.null + len(top), [*top, *self.null_fields])
+        for kind in ("other_number", "foreign_label", "undated", "year_only", "odd_date"):
+            repairs.add(kind, id_, getattr(self, kind))
+        repairs.add("unordered", id_, not self.ordered)
 
 
-def _note_nulls_and_dates(
-    row: Mapping[str, object], items: list[Mapping[str, object]], id_: str, repairs: Repairs
-) -> None:
-    null = {name: None for item in items for name, value in item.items() if is_null(value) and name != "date"}
-    top = [name for name in ("input", "profile") if is_null(row.get(name, ""))]
-    count = len(top) + sum(is_null(value) for item in items for name, value in item.items() if name != "date")
-    repairs.add("null", id_, count, [*top, *null])
-    repairs.add("empty_history", id_, not items)
-    undated = years = odd = 0
-    ordered, last = True, ()
-    for item in items:
-        date = parse_date(item.get("date"))
-        if not date:
-            given = bool(text_of(item.get("date")).strip())
-            odd, undated = odd + given, undated + (not given)
-            continue
-        years += len(date) == 1
-        shared = min(len(last), len(date))  # a year is compared with years
-        ordered = ordered and last[:shared] <= date[:shared]
-        last = date
-    repairs.add("undated", id_, undated)
-    repairs.add("year_only", id_, years)
-    repairs.add("odd_date", id_, odd)
-    repairs.add("unordered", id_, not ordered)
+class _History:
+    """Items of a profile, checked and made texts, each of them once, with the notes of all before it.
+
+    Args:
+        raw: the items.
+        task, where: as of `examples`.
+        known: items by what they hold, of which equal ones become one object; None if each is its own.
+    """
+
+    def __init__(
+        self, raw: Sequence[Mapping[str, object]], task: Task, where: str, known: dict[tuple, dict[str, str]] | None
+    ):
+        self.raw, self.task, self.where, self.known = raw, task, where, known
+        self.items: list[dict[str, str]] = []
+        self.notes = [_Notes()]
+
+    def first(self, count: int, id_: str) -> tuple[list[dict[str, str]], _Notes]:
+        """Return the first items, of which a question with this id is asked, and their notes."""
+        labelled = self.task.answer_field if self.task.labels else None
+        for each in self.raw[len(self.items) : count]:
+            _check_fields(each, id_, self.task, self.where)
+            item = {name: text_of(value) for name, value in each.items()}
+            given = field_text(item, labelled)
+            label = self.task.item_label(item) if labelled else ""
+            self.notes.append(self.notes[-1].and_of(each, given, label))
+            if labelled and label and label != given:
+                item[labelled] = label
+            self.items.append(item if self.known is None else self.known.setdefault(tuple(item.items()), item))
+        return self.items[:count], self.notes[count]
 
 
 def history_notes(examples: Sequence[Example], k: int = 1) -> list[str]:

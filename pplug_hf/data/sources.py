@@ -1,6 +1,8 @@
 """Readers of files, whole or row by row, with clear errors for broken ones.
 
-Files may be gzipped, whatever their ending. No message repeats the parser's own, which quotes the document.
+Files may be gzipped, whatever their ending. NaN and infinity are not JSON and refused, but in JSON lines NaN is null, because
+programs write it there for a missing value. Lists and objects that are nested more than 100 deep are refused, too. No message
+repeats the parser's own, which quotes the document.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -29,6 +32,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHUNK = 8192  # rows of a table that are read at once
 _LINES = ("jsonl", "ndjson")
 _TABLES = ("csv", "tsv", "txt")
+_DEPTH = 100  # of lists and objects
 _BROKEN = "{path} is not valid JSON, or is cut off ({where}); fetch it again."
 
 
@@ -65,13 +69,13 @@ def load(path: Path) -> object:
     """Return the content of a JSON file.
 
     Raises:
-        DataError: It is a web page, damaged, not UTF-8 or no JSON.
+        DataError: It is a web page, damaged, not UTF-8 or no JSON, or is nested too deeply.
     """
     with _opened(path) as file:
         raw = file.read()
     # `from None` here and below: these errors carry the document itself.
     try:
-        return json.loads(raw.decode("utf-8"))
+        return _parsed(raw, f"{path}", _refused)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start}); fetch it again.") from None
     except json.JSONDecodeError as error:
@@ -101,6 +105,8 @@ def stream_array(path: Path) -> Iterator[object]:
                 raise DataError(_BROKEN.format(path=path, where=f"after {count:,} whole rows")) from None
             if element is file:
                 return
+            with _rules(f"{path}, row {count + 1},"):
+                _shallow(element)
             count += 1
             yield element
 
@@ -116,7 +122,7 @@ def stream_lines(path: Path) -> Iterator[object]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = _parsed(line, f"{path}, line {number},", _null)
             except UnicodeDecodeError:
                 raise DataError(f"{path}, line {number}, is not UTF-8 text; save the file as UTF-8.") from None
             except json.JSONDecodeError as error:
@@ -138,15 +144,19 @@ def read_frame(path: Path) -> DataFrame:
     pandas = require("pandas", "train", "A log of events")
     kind = table_kind(path)
     if kind in _LINES:
-        return frame_of(stream_lines(path))
+        return frame_of(stream_rows(path))
     with _readable(path, kind):
-        return pandas.read_parquet(path) if kind == "parquet" else pandas.read_csv(path, **_csv_options(path))
+        if kind == "parquet":
+            return pandas.read_parquet(path, dtype_backend="pyarrow")
+        return pandas.concat(list(_csv_chunks(path)), ignore_index=True)
 
 
-def frame_of(rows: Iterable[Any]) -> DataFrame:
-    """Return mappings of columns to values as a pandas table, which takes only texts that are whole."""
-    whole = [whole_fields(row) if isinstance(row, Mapping) else row for row in rows]
-    return require("pandas", "train", "A log of events").DataFrame.from_records(whole)
+def frame_of(rows: Iterable[Mapping[str, object]]) -> DataFrame:
+    """Return mappings of columns to values as a pandas table, which takes only texts that are whole.
+
+    Its columns hold the values as they are: beside a missing one, pandas would make a float of a whole number.
+    """
+    return require("pandas", "train", "A log of events").DataFrame(map(whole_fields, rows), dtype=object)
 
 
 def stream_rows(path: Path) -> Iterator[Mapping[str, object]]:
@@ -168,10 +178,8 @@ def stream_rows(path: Path) -> Iterator[Mapping[str, object]]:
                 for batch in file.iter_batches(batch_size=_CHUNK):
                     yield from batch.to_pylist()
         else:
-            pandas = require("pandas", "train", "Reading a CSV file")
-            with pandas.read_csv(path, chunksize=_CHUNK, **_csv_options(path)) as chunks:
-                for chunk in chunks:
-                    yield from chunk.to_dict("records")
+            for chunk in _csv_chunks(path):
+                yield from chunk.to_dict("records")
 
 
 def count_rows(path: Path) -> int:
@@ -214,11 +222,60 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _csv_options(path: Path) -> dict[str, object]:
+def _csv_chunks(path: Path) -> Iterator[DataFrame]:
     pandas = require("pandas", "train", "Reading a CSV file")
-    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}  # "NA" and "007" stay
+    # "NA" and "007" stay, and the first column is no index.
+    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
     header = ",".join(pandas.read_csv(path, nrows=0, **options).columns)
-    return {"sep": max(",;\t|", key=header.count), **options}
+    with pandas.read_csv(path, chunksize=_CHUNK, sep=max(",;\t|", key=header.count), **options) as chunks:
+        while True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pandas.errors.ParserWarning)
+                try:
+                    chunk = next(chunks, None)
+                except pandas.errors.ParserWarning:  # pandas would cut the rows
+                    raise DataError(
+                        f"{path} has rows with more fields than its header has names: name every column in the header, "
+                        "and leave out a delimiter at the end of the rows."
+                    ) from None
+            if chunk is None:
+                return
+            yield chunk
+
+
+def _parsed(raw: bytes, where: str, constant: Callable[[str], None]) -> object:
+    text = raw.decode("utf-8")
+    with _rules(where):
+        return _shallow(json.loads(text, parse_constant=constant))
+
+
+@contextmanager
+def _rules(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OverflowError as error:
+        raise DataError(f"{where} holds {error}, which is not JSON; write null for it.") from None
+    except RecursionError:
+        raise DataError(f"{where} nests lists or objects more than {_DEPTH} deep; leave out what is nested.") from None
+
+
+def _refused(constant: str) -> None:
+    raise OverflowError(constant)
+
+
+def _null(constant: str) -> None:
+    if constant != "NaN":
+        _refused(constant)
+
+
+def _shallow(value: Any, left: int = _DEPTH) -> Any:
+    """Return a value; a `RecursionError` if it is nested too deeply."""
+    if not left:
+        raise RecursionError
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if isinstance(part, dict | list):
+            _shallow(part, left - 1)
+    return value
 
 
 @contextmanager

@@ -7,7 +7,10 @@ Times are read by one rule for all readers; everything with a zone is compared i
                                      a time of day; without a zone it counts as UTC
 2018-03-09T12:00:30+02:00, ... Z     a time with a zone
 1520596830, 1520596830.25            seconds since 1970: a number of 9 or 10 digits
-1520596830250                        milliseconds: 11 to 13 digits; microseconds: 14 to 16; nanoseconds: 17 to 19
+1520596830250                        milliseconds: 12 or 13 digits; microseconds: 15 or 16; nanoseconds: 18 or 19
+
+These numbers are of 1973 and later. A number of 14 digits is rather a date without its marks, as 20180309120030, and no time
+here; nor is one of 11 or 17.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from string import Formatter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import DataError, kind_of
+
+Item = TypeVar("Item", bound=Mapping[str, Any])
 
 _WHOLE = 2**53  # below it every whole number is a float of its own
 _ZONE = r"\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
@@ -32,7 +37,7 @@ _DATE = re.compile(
     rf"(?:{_ZONE})?)?)?)?",
     re.IGNORECASE | re.ASCII,
 )
-_EPOCH = re.compile(r"(\d{9,19})(?:\.(\d+))?", re.ASCII)
+_EPOCH = re.compile(r"([1-9]\d{8,9}|[1-9]\d{11,12}|[1-9]\d{14,15}|[1-9]\d{17,18})(?:\.(\d+))?", re.ASCII)
 _1970 = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST = (1, 1, 1, 0, 0, 0, 0)
 _MIDDLE = {1: (7, 1), 2: (15,), 3: ()}  # of a year and of a month
@@ -105,6 +110,11 @@ def text_of(value: object) -> str:
     if isinstance(value, float | Decimal | np.floating):
         value = int(value) if abs(value) < _WHOLE and value == int(value) else float(value)
     return str(value)
+
+
+def is_rounded(value: object) -> bool:
+    """Return true for a whole number that is a float and so large that digits may be lost: two ids may have become one."""
+    return isinstance(value, float | np.floating) and bool(abs(value) >= _WHOLE)
 
 
 def is_null(value: object) -> bool:
@@ -181,6 +191,11 @@ def newest_first(history: Sequence[Mapping[str, object]]) -> list[int]:
     if all(dates):
         order.sort(key=lambda i: dates[i])  # stable: of one day, the later in the history is the newer
     return order[::-1]
+
+
+def oldest_first(history: Sequence[Item]) -> list[Item]:
+    """Return the items of a history in the order of `newest_first`, oldest item first."""
+    return [history[i] for i in reversed(newest_first(history))]
 
 
 def _beginning(numbers: tuple[int, ...]) -> datetime:

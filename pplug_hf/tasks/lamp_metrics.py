@@ -118,10 +118,12 @@ def clean(predictions: Texts, golds: Texts) -> tuple[list[str], list[str]]:
 
 def _labels(labels: Texts, golds: Texts, name: str) -> Texts:
     labels = labels or sorted(set(golds))
-    wrong = sorted(set(golds) - set(labels))
-    if wrong:
-        shown = [text[:60] for text in wrong[:5]]
-        raise MismatchError(f"Golds {shown} are not labels of {name}; its labels are {', '.join(labels)}.")
+    known = set(labels)
+    if wrong := [place for place, gold in enumerate(golds) if gold not in known]:
+        raise MismatchError(
+            f"{len(wrong)} of {len(golds)} golds are not labels of {name} (first at place {wrong[0]}); its labels are "
+            f"{', '.join(labels)}."
+        )
     return labels
 
 
@@ -142,10 +144,12 @@ def _errors(predictions: Texts, golds: Texts, labels: Texts, fallback: str, name
         raise ConfigurationError(f"The labels of {name} are {tuple(labels)}; a scale needs numbers, as in '1', '2'.")
     low, high = min(scale), max(scale)
     errors = []
-    for prediction, gold in zip(predictions, golds, strict=True):
+    for place, (prediction, gold) in enumerate(zip(predictions, golds, strict=True)):
         right, given = _number(gold), _number(prediction)
         if right is None:
-            raise MismatchError(f"The gold {gold[:60]!r} of {name} is not a number; give one of {', '.join(labels)}.")
+            raise MismatchError(
+                f"The gold at place {place} of {name} is not a number; give one of {', '.join(labels)}."
+            )
         if given is None and fallback == "farthest":
             given = low if right - low > high - right else high
         elif given is None:

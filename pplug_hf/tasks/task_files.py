@@ -49,7 +49,7 @@ def read_task(path: str | Path) -> Task:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"The task file {str(path)!r} is not UTF-8 text (byte {error.start}).") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"The task file {str(path)!r} is not valid JSON: {error}.") from None
     return _build(Task, content, f"The task file {str(path)!r}")
 
