@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -320,9 +321,17 @@ def _with(rows: Iterable[object], name: str, values: object) -> Any:
         raise MismatchError(
             f"Got {len(values)} for {name} and {len(rows)} prompts: pass one for all, or a list with one per prompt."
         )
-    pairs = zip(rows, values, strict=True)
+    pairs = _pairs(rows, name, values)
     joined = ({**(row if isinstance(row, Mapping) else {"text": row}), name: value} for row, value in pairs)
     return list(joined) if isinstance(rows, list | tuple) else joined
+
+
+def _pairs(rows: Iterable[object], name: str, values: Iterable[object]) -> Iterator[tuple[object, object]]:
+    for row, value in zip_longest(rows, values, fillvalue=_UNSET):
+        if row is _UNSET or value is _UNSET:
+            which = "fewer" if value is _UNSET else "more"
+            raise MismatchError(f"There are {which} for {name} than prompts: pass one for all, or one per prompt.")
+        yield row, value
 
 
 PIPELINE_REGISTRY.register_pipeline(TASK, PersonalizedTextGenerationPipeline, pt_model=AutoModel, type="text")

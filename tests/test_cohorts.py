@@ -26,13 +26,34 @@ def test_a_cohort_is_the_mean_of_its_users_means():
     for name in ("a", "b"):
         expected = torch.stack([p.vectors.mean(0) for p in groups[name] if len(p)]).mean(0)
         assert torch.allclose(cohorts.centres[name].vectors, expected[None], atol=1e-6)
-    every = [p.vectors.mean(0) for found in groups.values() for p in found if len(p)]
+    every = [p.vectors.mean(0) for name in ("a", "b") for p in groups[name] if len(p)]
     assert torch.allclose(cohorts.all_users.vectors, torch.stack(every).mean(0)[None], atol=1e-6)
 
 
 def test_few_users_make_no_cohort_by_default():
-    assert Cohorts.of_groups({"a": users(1.0, 19)}).centres == {}
+    assert Cohorts.of_groups({"a": users(1.0, 19), "b": users(2.0, 1)}).centres == {}
     assert Cohorts.of_groups({"a": users(1.0, 20)}).centres.keys() == {"a"}
+
+
+def test_no_mean_is_of_fewer_users_than_a_cohort_needs():
+    """Neither that of all users, nor what is left of it without the cohorts."""
+    for few in ([persona(3)], users(1.0, 19)):
+        with pytest.raises(DataError, match=f"{len(few)} users of these have items, and a cohort needs 20"):
+            Cohorts.of_groups({"de": few})
+    with pytest.raises(DataError, match="give more users, or a smaller min_users="):
+        Cohorts.cluster(users(1.0, 3), k=1)
+    large = Cohorts.of_groups({"de": users(1.0, 20)})
+    alone = Cohorts.of_groups({"de": users(1.0, 20), "fr": [persona(3, centre=9.0)]})
+    assert torch.equal(alone.all_users.vectors, large.all_users.vectors)
+    many = Cohorts.of_groups({"de": users(1.0, 20), "fr": users(9.0, 12), "it": users(8.0, 8)})
+    assert many.centres.keys() == {"de"} and many.all_users.vectors.mean() > large.all_users.vectors.mean() + 2
+
+
+def test_unknown_users_are_left_out():
+    known = users(5.0)
+    made = Cohorts.of_groups({"a": [None, *known]}, min_users=3)
+    assert torch.equal(made.all_users.vectors, Cohorts.of_groups({"a": known}, min_users=3).all_users.vectors)
+    assert Cohorts.cluster([None, *known], k=1, min_users=3).centres.keys() == {"0"}
 
 
 def test_k_means_finds_groups_that_are_far_apart():
@@ -61,12 +82,12 @@ def test_users_with_few_items_get_the_centre_in_front_of_their_own():
 
 
 def test_what_cannot_be():
-    with pytest.raises(DataError, match="No user of these has an item"):
-        Cohorts.of_groups({"a": [persona(0)]})
+    with pytest.raises(DataError, match="0 users of these have items, and a cohort needs 1"):
+        Cohorts.of_groups({"a": [persona(0), None]}, min_users=0)
     with pytest.raises(ConfigurationError, match=r"k is 3, and 2 users have items: give 1 to 2"):
         Cohorts.cluster([persona(1), persona(1), persona(0)], k=3)
     other = Persona(tiny.vectors(2), EncoderSpec("other", 12))
     with pytest.raises(MismatchError):
-        Cohorts.of_groups({"a": [persona(1), other]})
+        Cohorts.of_groups({"a": [persona(1), other]}, min_users=1)
     with pytest.raises(MismatchError):
         Cohorts.of_groups({"a": [persona(1)]}, min_users=1).complete(other)

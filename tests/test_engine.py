@@ -117,6 +117,19 @@ def test_callers_who_ask_again_and_again_share_batches(llama, monkeypatch):
     assert sum(sizes) == asked and sizes[-5:] == [8] * 5
 
 
+def test_a_request_long_after_a_batch_waits_for_nobody(llama, monkeypatch):
+    slow(llama, monkeypatch, 0.05)
+    request = Request(tiny.PROMPTS[0], sampling=Sampling(6, stop=("nothing like it",)))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(llama.generate, [[request]] * 2))
+    monkeypatch.undo()
+    monkeypatch.setattr(llama, "gather", 2.0)
+    time.sleep(2.1)
+    start = time.monotonic()
+    llama.generate([request])
+    assert time.monotonic() - start < 1
+
+
 def test_generate_itself_may_be_called_from_sixteen_threads(gpt2):
     processor = PPlugProcessor.from_model(gpt2)
     inputs = [processor(text=[tiny.PROMPTS[i % 3]]) for i in range(16)]
@@ -387,7 +400,7 @@ def test_a_full_queue_refuses_and_a_late_answer_ends(llama, monkeypatch):
     slow(llama, monkeypatch, 0.1)
     monkeypatch.setattr(llama, "max_queue", 1)
     monkeypatch.setattr(llama, "max_batch", 1)
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         request = Request("sea", sampling=Sampling(100, stop=("nothing like it",)))
         running = pool.submit(llama.generate, [request])
         while not llama._batch:
@@ -397,8 +410,16 @@ def test_a_full_queue_refuses_and_a_late_answer_ends(llama, monkeypatch):
             time.sleep(0.001)
         with pytest.raises(EngineBusyError, match="1 requests are waiting"):
             llama.generate([request])
+        left = threading.Event()
+        llama._waiting[0].request = replace(llama._waiting[0].request, cancelled=left)
+        left.set()  # who waits has gone, and another has the place
+        other = pool.submit(llama.generate, [Request("sea", sampling=SIX)])
+        with pytest.raises(EngineError, match="cancelled"):
+            waiting.result()
+        while not llama.waiting and not other.done():
+            time.sleep(0.001)
         llama._batch[0].limit = 0  # the running answer ends
-        assert running.result()[0].text and waiting.result()[0].text
+        assert running.result()[0].text and other.result()[0].text
     monkeypatch.setattr(llama, "time_limit", 0.15)
     with pytest.raises(TimeLimitError, match=r"0\.15 seconds"):
         llama.generate([request])

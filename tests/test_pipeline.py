@@ -23,6 +23,7 @@ from pplug_hf.errors import ConfigurationError, DataError, MismatchError
 TASK = "personalized-text-generation"
 NEW = {"max_new_tokens": 6}
 FAMILIES = ("gpt2", "llama", "t5", "bart")
+SECRET = "my secret diary"
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -211,6 +212,16 @@ def test_generators_and_data_sets_are_read_as_they_are_answered():
     assert list(pipe(prompts(), persona=tiny.HISTORIES, batch_size=2)) == expected
     columns = datasets.Dataset.from_dict({"text": tiny.PROMPTS, "persona": tiny.HISTORIES})
     assert list(pipe(Rows(), batch_size=2)) == list(pipe(columns)) == expected
+
+
+@pytest.mark.parametrize("name, values, which", [("persona", [[SECRET]], "fewer"), ("query", ["sea"] * 4, "more")])
+@pytest.mark.parametrize("read", [iter, list], ids=["generator", "list"])
+def test_a_generator_with_another_number_of_values_is_refused(gpt2, name, values, which, read):
+    """When the shorter one ends."""
+    pipe = pipeline(TASK, model=gpt2, **NEW)
+    with pytest.raises(MismatchError, match=f"There are {which} for {name} than prompts") as raised:
+        list(pipe(iter(tiny.PROMPTS), **{name: read(values)}))
+    assert "secret" not in str(raised.value)
 
 
 def test_nothing_to_answer(made):
@@ -432,8 +443,6 @@ def test_the_device(made):
 
 
 # ---- what cannot work -------------------------------------------------------------------------------------------
-
-SECRET = "my secret diary"
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,21 @@ def test_an_engine_that_dies_in_a_stream_is_an_error_and_not_ready(server, tmp_p
         assert broken("PUT", "/v1/personas/anna/items", {"items": ITEMS})[0] == 200  # what needs no engine goes on
 
 
+def test_readiness_does_not_trust_the_clock_of_the_day(server, tmp_path, monkeypatch):
+    store = open_store(tmp_path, server.store.spec, secret=SECRET)
+    with served(tmp_path, engine=Broken(server.engine), store=store) as broken:
+        broken.engine.close = lambda: None
+        assert broken("GET", "/ready")[0] == 200
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() - 3600)
+        broken.engine.is_dead = True
+        time.sleep(1.1)
+        assert broken("GET", "/ready")[0] == 503
+        broken.engine.is_dead = False
+        time.sleep(1.1)
+        assert broken("GET", "/ready")[0] == 200
+
+
 def test_readiness_does_not_wait_behind_a_batch_and_finds_a_changed_model(tmp_path, monkeypatch):
     with served(tmp_path) as server:
         monkeypatch.setattr(Service, "patience", 0.1)

@@ -6,9 +6,12 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+from pydantic import ValidationError
 from serving import ANNA, CHAT, ITEMS, served, slow
 
 from pplug_hf.serving.engine import Answer
+from pplug_hf.serving.server.bodies import ChatBody, CompletionBody, ItemsBody
 from pplug_hf.serving.server.limits import Limits
 
 
@@ -32,6 +35,26 @@ def test_a_large_body_is_refused_and_a_slow_one_ends(server):
     answer = raw(server, head + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
     assert answer.startswith("HTTP/1.1 408")
     assert server("GET", "/v1/personas/anna")[1]["items"] == 4
+
+
+@pytest.mark.parametrize(
+    "kind, body",
+    [
+        (CompletionBody, {"prompt": [1] * 1000}),
+        (CompletionBody, {"prompt": "a", "stop": [1] * 1000}),
+        (CompletionBody, {"prompt": "a", "persona": {"user": "anna"} | {str(i): 1 for i in range(1000)}}),
+        (ChatBody, {"messages": [1] * 1000}),
+        (ChatBody, {"messages": [{}] * 10_001}),
+        (ItemsBody, {"items": [{}] * 1000}),
+        (ItemsBody, {"items": [{"id": "1"}] * 10_001}),
+        (ItemsBody, {"items": []} | {str(i): 1 for i in range(1000)}),
+    ],
+)
+def test_the_first_error_ends_the_check_of_a_body(kind, body):
+    """All of them together keep the server busy for half a minute, and other requests waiting."""
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() <= 2  # of a text or list, one for each
 
 
 def test_requests_that_need_no_key_take_no_room(tmp_path):

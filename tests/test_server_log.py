@@ -18,7 +18,7 @@ def test_figures_hold_no_user(server, client, monkeypatch):
         ask(client, extra_body={"persona": {"user": user}})
     server("POST", "/v1/personas/anna-2/items", {"items": ITEMS[:2]})
     server("POST", "/v1/personas/anna-2/items", {"items": ITEMS[2:]})
-    while not server.service.monitoring.norm:
+    while not (server.service.monitoring.norm and server.service.monitoring.drift):
         time.sleep(0.01)
     text = server("GET", "/metrics")[1].decode()
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

@@ -18,16 +18,17 @@ def test_a_persona_is_written_shown_and_forgotten(server):
     path = "/v1/personas/ben"
     times = [{**item, "time": time} for item, time in zip(ITEMS, ("2026-01-02", 1767400000, None, None), strict=True)]
     status, reply, _ = server("PUT", f"{path}/items", {"items": times[:2]})
-    assert status == 200 and {k: reply[k] for k in ("id", "object", "items", "updated_at")} == {
+    assert status == 200 and {k: reply[k] for k in ("id", "object", "items")} == {
         "id": "ben",
         "object": "persona",
         "items": 2,
-        "updated_at": 1767400000,
     }
+    assert reply["updated_at"] == pytest.approx(time.time(), abs=60)  # however old the items are
     assert reply["encoder"] == server.store.spec.digest and "vectors" not in json.dumps(reply)
     for _ in range(2):  # appending may be repeated
         status, reply, _ = server("POST", f"{path}/items", {"items": times[1:]})
         assert (status, reply["items"]) == (200, 4)
+    assert server("GET", path)[1] == reply
     assert server.store.get("ben").item_ids == ("i0", "i1", "i2", "i3")
     status, reply, _ = server("DELETE", f"{path}/items/i1")
     assert (status, reply["object"], reply["deleted"]) == (200, "persona.item.deleted", True)
@@ -157,9 +158,43 @@ def test_an_append_during_which_a_user_is_replaced_loses_no_item(server, monkeyp
 
     monkeypatch.setattr(server.service, "encode", replaces)
     before = written._value.get()
-    status, reply, _ = server("POST", path, {"items": items[:2]})
-    assert (status, reply["items"], written._value.get() - before) == (200, 3, 2)
-    assert server.store.get("raced").item_ids == ("c", "a", "b")
+    status, reply, _ = server("POST", path, {"items": items[1:]})
+    assert (status, reply["items"], written._value.get() - before) == (200, 2, 1)
+    assert server.store.get("raced").item_ids == ("c", "b")
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+@pytest.mark.parametrize("path", ["", "/items/a"])
+def test_a_write_that_began_before_a_deletion_does_not_undo_it(server, monkeypatch, method, path):
+    encode, user = server.service.encode, "/v1/personas/leaves"
+    first = [{"id": i, "text": "rain"} for i in "ab"]
+    server("PUT", f"{user}/items", {"items": first})
+
+    def deletes(*arguments):
+        newer = encode(*arguments)
+        assert server("DELETE", user + path)[0] == 200
+        return newer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.service, "encode", deletes)
+        status, reply, _ = server(method, f"{user}/items", {"items": [*first, {"id": "c", "text": "snow"}]})
+    persona = server.store.get("leaves")
+    assert (status, reply["error"]["code"]) == (409, "persona_changed")
+    assert persona.item_ids == ("b",) if path else persona is None
+    server("DELETE", user)
+
+
+def test_an_append_reads_the_vectors_that_are_there_for_no_answer(server, monkeypatch):
+    server("PUT", "/v1/personas/long/items", {"items": ITEMS[:2]})
+    read = []
+    get_many = type(server.store).get_many
+    monkeypatch.setattr(
+        type(server.store), "get_many", lambda store, users: read.append(users) or get_many(store, users)
+    )
+    for item in ITEMS[2:]:
+        assert server("POST", "/v1/personas/long/items", {"items": [item]})[0] == 200
+    assert len(read) == 2  # before each append, to know which items are new
+    server("DELETE", "/v1/personas/long")
 
 
 MANY = {"items": [{"id": str(i), "text": f"rain {i}"} for i in range(320)]}

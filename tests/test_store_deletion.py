@@ -3,6 +3,7 @@
 import os
 import random
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from stores import FORK, OTHER, SECRET, SPEC, check, items, vector
@@ -59,7 +60,7 @@ def test_deleted_bytes_are_in_no_file(store_place, dtype, monkeypatch):
 
 
 def test_a_receipt_needs_readers_to_let_go(store_folder, monkeypatch):
-    monkeypatch.setattr("pplug_hf.serving.sqlite_pool.BUSY_SECONDS", 0)
+    monkeypatch.setattr(sqlite_store, "BUSY_SECONDS", 0)
     monkeypatch.setattr(
         "pplug_hf.serving.sqlite_pool._SETTINGS", "PRAGMA busy_timeout = 50; PRAGMA secure_delete = ON;"
     )
@@ -75,6 +76,16 @@ def test_a_receipt_needs_readers_to_let_go(store_folder, monkeypatch):
         assert store.delete_items("anna", ["a"]).items == 0
         assert store.delete_user("anna").items == 1 and vector("a").numpy().tobytes() not in store_folder.bytes()
         assert store.delete_user("anna").items == 0
+
+
+def test_deletions_at_once_wait_for_each_other(store_folder, monkeypatch):
+    """A file has one checkpoint at a time, and SQLite refuses a second one at once."""
+    monkeypatch.setattr(sqlite_store, "SHARDS", 1)
+    users = [f"user {i}" for i in range(60)]
+    with store_folder.open() as store, ThreadPoolExecutor(8) as pool:
+        for user in users:
+            store.append(user, items("a", "b"))
+        assert [receipt.items for receipt in pool.map(store.delete_user, users)] == [2] * len(users)
 
 
 def test_a_deletion_whose_log_cannot_be_written_back_does_not_say_that_nothing_was_written(store_folder, monkeypatch):
@@ -190,10 +201,12 @@ def test_a_deletion_reaches_a_namespace_that_was_made_again(store_place, spec):
             again.append("anna", items("b", "c", spec=spec))
             store.delete_items("anna", ["b"])
             assert again.get("anna").item_ids == ("c",)
+            calls = [lambda user: stale.append(user, items("d", spec=OTHER))]
             if store_place.kind == "folder":
-                for call in (stale.get, stale.version, lambda user: stale.append(user, items("d", spec=OTHER))):
-                    with pytest.raises(StoreError, match="namespace 'second' was dropped"):
-                        call("anna")
+                calls += [stale.get, stale.version]
+            for call in calls if spec == SPEC or store_place.kind == "folder" else []:
+                with pytest.raises(StoreError, match="namespace 'second' was dropped"):
+                    call("anna")
             stale.delete_user("anna")
             assert again.get("anna") is None
 
@@ -210,6 +223,20 @@ def test_a_namespace_that_is_dropped_meanwhile_is_passed_over(store_place, monke
         another.drop_namespace("second")
         monkeypatch.setattr(type(store._place), "headers", lambda self: headers)
         assert store.delete_user("anna").items == 1 and store.get("anna") is None
-        if store_place.kind == "folder":
-            with pytest.raises(StoreError, match="namespace 'second' was dropped"):
-                stale.append("anna", items("b", spec=OTHER))
+        with pytest.raises(StoreError, match="namespace 'second' was dropped"):
+            stale.append("anna", items("b", spec=OTHER))
+
+
+def test_a_deletion_reaches_what_was_written_into_a_namespace_while_it_was_dropped(store_server, monkeypatch):
+    with store_server.open() as store, store_server.open(OTHER, namespace="second") as stale:
+        script = stale._backend._script
+
+        def drops_first(*args):
+            store.drop_namespace("second")
+            return script(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(stale._backend, "_script", drops_first)
+            stale.append("anna", items("a", "b", spec=OTHER))
+        assert len(stale.get("anna")) == 2  # and nobody else sees them
+        assert stale.delete_user("anna").items == 2 and stale.get("anna") is None

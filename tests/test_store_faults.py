@@ -6,7 +6,7 @@ import resource
 import numpy as np
 import pytest
 from resp_server import resp_server
-from stores import SECRET, SPEC, check, items, vector
+from stores import OTHER, SECRET, SPEC, check, items, vector
 
 from pplug_hf import open_store
 from pplug_hf.errors import (
@@ -120,6 +120,42 @@ def test_a_store_of_something_else_is_refused(tmp_path, store_folder):
     (store_folder.folder / "store.json").write_text('{"format": 99}')
     with pytest.raises(DataError, match="format 99"):
         store_folder.open()
+
+
+@pytest.mark.parametrize("lost", ["store.json", "second/namespace.json", "default/namespace.json", "second"])
+def test_a_store_that_has_lost_a_header_is_not_an_empty_one(store_folder, lost):
+    with store_folder.open() as store, store_folder.open(OTHER, namespace="second") as new:
+        store.append("anna", items("a"))
+        new.append("anna", items("a", spec=OTHER))
+        new.activate()
+        path = store_folder.folder / lost
+        path.rename(store_folder.folder / ".kept")
+        for options in ({"spec": OTHER}, {"spec": None}):
+            with pytest.raises(DamagedStoreError, match=f"{lost}.* is missing"):
+                store_folder.open(**options)
+        if path.parent.name == "second":
+            with pytest.raises(StoreError):
+                store.delete_user("anna")  # no receipt while vectors stay
+        (store_folder.folder / ".kept").rename(path)
+    with store_folder.open(OTHER) as new:
+        assert new.get("anna").item_ids == ("a",) and new.delete_user("anna").items == 1
+
+
+def test_a_folder_of_something_else_is_no_namespace(store_folder):
+    (store_folder.folder / "default").mkdir(parents=True)
+    (store_folder.folder / "default" / "notes.txt").write_text("x")
+    with pytest.raises(ConfigurationError, match="default' holds something else"):
+        store_folder.open()
+    with store_folder.open(namespace="first") as store:
+        store.append("anna", items("a"))
+        assert check(store.get("anna")) == ["a"] and list(store.namespaces()) == ["first"]
+
+
+def test_a_server_that_has_lost_its_active_namespace_is_damaged(store_server):
+    with store_server.open() as store:
+        store._place._client.hdel("pplug:store", "namespace:default")
+    with pytest.raises(DamagedStoreError, match="default' is missing"):
+        store_server.open()
 
 
 def test_a_damaged_value_costs_one_user(store_server):

@@ -519,6 +519,8 @@ def test_loading_gives_vllm_the_folder_and_the_tokenizer(places, tmp_path, monke
     one, two = engine.personalizers.values()
     assert one.history_encoder is two.history_encoder
     engine.close()
+    with pytest.raises(ConfigurationError, match="'default' is the name of the plug that is loaded first"):
+        VllmEngine.from_pretrained(str(tmp_path / "one"), {"default": str(tmp_path / "two")})
 
 
 @pytest.mark.parametrize("argument", ["speculative_config", "kv_transfer_config", "skip_tokenizer_init"])
@@ -538,3 +540,6 @@ def test_the_server_passes_its_limits_on(monkeypatch):
     given, options = _engine(settings)
     assert given == ("one",) and options["plugs"] == {"late": "two"}
     assert (options["max_num_seqs"], options["max_queue"], options["time_limit"]) == (3, 4, 5)
+    settings.plugs += ["late=three"]
+    with pytest.raises(ConfigurationError, match="Two plugs have the name 'late'"):
+        _engine(settings)

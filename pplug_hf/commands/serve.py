@@ -47,6 +47,8 @@ def _engine(settings: ServeSettings) -> Engine:
         name, equals, place = given.partition("=")
         if not (name and equals and place):
             raise ConfigurationError(f"plugs are given as NAME=FOLDER, got {given!r}.")
+        if name in plugs:
+            raise ConfigurationError(f"Two plugs have the name {name!r}: give each its own, as NAME=FOLDER.")
         plugs[name] = place
     options: dict[str, Any] = {"plugs": plugs, "time_limit": settings.time_limit}
     options |= {name: getattr(settings, name) for name in ("backbone", "encoder", "device")}

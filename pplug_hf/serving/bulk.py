@@ -102,8 +102,8 @@ def encode_items(
         workers: processes, or actors, that encode. One local worker is this process.
         batch_size: texts per forward pass.
         bad_rows: "skip" leaves out rows without a user or a text and the like, and counts them; "refuse" raises.
-        markers: folder for the names of finished parts; a new store needs a new one. None keeps no record: another run
-            encodes everything again.
+        markers: folder for the names of finished parts; a new store needs a new one, and so does one that was restored from
+            a backup. None keeps no record: another run encodes everything again.
         part_size: rows of a part, which are in memory together, and the most that a killed run encodes again.
         show_progress: show a progress bar with the time left.
 

@@ -4,13 +4,15 @@
     persona = cohorts.complete(store.get(user), group="de")                      # of any user, new ones too
 
 A cohort is one vector, the mean over its users of the mean of each user's items, so a user with many items counts as much as
-one with few. It is a mean over people: with `min_users` of them it shows little of each.
+one with few. It is a mean over people: with `min_users` of them it shows little of each, and no cohort has fewer, not even
+that of all users.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,37 +30,45 @@ class Cohorts:
 
     Args:
         centres: name -> persona of one item, the centre of the cohort.
-        all_users: the same of everybody.
+        all_users: the same of all users. Those who are in no cohort are among them if they are `min_users` themselves;
+            otherwise what the cohorts leave of it would be their mean.
     """
 
     centres: Mapping[str, Persona]
     all_users: Persona
 
     @classmethod
-    def of_groups(cls, groups: Mapping[str, Iterable[Persona]], min_users: int = MIN_USERS) -> Cohorts:
+    def of_groups(cls, groups: Mapping[str, Iterable[Persona | None]], min_users: int = MIN_USERS) -> Cohorts:
         """Return the cohorts of given groups.
 
         Args:
-            groups: name -> personas of its users; those without items are left out.
+            groups: name -> personas of its users; those without items, or None, are left out.
             min_users: a smaller group gets no cohort of its own: its mean would say too much of its users.
 
         Raises:
-            DataError: nobody has an item.
+            DataError: fewer users than that have an item.
             MismatchError: personas of several encoders.
         """
         means = {name: _user_means(personas) for name, personas in groups.items()}
-        every = [mean for found in means.values() for mean in found]
-        large = {name: _mean(found) for name, found in means.items() if len(found) >= max(1, min_users)}
-        return cls(large, _mean(every))
+        needed = max(1, min_users)
+        large = {name: found for name, found in means.items() if len(found) >= needed}
+        others = [mean for name, found in means.items() if name not in large for mean in found]
+        every = [*chain(*large.values()), *(others if len(others) >= needed else [])]
+        if not every:
+            raise DataError(
+                f"{len(others)} users of these have items, and a cohort needs {needed}, so that it does not show what one of "
+                "them wrote: give more users, or a smaller min_users=."
+            )
+        return cls({name: _mean(found) for name, found in large.items()}, _mean(every))
 
     @classmethod
     def cluster(
-        cls, personas: Iterable[Persona], k: int, min_users: int = MIN_USERS, seed: int = 0, steps: int = 50
+        cls, personas: Iterable[Persona | None], k: int, min_users: int = MIN_USERS, seed: int = 0, steps: int = 50
     ) -> Cohorts:
         """Return the cohorts that k-means finds among the users' means.
 
         Args:
-            personas: of users; those without items are left out.
+            personas: of users; those without items, or None, are left out.
             k: number of cohorts, named "0", "1", ...
             min_users: a smaller cluster is left out.
             seed: of the first centres.
@@ -66,7 +76,7 @@ class Cohorts:
 
         Raises:
             ConfigurationError: more cohorts than users.
-            DataError: nobody has an item.
+            DataError: fewer than `min_users` have an item.
         """
         every = _user_means(personas)
         if not 1 <= k <= len(every):
@@ -105,14 +115,12 @@ class Cohorts:
         return Persona(torch.cat([centre.vectors.to(persona.vectors), persona.vectors]), persona.spec)
 
 
-def _user_means(personas: Iterable[Persona]) -> list[Persona]:
+def _user_means(personas: Iterable[Persona | None]) -> list[Persona]:
     """Return the mean item [1, D] in fp32 of each user who has items."""
-    return [Persona(p.vectors.float().mean(0, keepdim=True), p.spec) for p in personas if len(p)]
+    return [Persona(p.vectors.float().mean(0, keepdim=True), p.spec) for p in personas if p is not None and len(p)]
 
 
 def _mean(means: list[Persona]) -> Persona:
-    if not means:
-        raise DataError("No user of these has an item: cohorts are means of users with items.")
     for other in means:
         check_spec(other, means[0].spec)
     return Persona(torch.cat([mean.vectors for mean in means]).mean(0, keepdim=True), means[0].spec)

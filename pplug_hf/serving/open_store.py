@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from ..errors import ConfigurationError, DataError, MismatchError, MissingFileError
+from ..errors import ConfigurationError, DamagedStoreError, DataError, MismatchError, MissingFileError
 from ..modeling import EncoderSpec, Persona
 from ..storage.files import atomic_write, locked
 from .backend import GoneError, Header, Place, damaged
@@ -21,7 +21,7 @@ from .keys import Key, Keys, check_id, secret_from_environment
 from .packing import Packing, Rows
 from .recent import Recent
 from .resp_store import Server
-from .sqlite_store import SECRET, STORE, Folder
+from .sqlite_store import SECRET, STORE, Folder, namespaces
 from .store import DeletionReceipt, PersonaStore, StoreStats
 
 FIRST = "default"  # namespace of a new store
@@ -63,7 +63,7 @@ def open_store(
     folder = Path(url)
     if folder.is_file():
         raise ConfigurationError(f"{url!r} is a file; a store is a folder.")
-    if spec is None and not (folder / STORE).is_file():
+    if spec is None and not (folder / STORE).is_file() and not namespaces(folder):
         raise MissingFileError(f"There is no store in {url!r}: check the path. The first encoding makes a store.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys = Keys(secret or secret_from_environment() or _own_secret(folder))
@@ -97,6 +97,11 @@ def _open(
         )
     headers = place.headers()
     if name not in headers:
+        if name == place.active:
+            raise DamagedStoreError(
+                f"The active namespace {f'{url}/{name}'!r} is missing: restore it from a backup, or open another one by name "
+                "and activate it."
+            )
         if spec is None:
             raise MissingFileError(f"The store {url!r} has no namespace {name!r}, but {', '.join(headers) or 'none'}.")
         header = Header(spec, dtype or "float16")
@@ -190,10 +195,12 @@ class KeyedStore(PersonaStore):
     def _delete(self, user: str, ids: set[str] | None) -> DeletionReceipt:
         key = self._keys.user(self._tenant, user)
         self._recent.forget(key)
-        deleted = 0
-        for name in self._place.headers():
+        deleted, headers = 0, self._place.headers()
+        for name in dict.fromkeys([*headers, self.namespace]):
             with suppress(GoneError):  # dropped meanwhile, with everything in it
-                deleted = max(deleted, self._place.open(name).delete(key, ids))
+                # What this store wrote while another process dropped its namespace, no other one finds.
+                backend = self._place.open(name) if name in headers else self._backend
+                deleted = max(deleted, backend.delete(key, ids))
         return DeletionReceipt(key.user.hex(), deleted, time.time())
 
     def users(self) -> Iterator[str]:

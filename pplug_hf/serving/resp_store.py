@@ -75,12 +75,13 @@ class Values(Backend):
     Args:
         client: of the redis package.
         namespace: its name.
-        packing: of its vectors.
+        header: of the namespace, as it is stored.
     """
 
-    def __init__(self, client: Any, namespace: str, packing: Packing):
+    def __init__(self, client: Any, namespace: str, header: bytes):
         super().__init__()
-        self.packing = packing
+        found = _header(f"namespace:{namespace}", header)
+        self.packing, self.header = Packing(found.spec, found.dtype), header
         self._client, self._namespace = client, namespace
         self._is_cluster = not hasattr(client, "connection_pool")
         self._script = client.register_script(_WRITE)
@@ -115,6 +116,8 @@ class Values(Backend):
     def write(self, key: Key, rows: Rows, expected: int | None, *, keep: bool) -> int:
         while True:
             with _as_store_errors():
+                if self._client.hget(STORE, f"namespace:{self._namespace}") != self.header:
+                    raise GoneError(self._namespace)
                 facts = self._client.get(self._names(key)[0]) or b""
             version = int.from_bytes(facts[:8], "big")
             check_version(key, version, expected)
@@ -278,10 +281,8 @@ class Server(Place):
             found = self._client.hget(STORE, f"namespace:{name}")
         if found is None:
             raise GoneError(name)
-        header = _header(f"namespace:{name}", found)
-        known = self._open.get(name)
-        if known is None or (known.packing.spec, known.packing.dtype) != (header.spec, header.dtype):
-            self._open[name] = Values(self._client, name, Packing(header.spec, header.dtype))
+        if name not in self._open or self._open[name].header != found:
+            self._open[name] = Values(self._client, name, found)
         return self._open[name]
 
     def activate(self, name: str) -> None:

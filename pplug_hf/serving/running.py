@@ -14,6 +14,7 @@ from .engine import Answer, Request
 from .served_plug import ServedPlug
 
 _UNFINISHED = "\ufffd"  # what a tokenizer makes of a part of a character
+_READ_AGAIN = 16  # tokens in front of a new one that are decoded with it: its text depends on them
 
 
 class Running:
@@ -60,6 +61,7 @@ class Running:
     def restart(self) -> None:
         """Begin the answer anew, with the same draws; what was sent of it is not sent again."""
         self.tokens.clear()
+        self._known, self._start, self._overlap = "", 0, ""
         self.draws = random.Random(self._seed)
 
     def take(self, token: int) -> None:
@@ -70,8 +72,9 @@ class Running:
         stops = self.request.sampling.stop
         if not (reason or self.streams or stops):
             return
-        text = self.served.decode(self.tokens[:-1] if is_end else self.tokens)
-        found = [at for stop in stops if (at := text.find(stop)) >= 0]
+        searched = len(self._known)
+        text = self.served.decode(self.tokens[:-1] if is_end else self.tokens) if reason else self._text()
+        found = [at for stop in stops if (at := text.find(stop, max(0, searched - len(stop)))) >= 0]
         if found:
             text, reason = text[: min(found)], "stop"
         if reason:
@@ -79,6 +82,21 @@ class Running:
         elif self.streams and len(text := _certain(text, stops)) > self._sent:
             self.pieces.put(self._answer(text, None))
             self._sent = len(text)
+
+    def _text(self) -> str:
+        """Return the text so far, as `decode` gives it for all tokens, without decoding all of them again at each one.
+
+        `_overlap`, the text of the tokens from `_start` on, is the end of `_known`, the text of all tokens up to there.
+        """
+        end = self.served.decode(self.tokens[self._start :])
+        if not end.startswith(self._overlap):  # the new token changes the text in front of it
+            return self.served.decode(self.tokens)
+        text = self._known + end[len(self._overlap) :]
+        if len(self.tokens) - self._start > 3 * _READ_AGAIN and not text.endswith(_UNFINISHED):
+            overlap = self.served.decode(self.tokens[-_READ_AGAIN:])
+            if text.endswith(overlap):  # it begins with a whole character
+                self._known, self._start, self._overlap = text, len(self.tokens) - _READ_AGAIN, overlap
+        return text
 
     def _answer(self, text: str, reason: Literal["stop", "length"] | None) -> Answer:
         return Answer(text[self._sent :], reason, self.length, len(self.tokens))

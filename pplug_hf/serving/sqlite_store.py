@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 import uuid
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,12 +30,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DamagedStoreError, DataError, StoreError
+from ..errors import ConfigurationError, DamagedStoreError, DataError, StoreError
 from ..storage.files import locked, new_folder, read_json_object, write_text
 from .backend import Backend, GoneError, Header, Place, check_version, damaged, next_version
 from .keys import Key
 from .packing import Packing, Rows
-from .sqlite_pool import PAGE_SIZE, Pool
+from .sqlite_pool import BUSY_SECONDS, PAGE_SIZE, Pool
 
 STORE, NAMESPACE, SECRET = "store.json", "namespace.json", "secret"
 FORMAT = 1
@@ -127,25 +128,28 @@ class Shards(Backend):
         with self._pool(key).transaction(key.user.hex()) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
             check_version(key, version, expected)
-            at = (user or 0) * CHUNKS
+            at, items = (user or 0) * CHUNKS, 0
             if keep and user is not None:
                 known = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE} ORDER BY id", (user, user))
-                for at, ids in known:  # noqa: B007
-                    rows = rows.without(_ids(ids, key))
+                for at, names in known:  # noqa: B007
+                    ids = _ids(names, key)
+                    items, rows = items + len(ids), rows.without(ids)
                 if not len(rows):
                     return version
-                rows = self._chunk(connection, at, key) + rows
             elif not len(rows) and user is None:
                 return version
+            items += len(rows)
             version = next_version(version)
-            if not keep and user is not None:
-                connection.execute(f"DELETE FROM chunks WHERE id {_RANGE}", (user, user))
             if user is None:
                 inserted = connection.execute("INSERT INTO users VALUES (NULL, ?, ?, ?, 0)", (*key, version))
                 user = inserted.lastrowid or 0
                 at = user * CHUNKS
+            elif keep:
+                rows = self._chunk(connection, at, key) + rows
+            else:
+                connection.execute(f"DELETE FROM chunks WHERE id {_RANGE}", (user, user))
             _write(connection, at, rows)
-            return version if _update(connection, user, version) else 0
+            return version if _update(connection, user, version, items) else 0
 
     def _chunk(self, connection: sqlite3.Connection, at: int, key: Key) -> Rows:
         found = connection.execute("SELECT ids, times, checksum, data FROM chunks WHERE id = ?", (at,)).fetchall()
@@ -154,7 +158,7 @@ class Shards(Backend):
     def _delete(self, key: Key, ids: Collection[str] | None) -> Iterator[int]:
         with self._pool(key).transaction(key.user.hex()) as connection:
             user, version = connection.execute(_USER, key).fetchone() or (None, 0)
-            deleted = 0
+            deleted = items = 0
             if user is not None and ids is None:
                 deleted = connection.execute("SELECT items FROM users WHERE id = ?", (user,)).fetchone()[0]
                 connection.execute(f"DELETE FROM chunks WHERE id {_RANGE}", (user, user))
@@ -163,7 +167,9 @@ class Shards(Backend):
                 gone = set(ids or ())
                 chunks = connection.execute(f"SELECT id, ids FROM chunks WHERE id {_RANGE}", (user, user)).fetchall()
                 for at, names in chunks:
-                    if gone.isdisjoint(_ids(names, key)):
+                    here = _ids(names, key)
+                    items += len(here)
+                    if gone.isdisjoint(here):
                         continue
                     rows = self._chunk(connection, at, key)
                     left = rows.without(gone)
@@ -171,15 +177,19 @@ class Shards(Backend):
                     connection.execute("DELETE FROM chunks WHERE id = ?", (at,))
                     _write(connection, at, left)
                 if deleted:
-                    _update(connection, user, next_version(version))
+                    _update(connection, user, next_version(version), items - deleted)
         yield deleted
         self._erase_log(self._pool(key), key.user.hex())
 
     def _erase_log(self, pool: Pool, user: str = "") -> None:
         """Bring all changes into the file itself and empty its log, where deleted bytes would stay."""
+        end = time.monotonic() + BUSY_SECONDS
         with pool.lent(user, _UNERASED) as connection:
-            if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                raise StoreError(f"No receipt yet: a reader holds the log of {str(pool.path)!r}. {_UNERASED}")
+            # SQLite waits for readers here, but not for the checkpoint of another thread or process.
+            while connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > end:
+                    raise StoreError(f"No receipt yet: a reader holds the log of {str(pool.path)!r}. {_UNERASED}")
+                time.sleep(0.01)
 
     def users(self, tenant: bytes) -> Iterator[bytes]:
         for pool in self._pools:
@@ -215,6 +225,16 @@ class Shards(Backend):
         """Close all connections."""
         for pool in self._pools:
             pool.close()
+
+
+def namespaces(folder: Path) -> list[Path]:
+    """Return the folders of a store's namespaces, also of those that have lost their header."""
+    found = folder.glob("[!.]*")
+    return sorted(path for path in found if (path / NAMESPACE).is_file() or (path / _file(0)).is_file())
+
+
+def _missing(path: Path) -> DamagedStoreError:
+    return DamagedStoreError(f"{str(path)!r} is missing, and the vectors beside it are not: restore it from a backup.")
 
 
 def _header(folder: Path) -> dict[str, Any]:
@@ -302,10 +322,8 @@ def _filling(size: int) -> int:
     return 0 if 3600 <= last <= OVERFLOW - 12 else (3800 - last) % OVERFLOW
 
 
-def _update(connection: sqlite3.Connection, user: int, version: int) -> int:
+def _update(connection: sqlite3.Connection, user: int, version: int, items: int) -> int:
     """Set the version and the number of items of a user, forget one without items, and return the number."""
-    chunks = connection.execute(f"SELECT ids FROM chunks WHERE id {_RANGE}", (user, user))
-    items = sum(len(json.loads(ids)) for (ids,) in chunks)
     if items:
         connection.execute("UPDATE users SET version = ?, items = ? WHERE id = ?", (version, items, user))
     else:
@@ -322,6 +340,7 @@ class Folder(Place):
 
     Raises:
         DataError: the folder holds something else.
+        DamagedStoreError: it holds namespaces, and its `store.json` is missing or damaged.
     """
 
     def __init__(self, folder: Path, check: str):
@@ -329,6 +348,8 @@ class Folder(Place):
         self._open: dict[str, Shards] = {}
         with locked(folder):
             if not (folder / STORE).exists():
+                if namespaces(folder):
+                    raise _missing(folder / STORE)
                 self._save({"format": FORMAT, "check": check, "active": ""})
         self.check = str(self._load().get("check"))
 
@@ -353,15 +374,23 @@ class Folder(Place):
             with locked(self._folder):
                 self._remove_leftovers()
         headers = {}
-        for path in sorted(self._folder.glob(f"[!.]*/{NAMESPACE}")):
-            with suppress(GoneError):
-                headers[path.parent.name] = Header.from_dict(_header(path.parent), str(path))
+        for folder in namespaces(self._folder):
+            try:
+                headers[folder.name] = Header.from_dict(_header(folder), str(folder / NAMESPACE))
+            except GoneError:
+                if folder.is_dir():  # not dropped meanwhile, which is one step
+                    raise _missing(folder / NAMESPACE) from None
         return headers
 
     def create(self, name: str, header: Header) -> None:
         with locked(self._folder):
-            if (self._folder / name).exists():
+            if (self._folder / name / NAMESPACE).exists():
                 return
+            if (self._folder / name).exists():
+                raise ConfigurationError(
+                    f"{str(self._folder / name)!r} holds something else than a namespace: move it away, or choose another "
+                    "name with namespace=."
+                )
             with new_folder(self._folder / name) as staging:
                 for i in range(SHARDS):
                     with closing(sqlite3.connect(staging / _file(i))) as connection:

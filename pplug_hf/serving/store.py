@@ -23,7 +23,7 @@ from ..modeling import EncoderSpec, Persona
 
 @dataclass(frozen=True)
 class DeletionReceipt:
-    """Confirmation that vectors are gone from every file of a store.
+    """Confirmation that vectors are gone from every file of a store; of one on a server, from its memory until `compact`.
 
     Args:
         key: of the user, as the store knows them: a digest, not the id.
@@ -98,6 +98,8 @@ class PersonaStore(ABC):
     @abstractmethod
     def version(self, user: str) -> int:
         """Return a number that grows with every change of a user's items; 0 for an unknown user.
+
+        It is the time of the change in microseconds since 1970, or a little more after several changes at once.
 
         Args:
             user: id.

@@ -47,8 +47,8 @@ class TransformersEngine(Engine):
         max_queue: requests that may wait; more are refused.
         max_prompt_tokens: of a prompt; a prompt with over 32 times as many characters is refused, too.
         time_limit: seconds from asking to the end of an answer.
-        gather: seconds that a batch waits at least for those who asked during the last one (a twentieth of the time that
-            this one took, if that is more).
+        gather: seconds in which those who asked during the last batch are expected again, and waited for, at least (a
+            twentieth of the time that this batch took, if that is more). Later nobody is waited for.
         prompt_cache: memory for the states of prompts, used for plugs with the placement "answer"; 0 for none. Tenants
             share nothing in it.
 
@@ -76,7 +76,8 @@ class TransformersEngine(Engine):
         self._default, self._limit = model.active_plug, position_limit(model.backbone)
         self._waiting: deque[Running] = deque()
         self._batch: list[Running] = []
-        self._peak, self._lasted = 1, 0.0  # requests at once during the last batch, and its seconds
+        self._peak = 1  # requests at once during the last batch
+        self._lasted = self._ended = 0.0  # its seconds, and when it ended
         self._changed = threading.Condition()
         self._tokenising = threading.Lock()  # a fast tokenizer may refuse a second thread
         self._closed: str | None = None
@@ -192,6 +193,8 @@ class TransformersEngine(Engine):
         with self._changed:
             if self._closed:
                 raise EngineError(self._closed)
+            if len(self._waiting) >= self.max_queue:  # some of them may be waited for no more
+                self._waiting = deque(row for row in self._waiting if not row.is_over())
             if first:
                 self._waiting.extendleft(rows)
             elif len(self._waiting) >= self.max_queue:
@@ -261,7 +264,8 @@ class TransformersEngine(Engine):
                 if rows := self._next_batch():
                     start, self._peak = time.monotonic(), 1
                     self._answer_all(rows)
-                    self._lasted = time.monotonic() - start
+                    self._ended = time.monotonic()
+                    self._lasted = self._ended - start
                 self._batch = []
         except BaseException as error:
             logger.exception("The engine has failed.")
@@ -272,7 +276,9 @@ class TransformersEngine(Engine):
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             # Clients who were just answered ask again in a moment: without them, two halves would take turns for ever.
-            self._changed.wait_for(self._are_all_here, max(self.gather, self._lasted / 20))
+            moment = max(self.gather, self._lasted / 20)
+            if time.monotonic() < self._ended + moment:
+                self._changed.wait_for(self._are_all_here, moment)
             rows: list[Running] = []
             for row in [*self._waiting]:
                 if row.is_over():

@@ -112,7 +112,7 @@ class VllmEngine(Engine):
 
         Args:
             plug: folder or Hub id.
-            plugs: more plugs of the same language model, by name.
+            plugs: more plugs of the same language model, by name; the first one has the name "default".
             backbone: folder or Hub id of the language model (default: the plug's).
             encoder: of the plugs, see `Personalizer.from_pretrained`.
             device: of plugs and encoders (default: the encoder's).
@@ -121,10 +121,15 @@ class VllmEngine(Engine):
 
         Raises:
             MissingPackageError: vLLM is not installed.
-            ConfigurationError: an encoder-decoder model, or an argument that does not go with personas.
+            ConfigurationError: an encoder-decoder model, an argument that does not go with personas, or a plug with the
+                name of the first one.
             MismatchError: plugs of several language models.
             MissingFileError, DataError, HubError: as `Personalizer.from_pretrained`.
         """
+        if DEFAULT in (plugs or {}):
+            raise ConfigurationError(
+                f"{DEFAULT!r} is the name of the plug that is loaded first: choose another in plugs=."
+            )
         location = plug_folder.open_location(plug)
         place = frozen.locate("backbone", backbone, plug_folder.load_config(location), location).pinned()
         if place.gguf_file or place.subfolder:

@@ -139,7 +139,7 @@ def _seeded(sampling: Sampling, i: int) -> Sampling:
 
 def _watch(service: Service, question: Question) -> None:
     """Let the monitoring look at some of the personas."""
-    if question.persona is not None and service.monitoring.is_due():
+    if question.persona is not None and service.monitoring.is_due("answer"):
         personalizer = service.engine.personalizers[question.plug or service.engine.plugs[0]]
         query = query_of(question, personalizer.config)
         service.start(service.monitoring.look_at, personalizer, question.persona, query)

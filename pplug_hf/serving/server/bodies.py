@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from .failures import ApiError
 
+T = TypeVar("T")
+
 UserId = Annotated[str, Field(min_length=1, max_length=256)]
 Strength = Annotated[float, Field(ge=0, le=4, allow_inf_nan=False)]
+# A body is checked between all other requests: one error ends it, and no list is longer than any request needs.
+Listed = Annotated[list[T], Field(max_length=10_000, fail_fast=True)]
 
 # Would change the answer and are not done here, so they are refused rather than ignored.
 _REFUSED = [
@@ -66,7 +71,20 @@ _NEUTRAL |= {"add_generation_prompt": True, "skip_special_tokens": True}
 _HARMLESS = (None, "none", "auto", [], {}, {"type": "text"}, ["text"])
 
 
-class PersonaChoice(BaseModel):
+class _Exact(BaseModel):
+    """Fields of these names alone. One that is not among them ends the check, where extra="forbid" would go through all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: object) -> object:
+        if isinstance(values, dict) and not values.keys() <= cls.model_fields.keys():
+            raise PydanticCustomError(
+                "extra_forbidden", "Its fields are {names}", {"names": ", ".join(cls.model_fields)}
+            )
+        return values
+
+
+class PersonaChoice(_Exact):
     """Whose persona an answer is for.
 
     Args:
@@ -75,8 +93,6 @@ class PersonaChoice(BaseModel):
         required: an unknown user is an error (default: they are answered without persona).
         strength: of the persona, 0 as for nobody, 1 as trained.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     user: UserId
     query: str | None = None
@@ -103,7 +119,7 @@ class AnswerBody(BaseModel):
     top_k: int | None = Field(None, ge=0)
     n: int | None = Field(None, ge=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -134,13 +150,13 @@ class AnswerBody(BaseModel):
 class ChatBody(AnswerBody):
     """Of `/v1/chat/completions`."""
 
-    messages: list[dict[str, object]] = Field(min_length=1)
+    messages: Listed[dict[str, object]] = Field(min_length=1)
 
 
 class CompletionBody(AnswerBody):
     """Of `/v1/completions`."""
 
-    prompt: str | list[str]
+    prompt: str | Listed[str]
 
 
 class ItemBody(BaseModel):
@@ -153,9 +169,7 @@ class ItemBody(BaseModel):
     time: str | float | int | None = None
 
 
-class ItemsBody(BaseModel):
+class ItemsBody(_Exact):
     """Of `/v1/personas/{user}/items`."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    items: list[ItemBody]
+    items: Listed[ItemBody]

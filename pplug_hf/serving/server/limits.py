@@ -11,7 +11,7 @@ class Limits:
 
     Args:
         body: bytes of a request.
-        items: items of a request.
+        items: items of a request, 10,000 at most.
         item_characters: characters of an item's text, and of a query.
         user_items: items of a user.
         new_tokens: tokens of an answer, which is also the default.

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 
 import torch
@@ -23,7 +23,7 @@ class Monitoring:
 
     Args:
         waiting: number of requests in the engine's queue.
-        every: look at one of so many personas; weights are computed once more for it.
+        every: look at one of so many answers, for which weights are computed once more, and of so many appends.
         last: average over so many personas that were looked at.
     """
 
@@ -51,17 +51,17 @@ class Monitoring:
             values: deque[float] = deque(maxlen=last)
             setattr(self, name.rpartition("_")[2], values)
             Gauge(f"pplug_{name}", what, registry=registry).set_function(lambda v=values: _mean(v))
-        self.every, self._seen = every, 0
+        self.every, self._seen = every, defaultdict[str, int](int)
 
     entropy: deque[float]
     norm: deque[float]
     empty: deque[float]
     drift: deque[float]
 
-    def is_due(self) -> bool:
-        """Return true for one of `every` calls."""
-        self._seen += 1
-        return self._seen % self.every == 1 or self.every == 1
+    def is_due(self, kind: str) -> bool:
+        """Return true for one of `every` calls of a kind."""
+        self._seen[kind] += 1
+        return self._seen[kind] % self.every == 1 or self.every == 1
 
     def look_at(self, personalizer: Personalizer, persona: Persona, query: str) -> None:
         """Take in how a persona was used."""
@@ -71,12 +71,10 @@ class Monitoring:
         norm = persona_norm(personalizer.embedding(persona, query), personalizer.config.embedding_norm)
         self.norm.append(norm.item())
 
-    def appended(self, before: Persona | None, newer: Persona) -> None:
-        """Take in how far new items move a user."""
-        if before is not None and len(before) and len(newer):
-            old, new = before.vectors.double(), newer.vectors.double()
-            both = torch.cat([old, new]).mean(dim=0)
-            self.drift.append(1 - float(torch.cosine_similarity(old.mean(dim=0), both, dim=0)))
+    def appended(self, before: Persona, newer: Persona) -> None:
+        """Take in how far new items move a user who has some."""
+        old, new = (persona.vectors.float().sum(dim=0).double() for persona in (before, newer))
+        self.drift.append(1 - float(torch.cosine_similarity(old, old + new, dim=0)))
 
     def text(self) -> bytes:
         """Return all figures in the text format of Prometheus."""

@@ -109,19 +109,19 @@ async def delete_item(user: User, item: str, service: Services, tenant: Tenant) 
 
 
 def _show(service: Service, tenant: str, user: str) -> dict[str, object]:
+    version = service.of_tenant(tenant).version(user)
     persona = service.known(tenant, user)
     if persona is None:
         raise unknown()
-    return _description(service, user, persona)
+    return _description(service, user, len(persona), version)
 
 
-def _description(service: Service, user: str, persona: Persona) -> dict[str, object]:
-    times = [] if persona.timestamps is None else [time for time in persona.timestamps.tolist() if time == time]
+def _description(service: Service, user: str, items: int, version: int) -> dict[str, object]:
     return {
         "id": user,
         "object": "persona",
-        "items": len(persona),
-        "updated_at": max(times, default=None),
+        "items": items,
+        "updated_at": version / 1e6 if items else None,
         "encoder": service.store.spec.digest,
     }
 
@@ -129,37 +129,54 @@ def _description(service: Service, user: str, persona: Persona) -> dict[str, obj
 def _replace(
     service: Service, tenant: str, user: str, items: list[ItemBody], left: threading.Event
 ) -> dict[str, object]:
+    """Replace all items. Encoding takes long: what was deleted or changed meanwhile must not come back."""
     _check(service, items, len(items))
+    store = service.of_tenant(tenant)
+    seen = store.version(user)
     newer = _encoded(service, items, left)
-    service.of_tenant(tenant).replace(user, newer)
+    try:
+        version = store.replace(user, newer, expected_version=seen)
+    except MismatchError:
+        if store.version(user) == seen:
+            raise  # of something else
+        raise _changed() from None
     service.monitoring.items.labels("written").inc(len(items))
-    return _description(service, user, newer)
+    return _description(service, user, len(items), version)
 
 
 def _append(
     service: Service, tenant: str, user: str, items: list[ItemBody], left: threading.Event
 ) -> dict[str, object]:
     """Append what is new. If others change the user meanwhile, count again: encoding takes long, and the limit holds."""
-    store, newer = service.of_tenant(tenant), None
+    store, newer, seen, known = service.of_tenant(tenant), None, 0, set[str]()
     while True:
         version = store.version(user)  # before the items, so that no change is missed
         before = service.known(tenant, user)
-        known = set(before.item_ids or ()) if before is not None else set()
+        earlier, known = known, set(before.item_ids or ()) if before is not None else set()
+        if version < seen or any(item.id in earlier and item.id not in known for item in items):  # deleted meanwhile
+            raise _changed()
+        seen = version
         new = [item for item in items if item.id not in known]
         _check(service, items, len(known) + len(new))
         if not new:
-            return _show(service, tenant, user)
+            return _description(service, user, len(known), version)
         if newer is None or newer.item_ids != tuple(item.id for item in new):
             newer = _encoded(service, new, left)
         try:
-            store.append(user, newer, expected_version=version)
+            version = store.append(user, newer, expected_version=version)
         except MismatchError:
-            if store.version(user) == version:
+            if store.version(user) == seen:
                 raise  # of something else
         else:
-            service.monitoring.appended(before, newer)
+            if before is not None and service.monitoring.is_due("append"):
+                service.start(service.monitoring.appended, before, newer)
             service.monitoring.items.labels("written").inc(len(new))
-            return _show(service, tenant, user)
+            return _description(service, user, len(known) + len(new), version)
+
+
+def _changed() -> ApiError:
+    text = "This user was deleted or changed while the items were encoded: send them again if they are still meant."
+    return ApiError(409, "persona_changed", text, "user")
 
 
 def _check(service: Service, items: list[ItemBody], total: int) -> None:

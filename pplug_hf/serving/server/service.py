@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ class Service:
 
     def _check(self) -> None:
         at, error = self._checked
-        if now() > at:
+        if time.monotonic() > at + 1:
             try:
                 self.engine.check()
                 error = None
@@ -112,7 +113,7 @@ class Service:
                 error = failure
             except Exception as failure:
                 error = EngineError(f"The engine failed ({type(failure).__name__}).")
-            self._checked = (now(), error)
+            self._checked = (time.monotonic(), error)
 
     def close(self) -> None:
         """End all threads, the engine and the store."""
