@@ -358,12 +358,12 @@ def histories_of(persona: object) -> list[PersonaLike]:
 
 
 def prompt_queries(
-    config: PPlugConfig, tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | None = None
+    personalizer: Personalizer, tokenizer: Any, ids: Tensor, mask: Tensor, labels: Tensor | None = None
 ) -> list[str]:
     """Return the queries in the prompts of a batch.
 
     Args:
-        config: of the plug, which knows where they stand.
+        personalizer: of the plug, whose configuration says where they stand.
         tokenizer: of the backbone.
         ids, mask: [B, T] of the prompts.
         labels: [B, T], where answers follow them.
@@ -375,5 +375,6 @@ def prompt_queries(
         )
     keep = mask.bool() if labels is None else mask.bool() & (labels == -100)
     return [
-        config.query_of(tokenizer.decode(row[k], skip_special_tokens=True)) for row, k in zip(ids, keep, strict=True)
+        personalizer.config.query_of(tokenizer.decode(row[k], skip_special_tokens=True))
+        for row, k in zip(ids, keep, strict=True)
     ]

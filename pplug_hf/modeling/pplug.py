@@ -333,7 +333,7 @@ class PPlugForConditionalGeneration(  # pyright: ignore[reportIncompatibleMethod
         if personalizer is not None:
             answers = None if self.config.is_encoder_decoder else labels  # a causal model's input also holds them
             if query is None:
-                texts = partial(prompt_queries, personalizer.config, self.tokenizer, ids, mask, answers)
+                texts = partial(prompt_queries, personalizer, self.tokenizer, ids, mask, answers)
             return personalizer(users, texts, strength)
         assert names is not None
         if texts is not None and len(texts) != B:
