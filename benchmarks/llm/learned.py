@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of each method (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=1500, help="to train on (default: %(default)s)")
     parser.add_argument("--split", default="test", help="split to answer (default: %(default)s)")
+    parser.add_argument("--new-tokens", type=int, help="of an answer to the bench (default: the task's)")
     parser.add_argument("--dtype", default="bfloat16", help="of the language model (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="train encoders in mixed precision")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
@@ -226,6 +227,7 @@ def run(rivals: Rivals) -> None:
     given: dict[str, Any] = {"rows": rows, "trained": rivals.named(), "split": args.split}
     given["plugs"] = [*args.plugs, *args.pool_plugs] or None
     given |= {"oracle": ["pool=" + ",".join(rivals.pool())]} if "rspg-pre" in rivals.trained else {}
+    given["max_new_tokens"] = args.new_tokens
     given |= {"retriever": args.encoder, "reference": plugs[0] if plugs else "dense@4"}
     settings = BenchSettings(output=str(rivals.place / "bench"), **given, **rivals.shared)
     if args.smoke:
