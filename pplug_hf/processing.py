@@ -415,7 +415,11 @@ class PPlugProcessor(ProcessorMixin):
         return self._batch(rows, learn, given, positions=True, texts=later and query is None)
 
     def query_of(self, text: str) -> str:
-        """Return the query in a prompt that comes without one, as of [`PPlugConfig`]."""
+        """Return what weights the history where no query is given, see [`PPlugConfig`].
+
+        Args:
+            text: the prompt; of a chat, the last text of the user.
+        """
         return split_prompt(text, self.query_marker, self.query_end)[1] or text
 
     def with_system(self, chat: Sequence[Message]) -> list[Message]:

@@ -33,7 +33,14 @@ from .resources import Resources
 HistoryVariant = Literal["whole", "wrong-user", "no-history", "top", "last", "nearest-user"]
 INSTRUCTION_ONLY = "instruction-only"  # name of plugs that were trained without histories, and answer without
 # Fields that came later: at these values, they do not change the digest of an older plug.
-_LATER = {"placement": "prompt", "chat": False, "system": None, "project_no_persona": False, "query_marker": "", "query_end": ""}
+_LATER = {
+    "placement": "prompt",
+    "chat": False,
+    "system": None,
+    "project_no_persona": False,
+    "query_marker": "",
+    "query_end": "",
+}
 _PLACES = ("backbone", "backbone_revision", "encoder", "encoder_revision", "transformers_version", "name_or_path")
 
 
