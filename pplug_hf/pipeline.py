@@ -188,7 +188,8 @@ class PersonalizedTextGenerationPipeline(Pipeline):
             query = processor.query_of(last_user_text(prompt))
         elif query is None:
             tokenizer: Any = processor.tokenizer
-            decoded = prompt if processor.chat else tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+            is_text = processor.chat or processor.query_marker
+            decoded = prompt if is_text else tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
             query = inputs.pop("query", None) or processor.query_of(decoded)
         inputs.pop("query_mask", None)  # the query is known, and other plugs' prompts of the batch have none
         return {**inputs, "request": _Request(prompt, persona, query, of_row, persona_strength, writer)}

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .chats import ChatTemplate, Message, Rendered, chats_of, last_user_text, text_of
 from .configuration import PPlugConfig
-from .configuration.queries import split_prompt
+from .configuration.queries import query_of
 from .errors import ConfigurationError, DataError, MismatchError, PPlugError, kind_of
 from .modeling.backbone import checked_tokenizer
 from .modeling.persona import Personas
@@ -420,7 +420,7 @@ class PPlugProcessor(ProcessorMixin):
         Args:
             text: the prompt; of a chat, the last text of the user.
         """
-        return split_prompt(text, self.query_marker, self.query_end)[1] or text
+        return query_of(text, self.query_marker, self.query_end)
 
     def with_system(self, chat: Sequence[Message]) -> list[Message]:
         """Return a chat with the processor's system text, as training wrote it, unless it brings a system text of its own.

@@ -1,6 +1,7 @@
 """A prompt that comes without a query has the one of training: what stands between two texts of its instruction."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,13 +10,14 @@ from hypothesis import strategies as st
 from test_chats import PLAIN
 from transformers import pipeline
 
-from pplug_hf import PPlugConfig, PPlugModel, PPlugProcessor, get_task
-from pplug_hf.configuration.queries import split_prompt
+from pplug_hf import PPlugConfig, PPlugModel, PPlugProcessor, demo, get_task
+from pplug_hf.configuration.queries import query_of, split_prompt
 from pplug_hf.modeling import encoders
 from pplug_hf.serving.engine import Request, Sampling
 from pplug_hf.serving.transformers_engine import TransformersEngine
 
 PROMPT, QUERY = "write a story about the night sky in the rain", "the night sky"
+SHELF = "Which shelf does this reader put the book on? book: "
 TASK = "personalized-text-generation"
 MARKS = {"query_marker": "about", "query_end": "in the"}
 
@@ -33,7 +35,7 @@ MARKS = {"query_marker": "about", "query_end": "in the"}
     ],
 )
 def test_the_query_in_a_prompt(text, marker, end, expected):
-    assert PPlugConfig(query_marker=marker, query_end=end).query_of(text) == expected
+    assert query_of(text, marker, end) == expected
 
 
 @given(st.text("ab: "), st.text("ab: ", max_size=2), st.text("ab: ", max_size=2))
@@ -111,8 +113,8 @@ def test_each_plug_takes_its_own_query(asked, tmp_path):
     model, other = made(), tiny.model("llama", train_input_encoder=False)
     other.save_pretrained(tmp_path)
     model.load_plug(tmp_path, "other", encoder=tiny.shared_encoder())
-    batch = PPlugProcessor.from_model(model)([PROMPT] * 2, persona=[tiny.HISTORY] * 2)
-    model.generate(**batch, plug=["default", "other"], max_new_tokens=2)
+    batch = PPlugProcessor.from_model(model)([PROMPT] * 2)
+    model.generate(**batch, persona=[tiny.HISTORY] * 2, plug=["default", "other"], max_new_tokens=2)
     assert asked == [QUERY, PROMPT]
     engine, persona = TransformersEngine(model), model.encode_persona(tiny.HISTORY)
     asked.clear()  # without its trial
@@ -120,6 +122,22 @@ def test_each_plug_takes_its_own_query(asked, tmp_path):
     engine.generate([*requests, Request([{"role": "user", "content": PROMPT}], persona, sampling=Sampling(2))])
     assert sorted(asked) == sorted([QUERY, PROMPT, QUERY])
     engine.close()
+
+
+def test_a_tokenizer_that_spells_texts_differently(asked):
+    assets = Path(demo.__file__).parent / "assets"
+    model = PPlugModel.from_pretrained(
+        assets / "plug", backbone=str(assets / "backbone"), encoder=str(assets / "encoder")
+    )
+    (prompt, query), processor = (
+        (SHELF + (book := "a castle, the wand, and wanda"), book),
+        PPlugProcessor.from_model(model),
+    )
+    spelled = model.tokenizer.decode(model.tokenizer(query, add_special_tokens=False)["input_ids"])
+    model.generate(**processor([prompt], persona=[["epic: a sea"]]), max_new_tokens=2)
+    model.generate(**processor([prompt]), persona=[["epic: a sea"]], max_new_tokens=2)
+    pipeline(TASK, model=model)(prompt, persona=["epic: a sea"], max_new_tokens=2)
+    assert asked == [spelled, spelled, query] and spelled != query
 
 
 def test_it_is_saved_and_older_plugs_have_none(asked, tmp_path):

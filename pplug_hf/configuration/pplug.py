@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ..errors import ConfigurationError
 from ..version import __version__
 from .choices import PlugChoices, T, choices
-from .queries import split_prompt
+from .queries import query_of
 
 CONFIG_VERSION = 1  # of the fields below; raise it with every renamed or removed field
 
@@ -124,7 +124,7 @@ class PPlugConfig(PreTrainedConfig, PlugChoices):
         Returns:
             What stands between the two texts; the whole prompt where that is nothing.
         """
-        return split_prompt(text, self.query_marker, self.query_end)[1] or text
+        return query_of(text, self.query_marker, self.query_end)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -19,3 +19,8 @@ def split_prompt(text: str, marker: str, end: str = "") -> tuple[str, str, str]:
     query = body.strip()
     start = len(body) - len(body.lstrip())
     return head + found + body[:start], query, body[start + len(query) :] + rest
+
+
+def query_of(text: str, marker: str, end: str = "") -> str:
+    """Return the query in a prompt; the whole prompt where nothing stands between the two texts. Arguments as above."""
+    return split_prompt(text, marker, end)[1] or text

@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from ..configuration import PPlugConfig
+from ..configuration.queries import query_of
 from ..errors import ConfigurationError, DataError, MismatchError, kind_of
 from ..storage.location import HubArguments, Location
 from . import encoders, frozen, plug_folder
@@ -374,7 +375,13 @@ def prompt_queries(
             "place: pass query=<text>, or set model.tokenizer."
         )
     keep = mask.bool() if labels is None else mask.bool() & (labels == -100)
-    return [
-        personalizer.config.query_of(tokenizer.decode(row[k], skip_special_tokens=True))
-        for row, k in zip(ids, keep, strict=True)
-    ]
+    texts = [tokenizer.decode(row[k], skip_special_tokens=True) for row, k in zip(ids, keep, strict=True)]
+    config = personalizer.config
+    if not config.query_marker:
+        return texts
+    # A tokenizer may spell a text differently, as "book :".
+    marks = (
+        tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in (config.query_marker, config.query_end)
+    )
+    marker, end = (tokenizer.decode(mark, skip_special_tokens=True) for mark in marks)
+    return [query_of(text, marker, end) for text in texts]
