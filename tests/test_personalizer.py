@@ -128,4 +128,4 @@ def test_generate_goes_a_short_way():
     finally:
         sys.setprofile(None)
     changes = sum(a != b for a, b in itertools.pairwise(calls))
-    assert (len(calls) <= 48, len(set(calls)) <= 9, changes <= 18) == (True,) * 3, (len(calls), set(calls), changes)
+    assert (len(calls) <= 46, len(set(calls)) <= 7, changes <= 16) == (True,) * 3, (len(calls), set(calls), changes)
