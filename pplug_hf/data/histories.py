@@ -92,17 +92,16 @@ def newest(examples: Sequence[Example], most: int) -> list[Example]:
     """
     if most < 1:
         raise ConfigurationError(f"max_items is {most}; keep at least 1 item, or leave it out.")
-    return [
-        e
-        if len(e.history) <= most
-        else replace(
-            e,
-            history=history[-most:]
-            if history is e.history
-            else [e.history[i] for i in sorted(newest_first(e.history)[:most])],
-        )
-        for e, history, _ in _in_order(examples)
-    ]
+    made = []
+    for example, history, _ in _in_order(examples):
+        if len(history) > most:
+            if history is example.history:  # in order
+                kept = history[-most:]
+            else:
+                kept = [example.history[i] for i in sorted(newest_first(example.history)[:most])]
+            example = replace(example, history=kept)
+        made.append(example)
+    return made
 
 
 def _in_order(examples: Iterable[Example]) -> Iterator[tuple[Example, _History, int]]:

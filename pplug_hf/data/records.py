@@ -360,7 +360,7 @@ def _check_fields(item: Mapping[str, object], id_: str, task: Task, where: str) 
 
 
 class _Notes(NamedTuple):
-    """What is to be noted of the first items of a history."""
+    """Notes of the first items of a history."""
 
     null: int = 0
     null_fields: tuple[str, ...] = ()
